@@ -1,0 +1,32 @@
+"""From a config to an encoder."""
+
+import torch
+from torch import nn
+
+from longplay.models.config import EncoderConfig
+from longplay.models.encoder import SequenceEncoder
+from longplay.models.layers import build_norm
+from longplay.models.mambarec import MambaRecBlock
+
+_BLOCKS = {
+    "mambarec": MambaRecBlock,
+}
+_ENDS_NORMALISED = ("recmamba", "moematrrec")  # post-norm blocks: a final norm would normalise twice
+
+
+def build_encoder(config: EncoderConfig, generator: torch.Generator | None = None) -> SequenceEncoder:
+    """The encoder that `config` describes, in float32 on the CPU, initialised from `generator` alone.
+
+    Neither reads nor changes the global generator.
+
+    Args:
+        config: the model and its switches.
+        generator: a CPU generator, advanced by one draw; None = one seeded with 0.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        blocks: list[nn.Module] = [_BLOCKS[config.model](config, index) for index in range(config.num_blocks)]
+        final_norm = nn.Identity() if config.model in _ENDS_NORMALISED else build_norm(config)
+        return SequenceEncoder(config, blocks, final_norm)

@@ -1,0 +1,101 @@
+"""Counter-based random numbers: every draw is a pure function of a key, so results do not depend on the world
+size, the batch composition, the device or the order of calls. Nothing here reads or changes a global
+generator.
+
+The hash is the splitmix64 stream: output i of key k is `finalise(k + (i + 1) * GOLDEN)`, in wrapping int64
+arithmetic.
+Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; finaliser constants
+from Stafford's mix 13.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as `value`."""
+    value &= 0xFFFF_FFFF_FFFF_FFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GOLDEN = _signed(0x9E37_79B9_7F4A_7C15)
+_MIX_1 = _signed(0xBF58_476D_1CE4_E5B9)
+_MIX_2 = _signed(0x94D0_49BB_1331_11EB)
+
+
+def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
+    """New keys that depend on `keys` and on `value`; distinct values of one key never collide.
+
+    Args:
+        keys: int64, any shape.
+        value: an int or an int64 tensor that broadcasts against `keys`.
+
+    Returns:
+        int64, the broadcast shape.
+    """
+    counter = _signed(_GOLDEN * (value + 1)) if isinstance(value, int) else (value + 1) * _GOLDEN
+    mixed = keys + counter
+    return _finalise_(mixed, torch.empty_like(mixed))
+
+
+def row_keys(seed: int, step: int, lanes: Tensor, row_numbers: Tensor) -> Tensor:
+    """One key per row of a batch, from where the row came from and when it is used.
+
+    Args:
+        seed: the run's seed.
+        step: the optimizer step.
+        lanes: (B,) int64, the lane of the data stream that each row was packed in.
+        row_numbers: (B,) int64, the row's number within its lane.
+
+    Returns:
+        (B,) int64 on the device of `lanes`.
+    """
+    start = torch.full_like(lanes, _signed(seed), dtype=torch.int64)
+    return fold_in(fold_in(fold_in(fold_in(start, 0), step), lanes), row_numbers)
+
+
+def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
+    """`count` random 64-bit words per key.
+
+    Args:
+        keys: (B,) int64.
+        stream: names the purpose (a dropout layer, a kind of negative): streams of one key are independent.
+        count: words per key; word i does not depend on `count`.
+
+    Returns:
+        (B, count) int64, every bit uniform.
+    """
+    base = fold_in(keys, stream).unsqueeze(1)
+    counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64).mul_(_GOLDEN).unsqueeze(0)
+    bits = base + counters
+    return _finalise_(bits, torch.empty_like(bits))
+
+
+def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
+    """`count` uniform numbers in [0, 1) per key, multiples of 2^-53: (B, count) float64."""
+    return (
+        keyed_bits(keys, stream, count).bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).double()
+        * 2.0**-53
+    )
+
+
+def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
+    """`count` integers in [0, bound) per key: (B, count) int64; bias below bound / 2^63.
+
+    Raises:
+        ValueError: if `bound` is less than 1.
+    """
+    if bound < 1:
+        raise ValueError(f"bound={bound}: must be at least 1")
+    return keyed_bits(keys, stream, count).bitwise_and_((1 << 63) - 1).remainder_(bound)
+
+
+def _finalise_(z: Tensor, scratch: Tensor) -> Tensor:
+    """splitmix64's finaliser, in place. int64 `>>` is arithmetic, so each shift is masked to a logical one."""
+    for shift, multiplier in ((30, _MIX_1), (27, _MIX_2), (31, None)):
+        torch.bitwise_right_shift(z, shift, out=scratch)
+        scratch.bitwise_and_((1 << (64 - shift)) - 1)
+        z.bitwise_xor_(scratch)
+        if multiplier is not None:
+            z.mul_(multiplier)
+    return z

@@ -1,0 +1,99 @@
+"""Mamba-1's selective scan in plain PyTorch: needs no compiler and no kernel, linear in L in time and memory.
+
+Time-major and in chunks. Forward keeps only the state at each chunk's entry; backward recomputes the states
+of one chunk at a time. The working set is a few chunks of (T, B, E, N) whatever the length.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK_LENGTH = 16  # slots; the fastest of 8, 16, 32, 64 at B=16..128, E=64..128, N=32
+
+
+def selective_scan_chunk(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int = _CHUNK_LENGTH
+) -> Tensor:
+    """The scan of `selective_scan.selective_scan_ref`, with the same arguments and result, differentiable."""
+    return _ChunkScan.apply(u, dt, A, B, C, starts, chunk_length)
+
+
+class _ChunkScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int
+    ) -> Tensor:
+        u, dt, B, C = (tensor.transpose(0, 1).contiguous() for tensor in (u, dt, B, C))
+        keep = (~starts).t().to(u.dtype)[:, :, None, None]
+        num_slots, num_rows = u.shape[:2]
+        y = torch.empty_like(u)
+        entries = u.new_empty(-(-num_slots // chunk_length), num_rows, *A.shape)
+        state = u.new_zeros(num_rows, *A.shape)
+        decay, states = u.new_empty(2, min(chunk_length, num_slots), num_rows, *A.shape)
+        for number, begin in enumerate(range(0, num_slots, chunk_length)):
+            slots = slice(begin, min(num_slots, begin + chunk_length))
+            entries[number] = state
+            chunk_states = _run_chunk(u, dt, A, B, keep, slots, state, decay, states)
+            torch.matmul(chunk_states, C[slots].unsqueeze(3), out=y[slots].unsqueeze(3))
+            state = chunk_states[-1].clone()
+        ctx.save_for_backward(u, dt, A, B, C, keep, entries)
+        ctx.chunk_length = chunk_length
+        return y.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        u, dt, A, B, C, keep, entries = ctx.saved_tensors
+        num_slots, num_rows = u.shape[:2]
+        dy = grad_outputs[0].transpose(0, 1).contiguous()
+        x = dt * u
+        dx, ddt, dB, dC, dA = (torch.empty_like(t) for t in (u, dt, B, C, A))
+        dA.zero_()
+        decay, states, grads, scratch = u.new_empty(4, min(ctx.chunk_length, num_slots), num_rows, *A.shape)
+        carried = torch.zeros_like(entries[0])
+        for number in reversed(range(len(entries))):
+            begin = number * ctx.chunk_length
+            slots = slice(begin, min(num_slots, begin + ctx.chunk_length))
+            length = slots.stop - begin
+            chunk_states = _run_chunk(u, dt, A, B, keep, slots, entries[number], decay, states)
+            a, g = decay[:length], grads[:length]
+            torch.mul(dy[slots].unsqueeze(3), C[slots].unsqueeze(2), out=g)
+            g[-1].add_(carried)
+            for t in range(length - 2, -1, -1):
+                g[t].addcmul_(a[t + 1], g[t + 1])
+            carried = a[0] * g[0]
+            torch.matmul(dy[slots].unsqueeze(2), chunk_states, out=dC[slots].unsqueeze(2))
+            torch.matmul(x[slots].unsqueeze(2), g, out=dB[slots].unsqueeze(2))
+            torch.matmul(g, B[slots].unsqueeze(3), out=dx[slots].unsqueeze(3))
+            dlog_a = torch.mul(g, a, out=scratch[:length])
+            dlog_a[1:].mul_(chunk_states[:-1])
+            dlog_a[0].mul_(entries[number])
+            dA.add_(torch.mul(dlog_a, dt[slots].unsqueeze(3), out=g).flatten(0, 1).sum(0))
+            torch.sum(dlog_a.mul_(A), 3, out=ddt[slots])
+        ddt.addcmul_(dx, u)
+        grads_batch_major = (t.transpose(0, 1) for t in (dx.mul_(dt), ddt, dB, dC))
+        du, ddt, dB, dC = grads_batch_major
+        return du, ddt, dA, dB, dC, None, None
+
+
+def _run_chunk(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    keep: Tensor,
+    slots: slice,
+    entry: Tensor,
+    decay: Tensor,
+    states: Tensor,
+) -> Tensor:
+    """Fills `decay` with exp(dt A), 0 where a segment starts, and `states` with the states (T, B, E, N) of the slots."""
+    length = slots.stop - slots.start
+    a, h = decay[:length], states[:length]
+    torch.mul(dt[slots].unsqueeze(3), A, out=a)
+    a.exp_().mul_(keep[slots])
+    torch.mul((dt[slots] * u[slots]).unsqueeze(3), B[slots].unsqueeze(2), out=h)
+    state = entry
+    for a_t, h_t in zip(a.unbind(0), h.unbind(0), strict=True):
+        state = h_t.addcmul_(a_t, state)
+    return h

@@ -1,0 +1,150 @@
+"""Where the segments of packed rows lie: computed once per forward from `seq_idx`, shared by every block."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SMALLEST_BUCKET = 16  # slots; shorter segments share one bucket
+
+
+@dataclass(frozen=True)
+class PaddedBuckets:
+    """Segments re-batched as (segments, slots) rectangles, one per bucket of lengths, laid end to end.
+
+    Attributes:
+        shapes: (segments, slots) of each bucket; slots is a power of two (at most L), so under half of a
+            bucket is padding, but for the smallest bucket.
+        source: (P,) int64, the flat slot b * L + t of each padded position; padding repeats its segment's
+            first slot.
+        target: (B * L,) int64, the padded position of each flat slot: the inverse of `source`.
+        is_padding: (P, 1) bool.
+    """
+
+    shapes: list[tuple[int, int]]
+    source: Tensor
+    target: Tensor
+    is_padding: Tensor
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """(B * L, D) slots -> (P, D) padded positions. Deterministic, forward and backward."""
+        return _Regroup.apply(flat, self.source, self.target, None)
+
+    def scatter(self, padded: Tensor) -> Tensor:
+        """(P, D) padded positions -> (B * L, D) slots; padding is dropped and receives a gradient of zero."""
+        return _Regroup.apply(padded, self.target, self.source, self.is_padding)
+
+
+@dataclass(frozen=True)
+class TimeMajor:
+    """The slots in the order of a `PackedSequence`: all first slots, then all second slots, longest segment
+    first.
+
+    Attributes:
+        source: (B * L,) int64, the flat slot at each place of the order.
+        target: (B * L,) int64, the inverse permutation.
+        batch_sizes: (T,) int64 on the CPU, how many segments have a t-th slot.
+    """
+
+    source: Tensor
+    target: Tensor
+    batch_sizes: Tensor
+
+    def gather(self, flat: Tensor) -> Tensor:
+        """(B * L, D) slots in row order -> the same in time-major order."""
+        return _Regroup.apply(flat, self.source, self.target, None)
+
+    def scatter(self, ordered: Tensor) -> Tensor:
+        """(B * L, D) slots in time-major order -> the same in row order."""
+        return _Regroup.apply(ordered, self.target, self.source, None)
+
+
+class SegmentLayout:
+    """The segments of a batch of rows. Everything but `seq_idx` is computed at first use.
+
+    Args:
+        seq_idx: (B, L) int32 or int64, the segment number of each slot; a segment is a run of equal numbers.
+    """
+
+    def __init__(self, seq_idx: Tensor) -> None:
+        self.seq_idx = seq_idx
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(B, L) bool, True at each segment's first slot."""
+        starts = torch.ones_like(self.seq_idx, dtype=torch.bool)
+        torch.ne(self.seq_idx[:, 1:], self.seq_idx[:, :-1], out=starts[:, 1:])
+        return starts
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(B, L) int64, the slot's place in its segment: 0, 1, 2, ..."""
+        slots = torch.arange(self.seq_idx.shape[1], device=self.seq_idx.device).expand_as(self.seq_idx)
+        return slots - torch.where(self.starts, slots, 0).cummax(dim=1).values
+
+    def same_segment(self, shift: int, dtype: torch.dtype) -> Tensor:
+        """(B, L - shift, 1) of 1 where a slot and the one `shift` slots before it share a segment, else 0."""
+        return (self.seq_idx[:, shift:] == self.seq_idx[:, :-shift]).unsqueeze(2).to(dtype)
+
+    @cached_property
+    def first_slots(self) -> Tensor:
+        """(S,) int64, the flat index b * L + t of each segment's first slot, in row order. Waits for the device."""
+        return self.starts.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(S,) int64, the slots of each segment."""
+        return torch.diff(self.first_slots, append=self.first_slots.new_tensor([self.seq_idx.numel()]))
+
+    @cached_property
+    def buckets(self) -> PaddedBuckets:
+        """The segments as padded rectangles, for attention. Waits for the device."""
+        longest = self.seq_idx.shape[1]
+        target = torch.empty(self.seq_idx.numel(), dtype=torch.int64, device=self.seq_idx.device)
+        shapes, sources, paddings = [], [], []
+        offset, low, high = 0, 0, min(_SMALLEST_BUCKET, longest)
+        while low < longest:
+            members = ((self.lengths > low) & (self.lengths <= high)).nonzero().squeeze(1)
+            if len(members):
+                first = self.first_slots[members].unsqueeze(1)
+                steps = torch.arange(high, device=first.device)
+                padding = steps >= self.lengths[members].unsqueeze(1)
+                source = torch.where(padding, first, first + steps)
+                padded = offset + torch.arange(source.numel(), device=first.device).view_as(source)
+                target[source[~padding]] = padded[~padding]
+                shapes.append((len(members), high))
+                sources.append(source.flatten())
+                paddings.append(padding.flatten())
+                offset += source.numel()
+            low, high = high, min(2 * high, longest)
+        return PaddedBuckets(shapes, torch.cat(sources), target, torch.cat(paddings).unsqueeze(1))
+
+    @cached_property
+    def time_major(self) -> TimeMajor:
+        """The slots in `PackedSequence` order, for recurrent kernels. Waits for the device."""
+        rank_of_segment = torch.empty_like(self.lengths)
+        by_length = self.lengths.argsort(descending=True, stable=True)
+        rank_of_segment[by_length] = torch.arange(len(by_length), device=by_length.device)
+        segment_of_slot = self.starts.flatten().cumsum(0) - 1
+        positions = self.positions.flatten()
+        source = (positions * len(by_length) + rank_of_segment[segment_of_slot]).argsort()
+        target = torch.empty_like(source)
+        target[source] = torch.arange(len(source), device=source.device)
+        return TimeMajor(source, target, torch.bincount(positions).cpu())
+
+
+class _Regroup(torch.autograd.Function):
+    """x[index] whose backward is a gather by the inverse index instead of a scatter-add: same bits on every run."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, zero_grad_rows: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, zero_grad_rows)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, zero_grad_rows = ctx.saved_tensors
+        grad = grad_outputs[0].index_select(0, inverse)
+        return grad if zero_grad_rows is None else grad.masked_fill_(zero_grad_rows, 0.0), None, None, None
