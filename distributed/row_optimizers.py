@@ -1,0 +1,83 @@
+"""Optimizers that read and write only the touched rows of a table; their state lives beside those rows."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptimizerConfig:
+    """`adam` keeps two moments per weight (8 D bytes a row), `adagrad` one number per row (4 bytes a row)."""
+
+    name: Literal["adam", "adagrad"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adam", "adagrad"):
+            raise ValueError(f"optimizer.name: {self.name!r} is not one of adam, adagrad")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas: {self.betas} must lie in [0, 1); (0.9, 0.999) is usual")
+        if self.eps <= 0:
+            raise ValueError(f"optimizer.eps: {self.eps} must be positive; 1e-8 is usual")
+
+
+class LazyAdam:
+    """Adam on touched rows: an untouched row keeps its weight and its moments (torch.optim.SparseAdam's rule).
+
+    Bias correction counts table steps, not a row's own. When every row is touched it is dense Adam exactly.
+    """
+
+    def __init__(self, config: RowOptimizerConfig, weight: Tensor) -> None:
+        self.betas, self.eps = config.betas, config.eps
+        self.state = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+
+    def step(self, weight: Tensor, rows: Tensor | None, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update `weight` in place.
+
+        Args:
+            weight: (R, D) this rank's rows.
+            rows: (U,) distinct row numbers, or None for all rows in order.
+            grads: (U, D) the gradient of each.
+            step: 1 for the first update.
+        """
+        beta1, beta2 = self.betas
+        step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        eps = self.eps * math.sqrt(1 - beta2**step)
+        exp_avg, exp_avg_sq = self.state["exp_avg"], self.state["exp_avg_sq"]
+        if rows is None:
+            exp_avg.lerp_(grads, 1 - beta1)
+            exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+            weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
+            return
+        first = exp_avg.index_select(0, rows).lerp_(grads, 1 - beta1)
+        second = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        exp_avg.index_copy_(0, rows, first)
+        exp_avg_sq.index_copy_(0, rows, second)
+        updated = weight.index_select(0, rows).addcdiv_(first, second.sqrt_().add_(eps), value=-step_size)
+        weight.index_copy_(0, rows, updated)
+
+
+class RowAdagrad:
+    """Adagrad with one accumulator per row: the running sum of the row gradient's mean square."""
+
+    def __init__(self, config: RowOptimizerConfig, weight: Tensor) -> None:
+        self.eps = config.eps
+        self.state = {"sum_sq": weight.new_zeros(weight.shape[0])}
+
+    def step(self, weight: Tensor, rows: Tensor | None, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update `weight` in place; arguments as in `LazyAdam.step`."""
+        if rows is None:
+            rows = torch.arange(grads.shape[0], device=grads.device)
+        total = self.state["sum_sq"].index_select(0, rows).add_(grads.square().mean(1))
+        self.state["sum_sq"].index_copy_(0, rows, total)
+        scaled = grads / total.sqrt_().add_(self.eps).unsqueeze(1)
+        weight.index_copy_(0, rows, weight.index_select(0, rows).add_(scaled, alpha=-lr))
+
+
+def build_row_optimizer(config: RowOptimizerConfig, weight: Tensor) -> LazyAdam | RowAdagrad:
+    """Make the optimizer that `config` names for this rank's rows `weight` (R, D)."""
+    return (LazyAdam if config.name == "adam" else RowAdagrad)(config, weight)

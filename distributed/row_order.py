@@ -1,0 +1,36 @@
+"""Where an item's row stands in the table: a fixed bijection that spreads frequent items over all ranks.
+
+Items are numbered by falling frequency, so that in item order the first rank would own every popular row and do
+nearly all the work. Multiplying by an odd step near the golden section of the table spreads any run of neighbours
+evenly, costs two integer operations, needs no stored permutation, and does not depend on the number of ranks.
+"""
+
+import math
+
+from torch import Tensor
+
+
+class RowOrder:
+    """Bijection between items 1..num_items and row positions 0..num_items-1.
+
+    Raises:
+        ValueError: num_items is not between 1 and 2**31 (a product must fit in int64).
+    """
+
+    def __init__(self, num_items: int) -> None:
+        if not 1 <= num_items <= 2**31:
+            raise ValueError(f"num_items: {num_items} is not between 1 and {2**31}")
+        step = max(1, round(num_items * (math.sqrt(5) - 1) / 2))
+        while math.gcd(step, num_items) != 1:
+            step += 1
+        self.num_items = num_items
+        self.step = step
+        self.inverse_step = pow(step, -1, num_items) if num_items > 1 else 0
+
+    def positions(self, items: Tensor) -> Tensor:
+        """Row positions (same shape, int64) of `items`, each in 1..num_items."""
+        return (items - 1) * self.step % self.num_items
+
+    def items(self, positions: Tensor) -> Tensor:
+        """Items (same shape, int64) at `positions`, each in 0..num_items-1."""
+        return positions * self.inverse_step % self.num_items + 1
