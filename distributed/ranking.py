@@ -1,0 +1,194 @@
+"""Exact ranks over a sharded table: each rank counts, among its own rows, the scores above the target's.
+
+A score is the float64 dot product of the float32 query and the float32 row. The matrix product that visits every
+item runs in float32; where its rounding could change a comparison the pair is scored again in float64, so the
+ranks do not depend on the block size, the number of ranks or the kernel. No score matrix outlives its block.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
+from longplay.distributed.item_table import ItemTable
+
+_BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), per rank
+_PAIR_ELEMENTS = 1 << 22  # row elements gathered at once when single pairs are scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Queries of one rank for one round; Q may be 0, and ranks may differ in it.
+
+    Attributes:
+        hidden: (Q, D) fp32.
+        targets: (Q,) int64 items.
+        seen: (query index, item) int64 pairs (P, 2): distinct items of each user's history, the target left out.
+        sampled: (query index, item) pairs (S, 2): the sampled negatives.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    seen: Tensor
+    sampled: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """1-based ranks (Q,) float64 of the targets; a tie counts half."""
+
+    full: Tensor
+    full_unseen: Tensor
+    sampled: Tensor
+
+
+def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
+    """Rank each target among all items, among the unseen ones, and among its sampled negatives. Every rank must call.
+
+    `full_unseen` leaves the seen items out; a target that was seen before stays in.
+    """
+    world = table.world
+    hidden, counts = all_gather_rows(queries.hidden.float().contiguous(), world)
+    start = sum(counts[: world.rank])
+    targets, _ = all_gather_rows(queries.targets, world)
+    shift = torch.tensor([start, 0], device=hidden.device)
+    seen, _ = all_gather_rows(queries.seen + shift, world)
+    sampled, _ = all_gather_rows(queries.sampled + shift, world)
+
+    each = torch.arange(hidden.shape[0], device=hidden.device)
+    score = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
+    pairs, exact = score_pairs(hidden, torch.stack([each, targets], 1), table)
+    score[pairs[:, 0]] = exact
+    all_reduce_sum(score, world)
+
+    beaten = torch.zeros(3, hidden.shape[0], dtype=torch.float64, device=hidden.device)
+    count_all_items(hidden, targets, score, table, beaten[0])
+    count_pairs(hidden, seen, score, table, beaten[1])
+    count_pairs(hidden, sampled, score, table, beaten[2])
+    all_reduce_sum(beaten, world)
+    full, among_seen, among_sampled = beaten[:, start : start + counts[world.rank]]
+    return Ranks(full=1 + full, full_unseen=1 + full - among_seen, sampled=1 + among_sampled)
+
+
+def score_pairs(hidden: Tensor, pairs: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
+    """Float64 scores of the (query, item) `pairs` (P, 2) whose item this rank owns: those pairs, and their scores."""
+    rows = table.order.positions(pairs[:, 1]) - table.first_row
+    owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
+    pairs, rows = pairs[owned], rows[owned]
+    scores = torch.empty(pairs.shape[0], dtype=torch.float64, device=hidden.device)
+    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
+    for at in range(0, pairs.shape[0], step):
+        chunk = slice(at, at + step)
+        scores[chunk] = exact_dot(hidden[pairs[chunk, 0]], table.shard[rows[chunk]])
+    return pairs, scores
+
+
+def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
+    """The score by definition: float64 dot products (n,) of matching rows of two (n, D) fp32 tensors."""
+    return (queries.double() * rows.double()).sum(1)
+
+
+def count_pairs(hidden: Tensor, pairs: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
+    """Add to `beaten` (Q,) how many of its `pairs` beat each query's target `score` (Q,); a tie adds one half."""
+    pairs, scores = score_pairs(hidden, pairs, table)
+    against = score[pairs[:, 0]]
+    beaten.index_add_(0, pairs[:, 0], half_wins(scores, against))
+
+
+def half_wins(scores: Tensor, against: Tensor) -> Tensor:
+    """1 where a score is higher, one half where it is equal, else 0 (float64)."""
+    return (scores > against).double() + 0.5 * (scores == against).double()
+
+
+def count_all_items(hidden: Tensor, targets: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
+    """Add to `beaten` (Q,) how many of this rank's rows, the target's own left out, beat the target's `score`."""
+    shard = table.shard
+    if hidden.shape[0] == 0 or shard.shape[0] == 0:
+        return
+    owned = table.order.positions(targets) - table.first_row
+    # |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
+    slack = 2 * hidden.shape[1] * 2.0**-24 * hidden.double().norm(dim=1)
+    block = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
+    for first in range(0, shard.shape[0], block):
+        rows = shard[first : first + block]
+        tolerance = slack * rows.norm(dim=1).max().double() + 1e-30
+        above = _round_up((score + tolerance).float())
+        below = -_round_up(-(score - tolerance).float())
+        scores = hidden @ rows.T
+        at = owned - first
+        inside = ((at >= 0) & (at < rows.shape[0])).nonzero().squeeze(1)
+        scores[inside, at[inside]] = -torch.inf
+        surely = (scores > above.unsqueeze(1)).sum(1)
+        perhaps = (scores >= below.unsqueeze(1)).sum(1)
+        beaten += surely
+        unsure = (perhaps > surely).nonzero().squeeze(1)
+        if unsure.numel():
+            _settle(hidden, rows, scores, unsure, above, below, score, beaten)
+
+
+def _settle(
+    hidden: Tensor,
+    rows: Tensor,
+    scores: Tensor,
+    unsure: Tensor,
+    above: Tensor,
+    below: Tensor,
+    score: Tensor,
+    beaten: Tensor,
+) -> None:
+    """Score again, exactly, the pairs of one block whose fp32 score lies too near the target's to tell."""
+    near = scores[unsure]
+    query, row = ((near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))).nonzero(as_tuple=True)
+    query = unsure[query]
+    exact = exact_dot(hidden[query], rows[row])
+    beaten.index_add_(0, query, half_wins(exact, score[query]))
+
+
+def _round_up(value: Tensor) -> Tensor:
+    """The next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
+    return torch.nextafter(value, torch.full_like(value, torch.inf))
+
+
+def top_items(hidden: Tensor, table: ItemTable, k: int, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k best items of each query over all ranks, best first (ties by item id). Every rank must call.
+
+    Args:
+        hidden: (Q, D) fp32, the same on every rank.
+        k: at most num_items.
+        excluded: (query, item) int64 pairs (P, 2) that may not be recommended, the same on every rank.
+    Returns:
+        (Q, k) items and (Q, k) float64 scores; where fewer than k items remain, item 0 with score -inf.
+    """
+    shard = table.shard
+    keep = min(k, table.num_items)
+    best = torch.full((hidden.shape[0], 0), 0, dtype=torch.int64, device=hidden.device)
+    block = max(keep, _BLOCK_ELEMENTS // max(1, hidden.shape[0]))
+    found: list[Tensor] = [best]
+    if excluded is None:
+        excluded = torch.empty(0, 2, dtype=torch.int64, device=hidden.device)
+    banned = table.order.positions(excluded[:, 1]) - table.first_row
+    for first in range(0, shard.shape[0], block):
+        rows = shard[first : first + block]
+        scores = hidden @ rows.T
+        inside = ((banned >= first) & (banned < first + rows.shape[0])).nonzero().squeeze(1)
+        scores[excluded[inside, 0], banned[inside] - first] = -torch.inf
+        values, at = scores.topk(min(keep, rows.shape[0]), dim=1)
+        items = table.order.items(at + first + table.first_row)
+        found.append(items.masked_fill(values == -torch.inf, 0))
+    mine = torch.cat(found, 1)
+    return _merge_top(hidden, mine, table, keep)
+
+
+def _merge_top(hidden: Tensor, mine: Tensor, table: ItemTable, k: int) -> tuple[Tensor, Tensor]:
+    """Score every rank's candidates (Q, c) exactly and keep the k best of all ranks."""
+    query, slot = mine.nonzero(as_tuple=True)
+    scores = torch.full(mine.shape, -torch.inf, dtype=torch.float64, device=hidden.device)
+    rows = table.order.positions(mine[query, slot]) - table.first_row
+    scores[query, slot] = exact_dot(hidden[query], table.shard[rows])
+    items = all_gather_rows(mine.T.contiguous(), table.world)[0].T
+    scores = all_gather_rows(scores.T.contiguous(), table.world)[0].T
+    by_item = items.argsort(dim=1, stable=True)
+    items, scores = items.gather(1, by_item), scores.gather(1, by_item)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return items.gather(1, order), scores.gather(1, order)
