@@ -83,7 +83,9 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
 class _Trained(nn.Module):
     """What DeepSpeed trains: the encoder, and the table's holder where DeepSpeed's optimizer updates the table."""
 
-    def __init__(self, encoder: nn.Module, holder: nn.Module | None, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, encoder: nn.Module, holder: nn.Module | None, precision: str, device: torch.device
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         if holder is not None:
@@ -105,7 +107,7 @@ class EncoderEngine:
     """
 
     def __init__(self, encoder: nn.Module, table: ItemTable, config: EngineConfig, world: World) -> None:
-        zero_dense = table.config.update == "zero_dense"
+        zero_dense = table.zero_dense
         if zero_dense and config.zero_stage != 3:
             raise ValueError(
                 f"table.update zero_dense needs engine.zero_stage 3, not {config.zero_stage}: "
@@ -117,7 +119,9 @@ class EncoderEngine:
         named = dict(trained.named_parameters())
         groups = optimizer_groups(named, config.weight_decay)
         if zero_dense:
-            groups.append({"params": [table.holder.weight], "weight_decay": 0.0, "lr_scale": table.config.lr_scale})
+            groups.append(
+                {"params": [table.holder.weight], "weight_decay": 0.0, "lr_scale": table.config.lr_scale}
+            )
         optimizer = torch.optim.AdamW(groups, lr=1.0, betas=config.betas, eps=config.eps)
         self.engine: Any = deepspeed.initialize(
             model=trained, optimizer=optimizer, config=deepspeed_config(config)
@@ -140,12 +144,18 @@ class EncoderEngine:
     def train(self, mode: bool = True) -> None:
         self.engine.train(mode)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Every rank must call.
 
         DeepSpeed averages gradients over ranks; the loss is multiplied by their number so that they add up.
+
+        Args:
+            loss: fp32 scalar: this micro-batch's summed loss over the step's global number of targets.
+            last: whether it is the step's last micro-batch; `step` follows that one alone.
         """
         self.engine.backward(loss * self.world.world_size, scale_wrt_gas=False)
+        if not last:
+            self.engine.step()  # DeepSpeed counts micro-batches here
 
     def step(self, *, lr: float, loss: float, at: str) -> float:
         """Update encoder and table by one step and return the global gradient norm. Every rank must call.
@@ -160,7 +170,9 @@ class EncoderEngine:
         table_norm_sq = self.table.finish_gradients()
         self._table_norm_sq = float(all_reduce_sum(table_norm_sq.double(), self.world))
         if not (math.isfinite(loss) and math.isfinite(self._table_norm_sq)):
-            raise NonFiniteError(_non_finite(f"loss {loss}, squared table gradient {self._table_norm_sq}", at))
+            raise NonFiniteError(
+                _non_finite(f"loss {loss}, squared table gradient {self._table_norm_sq}", at)
+            )
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self._at = at
@@ -210,7 +222,9 @@ class EncoderEngine:
         for flat in flats:
             moments = {moment: torch.zeros_like(flat.data) for moment in _MOMENTS}
             optimizer.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
-        if not zero3:  # DeepSpeed links a parameter to its moments once, too early for all but the first group
+        if (
+            not zero3
+        ):  # DeepSpeed links a parameter to its moments once, too early for all but the first group
             optimizer._hp_optimizer_states_linked = False
             optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -60,7 +60,9 @@ class _FullSoftmax(torch.autograd.Function):
         return hidden_grad * upstream[0], None, None, None
 
 
-def _chunk(hidden: Tensor, owned: Tensor, mine: Tensor, table: ItemTable, hidden_grad: Tensor, shard_grad: Tensor) -> Tensor:
+def _chunk(
+    hidden: Tensor, owned: Tensor, mine: Tensor, table: ItemTable, hidden_grad: Tensor, shard_grad: Tensor
+) -> Tensor:
     """Losses (n,) of one chunk of all ranks' queries; adds this rank's part of the gradients in place.
 
     Args:

@@ -64,9 +64,19 @@ class ItemTable:
         num_items: items are 1..num_items; 0 is padding and has no row.
         width: D.
         seed: fixes the initial rows, whatever the number of ranks.
+        read_only: keep no optimizer state; for evaluation and recommendation.
     """
 
-    def __init__(self, config: ItemTableConfig, *, num_items: int, width: int, world: World, seed: int) -> None:
+    def __init__(
+        self,
+        config: ItemTableConfig,
+        *,
+        num_items: int,
+        width: int,
+        world: World,
+        seed: int = 0,
+        read_only: bool = False,
+    ) -> None:
         self.config, self.world = config, world
         self.num_items, self.width = num_items, width
         self.order = RowOrder(num_items)
@@ -75,19 +85,21 @@ class ItemTable:
         self.num_rows = min(self.first_row + self.rows_per_rank, num_items) - self.first_row
         partition = torch.zeros(self.rows_per_rank, width, device=world.device)
         fill_initial_rows(partition[: self.num_rows], self.first_row, std=config.init_std, seed=seed)
-        trainable = config.update == "zero_dense"
-        weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=trainable)
+        self.zero_dense = config.update == "zero_dense" and not read_only
+        weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=self.zero_dense)
         self.holder = _Holder(weight)
         # Reading `holder.weight` goes through DeepSpeed's parameter dictionary, which gathers; a list does not.
         self._weight = [weight]
-        self.row_optimizer = None if trainable else build_row_optimizer(config.optimizer, self.shard)
+        self.row_optimizer = None
+        if not (self.zero_dense or read_only):
+            self.row_optimizer = build_row_optimizer(config.optimizer, self.shard)
         self.step_count = 0
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._dense: Tensor | None = None
         self._touched: Tensor | None = None
         self._summed: tuple[Tensor | None, Tensor] | None = None
         self.bytes_sent = 0
-        if not trainable:
+        if not self.zero_dense:  # else the engine forbids it, once it is built
             forbid_gather(weight)
 
     @property
@@ -99,9 +111,10 @@ class ItemTable:
     def bytes_per_rank(self) -> dict[str, int]:
         """Bytes of weights and of optimizer state on this rank."""
         rows = self.rows_per_rank * self.width * 4
-        if self.row_optimizer is None:
+        if self.zero_dense:
             return {"weights": 2 * rows, "optimizer_state": 2 * rows, "gradient": rows}
-        state = sum(t.numel() * t.element_size() for t in self.row_optimizer.state.values())
+        kept = self.row_optimizer.state.values() if self.row_optimizer else ()
+        state = sum(value.numel() * value.element_size() for value in kept)
         return {"weights": rows, "optimizer_state": state, "gradient": 0}
 
     # ------------------------------------------------------------------ reading rows
@@ -145,7 +158,7 @@ class ItemTable:
         rows, grads = self._summed
         if self.world.world_size > 1:  # the engine's losses carry this factor, for DeepSpeed takes means
             grads.div_(self.world.world_size)
-        if self.config.update == "row_sparse":
+        if not self.zero_dense:
             return grads.square().sum()
         self._write_zero_gradient(rows, grads)
         return grads.new_zeros(())
@@ -209,10 +222,8 @@ class ItemTable:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's rows and their optimizer state, by name: views, each (num_rows, ...), to read or fill."""
-        if self.row_optimizer is not None:
-            return {"weight": self.shard} | {
-                name: value[: self.num_rows] for name, value in self.row_optimizer.state.items()
-            }
+        if not self.zero_dense:
+            return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         weight: Any = self._weight[0]
         zero = weight._z3_optimizer
 
@@ -222,12 +233,16 @@ class ItemTable:
             )
             return flat.view(self.rows_per_rank, self.width)[: self.num_rows]
 
-        return {"weight": partition(None), "exp_avg": partition("exp_avg"), "exp_avg_sq": partition("exp_avg_sq")}
+        return {
+            "weight": partition(None),
+            "exp_avg": partition("exp_avg"),
+            "exp_avg_sq": partition("exp_avg_sq"),
+        }
 
     def state_was_filled(self, step_count: int) -> None:
         """Call after filling the tensors of `state()`: `step_count` updates have been made to them."""
         self.step_count = step_count
-        if self.row_optimizer is None:
+        if self.zero_dense:
             self.shard.copy_(self.state()["weight"])
 
 

@@ -139,7 +139,9 @@ def _settle(
 ) -> None:
     """Score again, exactly, the pairs of one block whose fp32 score lies too near the target's to tell."""
     near = scores[unsure]
-    query, row = ((near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))).nonzero(as_tuple=True)
+    query, row = ((near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))).nonzero(
+        as_tuple=True
+    )
     query = unsure[query]
     exact = exact_dot(hidden[query], rows[row])
     beaten.index_add_(0, query, half_wins(exact, score[query]))
@@ -150,7 +152,9 @@ def _round_up(value: Tensor) -> Tensor:
     return torch.nextafter(value, torch.full_like(value, torch.inf))
 
 
-def top_items(hidden: Tensor, table: ItemTable, k: int, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_items(
+    hidden: Tensor, table: ItemTable, k: int, excluded: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k best items of each query over all ranks, best first (ties by item id). Every rank must call.
 
     Args:
