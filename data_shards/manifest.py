@@ -1,0 +1,120 @@
+"""What a prepared dataset says about itself: `manifest.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longplay.data_shards.errors import DataError
+
+SCHEMA_VERSION = 1
+KIND = "longplay-dataset"
+MANIFEST_NAME = "manifest.json"
+ITEMS_NAME = "items.parquet"
+USERS_NAME = "users.parquet"
+NUM_QUANTILES = 1000
+"""`time_quantiles[i]` is the exact time below which i/1000 of the events lie, so it has one entry more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar file of a dataset: its name, the users and events in it, its size and checksum."""
+
+    name: str
+    num_samples: int
+    num_events: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Counts, provenance and shards of a prepared dataset.
+
+    Attributes:
+        dataset_id: hex fingerprint of the id mappings and of every shard's content.
+        source: `{"format": ..., "paths": [...], "options": {...}}` as given to `longplay prepare`.
+        rows_in: rows of the source, header excluded; equals `num_events` plus all of `rows_dropped`.
+        rows_dropped: reason -> number of rows.
+        time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
+        shards: in user order.
+    """
+
+    dataset_id: str
+    source: dict[str, Any]
+    rows_in: int
+    rows_dropped: dict[str, int]
+    num_events: int
+    num_users: int
+    num_items: int
+    time_quantiles: list[int]
+    shards: tuple[ShardInfo, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.rows_in != self.num_events + sum(self.rows_dropped.values()):
+            raise ValueError(
+                f"rows do not add up: {self.rows_in} in, {self.num_events} kept, {self.rows_dropped} dropped"
+            )
+        for field in ("num_events", "num_samples"):
+            total = sum(getattr(shard, field) for shard in self.shards)
+            expected = self.num_events if field == "num_events" else self.num_users
+            if total != expected:
+                raise ValueError(f"the shards' {field} add up to {total}, not to {expected}")
+        if len(self.time_quantiles) != NUM_QUANTILES + 1:
+            raise ValueError(
+                f"time_quantiles has {len(self.time_quantiles)} entries, not {NUM_QUANTILES + 1}"
+            )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` into `folder`; the same manifest always gives the same bytes."""
+        content = {"kind": KIND, **dataclasses.asdict(self)}
+        (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads and checks `folder/manifest.json`.
+
+        Raises:
+            DataError: there is none, it is not one of ours, of another schema, or inconsistent in itself.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise DataError(
+                f"{folder}: no {MANIFEST_NAME}, so not a prepared dataset; make one with `longplay prepare ... --out DIR`"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
+        if not isinstance(content, dict) or content.pop("kind", None) != KIND:
+            raise DataError(
+                f"{path}: not the manifest of a prepared dataset; pass a folder made by `longplay prepare`"
+            )
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema_version is {content.get('schema_version')!r}, this version of longplay reads "
+                f"{SCHEMA_VERSION}; prepare the dataset again"
+            )
+        try:
+            shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
+            return cls(shards=shards, **content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: damaged ({error}); prepare the dataset again") from error
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether `folder` holds the manifest of a prepared dataset, of whatever schema."""
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND

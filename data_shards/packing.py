@@ -1,0 +1,146 @@
+"""Windows of sequences, and rows packed of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def cut_windows(
+    lengths: np.ndarray, context_length: int, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts runs of `lengths` slots into windows of at most `context_length`, every slot in exactly one.
+
+    Args:
+        lengths: (N,) at least 1 each.
+        offsets: (N,) length of a run's first window, 1..context_length; a run that fits whole is not cut.
+
+    Returns:
+        (M,) each: the run a window is of, where it starts within the run, its length.
+    """
+    first = np.where(lengths <= context_length, lengths, offsets)
+    num_windows = 1 + -(-(lengths - first) // context_length)
+    run = np.repeat(np.arange(len(lengths)), num_windows)
+    nth = np.arange(len(run)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    end = np.minimum(first[run] + nth * context_length, lengths[run])
+    start = np.where(nth == 0, 0, first[run] + (nth - 1) * context_length)
+    return run, start, end - start
+
+
+def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """Assigns pieces to as few rows of `capacity` slots as the heuristic finds.
+
+    From the longest piece to the shortest (equal ones in the order given), each goes to a row with the least free
+    space that still holds it, else to a new row.
+
+    Args:
+        lengths: (N,) each 1..capacity.
+
+    Returns:
+        (N,) row of each piece, and the number of rows.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    num_full = int(np.count_nonzero(lengths == capacity))
+    row_of = np.empty(len(lengths), np.int64)
+    row_of[order[:num_full]] = np.arange(num_full)
+    num_rows = num_full
+    rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces = 0  # bit s is set when some row has s slots free
+    for piece, length in zip(order[num_full:].tolist(), lengths[order[num_full:]].tolist(), strict=True):
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            row = rows_by_space[space].pop()
+            if not rows_by_space[space]:
+                spaces ^= 1 << space
+        else:
+            space, row = capacity, num_rows
+            num_rows += 1
+        row_of[piece] = row
+        if space > length:
+            rows_by_space[space - length].append(row)
+            spaces |= 1 << (space - length)
+    return row_of, num_rows
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Segments in the order of their rows.
+
+    Attributes:
+        users, sources, lengths: (N,) int64 whose segment it is, where it begins in the flat events that the rows
+            are filled from, and how many slots it takes.
+        row_ptr: (rows + 1,) the first segment of each row.
+    """
+
+    users: np.ndarray
+    sources: np.ndarray
+    lengths: np.ndarray
+    row_ptr: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_ptr) - 1
+
+    @property
+    def num_filled(self) -> int:
+        """Slots that are not padding."""
+        return int(self.lengths.sum())
+
+    @classmethod
+    def pack(
+        cls,
+        users: np.ndarray,
+        sources: np.ndarray,
+        lengths: np.ndarray,
+        capacity: int,
+        rng: np.random.Generator | None = None,
+    ) -> PackedRows:
+        """Packs segments into rows; `rng` draws which of equally long segments meet, and the order of the rows."""
+        if rng is not None:
+            mixed = rng.permutation(len(lengths))
+            users, sources, lengths = users[mixed], sources[mixed], lengths[mixed]
+        row_of, num_rows = best_fit_decreasing(lengths, capacity)
+        if rng is not None:
+            row_of = rng.permutation(num_rows)[row_of]
+        order = np.argsort(row_of, kind="stable")
+        row_ptr = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=num_rows))])
+        return cls(users[order], sources[order], lengths[order], row_ptr.astype(np.int64))
+
+    def rows(self, start: int, stop: int) -> PackedRows:
+        """Rows [start, stop) alone."""
+        begin, end = self.row_ptr[start], self.row_ptr[stop]
+        part = slice(begin, end)
+        return PackedRows(
+            self.users[part], self.sources[part], self.lengths[part], self.row_ptr[start : stop + 1] - begin
+        )
+
+    def slots(self, context_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each filled slot comes from and goes to.
+
+        Returns:
+            sources (filled,) positions in the flat events; destinations (filled,) positions in the flattened
+            (rows, L) arrays; seq_idx (rows, L) int32, the segment's number within its row, the trailing padding
+            being one segment more.
+        """
+        per_row = np.diff(self.row_ptr)
+        row = np.repeat(np.arange(self.num_rows), per_row)
+        ends = np.cumsum(self.lengths)
+        begins = ends - self.lengths
+        row_begins = np.concatenate([begins, ends[-1:]])[self.row_ptr[:-1]] if len(begins) else per_row
+        shift = np.repeat(row * context_length - row_begins[row], self.lengths)
+        filled = np.arange(int(self.lengths.sum()))
+        destinations = filled + shift
+        sources = filled + np.repeat(self.sources - begins, self.lengths)
+        seq_idx = np.repeat(per_row.astype(np.int32)[:, None], context_length, axis=1)
+        number = np.arange(len(row)) - self.row_ptr[:-1][row]
+        seq_idx.reshape(-1)[destinations] = np.repeat(number, self.lengths)
+        return sources, destinations, seq_idx
+
+    def last_slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) row and (N,) slot of each segment's last event."""
+        row = np.repeat(np.arange(self.num_rows), np.diff(self.row_ptr))
+        ends = np.cumsum(self.lengths)
+        row_begins = (ends - self.lengths)[self.row_ptr[:-1][row]] if len(ends) else ends
+        return row, ends - row_begins - 1

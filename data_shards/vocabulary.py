@@ -1,0 +1,48 @@
+"""Original item ids <-> the item ids that models see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+
+
+@dataclass(frozen=True)
+class ItemVocabulary:
+    """The items of a dataset; item ids run from 1, 0 is padding and stands for "unknown" here.
+
+    Attributes:
+        original_ids: (items,) int64; entry i belongs to item id i + 1.
+        counts: (items,) int64 events of each item in the whole dataset, not rising.
+    """
+
+    original_ids: np.ndarray
+    counts: np.ndarray
+    _order: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_order", np.argsort(self.original_ids, kind="stable"))
+
+    def __len__(self) -> int:
+        return len(self.original_ids)
+
+    def item_ids(self, original_ids: np.ndarray) -> np.ndarray:
+        """(N,) original ids -> (N,) int64 item ids, 0 where the dataset has no such item."""
+        original_ids = np.asarray(original_ids, np.int64)
+        at = np.searchsorted(self.original_ids, original_ids, sorter=self._order)
+        candidate = self._order[np.minimum(at, len(self) - 1)]
+        return np.where(self.original_ids[candidate] == original_ids, candidate + 1, 0)
+
+    def originals(self, item_ids: np.ndarray) -> np.ndarray:
+        """(N,) item ids, each from 1 to `len(self)` -> (N,) int64 original ids.
+
+        Raises:
+            DataError: an id out of that range.
+        """
+        item_ids = np.asarray(item_ids, np.int64)
+        outside = item_ids[(item_ids < 1) | (item_ids > len(self))]
+        if len(outside):
+            raise DataError(f"item id {outside[0]} is outside 1..{len(self)}; pass ids of this dataset")
+        return self.original_ids[item_ids - 1]
