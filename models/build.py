@@ -5,11 +5,19 @@ from torch import nn
 
 from longplay.models.config import EncoderConfig
 from longplay.models.encoder import SequenceEncoder
+from longplay.models.gru4rec import GRU4RecBlock
 from longplay.models.layers import build_norm
 from longplay.models.mambarec import MambaRecBlock
+from longplay.models.moematrrec import MoEMaTrRecBlock
+from longplay.models.recmamba import RecMambaBlock
+from longplay.models.sasrec import SASRecBlock
 
 _BLOCKS = {
+    "gru4rec": GRU4RecBlock,
+    "sasrec": SASRecBlock,
+    "recmamba": RecMambaBlock,
     "mambarec": MambaRecBlock,
+    "moematrrec": MoEMaTrRecBlock,
 }
 _ENDS_NORMALISED = ("recmamba", "moematrrec")  # post-norm blocks: a final norm would normalise twice
 

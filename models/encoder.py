@@ -16,7 +16,7 @@ _POSITION_STD = 0.02
 
 @runtime_checkable
 class RecurrentBlock(Protocol):
-    """A block that can also advance one event at a time; its state is a tuple of tensors whose first axis is the batch."""
+    """A block that can also advance one event at a time; its state is a tuple of tensors, batch first."""
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any: ...
 
@@ -76,7 +76,8 @@ class SequenceEncoder(nn.Module):
         """
         if x.shape[:2] != seq_idx.shape or x.shape[2] != self.config.d_model:
             raise ValueError(
-                f"x {tuple(x.shape)}, seq_idx {tuple(seq_idx.shape)}: must be (B, L, {self.config.d_model}) and (B, L)"
+                f"x {tuple(x.shape)}, seq_idx {tuple(seq_idx.shape)}: "
+                f"must be (B, L, {self.config.d_model}) and (B, L)"
             )
         layout = SegmentLayout(seq_idx)
         positions = layout.positions if self.position_embedding is not None else None
@@ -94,6 +95,15 @@ class SequenceEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The parameters' dtype."""
         return next(self.parameters()).dtype
+
+    def gate_weights(self) -> dict[str, float]:
+        """The last forward's mean mixing weights, by block and branch; empty for models without a gate."""
+        weights = {}
+        for number, block in enumerate(self.blocks):
+            mean_gate = getattr(block, "mean_gate", None)
+            if mean_gate is not None:
+                weights[f"block{number}/mamba"], weights[f"block{number}/attention"] = mean_gate.tolist()
+        return weights
 
     def init_state(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -91,7 +91,7 @@ def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
 
 
 def _finalise_(z: Tensor, scratch: Tensor) -> Tensor:
-    """splitmix64's finaliser, in place. int64 `>>` is arithmetic, so each shift is masked to a logical one."""
+    """splitmix64's finaliser, in place. int64 `>>` is arithmetic: a mask makes each shift logical."""
     for shift, multiplier in ((30, _MIX_1), (27, _MIX_2), (31, None)):
         torch.bitwise_right_shift(z, shift, out=scratch)
         scratch.bitwise_and_((1 << (64 - shift)) - 1)

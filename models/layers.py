@@ -1,10 +1,16 @@
 """Parts that several models' blocks are made of."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longplay.models.config import ActivationName, EncoderConfig
+from longplay.models.dropout import LaneDropout
 from longplay.models.mamba import Mamba
+from longplay.models.mamba2 import Mamba2
+from longplay.models.segments import SegmentLayout
 
 _LAYERS_PER_BLOCK = 8  # dropout layer ids reserved for each block; id 0 is the input's
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -17,10 +23,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
-        self.activation = activation
+        self.activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(_ACTIVATIONS[self.activation](self.up(x)))
+        return self.down(self.activation(self.up(x)))
 
 
 class AddNorm(nn.Module):
@@ -35,19 +41,64 @@ class AddNorm(nn.Module):
         return self.norm(x + update if self.residual else update)
 
 
+class MixerBlock(nn.Module):
+    """x + dropout(mixer(norm(x))) with a recurrent mixer: the pre-norm block of MambaRec and GRU4Rec.
+
+    Args:
+        config: switches and dropout.
+        block_index: counts from 0; keys the dropout.
+        mixer: `mixer(x, layout)`, with `init_state` and `step`.
+    """
+
+    def __init__(self, config: EncoderConfig, block_index: int, mixer: nn.Module) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.norm = build_norm(config)
+        self.mixer: Any = mixer
+        self.dropout = build_dropout(config, block_index, 0)
+
+    def forward(self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        update = self.dropout(self.mixer(self.norm(x), layout), dropout_keys)
+        return x + update if self.residual else update
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The mixer's state before the first event."""
+        return self.mixer.init_state(batch_size, device, dtype)
+
+    def step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One event: (B, D) -> (B, D)."""
+        update, state = self.mixer.step(self.norm(x_t), state)
+        return x_t + update if self.residual else update, state
+
+
 def build_norm(config: EncoderConfig) -> nn.Module:
     """Layer norm, or the identity where the ablation switches it off."""
     return nn.LayerNorm(config.d_model) if config.layer_norm else nn.Identity()
 
 
-def build_mixer(config: EncoderConfig) -> Mamba:
+def build_dropout(config: EncoderConfig, block_index: int, place: int) -> LaneDropout:
+    """The place-th dropout of a block, with a mask of its own."""
+    assert place < _LAYERS_PER_BLOCK
+    return LaneDropout(config.dropout, layer_id=_LAYERS_PER_BLOCK * (block_index + 1) + place)
+
+
+def build_feed_forward(config: EncoderConfig) -> FeedForward:
+    """The feed-forward that the config describes."""
+    return FeedForward(config.d_model, config.feed_forward_width, config.activation)
+
+
+def build_mixer(config: EncoderConfig) -> Mamba | Mamba2:
     """The state-space mixer that the config names."""
+    if config.mixer == "mamba2":
+        return Mamba2(
+            config.d_model,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            headdim=config.headdim,
+            scan=config.scan,
+        )
     return Mamba(
         config.d_model, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand, scan=config.scan
     )
-
-
-def dropout_id(block_index: int, place: int) -> int:
-    """The dropout layer id of the place-th dropout of a block."""
-    assert place < _LAYERS_PER_BLOCK
-    return _LAYERS_PER_BLOCK * (block_index + 1) + place

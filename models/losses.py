@@ -223,7 +223,7 @@ def _over_target_chunks(
 def _sum_of_chunks(
     of_part: Callable[[slice], Tensor], num_targets: int, width: int, hidden: Tensor
 ) -> Tensor:
-    """The float32 sum of `of_part` over slices of targets, each with about _CHUNK_ELEMENTS / width of them."""
+    """The float32 sum of `of_part` over slices of about _CHUNK_ELEMENTS / width targets."""
     total = (
         hidden.new_zeros((), dtype=torch.float32) + 0.0 * hidden[:0].sum().float()
     )  # keeps a graph with no targets
@@ -238,7 +238,7 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 
 
 def _recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), its intermediates recomputed in backward instead of kept; there is no randomness to preserve."""
+    """function(*tensors), its intermediates recomputed in backward instead of kept."""
     result = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result

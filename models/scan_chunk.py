@@ -87,7 +87,7 @@ def _run_chunk(
     decay: Tensor,
     states: Tensor,
 ) -> Tensor:
-    """Fills `decay` with exp(dt A), 0 where a segment starts, and `states` with the states (T, B, E, N) of the slots."""
+    """Fills `decay` with exp(dt A), 0 at segment starts; fills and returns the states (T, B, E, N)."""
     length = slots.stop - slots.start
     a, h = decay[:length], states[:length]
     torch.mul(dt[slots].unsqueeze(3), A, out=a)

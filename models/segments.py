@@ -90,7 +90,7 @@ class SegmentLayout:
 
     @cached_property
     def first_slots(self) -> Tensor:
-        """(S,) int64, the flat index b * L + t of each segment's first slot, in row order. Waits for the device."""
+        """(S,) int64, flat index b * L + t of each segment's first slot. Waits for the device."""
         return self.starts.flatten().nonzero().squeeze(1)
 
     @cached_property
@@ -136,7 +136,7 @@ class SegmentLayout:
 
 
 class _Regroup(torch.autograd.Function):
-    """x[index] whose backward is a gather by the inverse index instead of a scatter-add: same bits on every run."""
+    """x[index] whose backward is a gather by the inverse index, not a scatter-add: same bits on every run."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, zero_grad_rows: Tensor | None) -> Tensor:

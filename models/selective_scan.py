@@ -53,7 +53,7 @@ def selective_scan(
 
 
 def selective_scan_ref(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """The scan one slot at a time, by autograd: the definition the others are tested against. Same shapes as above."""
+    """The scan one slot at a time, by autograd: the definition the others are tested against."""
     state = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
     for t in range(u.shape[1]):
@@ -83,7 +83,8 @@ def _choose(u: Tensor, d_state: int, scan: ScanName) -> ScanName:
         return "chunk"
     if scan == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
         raise ValueError(
-            f"scan=kernel: needs mamba-ssm, CUDA, float32 and d_state up to {scan_kernel.LARGEST_STATE}; use scan=auto"
+            "scan=kernel: needs mamba-ssm, CUDA, float32 and "
+            f"d_state up to {scan_kernel.LARGEST_STATE}; use scan=auto"
         )
     if scan == "cpp" and not (
         u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available()

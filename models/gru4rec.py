@@ -1,0 +1,48 @@
+"""GRU4Rec: gated recurrent layers.
+
+Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016. The original
+has neither norm nor skip connection; with `layer_norm=False, residual=False` this is the original.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from longplay.models.config import EncoderConfig
+from longplay.models.layers import MixerBlock
+from longplay.models.segments import SegmentLayout
+
+
+class GRU4RecBlock(MixerBlock):
+    """x + dropout(gru(norm(x))): one GRU layer."""
+
+    def __init__(self, config: EncoderConfig, block_index: int) -> None:
+        super().__init__(config, block_index, SegmentGRU(config.d_model))
+
+
+class SegmentGRU(nn.Module):
+    """One `nn.GRU` layer that starts afresh at each segment: (B, L, D) -> (B, L, D).
+
+    Segments are reordered into a `PackedSequence`: no slot is padding, and steps run over all segments at
+    once.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(d_model, d_model, batch_first=True)
+
+    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        order = layout.time_major
+        packed = PackedSequence(order.gather(x.flatten(0, 1)), order.batch_sizes)
+        output, _ = self.gru(packed)
+        return order.scatter(output.data).view_as(x)
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor]:
+        """((B, D),), the hidden state before the first event."""
+        return (torch.zeros(batch_size, self.gru.hidden_size, device=device, dtype=dtype),)
+
+    def step(self, x_t: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+        """One event: (B, D) -> (B, D)."""
+        output, hidden = self.gru(x_t.unsqueeze(1), state[0].unsqueeze(0))
+        return output.squeeze(1), (hidden.squeeze(0),)
