@@ -1,6 +1,76 @@
-def is_available():
-    return False
+"""Mamba-1's selective scan by the C++ of `selective_scan.cpp`, where a compiler is there."""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longplay.models.native import load_native
+
+_SOURCE = "selective_scan.cpp"
+_LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the source
 
 
-def selective_scan_cpp(*a):
-    raise NotImplementedError
+def is_available(d_state: int) -> bool:
+    """Whether float32 CPU tensors of this state size can be scanned; the first call may compile, for some seconds."""
+    return d_state <= _LARGEST_STATE and load_native(_SOURCE) is not None
+
+
+def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
+    """The scan of `selective_scan.selective_scan_ref`, float32 on the CPU; the same bits at any thread count."""
+    padding = -A.shape[1] % _LANES
+    if padding:
+        A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))
+    return _CppScan.apply(u, dt, A, B, C, starts)
+
+
+class _Sizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("rows", "slots", "channels", "state", "chunks", "parts", "threads")
+    ]
+
+
+class _CppScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
+    ) -> Tensor:
+        inputs = [tensor.contiguous() for tensor in (u, dt, A, B, C, starts)]
+        ctx.sizes = sizes = _sizes_of(u, A)
+        y = torch.empty_like(inputs[0])
+        entries = u.new_empty(sizes.rows, sizes.chunks, sizes.channels, sizes.state)
+        _call("selective_scan_forward", sizes, *inputs, y, entries)
+        ctx.save_for_backward(*inputs, entries)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        u, dt, A, B, C, _, _ = ctx.saved_tensors
+        sizes = ctx.sizes
+        sizes.threads = torch.get_num_threads()
+        du, ddt = torch.empty_like(u), torch.empty_like(dt)
+        dA_of_row = A.new_empty(sizes.rows, *A.shape)
+        dB_of_part, dC_of_part = B.new_zeros(2, sizes.parts, *B.shape)
+        grads = (du, ddt, dA_of_row, dB_of_part, dC_of_part)
+        _call("selective_scan_backward", sizes, *ctx.saved_tensors, grad_outputs[0].contiguous(), *grads)
+        return du, ddt, dA_of_row.sum(0), dB_of_part.sum(0), dC_of_part.sum(0), None
+
+
+def _sizes_of(u: Tensor, A: Tensor) -> _Sizes:
+    num_rows, num_slots, channels = u.shape
+    parts = 1 if num_rows >= 16 else min(8, -(-channels // 16))  # by the shapes alone: it decides the order of sums
+    chunks = -(-num_slots // _CHUNK_LENGTH)
+    return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())
+
+
+def _call(function: str, sizes: _Sizes, *tensors: Tensor) -> None:
+    """Calls the library on contiguous tensors; ctypes releases the interpreter's lock meanwhile."""
+    library = load_native(_SOURCE)
+    assert library is not None
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    getattr(library, function)(ctypes.byref(sizes), *pointers)

@@ -78,7 +78,7 @@ def _choose(u: Tensor, d_state: int, scan: ScanName) -> ScanName:
     if scan == "auto":
         if u.is_cuda and scan_kernel.is_available(u.dtype, d_state):
             return "kernel"
-        if not u.is_cuda and u.dtype == torch.float32 and scan_cpp.is_available():
+        if not u.is_cuda and u.dtype == torch.float32 and scan_cpp.is_available(d_state):
             return "cpp"
         return "chunk"
     if scan == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
@@ -87,7 +87,7 @@ def _choose(u: Tensor, d_state: int, scan: ScanName) -> ScanName:
             f"d_state up to {scan_kernel.LARGEST_STATE}; use scan=auto"
         )
     if scan == "cpp" and not (
-        u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available()
+        u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available(d_state)
     ):
         raise ValueError("scan=cpp: needs a C++ compiler, the CPU and float32; use scan=auto")
     return scan

@@ -1,0 +1,74 @@
+"""Builds and loads the package's C++ source: by the compiler alone, once, into a cache; never required.
+
+The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's headers and takes
+seconds. A build serves only the source, flags, compiler and processor it was made for.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_BUILD_LIMIT_S = 300
+
+
+@cache
+def load_native(source_name: str) -> ctypes.CDLL | None:
+    """The library built from a C++ file of this package; None, with one line in the log, where it cannot be built.
+
+    Safe from several processes at once: each builds under a name of its own and renames.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        _log.info("%s: no C++ compiler found, using PyTorch instead", source_name)
+        return None
+    source = Path(__file__).with_name(source_name)
+    try:
+        library = _cache_folder() / f"{source.stem}-{_identity(source, compiler)}.so"
+        if not library.is_file():
+            _build(source, library, compiler)
+        return ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _log.warning("%s: could not be built, using PyTorch instead: %s", source_name, reason)
+        return None
+
+
+def _build(source: Path, library: Path, compiler: str) -> None:
+    """Compiles `source` and renames the result to `library`."""
+    started = time.perf_counter()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+        built = Path(folder) / library.name
+        command = [compiler, *_FLAGS, str(source), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)
+        built.replace(library)
+    _log.info("%s: built in %.1f s, kept as %s", source.name, time.perf_counter() - started, library)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "longplay"
+
+
+def _identity(source: Path, compiler: str) -> str:
+    """A hash of all that the built code depends on."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    parts = [source.read_text(), version, *_FLAGS, platform.system(), platform.machine(), _cpu_features()]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    """What -march=native reads, where the system tells: a shared home must not serve one machine's build to a lesser one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

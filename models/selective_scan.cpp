@@ -1,0 +1,243 @@
+// Mamba-1's selective scan with resets at segment starts, on the CPU: float32, OpenMP, vectorised over the state.
+//
+//   h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
+//
+// Shapes: u, dt, y (B, L, E); A (E, N); B, C (B, L, N); starts (B, L) bool. All contiguous, N a multiple of 8.
+// Forward keeps the state at every chunk's entry, (B, K, E, N); backward recomputes one chunk of states at a time.
+//
+// Every sum is taken in an order that depends on the shapes alone, so results are bitwise equal at any thread count.
+// Compiled without -ffast-math: NaN and infinity in the input reach the output.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kLanes = 8;      // floats in a vector: one AVX register; wider or narrower machines split or pair it
+constexpr int64_t kChunk = 32;     // slots between kept states
+constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
+constexpr int64_t kMaxVectors = 32;  // N up to 256
+
+typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(32)));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+
+inline float sum(Vec v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// 2^x to 2 ulp for x in [-126, 127], clamped outside: 2^x = 2^n 2^r with n = round(x), r in [-1/2, 1/2]. NaN stays NaN,
+// as both comparisons are false for it.
+inline Vec exp2_vec(Vec x) {
+  const Vec low = splat(-126.f), high = splat(127.f);
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);
+  Vec p = splat(1.535336188319500e-4f);
+  p = p * r + splat(1.339887440266574e-3f);
+  p = p * r + splat(9.618437357674640e-3f);
+  p = p * r + splat(5.550332471162809e-2f);
+  p = p * r + splat(2.402264791363012e-1f);
+  p = p * r + splat(6.931472028550421e-1f);
+  p = p * r + splat(1.f);
+  IntVec bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;
+  Vec scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+}
+
+// Mirrored by scan_cpp._Sizes.
+struct Sizes {
+  int64_t rows, slots, channels, state;
+  int64_t chunks;   // of kChunk slots in a row, the last one perhaps shorter
+  int64_t parts;    // that a row's channels are cut into, so that few rows can still use several threads
+  int64_t threads;
+};
+
+// One group of W channels of one row. V is the number of vectors of the state, 0 where only known at run time.
+template <int V, int W>
+struct ChannelGroup {
+  static constexpr int64_t kBound = V ? V : kMaxVectors;
+  const Sizes& s;
+  const int64_t vectors;
+  const int64_t row, channel;
+  Vec rate[W][kBound];  // A log2(e): exp(dt A) = 2^(dt rate)
+
+  ChannelGroup(const Sizes& sizes, const float* A, int64_t row, int64_t channel)
+      : s(sizes), vectors(V ? V : sizes.state / kLanes), row(row), channel(channel) {
+    const Vec log2e = splat(1.4426950408889634f);
+    for (int w = 0; w < W; w++)
+      for (int64_t v = 0; v < count(); v++) rate[w][v] = load(A + (channel + w) * s.state + v * kLanes) * log2e;
+  }
+
+  int64_t count() const { return V ? V : vectors; }
+  int64_t slot(int64_t t) const { return row * s.slots + t; }
+  int64_t element(int64_t t) const { return slot(t) * s.channels + channel; }
+  int64_t entry(int64_t chunk, int w) const {
+    return ((row * s.chunks + chunk) * s.channels + channel + w) * s.state;
+  }
+
+  void forward(const float* u, const float* dt, const float* B, const float* C, const bool* starts, float* y,
+               float* entries) const {
+    Vec h[W][kBound] = {};
+    for (int64_t t = 0; t < s.slots; t++) {
+      if (t % kChunk == 0)
+        for (int w = 0; w < W; w++)
+          for (int64_t v = 0; v < count(); v++) store(entries + entry(t / kChunk, w) + v * kLanes, h[w][v]);
+      if (starts[slot(t)])
+        for (int w = 0; w < W; w++)
+          for (int64_t v = 0; v < count(); v++) h[w][v] = splat(0.f);
+      const float *Bt = B + slot(t) * s.state, *Ct = C + slot(t) * s.state;
+      for (int w = 0; w < W; w++) {
+        const int64_t i = element(t) + w;
+        const Vec step = splat(dt[i]), x = splat(dt[i] * u[i]);
+        Vec out = splat(0.f);
+        for (int64_t v = 0; v < count(); v++) {
+          h[w][v] = exp2_vec(step * rate[w][v]) * h[w][v] + x * load(Bt + v * kLanes);
+          out += h[w][v] * load(Ct + v * kLanes);
+        }
+        y[i] = sum(out);
+      }
+    }
+  }
+
+  // Adds to dB and dC of the row; writes du, ddt; writes this row's part of dA.
+  void backward(const float* u, const float* dt, const float* B, const float* C, const bool* starts,
+                const float* entries, const float* dy, float* du, float* ddt, float* dA, float* dB, float* dC) const {
+    thread_local std::vector<float> buffer;
+    const int64_t per_slot = W * count() * kLanes;
+    buffer.resize((2 * kChunk + 2) * per_slot);
+    float* decays = buffer.data();
+    float* states = decays + kChunk * per_slot;  // states[0] is the chunk's entry
+    float* zeros = states + (kChunk + 1) * per_slot;
+    std::fill(zeros, zeros + per_slot, 0.f);
+    Vec g[W][kBound] = {}, dA_sum[W][kBound] = {};
+    for (int64_t chunk = s.chunks - 1; chunk >= 0; chunk--) {
+      const int64_t begin = chunk * kChunk, end = std::min(s.slots, begin + kChunk);
+      for (int w = 0; w < W; w++)
+        std::copy_n(entries + entry(chunk, w), count() * kLanes, states + w * count() * kLanes);
+      for (int64_t t = begin; t < end; t++) {
+        const float* before = starts[slot(t)] ? zeros : states + (t - begin) * per_slot;
+        recompute(t, u, dt, B, before, decays + (t - begin) * per_slot, states + (t - begin + 1) * per_slot);
+      }
+      for (int64_t t = end - 1; t >= begin; t--) {
+        const bool start = starts[slot(t)];
+        const float* before = start ? zeros : states + (t - begin) * per_slot;
+        pull_back(t, dy, u, dt, B, C, before, decays + (t - begin) * per_slot, states + (t - begin + 1) * per_slot, du,
+                  ddt, dB, dC, g, dA_sum);
+        if (start)
+          for (int w = 0; w < W; w++)
+            for (int64_t v = 0; v < count(); v++) g[w][v] = splat(0.f);
+      }
+    }
+    for (int w = 0; w < W; w++)
+      for (int64_t v = 0; v < count(); v++)
+        store(dA + (row * s.channels + channel + w) * s.state + v * kLanes, dA_sum[w][v]);
+  }
+
+ private:
+  void recompute(int64_t t, const float* u, const float* dt, const float* B, const float* before, float* decay,
+                 float* state) const {
+    const float* Bt = B + slot(t) * s.state;
+    for (int w = 0; w < W; w++) {
+      const int64_t i = element(t) + w;
+      const Vec step = splat(dt[i]), x = splat(dt[i] * u[i]);
+      for (int64_t v = 0; v < count(); v++) {
+        const int64_t at = (w * count() + v) * kLanes;
+        const Vec a = exp2_vec(step * rate[w][v]);
+        store(decay + at, a);
+        store(state + at, a * load(before + at) + x * load(Bt + v * kLanes));
+      }
+    }
+  }
+
+  // One slot: g is the gradient of h_t from later slots on entry, and of h_{t-1} on exit.
+  void pull_back(int64_t t, const float* dy, const float* u, const float* dt, const float* B, const float* C,
+                 const float* before, const float* decay, const float* state, float* du, float* ddt, float* dB,
+                 float* dC, Vec (*g)[kBound], Vec (*dA_sum)[kBound]) const {
+    constexpr float ln2 = 0.6931471805599453f;
+    const int64_t at_slot = slot(t) * s.state;
+    Vec dx[W], dstep[W];
+    for (int w = 0; w < W; w++) dx[w] = dstep[w] = splat(0.f);
+    for (int64_t v = 0; v < count(); v++) {
+      const int64_t n = at_slot + v * kLanes;
+      const Vec Bt = load(B + n), Ct = load(C + n);
+      Vec dBt = load(dB + n), dCt = load(dC + n);
+      for (int w = 0; w < W; w++) {
+        const int64_t i = element(t) + w, at = (w * count() + v) * kLanes;
+        const Vec out = splat(dy[i]);
+        const Vec dh = g[w][v] + out * Ct;
+        dCt += out * load(state + at);
+        dBt += dh * splat(dt[i] * u[i]);
+        dx[w] += dh * Bt;
+        g[w][v] = dh * load(decay + at);
+        const Vec dlog = g[w][v] * load(before + at);
+        dstep[w] += dlog * rate[w][v];
+        dA_sum[w][v] += dlog * splat(dt[i]);
+      }
+      store(dB + n, dBt);
+      store(dC + n, dCt);
+    }
+    for (int w = 0; w < W; w++) {
+      const int64_t i = element(t) + w;
+      const float dxi = sum(dx[w]);
+      du[i] = dxi * dt[i];
+      ddt[i] = dxi * u[i] + sum(dstep[w]) * ln2;
+    }
+  }
+};
+
+// Calls work(ChannelGroup, part) for every channel of every row, one row's part of the channels per job.
+template <int V, typename Work>
+void run_jobs(const Sizes& s, const float* A, const Work& work) {
+  const int64_t width = (s.channels + s.parts - 1) / s.parts;
+#pragma omp parallel for schedule(dynamic) num_threads(s.threads)
+  for (int64_t job = 0; job < s.rows * s.parts; job++) {
+    const int64_t row = job / s.parts, part = job % s.parts, last = std::min(s.channels, (part + 1) * width);
+    int64_t channel = part * width;
+    for (; channel + kChannels <= last; channel += kChannels)
+      work(ChannelGroup<V, kChannels>(s, A, row, channel), part);
+    for (; channel < last; channel++) work(ChannelGroup<V, 1>(s, A, row, channel), part);
+  }
+}
+
+template <typename Work>
+void for_each_job(const Sizes& s, const float* A, const Work& work) {
+  switch (s.state / kLanes) {
+    case 1: return run_jobs<1>(s, A, work);
+    case 2: return run_jobs<2>(s, A, work);
+    case 4: return run_jobs<4>(s, A, work);
+    case 8: return run_jobs<8>(s, A, work);
+    default: return run_jobs<0>(s, A, work);
+  }
+}
+
+
+}  // namespace
+
+extern "C" {
+
+void selective_scan_forward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
+                            const float* C, const bool* starts, float* y, float* entries) {
+  for_each_job(*sizes, A, [=](const auto& group, int64_t) { group.forward(u, dt, B, C, starts, y, entries); });
+}
+
+// dA (B, E, N) has a part for each row; dB and dC (parts, B, L, N), zero on entry, have one for each part of the channels.
+void selective_scan_backward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
+                             const float* C, const bool* starts, const float* entries, const float* dy, float* du,
+                             float* ddt, float* dA, float* dB, float* dC) {
+  const int64_t part_elements = sizes->rows * sizes->slots * sizes->state;
+  for_each_job(*sizes, A, [=](const auto& group, int64_t part) {
+    group.backward(u, dt, B, C, starts, entries, dy, du, ddt, dA, dB + part * part_elements,
+                   dC + part * part_elements);
+  });
+}
+
+}  // extern "C"
