@@ -1,7 +1,7 @@
 """Builds and loads the package's C++ source: by the compiler alone, once, into a cache; never required.
 
-The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's headers and takes
-seconds. A build serves only the source, flags, compiler and processor it was made for.
+The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's
+headers and takes seconds. A build serves only the source, flags, compiler and processor it was made for.
 """
 
 import ctypes
@@ -17,13 +17,23 @@ from functools import cache
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-shared",
+    "-fPIC",
+)
 _BUILD_LIMIT_S = 300
 
 
 @cache
 def load_native(source_name: str) -> ctypes.CDLL | None:
-    """The library built from a C++ file of this package; None, with one line in the log, where it cannot be built.
+    """The library built from a C++ file of this package; None, with one line in the log, where it cannot be
+    built.
 
     Safe from several processes at once: each builds under a name of its own and renames.
     """
@@ -62,7 +72,9 @@ def _cache_folder() -> Path:
 
 def _identity(source: Path, compiler: str) -> str:
     """A hash of all that the built code depends on."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    version = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
     parts = [source.read_text(), version, *_FLAGS, platform.system(), platform.machine(), _cpu_features()]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 

@@ -30,15 +30,14 @@ class _Sizes(ctypes.Structure):
     """Sizes of the source."""
 
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("rows", "slots", "channels", "state", "chunks", "parts", "threads")
+        (name, ctypes.c_int64)
+        for name in ("rows", "slots", "channels", "state", "chunks", "parts", "threads")
     ]
 
 
 class _CppScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
         inputs = [tensor.contiguous() for tensor in (u, dt, A, B, C, starts)]
         ctx.sizes = sizes = _sizes_of(u, A)
         y = torch.empty_like(inputs[0])
@@ -62,7 +61,9 @@ class _CppScan(torch.autograd.Function):
 
 def _sizes_of(u: Tensor, A: Tensor) -> _Sizes:
     num_rows, num_slots, channels = u.shape
-    parts = 1 if num_rows >= 16 else min(8, -(-channels // 16))  # by the shapes alone: it decides the order of sums
+    parts = (
+        1 if num_rows >= 16 else min(8, -(-channels // 16))
+    )  # by the shapes alone: it decides the order of sums
     chunks = -(-num_slots // _CHUNK_LENGTH)
     return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())
 
