@@ -1,8 +1,9 @@
 """The whole order of an epoch, from lengths alone: a pure function of (seed, epoch) and the dataset.
 
-Shards, in an order drawn per epoch, are dealt round-robin to lanes. A lane takes its shards in pools of consecutive
-ones; the windows of a pool are packed into rows and the rows shuffled. A step takes the same number of rows from
-every lane, so what it holds depends neither on the number of ranks nor on what was read before.
+Shards, in an order drawn per epoch, are dealt round-robin to lanes. A lane takes its shards in pools of
+consecutive ones; the windows of a pool are packed into rows and the rows shuffled. A step takes the same
+number of rows from every lane, so what it holds depends neither on the number of ranks nor on what was read
+before.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class StreamConfig:
         context_length: slots in a row.
         rows_per_step: rows of one optimizer step, over all ranks and micro-batches.
         num_lanes: independent parts of the stream; ranks own whole lanes, so it bounds the number of ranks.
-        mode: `windows` trains on every transition once per epoch; `last` on the latest `context_length` of a user.
+        mode: `windows` trains on every transition once per epoch; `last` on the latest `context_length` of a
+            user.
         pool_rows: rows that are packed and shuffled together, at least; None: 512 rows and a million events.
         prefetch_steps: steps prepared ahead in a thread; 0: none.
     """
@@ -70,7 +72,7 @@ class StreamConfig:
 
 
 def usable_lanes(config: StreamConfig, num_shards: int) -> int:
-    """`num_lanes`, lowered with a warning to what a dataset of fewer shards can fill and `rows_per_step` allows."""
+    """`num_lanes`, lowered with a warning to what few shards can fill and `rows_per_step` divides by."""
     if config.num_lanes <= num_shards:
         return config.num_lanes
     lanes = max(n for n in range(1, num_shards + 1) if config.rows_per_step % n == 0)
@@ -186,6 +188,6 @@ def group_shards(
 def pool_users(
     shards: tuple[int, ...], lengths: np.ndarray, shard_ptr: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The users of some shards, and where each one's events begin when the shards are laid one after the other."""
+    """The users of some shards, and where their events begin when the shards lie one after the other."""
     users = np.concatenate([np.arange(shard_ptr[shard], shard_ptr[shard + 1]) for shard in shards])
     return users, np.cumsum(lengths[users]) - lengths[users]

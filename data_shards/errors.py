@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Input data, a prepared dataset or a data setting is unusable; the message is one line and says what to do."""
+    """Unusable input data, prepared dataset or data setting; the message is one line and says what to do."""

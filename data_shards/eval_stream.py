@@ -51,12 +51,13 @@ class EvalBatch:
     Attributes:
         number: of the batch among all ranks' batches.
         item_ids: (B, L) int64, 0 = padding.
-        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment too.
+        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment
+            too.
         query_rows, query_slots: (Q,) int64, where each history ends.
         targets: (Q,) int64, the item to be found.
         users: (Q,) int64 user indices.
-        seen_ptr: (Q + 1,) int64; `seen_items[seen_ptr[q]:seen_ptr[q + 1]]` are, rising, the distinct item ids of
-            the whole history of query q, its target excluded.
+        seen_ptr: (Q + 1,) int64; `seen_items[seen_ptr[q]:seen_ptr[q + 1]]` are, rising, the distinct item ids
+            of the whole history of query q, its target excluded.
     """
 
     number: int

@@ -1,8 +1,9 @@
 """Raw columns -> whole numbers: the one place that decides what an id or a time may look like.
 
-An id or a time is an integer of 64 bits, or a float without a fraction (`978300760.0`) below 2**53. A datetime column
-counts as the integer it is stored as. Times with a fraction are unusable unless a `time_scale` above 1 is given: every
-time is then multiplied by it and rounded, so that 1000 keeps the milliseconds of times in seconds.
+An id or a time is an integer of 64 bits, or a float without a fraction (`978300760.0`) below 2**53. A
+datetime column counts as the integer it is stored as. Times with a fraction are unusable unless a
+`time_scale` above 1 is given: every time is then multiplied by it and rounded, so that 1000 keeps the
+milliseconds of times in seconds.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def find_column(name: str, present: Sequence[str], role: str, path: Path) -> int
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
     hint = f", nearest {nearest[0]!r}" if nearest else ""
     raise DataError(
-        f"{path}: no column {name!r} (present: {', '.join(map(repr, present))}{hint}); name the right one with --{role}"
+        f"{path}: no column {name!r} (present: {', '.join(map(repr, present))}{hint}); "
+        f"name the right one with --{role}"
     )
 
 
@@ -88,7 +90,8 @@ def check_types(schema: dict[str, pl.DataType], names: dict[str, str], path: Pat
         temporal = role == "time" and dtype in (pl.Datetime, pl.Date)
         if not (dtype.is_numeric() or temporal or dtype in (pl.String, pl.Null)):
             raise DataError(
-                f"{path}: column {names[role]!r} holds {dtype}, not integers; cast it, or name another with --{role}"
+                f"{path}: column {names[role]!r} holds {dtype}, not integers; cast it, or name another with "
+                f"--{role}"
             )
 
 
@@ -96,8 +99,9 @@ def usable_events(raw: pl.DataFrame, columns: Columns, where: str, bad_rows: Bad
     """The events of the usable rows of one block; the others are entered into `bad_rows`.
 
     Args:
-        raw: columns `user`, `item`, `time` of any type that `check_types` admits; `number`, the line or row number a
-            reader of the file would count; `reason`, null unless the row was found unusable already; `text`, the row.
+        raw: columns `user`, `item`, `time` of any type that `check_types` admits; `number`, the line or row
+            number a reader of the file would count; `reason`, null unless the row was found unusable already;
+            `text`, the row.
         columns: the names of the three columns in the source, for the reasons.
         where: how to name the place of a row, with `{}` for its number.
 

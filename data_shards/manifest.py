@@ -91,7 +91,8 @@ class Manifest:
             content = json.loads(path.read_text())
         except FileNotFoundError:
             raise DataError(
-                f"{folder}: no {MANIFEST_NAME}, so not a prepared dataset; make one with `longplay prepare ... --out DIR`"
+                f"{folder}: no {MANIFEST_NAME}, so not a prepared dataset; make one with "
+                "`longplay prepare ... --out DIR`"
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
@@ -101,8 +102,8 @@ class Manifest:
             )
         if content.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
-                f"{path}: schema_version is {content.get('schema_version')!r}, this version of longplay reads "
-                f"{SCHEMA_VERSION}; prepare the dataset again"
+                f"{path}: schema_version is {content.get('schema_version')!r}, this version of longplay "
+                f"reads {SCHEMA_VERSION}; prepare the dataset again"
             )
         try:
             shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))

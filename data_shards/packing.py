@@ -31,8 +31,8 @@ def cut_windows(
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Assigns pieces to as few rows of `capacity` slots as the heuristic finds.
 
-    From the longest piece to the shortest (equal ones in the order given), each goes to a row with the least free
-    space that still holds it, else to a new row.
+    From the longest piece to the shortest (equal ones in the order given), each goes to a row with the least
+    free space that still holds it, else to a new row.
 
     Args:
         lengths: (N,) each 1..capacity.
@@ -69,8 +69,8 @@ class PackedRows:
     """Segments in the order of their rows.
 
     Attributes:
-        users, sources, lengths: (N,) int64 whose segment it is, where it begins in the flat events that the rows
-            are filled from, and how many slots it takes.
+        users, sources, lengths: (N,) int64 whose segment it is, where it begins in the flat events that the
+            rows are filled from, and how many slots it takes.
         row_ptr: (rows + 1,) the first segment of each row.
     """
 
@@ -97,7 +97,7 @@ class PackedRows:
         capacity: int,
         rng: np.random.Generator | None = None,
     ) -> PackedRows:
-        """Packs segments into rows; `rng` draws which of equally long segments meet, and the order of the rows."""
+        """Packs segments into rows; `rng` draws the order of the rows and of equally long segments."""
         if rng is not None:
             mixed = rng.permutation(len(lengths))
             users, sources, lengths = users[mixed], sources[mixed], lengths[mixed]
@@ -121,8 +121,8 @@ class PackedRows:
 
         Returns:
             sources (filled,) positions in the flat events; destinations (filled,) positions in the flattened
-            (rows, L) arrays; seq_idx (rows, L) int32, the segment's number within its row, the trailing padding
-            being one segment more.
+            (rows, L) arrays; seq_idx (rows, L) int32, the segment's number within its row, the trailing
+            padding being one segment more.
         """
         per_row = np.diff(self.row_ptr)
         row = np.repeat(np.arange(self.num_rows), per_row)

@@ -14,8 +14,8 @@ _POLL_S = 0.1
 def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     """Yields what `source` yields, made up to `depth` ahead in a thread; 0 makes it here and now.
 
-    An exception in `source` is raised here, after everything made before it. Closing the iterator, or dropping it,
-    ends the thread.
+    An exception in `source` is raised here, after everything made before it. Closing the iterator, or
+    dropping it, ends the thread.
     """
     if depth == 0:
         yield from source

@@ -49,7 +49,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.min_user_events < 2:
             raise DataError(
-                f"--min-user-events is {self.min_user_events}, it must be at least 2: one event holds no transition"
+                f"--min-user-events is {self.min_user_events}, it must be at least 2 (a transition)"
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}, it must lie between 0 and 1")
@@ -115,7 +115,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         return
     if not is_dataset(out):
         raise DataError(
-            f"{out}: exists and is not a prepared dataset; choose another --out (--overwrite replaces datasets only)"
+            f"{out}: exists and is no prepared dataset; choose another --out (--overwrite only replaces one)"
         )
     if not overwrite:
         raise DataError(

@@ -54,8 +54,8 @@ def build_sequences(events: pl.DataFrame, min_user_events: int) -> tuple[Sequenc
     if enough.is_empty():
         longest = events.group_by("user").len()["len"].max() if events.height else 0
         raise DataError(
-            f"nothing left: of {events.height} usable events no user has {min_user_events} or more (the longest has "
-            f"{longest}); lower --min-user-events"
+            f"nothing left: no user has {min_user_events} of the {events.height} usable events (the longest "
+            f"has {longest}); lower --min-user-events"
         )
     items = enough.group_by("item").len("count").sort(["count", "item"], descending=[True, False])
     items = items.with_columns(item_id=pl.int_range(1, pl.len() + 1, dtype=pl.Int32))

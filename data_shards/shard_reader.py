@@ -101,7 +101,7 @@ def _decode(sample: dict[str, Any], suffix: str, dtype: type, length: int) -> np
 
 
 class ShardCache:
-    """Keeps the most recently used decoded shards, up to `max_bytes` of them; safe to share between threads."""
+    """Keeps the decoded shards used last, up to `max_bytes` of them; safe to share between threads."""
 
     def __init__(self, load: Callable[[int], DecodedShard], max_bytes: int) -> None:
         self._load = load

@@ -55,7 +55,7 @@ def assign_users(lengths: np.ndarray, num_shards: int, seed: int) -> list[np.nda
 def write_shards(
     folder: Path, sequences: Sequences, assignment: list[np.ndarray], progress: Progress = no_progress
 ) -> list[ShardInfo]:
-    """Writes `shard-00000.tar`... into `folder`; users are numbered on from 0 in the order of `assignment`."""
+    """Writes `shard-00000.tar`... into `folder`; users are numbered from 0 as `assignment` orders them."""
     shards, next_user = [], 0
     for number, users in enumerate(assignment):
         path = folder / f"shard-{number:05d}.tar"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +22,8 @@ class SplitConfig:
 
     Attributes:
         kind: `leave_one_out`: a user's last event is for test, the one before for validation. `temporal`: two
-            points in time, the same for all users, divide all events; validation and test predict a user's first
-            event of the period from everything before it.
+            points in time, the same for all users, divide all events; validation and test predict a user's
+            first event of the period from everything before it.
         val_fraction, test_fraction: shares of all events in the two later periods; `temporal` only.
     """
 
@@ -40,8 +39,8 @@ class SplitConfig:
                 raise DataError(f"split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
         if self.val_fraction + self.test_fraction >= 1:
             raise DataError(
-                f"split.val_fraction + split.test_fraction is {self.val_fraction + self.test_fraction:g}, it must "
-                "be below 1 to leave something to train on"
+                f"split.val_fraction + split.test_fraction is {self.val_fraction + self.test_fraction:g}, "
+                "it must be below 1 to leave something to train on"
             )
 
 
@@ -51,8 +50,8 @@ class SplitBounds:
 
     Attributes:
         num_train: (users,) int64; events [0, num_train) are trained on.
-        targets: part -> (users,) int64 position of the event to predict, from all events before it; -1: user not
-            evaluated.
+        targets: part -> (users,) int64 position of the event to predict, from all events before it; -1: user
+            not evaluated.
     """
 
     num_train: np.ndarray
@@ -81,7 +80,7 @@ def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
 
 
 def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
-    """The times at which validation and test begin under a `temporal` split, to the nearest 1/1000 of the events.
+    """When validation and test begin under a `temporal` split, to the nearest 1/1000 of the events.
 
     Raises:
         DataError: too many events at one time to divide them.
@@ -91,8 +90,8 @@ def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the events; use "
-            "larger split.val_fraction and split.test_fraction, or split.kind 'leave_one_out'"
+            f"split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the events; "
+            "use larger split.val_fraction and split.test_fraction, or split.kind 'leave_one_out'"
         )
     return times[val], times[test]
 
@@ -119,8 +118,3 @@ def train_item_counts(dataset: Dataset, split: SplitConfig) -> np.ndarray:
             shard.items[position < np.repeat(train, np.diff(shard.ptr))], minlength=len(counts)
         )
     return counts
-
-
-def target_share(bounds: SplitBounds, part: Part) -> float:
-    """Share of the users that `part` evaluates."""
-    return float(np.mean(bounds.targets[part] >= 0)) if len(bounds.num_train) else math.nan

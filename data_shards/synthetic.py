@@ -1,10 +1,11 @@
 """Generated events in which order carries information, so that a sequence model has something to find.
 
-The model, per user: a handful of favourite interests, which drift; a Markov chain that stays in the current interest
-for some events and then moves, mostly to a favourite, sometimes to a new one that replaces a favourite. Items of an
-interest lie on a ring: the next item is one of the few that follow the current one on the ring (`follow_probability`)
-or any of the interest's, by popularity. Popularity is Zipf-Mandelbrot over the catalogue, lengths are log-normal.
-Knowing the interest and the ring predicts the next item far better than popularity does.
+The model, per user: a handful of favourite interests, which drift; a Markov chain that stays in the current
+interest for some events and then moves, mostly to a favourite, sometimes to a new one that replaces a
+favourite. Items of an interest lie on a ring: the next item is one of the few that follow the current one on
+the ring (`follow_probability`) or any of the interest's, by popularity. Popularity is Zipf-Mandelbrot over
+the catalogue, lengths are log-normal. Knowing the interest and the ring predicts the next item far better
+than popularity does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from longplay.data_shards.sources import Progress, RawEvents, no_progress
 _ITEMS_PER_INTEREST = 50
 _NUM_FAVOURITES = 5
 _MIN_LENGTH = 5
-_ZIPF_SHIFT = 0.02
+_ZIPF_SHIFT = 0.01
 _MEAN_STAY = 25
 _NEW_INTEREST = 0.2
 _RING_STEPS = np.array([1, 2, 3, 4])
@@ -114,10 +115,11 @@ class SyntheticSource:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items in `num_interests` interests; item i belongs to interest i % num_interests, on its ring at i // num_interests.
+    """Items in interests: item i belongs to interest i % num_interests, on its ring at i // num_interests.
 
     Attributes:
-        item_cdf: (items,) cumulative popularity within each interest plus the interest's number, in interest order.
+        item_cdf: (items,) cumulative popularity within each interest plus the interest's number, in interest
+            order.
         interest_cdf: (interests,) cumulative popularity of the interests.
     """
 

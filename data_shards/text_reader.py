@@ -1,7 +1,7 @@
 """Delimited text files: ML-1M's `ratings.dat`, CSV, TSV and RecBole's `.inter`, plain, gzip or zstd.
 
-A row is a line: files are read as lines first and split afterwards, so that every complaint carries the line number an
-editor shows. A quoted field may hold the separator, not a line break.
+A row is a line: files are read as lines first and split afterwards, so that every complaint carries the line
+number an editor shows. A quoted field may hold the separator, not a line break.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ def read_lines(path: Path) -> pl.DataFrame:
             has_header=False,
             separator=_NOT_IN_TEXT,
             quote_char=None,
-            infer_schema=False,
+            schema={"line": pl.String},
             encoding="utf8-lossy",
-            new_columns=["line"],
         )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
@@ -106,9 +105,9 @@ def read_lines(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}: empty; pass a file that holds events") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: cannot be read as text ({cause}); check that the file is whole") from error
-    if lines.width != 1:
-        raise DataError(f"{path}: holds NUL bytes, so it is no UTF-8 text; convert it first")
+        raise DataError(
+            f"{path}: cannot be read as text ({cause}); check that it is whole and holds no NUL bytes"
+        ) from error
     return lines.with_columns(number=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
 
 
@@ -167,7 +166,7 @@ class _Layout:
 
 
 def _guess_separator(path: Path, header: str) -> str:
-    """Tab for `.tsv` and `.inter`, else the most frequent of the usual separators in the header, comma if none."""
+    """Tab for `.tsv` and `.inter`, else the usual separator most frequent in the header, comma if none."""
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith(_TAB_SUFFIXES):
         return "\t"

@@ -16,6 +16,8 @@ from longplay.data_shards.prefetch import prefetch
 from longplay.data_shards.splits import split_bounds
 
 _KEPT_PLANS = 3
+_OpenPools = dict[int, tuple[tuple[int, int], np.ndarray]]
+"""lane -> ((epoch, pool), the items of the pool's shards)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Batch:
         epoch, step: `step` counts from 0 within the epoch.
         item_ids: (B, L) int64, 0 = padding.
         targets: (B, L) int64, the event after each of `item_ids`, 0 = nothing to predict.
-        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment too.
+        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment
+            too.
         row_lanes: (B,) int64, the lane of each row.
         row_numbers: (B,) int64, the row's number among its lane's rows of this step.
     """
@@ -56,8 +59,8 @@ class TrainStream:
         self.num_lanes = usable_lanes(config, dataset.num_shards)
         if world_size > self.num_lanes:
             raise DataError(
-                f"{world_size} ranks for {self.num_lanes} lanes: every rank needs a lane; raise data.num_lanes "
-                f"(at most {dataset.num_shards}, the dataset's shards) or start at most {self.num_lanes} ranks"
+                f"{world_size} ranks for {self.num_lanes} lanes: every rank needs a lane; raise "
+                f"data.num_lanes (at most {dataset.num_shards}, the shards) or start {self.num_lanes} ranks"
             )
         self.lanes = [lane for lane in range(self.num_lanes) if lane * world_size // self.num_lanes == rank]
         self._num_train = split_bounds(dataset, config.split).num_train
@@ -68,7 +71,6 @@ class TrainStream:
         self._position = (0, 0)
         self._plans: dict[int, EpochPlan] = {}
         self._plans_lock = threading.Lock()
-        self._pool_items: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
     def plan(self, epoch: int) -> EpochPlan:
         """The order of one epoch, with its `num_steps`, `num_targets`, `num_rows` and `padding_fraction`."""
@@ -82,9 +84,8 @@ class TrainStream:
                     num_lanes=self.num_lanes,
                     epoch=epoch,
                 )
-                for old in sorted(self._plans)[:-_KEPT_PLANS]:
-                    if old != epoch:
-                        del self._plans[old]
+                while len(self._plans) > _KEPT_PLANS:
+                    del self._plans[next(iter(self._plans))]
             return self._plans[epoch]
 
     def steps_per_epoch(self, epoch: int) -> int:
@@ -105,8 +106,8 @@ class TrainStream:
         epoch, step = int(state["epoch"]), int(state["step"])
         if epoch < 0 or not 0 <= step < self.steps_per_epoch(epoch):
             raise DataError(
-                f"stream position epoch {epoch}, step {step} does not exist for {self.dataset.path} with these data "
-                "settings; resume with the dataset and settings of the run"
+                f"stream position epoch {epoch}, step {step} does not exist for {self.dataset.path} with "
+                "these data settings; resume with the dataset and settings of the run"
             )
         self._position = (epoch, step)
 
@@ -122,13 +123,14 @@ class TrainStream:
             yield batch
 
     def _produce(self, epoch: int, step: int) -> Iterator[Batch]:
+        open_pools: _OpenPools = {}
         while True:
             plan = self.plan(epoch)
             for number in range(step, plan.num_steps):
-                yield self._batch(plan, number)
+                yield self._batch(plan, number, open_pools)
             epoch, step = epoch + 1, 0
 
-    def _batch(self, plan: EpochPlan, step: int) -> Batch:
+    def _batch(self, plan: EpochPlan, step: int, open_pools: _OpenPools) -> Batch:
         """Fills the rank's rows of one step."""
         length = self.config.context_length
         parts = [(lane, pool, rows) for lane in self.lanes for pool, rows in plan.step_rows(lane, step)]
@@ -139,7 +141,7 @@ class TrainStream:
         begin, last_lane, in_lane = 0, -1, 0
         for lane, pool, rows in parts:
             end = begin + rows.num_rows
-            items = self._items(plan, lane, pool)
+            items = self._items(plan, lane, pool, open_pools)
             sources, destinations, seq_idx[begin:end] = rows.slots(length)
             item_ids[begin:end].reshape(-1)[destinations] = items[sources]
             targets[begin:end].reshape(-1)[destinations] = items[sources + 1]
@@ -149,11 +151,11 @@ class TrainStream:
         tensors = (torch.from_numpy(values) for values in (item_ids, targets, seq_idx, lanes, numbers))
         return Batch(plan.epoch, step, *tensors)
 
-    def _items(self, plan: EpochPlan, lane: int, pool: int) -> np.ndarray:
-        """The items of a lane's pool, shard after shard; a lane holds one pool at a time."""
+    def _items(self, plan: EpochPlan, lane: int, pool: int, open_pools: _OpenPools) -> np.ndarray:
+        """The items of a lane's pool, shard after shard; of each lane one pool stays open."""
         key = (plan.epoch, pool)
-        if lane not in self._pool_items or self._pool_items[lane][0] != key:
+        if lane not in open_pools or open_pools[lane][0] != key:
             shards = plan.lanes[lane][pool].shards
             items = np.concatenate([self.dataset.shard(shard).items for shard in shards])
-            self._pool_items[lane] = (key, items)
-        return self._pool_items[lane][1]
+            open_pools[lane] = (key, items)
+        return open_pools[lane][1]

@@ -1,0 +1,58 @@
+"""What the tests of data_shards share: small datasets, and the folder of the real ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
+from longplay.data_shards.sources import Progress, RawEvents, no_progress
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def real_data(name: str) -> Path:
+    """The file `name` of the real datasets; skips the test where it is not at hand."""
+    folder = Path(os.environ.get("LONGPLAY_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / name).exists():
+        pytest.skip(f"needs {name} in the folder LONGPLAY_TEST_DATA, looked in {folder}")
+    return folder / name
+
+
+class FrameSource:
+    """Events that are in memory already."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame.select(pl.col("user", "item", "time").cast(pl.Int64))
+
+    def describe(self) -> dict[str, object]:
+        return {"format": "frame", "paths": [], "options": {}}
+
+    def read(self, progress: Progress = no_progress) -> RawEvents:
+        return RawEvents(self.frame, self.frame.height)
+
+
+def random_events(lengths: np.ndarray, num_items: int = 200, seed: int = 0) -> pl.DataFrame:
+    """Events of users with the given lengths, interleaved over one span of time."""
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    item = (rng.random(len(user)) ** 2 * num_items).astype(np.int64)
+    return pl.DataFrame({"user": user, "item": item, "time": rng.integers(0, 10 * len(user), len(user))})
+
+
+def log_normal_lengths(num_users: int, seed: int = 0, *, least: int = 2, median: float = 20) -> np.ndarray:
+    """(num_users,) history lengths with a long tail."""
+    draws = np.random.default_rng(seed).lognormal(np.log(median), 1.0, num_users)
+    return np.maximum(least, draws.astype(np.int64))
+
+
+def make_dataset(out: Path, lengths: np.ndarray, *, num_shards: int | None = None, seed: int = 0) -> Dataset:
+    """A prepared dataset of random events with users of the given lengths."""
+    options = PrepareOptions(num_shards=num_shards)
+    prepare_dataset(FrameSource(random_events(lengths, seed=seed)), out, options)
+    return Dataset.open(out)
