@@ -20,6 +20,7 @@ from longplay.data_shards.errors import DataError
 
 ROLES = ("user", "item", "time")
 _EXACT_FLOAT = float(2**53)
+_MAX_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +66,16 @@ def _whole(value: pl.Expr) -> pl.Expr:
 
 
 def _integer(role: str, dtype: pl.DataType, scale: int) -> pl.Expr:
-    """Column `role` of type `dtype` -> Int64 times `scale`, null where it is no whole number."""
+    """Column `role` of type `dtype` -> Int64 times `scale`, null where it is no whole number of 64 bits."""
     column = pl.col(role)
-    if dtype.is_integer() or dtype.is_temporal():
-        return column.cast(pl.Int64, strict=False) * scale
-    if dtype == pl.Null:
-        return column.cast(pl.Int64)
-    text = dtype == pl.String
+    integer = column.cast(pl.Int64, strict=False)
     number = column.cast(pl.Float64, strict=False)
     if scale > 1:
+        integer = pl.when(integer.abs() <= _MAX_INT64 // scale).then(integer * scale)
         number = (number * scale).round()
-    if not text:
+    if dtype.is_float():
         return _whole(number)
-    return pl.coalesce(column.cast(pl.Int64, strict=False) * scale, _whole(number))
+    return pl.coalesce(integer, _whole(number)) if dtype == pl.String else integer
 
 
 def check_types(schema: dict[str, pl.DataType], names: dict[str, str], path: Path) -> None:
@@ -88,7 +86,7 @@ def check_types(schema: dict[str, pl.DataType], names: dict[str, str], path: Pat
     """
     for role, dtype in schema.items():
         temporal = role == "time" and dtype in (pl.Datetime, pl.Date)
-        if not (dtype.is_numeric() or temporal or dtype in (pl.String, pl.Null)):
+        if not (dtype.is_integer() or dtype.is_float() or temporal or dtype in (pl.String, pl.Null)):
             raise DataError(
                 f"{path}: column {names[role]!r} holds {dtype}, not integers; cast it, or name another with "
                 f"--{role}"
@@ -103,7 +101,7 @@ def usable_events(raw: pl.DataFrame, columns: Columns, where: str, bad_rows: Bad
             number a reader of the file would count; `reason`, null unless the row was found unusable already;
             `text`, the row.
         columns: the names of the three columns in the source, for the reasons.
-        where: how to name the place of a row, with `{}` for its number.
+        where: how to name the place of a row, its number following.
 
     Returns:
         `user`, `item`, `time` Int64, in the order of `raw`.
@@ -128,5 +126,5 @@ def usable_events(raw: pl.DataFrame, columns: Columns, where: str, bad_rows: Bad
         counts = dict(bad.group_by("reason").len().sort("reason").iter_rows())
         faulty = bad.filter(pl.col("reason") != BLANK_LINE).head(bad_rows.num_kept)
         rows = faulty.select("number", "reason", "text").iter_rows()
-        bad_rows.add(counts, [BadRow(where.format(number), why, what) for number, why, what in rows])
+        bad_rows.add(counts, [BadRow(f"{where} {number}", why, what) for number, why, what in rows])
     return frame.filter(pl.col("reason").is_null()).select(ROLES)

@@ -71,7 +71,7 @@ class PackedRows:
     Attributes:
         users, sources, lengths: (N,) int64 whose segment it is, where it begins in the flat events that the
             rows are filled from, and how many slots it takes.
-        row_ptr: (rows + 1,) the first segment of each row.
+        row_ptr: (rows + 1,) int64 the first segment of each row; no row is empty.
     """
 
     users: np.ndarray
@@ -126,15 +126,13 @@ class PackedRows:
         """
         per_row = np.diff(self.row_ptr)
         row = np.repeat(np.arange(self.num_rows), per_row)
-        ends = np.cumsum(self.lengths)
-        begins = ends - self.lengths
-        row_begins = np.concatenate([begins, ends[-1:]])[self.row_ptr[:-1]] if len(begins) else per_row
-        shift = np.repeat(row * context_length - row_begins[row], self.lengths)
+        begins = np.cumsum(self.lengths) - self.lengths
+        shift = np.repeat(row * context_length - begins[self.row_ptr[row]], self.lengths)
         filled = np.arange(int(self.lengths.sum()))
         destinations = filled + shift
         sources = filled + np.repeat(self.sources - begins, self.lengths)
         seq_idx = np.repeat(per_row.astype(np.int32)[:, None], context_length, axis=1)
-        number = np.arange(len(row)) - self.row_ptr[:-1][row]
+        number = np.arange(len(row)) - self.row_ptr[row]
         seq_idx.reshape(-1)[destinations] = np.repeat(number, self.lengths)
         return sources, destinations, seq_idx
 
@@ -142,5 +140,5 @@ class PackedRows:
         """(N,) row and (N,) slot of each segment's last event."""
         row = np.repeat(np.arange(self.num_rows), np.diff(self.row_ptr))
         ends = np.cumsum(self.lengths)
-        row_begins = (ends - self.lengths)[self.row_ptr[:-1][row]] if len(ends) else ends
+        row_begins = (ends - self.lengths)[self.row_ptr[row]]
         return row, ends - row_begins - 1

@@ -31,7 +31,7 @@ class ParquetSource:
             raw = _read_columns(path, self.columns)
             done = 0
             for block in raw.iter_slices(BLOCK_ROWS):
-                blocks.append(usable_events(block, self.columns, f"{path}, row {{}}", bad_rows))
+                blocks.append(usable_events(block, self.columns, f"{path}, row", bad_rows))
                 done += block.height
                 progress(f"reading {path.name}", done, raw.height)
             rows_in += raw.height

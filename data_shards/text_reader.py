@@ -98,6 +98,7 @@ def read_lines(path: Path) -> pl.DataFrame:
             quote_char=None,
             schema={"line": pl.String},
             encoding="utf8-lossy",
+            glob=False,
         )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
@@ -128,7 +129,7 @@ class _Layout:
         blocks, done = [], 0
         for block in lines.iter_slices(BLOCK_ROWS):
             raw = self._split(block, at)
-            blocks.append(usable_events(raw, self.columns, f"{self.path}, line {{}}", bad_rows))
+            blocks.append(usable_events(raw, self.columns, f"{self.path}, line", bad_rows))
             done += block.height
             progress(f"reading {self.path.name}", done, lines.height)
         return pl.concat(blocks) if blocks else pl.DataFrame(schema=[(role, pl.Int64) for role in ROLES])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         f"{' (replacing the dataset there)' if args.overwrite and args.out.exists() else ''}\n"
         f"users with fewer than {options.min_user_events} events are dropped, items renumbered by frequency"
     )
-    with _Bars() as bars:
+    with _terminable(), _Bars() as bars:
         prepared = prepare_dataset(source, args.out, options, bars)
     _print_summary(prepared, args.out)
     return 0
@@ -148,6 +151,19 @@ def _source(args: argparse.Namespace) -> Source:
     if args.format == "parquet":
         return ParquetSource(paths=tuple(args.paths), columns=columns)
     return CsvSource(paths=tuple(args.paths), columns=columns, sep=_SEPARATOR_NAMES.get(args.sep, args.sep))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM end the work as an exception does, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Bars:

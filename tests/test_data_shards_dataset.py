@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import pytest
-from data_shards_support import log_normal_lengths, make_dataset
+from data_shards_support import FrameSource, log_normal_lengths, make_dataset, random_events
 
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.epoch_plan import StreamConfig
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.manifest import MANIFEST_NAME
-from longplay.data_shards.splits import SplitConfig, split_bounds, train_item_counts
+from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
+from longplay.data_shards.splits import SplitConfig, cutoffs, split_bounds, train_item_counts
 from longplay.data_shards.train_stream import TrainStream
+
+Kind = Literal["leave_one_out", "temporal"]
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +160,47 @@ def test_original_ids_and_item_ids_are_inverse(whole: Dataset) -> None:
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
-def test_train_item_counts_are_those_of_the_training_events(whole: Dataset, kind) -> None:
+def test_train_item_counts_are_those_of_the_training_events(whole: Dataset, kind: Kind) -> None:
     split = SplitConfig(kind=kind)
     counts = np.zeros(whole.num_items + 1, np.int64)
     for user, num_train in enumerate(split_bounds(whole, split).num_train):
         np.add.at(counts, whole.sequence(user)[0][:num_train], 1)
     assert np.array_equal(train_item_counts(whole, split), counts)
+
+
+@pytest.mark.parametrize("fractions", [(0.1, 0.1), (0.05, 0.3)])
+def test_temporal_training_events_are_exactly_those_before_validation(
+    whole: Dataset, fractions: tuple[float, float]
+) -> None:
+    split = SplitConfig(kind="temporal", val_fraction=fractions[0], test_fraction=fractions[1])
+    val_begin, test_begin = cutoffs(whole, split)
+    all_times = np.concatenate([whole.sequence(user)[1] for user in range(whole.num_users)])
+    assert np.mean(all_times >= test_begin) == pytest.approx(fractions[1], abs=0.005)
+    assert np.mean((all_times >= val_begin) & (all_times < test_begin)) == pytest.approx(
+        fractions[0], abs=0.005
+    )
+    for user, num_train in enumerate(split_bounds(whole, split).num_train):
+        times = whole.sequence(user)[1]
+        assert np.all(times[:num_train] < val_begin)
+        assert np.all(times[num_train:] >= val_begin)
+
+
+def test_a_temporal_split_of_events_at_one_time_is_refused(tmp_path: Path) -> None:
+    frame = random_events(np.full(30, 5)).with_columns(time=7)
+    prepare_dataset(FrameSource(frame), tmp_path / "set", PrepareOptions())
+    with pytest.raises(DataError, match="times 7, 7, 7 do not divide the events"):
+        split_bounds(Dataset.open(tmp_path / "set"), SplitConfig(kind="temporal"))
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
+def test_no_target_is_among_the_events_trained_on(whole: Dataset, kind: Kind) -> None:
+    bounds = split_bounds(whole, SplitConfig(kind=kind))
+    validation, test = bounds.targets["validation"], bounds.targets["test"]
+    assert np.all(bounds.num_train[validation >= 0] <= validation[validation >= 0])
+    assert np.all(bounds.num_train[test >= 0] <= test[test >= 0])
+    both = (validation >= 0) & (test >= 0)
+    assert both.any()
+    assert np.all(validation[both] < test[both])
 
 
 def test_users_of_fewer_than_three_events_are_trained_on_whole(tmp_path: Path) -> None:

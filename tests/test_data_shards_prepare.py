@@ -281,6 +281,24 @@ def test_times_with_a_fraction_need_a_time_scale(tmp_path: Path) -> None:
     assert sequences(prepared(source, tmp_path / "set")) == {1: [(2, 978300760000), (1, 978300760125)]}
 
 
+def test_a_datetime_column_counts_in_its_own_unit(tmp_path: Path) -> None:
+    times = pl.Series([30, 10], dtype=pl.Int64).cast(pl.Datetime("ms"))
+    pl.DataFrame({"user_id": [1, 1], "item_id": [5, 6], "timestamp": times}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    dataset = prepared(ParquetSource(paths=(tmp_path / "a.parquet",)), tmp_path / "set")
+    assert sequences(dataset) == {1: [(6, 10), (5, 30)]}
+
+
+def test_a_scaled_time_beyond_64_bits_is_unusable(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [5, 6, 7], "timestamp": [1, 2, 2**62]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    source = ParquetSource(paths=(tmp_path / "a.parquet",), columns=Columns(time_scale=1000))
+    dataset = prepared(source, tmp_path / "set")
+    assert sequences(dataset) == {1: [(5, 1000), (6, 2000)]}
+    assert dataset.manifest.rows_dropped == {"not_an_integer:timestamp": 1}
+
+
 def test_ml100k_is_read_whole(tmp_path: Path) -> None:
     path = real_data("ml-100k.inter.gz")
     dataset = prepared(CsvSource(paths=(path,)), tmp_path / "set", PrepareOptions())

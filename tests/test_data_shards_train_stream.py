@@ -13,7 +13,7 @@ import torch
 from data_shards_support import log_normal_lengths, make_dataset, real_data
 
 from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.epoch_plan import StreamConfig
+from longplay.data_shards.epoch_plan import Pool, StreamConfig
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.parquet_reader import ParquetSource
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
@@ -150,7 +150,7 @@ def test_cuts_and_order_move_between_epochs_and_seeds(dataset: Dataset) -> None:
     assert windows[0] != windows[1]
 
 
-def segments(pool) -> list[tuple[int, int]]:
+def segments(pool: Pool) -> list[tuple[int, int]]:
     return list(zip(pool.rows.users.tolist(), pool.rows.lengths.tolist(), strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 from data_shards_support import REPOSITORY, real_data
 
+from longplay.data_shards import prepare as prepare_module
 from longplay.data_shards.dataset import Dataset
 from longplay.launch import prepare
 
@@ -58,6 +60,10 @@ def test_a_stray_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.Cap
 
 
 TEXT_FAULTS = {
+    "brace in the text": (
+        "user_id,item_id,timestamp\n1,{},3\n",
+        r"line 2: item_id is not an integer \('\{\}'\)",
+    ),
     "bad item": (
         "user_id,item_id,timestamp\n1,2,3\n1,abc,4\n",
         r"line 3: item_id is not an integer \('abc'\)",
@@ -172,6 +178,17 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert_refused(argv, "a dataset is there already; pass --overwrite", capsys)
     assert prepare.main([*argv, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_writing_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(prepare_module, "_write_users", lambda *_: signal.raise_signal(number))
+    path = write(tmp_path / "events.csv", GOOD)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        prepare.main(["csv", path, "--out", str(tmp_path / "set")])
+    assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
 
 
 def test_it_registers_as_a_subcommand(tmp_path: Path) -> None:
