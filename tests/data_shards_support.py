@@ -11,8 +11,10 @@ import pytest
 
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
-from longplay.data_shards.sources import Progress, RawEvents, no_progress
+from longplay.data_shards.sources import Progress, RawEvents, Source, no_progress
 
+Sequences = dict[int, list[tuple[int, int]]]
+LENIENT = PrepareOptions(max_bad_fraction=1)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -55,4 +57,26 @@ def make_dataset(out: Path, lengths: np.ndarray, *, num_shards: int | None = Non
     """A prepared dataset of random events with users of the given lengths."""
     options = PrepareOptions(num_shards=num_shards)
     prepare_dataset(FrameSource(random_events(lengths, seed=seed)), out, options)
+    return Dataset.open(out)
+
+
+def sequences(dataset: Dataset) -> Sequences:
+    """original user id -> [(original item id, time), ...]."""
+    found = {}
+    for user, original in enumerate(dataset.user_original_ids.tolist()):
+        items, times = dataset.sequence(user)
+        found[original] = list(zip(dataset.items.originals(items).tolist(), times.tolist(), strict=True))
+    return found
+
+
+def naive_sequences(rows: list[tuple[int, int, int]], min_user_events: int = 2) -> Sequences:
+    """The same by plain Python; `rows` are (user, item, time) in source order."""
+    found: Sequences = {}
+    for user, item, time in sorted(rows, key=lambda row: (row[0], row[2])):
+        found.setdefault(user, []).append((item, time))
+    return {user: events for user, events in found.items() if len(events) >= min_user_events}
+
+
+def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Dataset:
+    prepare_dataset(source, out, options)
     return Dataset.open(out)
