@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer, with the parameter names, shapes and initialisation of mamba-ssm's `Mamba2`, one group."""
+"""The Mamba-2 mixer, with parameter names, shapes and initialisation of mamba-ssm's `Mamba2`, one group."""
 
 import torch
 from torch import Tensor, nn

@@ -80,7 +80,7 @@ def _identity(source: Path, compiler: str) -> str:
 
 
 def _cpu_features() -> str:
-    """What -march=native reads, where the system tells: a shared home must not serve one machine's build to a lesser one."""
+    """What -march=native reads, where the system tells: machines may share a home and not a processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,5 +1,6 @@
-"""Negative items by keyed draws: a function of the keys alone, so independent of the world size and of the batch."""
+"""Negative items by keyed draws: a function of the keys alone, whatever the world size and the batch."""
 
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -12,7 +13,7 @@ _SHARED_STREAM = (1 << 20) + 1
 
 
 def target_keys(row_keys: Tensor, slots: Tensor) -> Tensor:
-    """One key per target: row_keys (V,) int64 of the targets' rows, slots (V,) int64 of the targets -> (V,) int64."""
+    """One key per target, from its row's key and its slot: (V,) int64 and (V,) int64 -> (V,) int64."""
     return fold_in(row_keys, slots)
 
 
@@ -90,15 +91,14 @@ class SharedNegatives:
         if self._cumulative is None:
             return torch.full(item_ids.shape, 1.0 / self.num_items, device=item_ids.device).log_()
         weights = self._weight(item_ids)
-        return (
-            (torch.where(weights > 0, weights, self._smallest_weight()) / self._cumulative[-1]).log().float()
-        )
+        return (torch.where(weights > 0, weights, self._smallest_weight) / self._cumulative[-1]).log().float()
 
     def _weight(self, item_ids: Tensor) -> Tensor:
         assert self._cumulative is not None
         before = torch.where(item_ids > 1, self._cumulative[(item_ids - 2).clamp(min=0)], 0.0)
         return self._cumulative[item_ids - 1] - before
 
+    @cached_property
     def _smallest_weight(self) -> Tensor:
         assert self._cumulative is not None
         weights = torch.diff(self._cumulative, prepend=self._cumulative.new_zeros(1))

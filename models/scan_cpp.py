@@ -14,12 +14,12 @@ _LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * k
 
 
 def is_available(d_state: int) -> bool:
-    """Whether float32 CPU tensors of this state size can be scanned; the first call may compile, for some seconds."""
+    """Whether float32 CPU tensors of this state size can be scanned; the first call may compile."""
     return d_state <= _LARGEST_STATE and load_native(_SOURCE) is not None
 
 
 def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """The scan of `selective_scan.selective_scan_ref`, float32 on the CPU; the same bits at any thread count."""
+    """The scan of `selective_scan.selective_scan_ref` for float32 on the CPU."""
     padding = -A.shape[1] % _LANES
     if padding:
         A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))
@@ -48,7 +48,7 @@ class _CppScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        u, dt, A, B, C, _, _ = ctx.saved_tensors
+        u, dt, A, B, *_ = ctx.saved_tensors
         sizes = ctx.sizes
         sizes.threads = torch.get_num_threads()
         du, ddt = torch.empty_like(u), torch.empty_like(dt)

@@ -40,7 +40,7 @@ def ssd(
     Raises:
         ValueError: if the kernel is asked for and cannot run here.
     """
-    kernel_runs = x.is_cuda and x.dtype == torch.float32 and _kernel() is not None
+    kernel_runs = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
     if scan == "kernel" and not kernel_runs:
         raise ValueError("scan=kernel: needs mamba-ssm, CUDA and float32; use scan=auto")
     if scan == "ref":
@@ -66,6 +66,11 @@ def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tens
     decay = torch.exp(dt * A)[:, :, None, None]
     state = decay * state + (dt.unsqueeze(2) * x).unsqueeze(3) * B[:, None, None, :]
     return state, (state @ C[:, None, :, None]).squeeze(3)
+
+
+def kernel_is_available() -> bool:
+    """Whether mamba-ssm's kernels can be imported."""
+    return _kernel() is not None
 
 
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
