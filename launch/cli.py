@@ -1,0 +1,61 @@
+"""The `longplay` command: one parser, one place where errors become one line and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+# The mistakes of a user are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
+_EXIT_USAGE = 2
+_EXIT_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `longplay ...` and return its exit code: 0 done, 1 failed, 2 wrong input, 75 saved and to be resumed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(words[0] if words else None)
+    args, rest = parser.parse_known_args(words)
+    if not hasattr(args, "func"):
+        parser.print_help()
+        return _EXIT_USAGE
+    takes_overrides = getattr(args, "takes_overrides", False)
+    if rest and not takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return args.func(args, rest) if takes_overrides else args.func(args)
+    except ValueError as error:
+        return report(str(error), _EXIT_USAGE)
+    except OSError as error:
+        return report(f"{error.filename or 'input or output'}: {error.strerror or error}", _EXIT_USAGE)
+    except KeyboardInterrupt:
+        return report("interrupted", 130)
+    except RuntimeError as error:
+        if type(error).__name__ != "NonFiniteError":
+            raise
+        return report(str(error), _EXIT_FAILED)
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands; only `command`'s module is imported with its weight, when one is named."""
+    parser = argparse.ArgumentParser(
+        prog="longplay",
+        description="Distributed training of sequential recommenders over lifelong histories.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND")
+    from longplay.launch import evaluate, prepare, recommend, train
+
+    for module in (prepare, train, evaluate, recommend):
+        module.register(subparsers)
+    return parser
+
+
+def report(message: str, code: int) -> int:
+    """Print an error once, from rank 0, as one line."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        sys.stdout.flush()
+        print(f"longplay: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

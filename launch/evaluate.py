@@ -1,0 +1,146 @@
+"""`longplay evaluate RUN --split test [--json]`: exact full-catalogue and sampled metrics of a run's best model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longplay.data_shards.dataset import Dataset
+from longplay.distributed.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    load_encoder_weights,
+    open_checkpoint,
+)
+from longplay.distributed.item_table import ItemTable
+from longplay.distributed.world import World, close_world, init_world
+from longplay.launch.config import ConfigError, RunConfig, read_config
+from longplay.launch.evaluation import Evaluation, evaluate
+from longplay.launch.popularity import evaluate_popularity
+from longplay.launch.run_folder import RunFolder
+from longplay.models.build import build_encoder
+from longplay.models.encoder import SequenceEncoder
+
+
+def register(subparsers: Any) -> None:
+    """Add `evaluate` to the `longplay` command."""
+    parser = subparsers.add_parser("evaluate", help="exact ranking metrics of a run", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--data", type=Path, help="prepared dataset, where it has moved since training")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (default), last, or a name such as step-000000120"
+    )
+    parser.add_argument("--baseline", action="store_true", help="also rank by popularity, for comparison")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; returns its exit code."""
+    config = read_config(args.run)
+    dataset = open_dataset(args.run, args.data)
+    checkpoint = find_checkpoint(args.run, args.checkpoint)
+    world = init_world(device=args.device, timeout_s=config.train.timeout_s)
+    encoder, table = load_model(config, dataset, checkpoint, world)
+    result = evaluate(encoder, table, dataset, config, args.split)
+    baseline = evaluate_popularity(dataset, config, args.split) if args.baseline else None
+    if world.is_rank0:
+        if args.json:
+            print(json.dumps(as_json(result, baseline, checkpoint, args.split)))
+        else:
+            print(
+                f"{args.run}, {args.split} split, {checkpoint.path.name} (step {checkpoint.step}), "
+                f"{result.num_users:,} users, {dataset.num_items:,} items, {result.seconds:.1f} s"
+            )
+            print(as_table(config.encoder.model, result, baseline))
+    close_world()
+    return 0
+
+
+def open_dataset(run: Path, data: Path | None) -> Dataset:
+    """The dataset a run was trained on, at `data` or where the run remembers it.
+
+    Raises:
+        ConfigError: it is another dataset.
+    """
+    saved = json.loads((run / "config.json").read_text())
+    dataset = Dataset.open(data or saved["data"])
+    if dataset.dataset_id != saved["dataset_id"]:
+        raise ConfigError(
+            f"--data {dataset.path}: is not the dataset that {run} was trained on ({saved['data']})"
+        )
+    return dataset
+
+
+def find_checkpoint(run: Path, name: str) -> Checkpoint:
+    """The run's checkpoint "best", "last" or step-NNN.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = RunFolder(run)
+    if name == "best":
+        best = folder.read_best()
+        name = best["checkpoint"] if best else "last"
+    if name != "last":
+        return open_checkpoint(folder.checkpoints / name)
+    checkpoint, problems = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        raise ConfigError(problems[0] if problems else f"{run}: has no checkpoint yet; train first")
+    return checkpoint
+
+
+def load_model(
+    config: RunConfig, dataset: Dataset, checkpoint: Checkpoint, world: World
+) -> tuple[SequenceEncoder, ItemTable]:
+    """The checkpoint's encoder in eval mode and its item table, read-only and sharded. Every rank must call."""
+    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    load_encoder_weights(checkpoint, encoder)
+    table = ItemTable(
+        config.table, num_items=dataset.num_items, width=config.encoder.d_model, world=world, read_only=True
+    )
+    load_checkpoint(checkpoint, None, table)
+    return encoder.to(world.device).eval(), table
+
+
+def as_json(
+    result: Evaluation, baseline: Evaluation | None, checkpoint: Checkpoint, split: str
+) -> dict[str, Any]:
+    """The result as nested JSON values."""
+    report: dict[str, Any] = {**result.metrics, "num_users": result.num_users, "split": split}
+    report |= {
+        "checkpoint": checkpoint.path.name,
+        "step": checkpoint.step,
+        "seconds": round(result.seconds, 3),
+    }
+    if baseline is not None:
+        report["popularity"] = baseline.metrics
+    return report
+
+
+def as_table(model: str, result: Evaluation, baseline: Evaluation | None) -> str:
+    """The result as a small table: one row per metric, standard errors behind ±."""
+    kinds = list(result.metrics)
+    models = [(model, result)] + ([("popularity", baseline)] if baseline is not None else [])
+    head = "metric".ljust(10) + "".join(f"{f'{name} {kind}':>27}" for name, _ in models for kind in kinds)
+    lines = [head, "-" * len(head)]
+    for metric in (name for name in result.metrics["full"] if not name.endswith("_se")):
+        cells = [
+            f"{values.metrics[kind][metric]:.4f} ± {values.metrics[kind][metric + '_se']:.4f}"
+            for _, values in models
+            for kind in kinds
+        ]
+        lines.append(metric.ljust(10) + "".join(f"{cell:>27}" for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from longplay.launch.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,139 @@
+"""Exact metrics of a model on one split: every user, every item, all ranks together."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.eval_stream import EvalBatch, EvalConfig, EvalStream
+from longplay.data_shards.splits import Part
+from longplay.distributed.collectives import all_gather_rows, all_reduce_max
+from longplay.distributed.errors import NonFiniteError
+from longplay.distributed.item_table import ItemTable
+from longplay.distributed.ranking import Queries, Ranks, rank_targets
+from longplay.launch.candidates import sample_unseen
+from longplay.launch.config import RunConfig
+from longplay.models.metrics import ranking_metrics
+
+Encoder = Callable[[Tensor, Tensor], Tensor]
+KINDS = ("full", "full_unseen", "sampled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics by kind ("full", "full_unseen", "sampled100") and name ("hit@10"), and what they cost."""
+
+    metrics: dict[str, dict[str, float]]
+    num_users: int
+    seconds: float
+
+    def flat(self) -> dict[str, float]:
+        """The metrics as {"full/hit@10": ...}."""
+        return {
+            f"{kind}/{name}": value for kind, values in self.metrics.items() for name, value in values.items()
+        }
+
+
+def evaluate(
+    encoder: Encoder,
+    table: ItemTable,
+    dataset: Dataset,
+    config: RunConfig,
+    part: Part,
+    *,
+    max_users: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Rank the held-out event of every user of `part`. Every rank must call, and gets the same result.
+
+    Args:
+        encoder: (x (B, L, D), seq_idx (B, L)) -> (B, L, D), in eval mode; called equally often on every rank.
+        progress: told (rounds done, rounds in all).
+    Raises:
+        NonFiniteError: the encoder's output is not finite.
+    """
+    world, settings = table.world, config.evaluation
+    began = time.perf_counter()
+    stream = EvalStream(
+        dataset,
+        EvalConfig(
+            context_length=config.context_length,
+            rows_per_batch=settings.rows_per_batch,
+            split=config.data.split,
+            max_users=max_users,
+            seed=config.seed,
+        ),
+        part,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    batches, collected = iter(stream), []
+    for number in range(stream.num_rounds):
+        batch = next(batches, None)
+        with torch.inference_mode():
+            queries = make_queries(encoder, table, batch, config)
+            ranks = rank_targets(queries, table)
+        users = torch.empty(0, dtype=torch.int64) if batch is None else batch.users
+        collected.append(torch.cat([users.double().unsqueeze(1), _columns(ranks).cpu()], 1))
+        if progress is not None:
+            progress(number + 1, stream.num_rounds)
+    everyone, _ = all_gather_rows(torch.cat(collected).to(world.device), world)
+    everyone = everyone.cpu()
+    everyone = everyone[everyone[:, 0].argsort()]
+    assert everyone.shape[0] == stream.num_users
+    names = ("full", "full_unseen", f"sampled{settings.num_sampled}")
+    metrics = {
+        name: ranking_metrics(everyone[:, column + 1], cutoffs=settings.cutoffs)
+        for column, name in enumerate(names)
+    }
+    return Evaluation(metrics=metrics, num_users=stream.num_users, seconds=time.perf_counter() - began)
+
+
+def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, config: RunConfig) -> Queries:
+    """Encode a batch's histories and gather what ranking needs; None stands for a rank that has no batch left."""
+    device = table.world.device
+    if batch is None:
+        item_ids = torch.zeros(1, config.context_length, dtype=torch.int64, device=device)
+        seq_idx = torch.zeros(1, config.context_length, dtype=torch.int32, device=device)
+    else:
+        item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
+    plan, index = table.plan(item_ids.flatten())
+    rows = plan.rows_from_owners(table.shard)
+    hidden = encoder(torch.nn.functional.embedding(index.view(item_ids.shape), rows), seq_idx)
+    nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
+    if batch is None:
+        empty = nothing[:, 0]
+        finite_everywhere(hidden[:0], table)
+        return Queries(hidden=hidden[0, :0].float(), targets=empty, seen=nothing, sampled=nothing)
+    hidden = hidden[batch.query_rows.to(device), batch.query_slots.to(device)].float()
+    finite_everywhere(hidden, table)
+    query = torch.repeat_interleave(torch.arange(batch.targets.shape[0]), batch.seen_ptr.diff())
+    sampled = sample_unseen(
+        batch.users,
+        batch.targets,
+        batch.seen_ptr,
+        batch.seen_items,
+        num_items=table.num_items,
+        count=config.evaluation.num_sampled,
+        seed=config.seed,
+    )
+    return Queries(
+        hidden=hidden,
+        targets=batch.targets.to(device),
+        seen=torch.stack([query, batch.seen_items], 1).to(device),
+        sampled=sampled.to(device),
+    )
+
+
+def finite_everywhere(hidden: Tensor, table: ItemTable) -> None:
+    """Stop on every rank if any rank's queries are not finite: they would rank first. Every rank must call."""
+    broken = (~torch.isfinite(hidden)).any().float().reshape(1)
+    if all_reduce_max(broken, table.world).item():
+        raise NonFiniteError("the encoder's output is not finite; the checkpoint cannot be evaluated")
+
+
+def _columns(ranks: Ranks) -> Tensor:
+    return torch.stack([ranks.full, ranks.full_unseen, ranks.sampled], 1)

@@ -1,0 +1,155 @@
+"""A run's folder: what was asked, with which code, every scalar, and the checkpoints.
+
+config.json        resolved configuration, dataset, git commit, package versions
+metrics.jsonl      one line per scalar: {"step": 120, "tag": "train/loss", "value": 6.91}
+best.json          the best checkpoint's name, its metric and step
+tensorboard/       the same scalars for TensorBoard; a resumed run goes on in its curves
+checkpoints/       see longplay.distributed.checkpoint
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from longplay.data_shards.dataset import Dataset
+from longplay.distributed.checkpoint import write_json
+from longplay.launch.config import ConfigError, RunConfig, changed_settings, from_json, to_json
+
+_PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
+
+
+class RunFolder:
+    """Paths of a run folder, and the check that it belongs to this dataset and configuration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.config_file = path / "config.json"
+        self.best_file = path / "best.json"
+
+    def check(self, config: RunConfig, dataset: Dataset) -> bool:
+        """Whether a run was begun here; on any rank, before anything is written.
+
+        Raises:
+            ConfigError: the folder holds something else, another dataset's run, or one with other settings.
+        """
+        if not self.config_file.exists():
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"--run {self.path}: is a file; give a folder")
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise ConfigError(f"--run {self.path}: is not empty and not a run folder; give another one")
+            return False
+        try:
+            saved = json.loads(self.config_file.read_text())
+            begun = from_json(saved["config"])
+        except (OSError, KeyError, ValueError) as error:
+            raise ConfigError(
+                f"{self.config_file}: cannot be read ({error}); give another --run folder"
+            ) from None
+        if saved["dataset_id"] != dataset.dataset_id:
+            raise ConfigError(
+                f"--run {self.path}: was begun on another dataset ({saved['data']}); "
+                "give that --data, or another --run folder"
+            )
+        changed = changed_settings(begun, config)
+        if changed:
+            raise ConfigError(
+                f"--run {self.path}: was begun with other settings ({'; '.join(changed[:3])}); "
+                "repeat those, or give another --run folder"
+            )
+        return True
+
+    def create(self, config: RunConfig, dataset: Dataset, data: Path) -> None:
+        """Make the folder and write config.json; rank 0 only.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.config_file,
+                {
+                    "config": to_json(config),
+                    "data": str(data.resolve()),
+                    "dataset_id": dataset.dataset_id,
+                    "git_commit": git_commit(),
+                    "packages": {name: _version(name) for name in _PACKAGES},
+                    "python": platform.python_version(),
+                    "host": platform.node(),
+                    "device": torch.cuda.get_device_name()
+                    if torch.cuda.is_available()
+                    else platform.machine(),
+                },
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"--run {self.path}: cannot be written ({error.strerror}); give another folder"
+            ) from None
+
+    def read_best(self) -> dict[str, Any] | None:
+        """The best checkpoint so far: {"checkpoint", "metric", "value", "step"}."""
+        return json.loads(self.best_file.read_text()) if self.best_file.exists() else None
+
+
+class MetricsLog:
+    """Every scalar, to metrics.jsonl and to TensorBoard. A resumed run drops the lines past its checkpoint."""
+
+    def __init__(self, path: Path, *, from_step: int) -> None:
+        self.file_path = path / "metrics.jsonl"
+        _drop_lines_after(self.file_path, from_step)
+        self.file = open(self.file_path, "a", buffering=1)
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one line per scalar."""
+        for tag, value in scalars.items():
+            self.file.write(json.dumps({"step": step, "tag": tag, "value": value}) + "\n")
+            self.board.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # the last line of a run that was killed while writing it
+    partial = path.with_name(".metrics.jsonl.writing")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "-dirty" if it has local changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
