@@ -1,6 +1,5 @@
 """Causal self-attention inside the segments of packed rows, mask-free: segments are re-batched by length."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,17 +27,9 @@ class SegmentAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        buckets = layout.buckets
-        padded = buckets.gather(self.qkv_proj(x).flatten(0, 1))
-        attended, offset = [], 0
-        for num_segments, num_slots in buckets.shapes:
-            size = num_segments * num_slots
-            attended.append(self._attend(padded[offset : offset + size], num_segments, num_slots))
-            offset += size
-        return self.out_proj(buckets.scatter(torch.cat(attended)).view_as(x))
+        return self.out_proj(layout.buckets.map(self._attend, self.qkv_proj(x)))
 
-    def _attend(self, qkv: Tensor, num_segments: int, num_slots: int) -> Tensor:
-        """qkv (S * T, 3 D) of one bucket -> (S * T, D)."""
-        q, k, v = qkv.view(num_segments, num_slots, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).reshape(num_segments * num_slots, -1)
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """qkv (S, T, 3 D) of the segments of one bucket -> (S, T, D)."""
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)

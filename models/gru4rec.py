@@ -6,7 +6,6 @@ has neither norm nor skip connection; with `layer_norm=False, residual=False` th
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import MixerBlock
@@ -23,8 +22,8 @@ class GRU4RecBlock(MixerBlock):
 class SegmentGRU(nn.Module):
     """One `nn.GRU` layer that starts afresh at each segment: (B, L, D) -> (B, L, D).
 
-    Segments are reordered into a `PackedSequence`: no slot is padding, and steps run over all segments at
-    once.
+    Segments of similar length form one padded batch. A `PackedSequence` has no padding, but on the CPU its
+    backward fills the whole input with zeros at every step, which is quadratic in the length.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -33,10 +32,7 @@ class SegmentGRU(nn.Module):
 
     def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        order = layout.time_major
-        packed = PackedSequence(order.gather(x.flatten(0, 1)), order.batch_sizes)
-        output, _ = self.gru(packed)
-        return order.scatter(output.data).view_as(x)
+        return layout.buckets.map(lambda segments: self.gru(segments)[0], x)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor]:
         """((B, D),), the hidden state before the first event."""

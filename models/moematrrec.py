@@ -62,13 +62,6 @@ def running_mean(x: Tensor, layout: SegmentLayout) -> Tensor:
     Sums run inside re-batched segments: a sum over the row less the sum before the segment would carry other
     segments' rounding.
     """
-    buckets = layout.buckets
-    padded = buckets.gather(x.flatten(0, 1))
-    sums, offset = [], 0
-    for num_segments, num_slots in buckets.shapes:
-        size = num_segments * num_slots
-        part = padded[offset : offset + size].view(num_segments, num_slots, -1)
-        sums.append(part.cumsum(1, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(0, 1))
-        offset += size
-    counts = (layout.positions + 1).unsqueeze(2)
-    return (buckets.scatter(torch.cat(sums)).view_as(x) / counts).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    sums = layout.buckets.map(lambda segments: segments.cumsum(1, dtype=wide), x)
+    return (sums / (layout.positions + 1).unsqueeze(2)).to(x.dtype)

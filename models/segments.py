@@ -1,5 +1,6 @@
 """Where the segments of packed rows lie: computed once per forward from `seq_idx`, shared by every block."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,20 @@ class PaddedBuckets:
     target: Tensor
     is_padding: Tensor
 
+    def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Applies `function`, (segments, slots, D) -> (segments, slots, E), to each bucket of x (B, L, D):
+        (B, L, E).
+
+        `function` must be causal along the slots, as padding is at the end.
+        """
+        padded = self.gather(x.flatten(0, 1))
+        sizes = [num_segments * num_slots for num_segments, num_slots in self.shapes]
+        outputs = [
+            function(part.unflatten(0, shape)).flatten(0, 1)
+            for part, shape in zip(padded.split(sizes), self.shapes, strict=True)
+        ]
+        return self.scatter(torch.cat(outputs)).unflatten(0, x.shape[:2])
+
     def gather(self, flat: Tensor) -> Tensor:
         """(B * L, D) slots -> (P, D) padded positions. Deterministic, forward and backward."""
         return _Regroup.apply(flat, self.source, self.target, None)
@@ -35,30 +50,6 @@ class PaddedBuckets:
     def scatter(self, padded: Tensor) -> Tensor:
         """(P, D) padded positions -> (B * L, D) slots; padding is dropped and receives a gradient of zero."""
         return _Regroup.apply(padded, self.target, self.source, self.is_padding)
-
-
-@dataclass(frozen=True)
-class TimeMajor:
-    """The slots in the order of a `PackedSequence`: all first slots, then all second slots, longest segment
-    first.
-
-    Attributes:
-        source: (B * L,) int64, the flat slot at each place of the order.
-        target: (B * L,) int64, the inverse permutation.
-        batch_sizes: (T,) int64 on the CPU, how many segments have a t-th slot.
-    """
-
-    source: Tensor
-    target: Tensor
-    batch_sizes: Tensor
-
-    def gather(self, flat: Tensor) -> Tensor:
-        """(B * L, D) slots in row order -> the same in time-major order."""
-        return _Regroup.apply(flat, self.source, self.target, None)
-
-    def scatter(self, ordered: Tensor) -> Tensor:
-        """(B * L, D) slots in time-major order -> the same in row order."""
-        return _Regroup.apply(ordered, self.target, self.source, None)
 
 
 class SegmentLayout:
@@ -100,7 +91,7 @@ class SegmentLayout:
 
     @cached_property
     def buckets(self) -> PaddedBuckets:
-        """The segments as padded rectangles, for attention. Waits for the device."""
+        """The segments as padded rectangles. Waits for the device."""
         longest = self.seq_idx.shape[1]
         target = torch.empty(self.seq_idx.numel(), dtype=torch.int64, device=self.seq_idx.device)
         shapes, sources, paddings = [], [], []
@@ -120,19 +111,6 @@ class SegmentLayout:
                 offset += source.numel()
             low, high = high, min(2 * high, longest)
         return PaddedBuckets(shapes, torch.cat(sources), target, torch.cat(paddings).unsqueeze(1))
-
-    @cached_property
-    def time_major(self) -> TimeMajor:
-        """The slots in `PackedSequence` order, for recurrent kernels. Waits for the device."""
-        rank_of_segment = torch.empty_like(self.lengths)
-        by_length = self.lengths.argsort(descending=True, stable=True)
-        rank_of_segment[by_length] = torch.arange(len(by_length), device=by_length.device)
-        segment_of_slot = self.starts.flatten().cumsum(0) - 1
-        positions = self.positions.flatten()
-        source = (positions * len(by_length) + rank_of_segment[segment_of_slot]).argsort()
-        target = torch.empty_like(source)
-        target[source] = torch.arange(len(source), device=source.device)
-        return TimeMajor(source, target, torch.bincount(positions).cpu())
 
 
 class _Regroup(torch.autograd.Function):
