@@ -1,5 +1,6 @@
 """Depthwise causal convolution followed by SiLU, in which no tap reaches over a segment's start."""
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longplay.models.native import call_native, load_native
 from longplay.models.segments import SegmentLayout
+
+_SOURCE = "causal_conv.cpp"
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
@@ -24,7 +28,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLay
     """
     kernel = _kernel() if x.is_cuda and x.shape[2] % 8 == 0 and 2 <= weight.shape[1] <= 4 else None
     if kernel is None:
-        return F.silu(_SegmentConv.apply(x, weight, bias, layout))
+        by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
+        return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
     channel_last = x.contiguous().transpose(1, 2)
     return kernel(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
@@ -46,7 +51,7 @@ def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, window: Tensor) 
     return F.silu((window * weight.t()).sum(1) + bias), window[:, 1:]
 
 
-class _SegmentConv(torch.autograd.Function):
+class _TorchConv(torch.autograd.Function):
     """The convolution by shifted, masked multiply-adds: no unfolding, no transposition."""
 
     @staticmethod
@@ -71,6 +76,39 @@ class _SegmentConv(torch.autograd.Function):
             grad_x[:, :-shift].addcmul_(reached, weight[:, -1 - shift])
             grad_weight[:, -1 - shift] = reached.mul_(x[:, :-shift]).sum((0, 1))
         return grad_x, grad_weight, grad.sum((0, 1)), None
+
+
+class _Sizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "slots", "channels", "taps", "stride", "threads")]
+
+
+class _CppConv(torch.autograd.Function):
+    """The convolution by the C++ of `causal_conv.cpp`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+        num_rows, num_slots, channels = x.shape
+        if x.stride(2) != 1 or x.stride(0) != num_slots * x.stride(1):
+            x = x.contiguous()
+        taps = weight.t().contiguous()
+        ctx.sizes = _Sizes(num_rows, num_slots, channels, len(taps), x.stride(1), torch.get_num_threads())
+        y = torch.empty(x.shape)
+        starts = layout.starts
+        call_native(_SOURCE, "causal_conv_forward", ctx.sizes, x, taps, bias.contiguous(), starts, y)
+        ctx.save_for_backward(x, taps, starts)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, taps, starts = ctx.saved_tensors
+        dx = torch.zeros(x.shape)
+        dtaps, dbias = torch.zeros(len(x), *taps.shape), torch.zeros(len(x), x.shape[2])
+        dy = grad_outputs[0].contiguous()
+        ctx.sizes.threads = torch.get_num_threads()
+        call_native(_SOURCE, "causal_conv_backward", ctx.sizes, x, taps, starts, dy, dx, dtaps, dbias)
+        return dx, dtaps.sum(0).t(), dbias.sum(0), None
 
 
 @cache

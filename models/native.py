@@ -16,6 +16,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 _log = logging.getLogger(__name__)
 _FLAGS = (
     "-std=c++17",
@@ -51,6 +53,18 @@ def load_native(source_name: str) -> ctypes.CDLL | None:
         reason = getattr(error, "stderr", None) or error
         _log.warning("%s: could not be built, using PyTorch instead: %s", source_name, reason)
         return None
+
+
+def call_native(source_name: str, function: str, sizes: ctypes.Structure, *tensors: Tensor) -> None:
+    """Calls a function of a library that `load_native` gave: `sizes` by reference, then each tensor's first
+    element.
+
+    The interpreter's lock is released meanwhile.
+    """
+    library = load_native(source_name)
+    assert library is not None
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    getattr(library, function)(ctypes.byref(sizes), *pointers)
 
 
 def _build(source: Path, library: Path, compiler: str) -> None:

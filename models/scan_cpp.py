@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.models.native import load_native
+from longplay.models.native import call_native, load_native
 
 _SOURCE = "selective_scan.cpp"
 _LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the source
@@ -42,7 +42,7 @@ class _CppScan(torch.autograd.Function):
         ctx.sizes = sizes = _sizes_of(u, A)
         y = torch.empty_like(inputs[0])
         entries = u.new_empty(sizes.rows, sizes.chunks, sizes.channels, sizes.state)
-        _call("selective_scan_forward", sizes, *inputs, y, entries)
+        call_native(_SOURCE, "selective_scan_forward", sizes, *inputs, y, entries)
         ctx.save_for_backward(*inputs, entries)
         return y
 
@@ -55,7 +55,14 @@ class _CppScan(torch.autograd.Function):
         dA_of_row = A.new_empty(sizes.rows, *A.shape)
         dB_of_part, dC_of_part = B.new_zeros(2, sizes.parts, *B.shape)
         grads = (du, ddt, dA_of_row, dB_of_part, dC_of_part)
-        _call("selective_scan_backward", sizes, *ctx.saved_tensors, grad_outputs[0].contiguous(), *grads)
+        call_native(
+            _SOURCE,
+            "selective_scan_backward",
+            sizes,
+            *ctx.saved_tensors,
+            grad_outputs[0].contiguous(),
+            *grads,
+        )
         return du, ddt, dA_of_row.sum(0), dB_of_part.sum(0), dC_of_part.sum(0), None
 
 
@@ -66,12 +73,3 @@ def _sizes_of(u: Tensor, A: Tensor) -> _Sizes:
     )  # by the shapes alone: it decides the order of sums
     chunks = -(-num_slots // _CHUNK_LENGTH)
     return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())
-
-
-def _call(function: str, sizes: _Sizes, *tensors: Tensor) -> None:
-    """Calls the library on contiguous tensors; ctypes releases the interpreter's lock meanwhile."""
-    library = load_native(_SOURCE)
-    assert library is not None
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(library, function)(ctypes.byref(sizes), *pointers)

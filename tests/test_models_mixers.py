@@ -234,7 +234,8 @@ def test_ssd_matches_the_float64_reference(sizes: tuple[int, int, int, int, int]
     x, dt, A, B, C = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     inputs = [x, F.softplus(dt), -A.exp(), B, C]
     layout = SegmentLayout(_seq_idx(g, num_rows, num_slots))
-    for dtype, tol in ((torch.float64, 1e-11), (torch.float32, 2e-5)):
+    # decays are exponentials of differences of sums: in float32 they are off by 2^-24 times the sum, here up to 1000
+    for dtype, tol in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
         _assert_same_values_and_gradients(
             partial(ssd_chunk, layout=layout), partial(ssd_ref, layout=layout), inputs, dtype, tol
         )
@@ -259,9 +260,13 @@ def test_convolution_matches_conv1d_on_each_segment(sizes: tuple[int, int, int, 
         return F.silu(torch.stack(rows))
 
     layout = SegmentLayout(seq_idx)
-    _assert_same_values_and_gradients(
-        partial(causal_conv_silu, layout=layout), by_conv1d, inputs, torch.float64, 1e-12
-    )
+    for dtype, tol in (
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),
+    ):  # float32 goes through C++ where it can
+        _assert_same_values_and_gradients(
+            partial(causal_conv_silu, layout=layout), by_conv1d, inputs, dtype, tol
+        )
 
 
 def test_mamba_has_the_parameters_of_upstream() -> None:
