@@ -33,13 +33,13 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("leave_one_out", "temporal"):
-            raise DataError(f"split.kind is {self.kind!r}, it must be 'leave_one_out' or 'temporal'")
+            raise DataError(f"data.split.kind is {self.kind!r}, it must be 'leave_one_out' or 'temporal'")
         for name in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise DataError(f"split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
+                raise DataError(f"data.split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
         if self.val_fraction + self.test_fraction >= 1:
             raise DataError(
-                f"split.val_fraction + split.test_fraction is {self.val_fraction + self.test_fraction:g}, "
+                f"data.split.val_fraction + data.split.test_fraction is {self.val_fraction + self.test_fraction:g}, "
                 "it must be below 1 to leave something to train on"
             )
 
@@ -90,8 +90,8 @@ def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the events; "
-            "use larger split.val_fraction and split.test_fraction, or split.kind 'leave_one_out'"
+            f"data.split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the events; "
+            "use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind 'leave_one_out'"
         )
     return times[val], times[test]
 

@@ -1,6 +1,7 @@
 """The `longplay` command: one parser, one place where errors become one line and an exit code."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 # The mistakes of a user are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
+COMMANDS = ("prepare", "train", "evaluate", "recommend")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,16 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands; only `command`'s module is imported with its weight, when one is named."""
+    """The parser of `command` alone, so that no other one's imports are waited for; of all, if it is none of them."""
     parser = argparse.ArgumentParser(
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND")
-    from longplay.launch import evaluate, prepare, recommend, train
-
-    for module in (prepare, train, evaluate, recommend):
-        module.register(subparsers)
+    for name in (command,) if command in COMMANDS else COMMANDS:
+        importlib.import_module(f"longplay.launch.{name}").register(subparsers)
     return parser
 
 
@@ -53,7 +53,7 @@ def report(message: str, code: int) -> int:
     """Print an error once, from rank 0, as one line."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         sys.stdout.flush()
-        print(f"longplay: error: {message}", file=sys.stderr)
+        print(f"longplay: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 
