@@ -39,8 +39,8 @@ class SplitConfig:
                 raise DataError(f"data.split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
         if self.val_fraction + self.test_fraction >= 1:
             raise DataError(
-                f"data.split.val_fraction + data.split.test_fraction is {self.val_fraction + self.test_fraction:g}, "
-                "it must be below 1 to leave something to train on"
+                "data.split.val_fraction + data.split.test_fraction is "
+                f"{self.val_fraction + self.test_fraction:g}, it must be below 1 to leave training events"
             )
 
 
@@ -90,8 +90,9 @@ def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"data.split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the events; "
-            "use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind 'leave_one_out'"
+            f"data.split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the "
+            "events; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
+            "'leave_one_out'"
         )
     return times[val], times[test]
 

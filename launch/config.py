@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,7 +26,7 @@ class TrainConfig:
     """How long a run trains, with which learning rates, and how often it looks at itself.
 
     Attributes:
-        lr: learning rate after `warmup_steps`; falls to `final_lr_fraction` of it over `max_epochs` by `decay`.
+        lr: learning rate after `warmup_steps`; falls by `decay` to `final_lr_fraction` of it over `max_epochs`.
         max_epochs: passes over the training events; the schedule spans them.
         max_steps: stop after this many steps all the same (the schedule does not change); None = no bound.
         max_minutes: stop once training, evaluation left out, has taken this long; None = no bound.
@@ -75,7 +75,7 @@ class EvaluationConfig:
     Attributes:
         rows_per_batch: packed rows encoded at once by each rank.
         cutoffs: the K of HR@K and NDCG@K.
-        num_sampled: negatives of the literature's sampled ranking; its metrics are named sampled<num_sampled>.
+        num_sampled: negatives of the literature's sampled ranking, whose metrics are named sampled<num_sampled>.
         max_validation_users: validate during training on this many users, chosen by the seed; None = all.
     """
 
@@ -91,11 +91,21 @@ class EvaluationConfig:
             )
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ValueError(f"cutoffs={self.cutoffs}: must be numbers of at least 1, for example 5,10,20")
+        if self.max_validation_users is not None and self.max_validation_users < 1:
+            raise ValueError(
+                f"max_validation_users={self.max_validation_users}: must be at least 1, or none for all"
+            )
+
+    def metric_names(self) -> list[str]:
+        """What an evaluation measures, as `train.metric` names it: "full_unseen/ndcg@10"."""
+        kinds = ("full", "full_unseen", f"sampled{self.num_sampled}")
+        measures = ["mrr", *(f"{name}@{cutoff}" for name in ("hit", "ndcg") for cutoff in self.cutoffs)]
+        return [f"{kind}/{measure}" for kind in kinds for measure in measures]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run's result, and how it is run. `context_length` and `seed` reach every part."""
+    """All that decides a run's result, and how it is run; `context_length` and `seed` reach every part."""
 
     recipe: str
     seed: int
@@ -111,13 +121,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.table.update == "zero_dense" and self.engine.zero_stage != 3:
             raise ValueError(
-                f"engine.zero_stage={self.engine.zero_stage}: table.update=zero_dense needs 3, since it writes into "
-                "ZeRO-3's gradient partition; set --engine.zero_stage 3 or --table.update row_sparse"
+                f"engine.zero_stage={self.engine.zero_stage}: table.update=zero_dense needs 3, since it writes "
+                "into ZeRO-3's gradient partition; set --engine.zero_stage 3 or --table.update row_sparse"
+            )
+        measured = self.evaluation.metric_names()
+        if self.train.metric not in measured:
+            near = difflib.get_close_matches(self.train.metric, measured, n=1, cutoff=0.0)
+            raise ValueError(
+                f"train.metric={self.train.metric!r}: is not measured with evaluation.cutoffs "
+                f"{self.evaluation.cutoffs}; did you mean {near[0]}?"
             )
 
 
-# What may differ between a run folder's first command and a later one: none of it changes what a step computes,
-# or it only says how long to go on.
+# What may differ between a run folder's first command and a later one: it does not change what a step computes,
+# or only says how long to go on.
 _MAY_CHANGE = (
     "train",
     "evaluation",
@@ -125,6 +142,9 @@ _MAY_CHANGE = (
     "engine.reduce_bucket_elements",
     "data.prefetch_steps",
 )
+
+# Settings of the whole run that a part holds too.
+_SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
 
 Nested = dict[str, Any]
 
@@ -142,7 +162,7 @@ def resolve(recipe: str, base: Mapping[str, Any], overrides: Iterable[str]) -> R
     nested: Nested = json.loads(json.dumps(base))
     for name, value in parse_overrides(overrides):
         _set(nested, name, value)
-    for part, name in (("encoder", "context_length"), ("data", "context_length"), ("data", "seed")):
+    for part, name in _SHARED:
         if name in nested.get(part, {}):
             raise ConfigError(f"{part}.{name}: set --{name}, which reaches every part")
         nested.setdefault(part, {})[name] = nested.get(name)
@@ -201,36 +221,46 @@ def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _set(nested: Nested, name: str, text: str) -> None:
-    known = _known_fields(RunConfig)
+    known = settings(RunConfig)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        same_field = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
+        near = difflib.get_close_matches(name, same_field or known, n=1, cutoff=0.0 if same_field else 0.5)
         hint = f"; did you mean --{near[0]}?" if near else f"; the sections are {', '.join(_sections())}"
         raise ConfigError(f"--{name}: there is no such setting{hint}")
     *sections, last = name.split(".")
     for section in sections:
         nested = nested.setdefault(section, {})
-    nested[last] = _value(text)
+    value = _value(text)
+    one_of_several = get_origin(known[name]) is tuple and not isinstance(value, list | None)
+    nested[last] = [value] if one_of_several else value
 
 
 def _value(text: str) -> Any:
     """What a shell word means: none, a comma-separated tuple, or text that the field's type will read."""
     if text.lower() in ("none", "null"):
         return None
-    return [part.strip() for part in text.split(",") if part.strip()] if "," in text else text
+    if "," in text:
+        return [_value(part.strip()) for part in text.split(",") if part.strip()]
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
 
 
-def _known_fields(kind: Any, prefix: str = "") -> list[str]:
-    names = []
+def settings(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every setting under a dataclass that a user can type."""
+    found: dict[str, Any] = {}
+    types = get_type_hints(kind)  # a field's own `type` is text where its module postpones annotations
     for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(item.type):
-            names += _known_fields(item.type, f"{prefix}{item.name}.")
-        else:
-            names.append(prefix + item.name)
-    return names
+        if dataclasses.is_dataclass(types[item.name]):
+            found |= settings(types[item.name], f"{prefix}{item.name}.")
+        elif item.name != "recipe":
+            found[prefix + item.name] = types[item.name]
+    return found
 
 
 def _sections() -> list[str]:
-    return [item.name for item in dataclasses.fields(RunConfig)]
+    return [item.name for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(item.type)]
 
 
 def _validate(nested: Nested) -> RunConfig:
@@ -241,14 +271,19 @@ def _validate(nested: Nested) -> RunConfig:
 
 
 def _one_line(error: ValidationError) -> str:
+    """The first complaint, its setting named as a user types it."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"]]
+    while place and place[-1].isdigit():  # which entry of a tuple
+        place.pop()
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        return f"{place}={first['input']!r}: {reason}"
-    if not place or reason.startswith(place + "."):
-        return reason
-    return f"{place}.{reason}"
+        return f"{'.'.join(place)}={first['input']!r}: {reason}"
+    # A dataclass names its fields alone, or below its own name, or in full.
+    starts = [n for n in range(len(place)) if reason.startswith(".".join(place[n:]) + ".")]
+    message = ".".join([*place[: starts[0] if starts else len(place)], reason])
+    shared = any(message.startswith(f"{part}.{name}") for part, name in _SHARED)
+    return message.partition(".")[2] if shared else message
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -277,4 +312,4 @@ def read_config(run: Path) -> RunConfig:
             f"{run}: is not a run folder (no config.json); give the folder of `longplay train --run`"
         ) from None
     except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{run}/config.json: cannot be read ({error})") from None
+        raise ConfigError(f"{run}/config.json: cannot be read ({error}); train into another folder") from None
