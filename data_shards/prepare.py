@@ -78,7 +78,10 @@ def prepare_dataset(
     check_output(out, overwrite=options.overwrite)
     raw = source.read(progress)
     raw.bad_rows.check(raw.rows_in, options.max_bad_fraction)
-    sequences, too_short = build_sequences(raw.frame, options.min_user_events)
+    try:
+        sequences, too_short = build_sequences(raw.frame, options.min_user_events)
+    except DataError as error:
+        raise DataError(f"{', '.join(source.describe()['paths']) or 'events'}: {error}") from None
     num_users, num_events = len(sequences.lengths), len(sequences.items)
     num_shards = options.num_shards or default_num_shards(num_events, num_users)
     if num_shards > num_users:

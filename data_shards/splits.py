@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,8 +59,9 @@ class SplitBounds:
     targets: dict[Part, np.ndarray]
 
 
+@functools.lru_cache(maxsize=2)
 def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
-    """Divides every user's sequence; `temporal` reads all shards."""
+    """Divides every user's sequence; `temporal` reads all shards, once per dataset and split."""
     if split.kind == "leave_one_out":
         evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
         return SplitBounds(

@@ -43,6 +43,20 @@ class Batch:
     row_numbers: torch.Tensor
 
 
+def check_stream(dataset: Dataset, config: StreamConfig, world_size: int) -> None:
+    """Finds before a run starts what it would stumble over later.
+
+    Raises:
+        DataError: more ranks than lanes, nothing to train on, or nobody to validate on.
+    """
+    TrainStream(dataset, config, world_size=world_size)
+    if not np.any(split_bounds(dataset, config.split).targets["validation"] >= 0):
+        raise DataError(
+            f"{dataset.path}: the split leaves no user to validate on; change data.split, or prepare a "
+            "dataset with longer histories"
+        )
+
+
 class TrainStream:
     """Endless batches of one rank, over epochs; its state is the epoch and the step within it.
 

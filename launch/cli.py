@@ -6,14 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-# The mistakes of a user are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
+# A user's mistakes are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
 COMMANDS = ("prepare", "train", "evaluate", "recommend")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `longplay ...` and return its exit code: 0 done, 1 failed, 2 wrong input, 75 saved and to be resumed."""
+    """Run `longplay ...`; its exit code: 0 done, 1 failed, 2 wrong input, 75 saved and to be resumed."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(words[0] if words else None)
     args, rest = parser.parse_known_args(words)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of `command` alone, so that no other one's imports are waited for; of all, if it is none of them."""
+    """The parser of `command` alone, so that no other's imports are waited for; of all, if it is none."""
     parser = argparse.ArgumentParser(
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",

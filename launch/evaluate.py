@@ -1,4 +1,4 @@
-"""`longplay evaluate RUN --split test [--json]`: exact full-catalogue and sampled metrics of a run's best model."""
+"""`longplay evaluate RUN --split test [--json]`: exact full-catalogue and sampled metrics of a run."""
 
 import argparse
 import json
@@ -70,10 +70,13 @@ def open_dataset(run: Path, data: Path | None) -> Dataset:
         ConfigError: it is another dataset.
     """
     saved = json.loads((run / "config.json").read_text())
+    if data is None and not Path(saved["data"]).is_dir():
+        raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; name where it is with --data")
     dataset = Dataset.open(data or saved["data"])
     if dataset.dataset_id != saved["dataset_id"]:
         raise ConfigError(
-            f"--data {dataset.path}: is not the dataset that {run} was trained on ({saved['data']})"
+            f"--data {dataset.path}: is not the dataset that {run} was trained on; give that one, it was at "
+            f"{saved['data']}"
         )
     return dataset
 
@@ -89,6 +92,11 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         best = folder.read_best()
         name = best["checkpoint"] if best else "last"
     if name != "last":
+        if not (folder.checkpoints / name / "state.json").is_file():
+            there = ", ".join(sorted(path.name for path in folder.checkpoints.glob("step-*"))) or "none"
+            raise ConfigError(
+                f"--checkpoint {name}: is not in {folder.checkpoints}; there are best, last, {there}"
+            )
         return open_checkpoint(folder.checkpoints / name)
     checkpoint, problems = latest_checkpoint(folder.checkpoints)
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""`longplay recommend RUN --history ids.txt --top 20`: the best next items after a history, in original ids."""
+"""`longplay recommend RUN --history ids.txt --top 20`: the best next items after a history."""
 
 import argparse
 import json
@@ -87,17 +87,27 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
     Unknown items are left out with a warning.
 
     Raises:
-        ConfigError: the file holds something else than integers, or no known item.
+        ConfigError: the file cannot be read, holds something else than integers, or no known item.
     """
     name = "standard input" if str(path) == "-" else str(path)
-    text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = "not text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ConfigError(
+            f"--history {name}: cannot be read ({cause}); give a text file of original item ids"
+        ) from None
     originals = []
     for number, line in enumerate(text.splitlines(), 1):
         for word in line.replace(",", " ").split():
             try:
                 originals.append(int(word))
             except ValueError:
-                raise ConfigError(f"{name}, line {number}: {word!r} is not an integer item id") from None
+                raise ConfigError(
+                    f"{name}, line {number}: {word!r} is not an integer item id; separate ids by spaces or lines"
+                ) from None
+            if not -(2**63) <= originals[-1] < 2**63:
+                raise ConfigError(f"{name}, line {number}: {word} is beyond 64 bits; give original item ids")
     ids = dataset.items.item_ids(np.array(originals, dtype=np.int64))
     unknown = [original for original, item in zip(originals, ids.tolist(), strict=True) if item == 0]
     if unknown:
@@ -120,7 +130,9 @@ def user_history(dataset: Dataset, original: int) -> Tensor:
     """
     where = np.flatnonzero(dataset.user_original_ids == original)
     if where.size == 0:
-        raise ConfigError(f"--user {original}: is not a user of {dataset.path}")
+        raise ConfigError(
+            f"--user {original}: is not a user of {dataset.path}; give an original user id, or --history FILE"
+        )
     items, _ = dataset.sequence(int(where[0]))
     return torch.from_numpy(items.astype(np.int64))
 

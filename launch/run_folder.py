@@ -96,8 +96,20 @@ class RunFolder:
             ) from None
 
     def read_best(self) -> dict[str, Any] | None:
-        """The best checkpoint so far: {"checkpoint", "metric", "value", "step"}."""
-        return json.loads(self.best_file.read_text()) if self.best_file.exists() else None
+        """The best checkpoint so far: {"checkpoint", "metric", "value", "step"}.
+
+        Raises:
+            ConfigError: best.json is damaged.
+        """
+        if not self.best_file.exists():
+            return None
+        try:
+            best = json.loads(self.best_file.read_text())
+            return {name: best[name] for name in ("checkpoint", "metric", "value", "step")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.best_file}: cannot be read ({error}); name a checkpoint, for example --checkpoint last"
+            ) from None
 
 
 class MetricsLog:

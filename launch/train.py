@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.train_stream import Batch, TrainStream
+from longplay.data_shards.train_stream import Batch, TrainStream, check_stream
 from longplay.distributed.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -22,7 +22,7 @@ from longplay.distributed.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from longplay.distributed.world import World, close_world, init_world
+from longplay.distributed.world import World, close_world, init_world, read_environment
 from longplay.launch.config import ConfigError, RunConfig, resolve
 from longplay.launch.evaluation import Evaluation, evaluate
 from longplay.launch.model import Model, build_model
@@ -343,6 +343,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     dataset = Dataset.open(args.data)
     folder = RunFolder(args.run)
     begun = folder.check(config, dataset)
+    check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     world = init_world(device=config.train.device, timeout_s=config.train.timeout_s)
     if world.is_rank0 and not begun:
