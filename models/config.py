@@ -23,9 +23,9 @@ class EncoderConfig:
         dropout: probability inside the blocks.
         input_dropout: probability on the item embeddings; None = `dropout`.
         input_scale: factor on the item embeddings; None = sqrt(d_model).
-        positional_embedding: learned positions, counted from each segment's start; None = on for SASRec
-            alone, as the state-space and recurrent models know order by themselves, and MoEMaTrRec's
-            attention reads it from them.
+        positional_embedding: learned positions, counted from each segment's start; None = on for the models
+            with attention (sasrec, moematrrec), as the state-space and recurrent ones know order by
+            themselves.
         layer_norm: normalise, in the blocks and at the end. Off only for ablation.
         residual: skip connections around mixers and feed-forwards. Off only for ablation.
         mixer: the state-space mixer of RecMamba, MambaRec and MoEMaTrRec.
@@ -81,7 +81,7 @@ class EncoderConfig:
             _check_probability(field, getattr(self, field))
         if self.input_scale is not None and not 0.0 < self.input_scale < float("inf"):
             raise ValueError(f"input_scale={self.input_scale}: must be positive and finite, for example 1.0")
-        if self.model in ("sasrec", "moematrrec"):
+        if self.model in _WITH_ATTENTION:
             _check_divides("num_heads", self.num_heads, "d_model", self.d_model)
         if self.mixer == "mamba2" and self.model in ("recmamba", "mambarec", "moematrrec"):
             _check_divides("headdim", self.headdim, "expand * d_model", self.expand * self.d_model)
@@ -89,7 +89,9 @@ class EncoderConfig:
     @property
     def has_positions(self) -> bool:
         """Whether learned positions are added to the item embeddings."""
-        return self.model == "sasrec" if self.positional_embedding is None else self.positional_embedding
+        if self.positional_embedding is None:
+            return self.model in _WITH_ATTENTION
+        return self.positional_embedding
 
     @property
     def input_dropout_p(self) -> float:
@@ -107,6 +109,7 @@ class EncoderConfig:
         return 4 * self.d_model if self.d_ff is None else self.d_ff
 
 
+_WITH_ATTENTION = ("sasrec", "moematrrec")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model": get_args(ModelName),
     "mixer": get_args(MixerName),

@@ -16,7 +16,7 @@ _POSITION_STD = 0.02
 
 @runtime_checkable
 class RecurrentBlock(Protocol):
-    """A block that can also advance one event at a time; its state is a tuple of tensors, batch first."""
+    """A block that can also advance one event at a time; its state is a NamedTuple of (B, ...) tensors."""
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any: ...
 
@@ -181,9 +181,6 @@ def _where_active(active: Tensor, new: EncoderState, old: EncoderState) -> Encod
         return torch.where(active.view(-1, *[1] * (a.dim() - 1)), a, b)
 
     blocks = [
-        type(ours)(*map(select, ours, theirs))
-        if hasattr(ours, "_fields")
-        else tuple(map(select, ours, theirs))
-        for ours, theirs in zip(new.blocks, old.blocks, strict=True)
+        ours._make(map(select, ours, theirs)) for ours, theirs in zip(new.blocks, old.blocks, strict=True)
     ]
     return EncoderState(select(new.position, old.position), blocks)

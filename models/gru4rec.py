@@ -4,12 +4,20 @@ Source: Hidasi et al., "Session-based recommendations with recurrent neural netw
 has neither norm nor skip connection; with `layer_norm=False, residual=False` this is the original.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import MixerBlock
 from longplay.models.segments import SegmentLayout
+
+
+class GRUState(NamedTuple):
+    """What a GRU layer carries from one event to the next: hidden (B, D)."""
+
+    hidden: Tensor
 
 
 class GRU4RecBlock(MixerBlock):
@@ -34,11 +42,11 @@ class SegmentGRU(nn.Module):
         """(B, L, D) -> (B, L, D)."""
         return layout.buckets.map(lambda segments: self.gru(segments)[0], x)
 
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor]:
-        """((B, D),), the hidden state before the first event."""
-        return (torch.zeros(batch_size, self.gru.hidden_size, device=device, dtype=dtype),)
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> GRUState:
+        """The state before the first event."""
+        return GRUState(torch.zeros(batch_size, self.gru.hidden_size, device=device, dtype=dtype))
 
-    def step(self, x_t: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+    def step(self, x_t: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
         """One event: (B, D) -> (B, D)."""
-        output, hidden = self.gru(x_t.unsqueeze(1), state[0].unsqueeze(0))
-        return output.squeeze(1), (hidden.squeeze(0),)
+        output, hidden = self.gru(x_t.unsqueeze(1), state.hidden.unsqueeze(0))
+        return output.squeeze(1), GRUState(hidden.squeeze(0))

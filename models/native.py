@@ -1,7 +1,8 @@
 """Builds and loads the package's C++ source: by the compiler alone, once, into a cache; never required.
 
 The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's
-headers and takes seconds. A build serves only the source, flags, compiler and processor it was made for.
+headers and takes seconds. Where CXX names no compiler, PyTorch is used instead. A build serves only the
+source, flags, compiler and processor it was made for.
 """
 
 import ctypes

@@ -30,10 +30,12 @@ class PaddedBuckets:
     is_padding: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Applies `function`, (segments, slots, D) -> (segments, slots, E), to each bucket of x (B, L, D):
-        (B, L, E).
+        """Applies `function` to the segments of x, bucket by bucket: (B, L, D) -> (B, L, E).
 
-        `function` must be causal along the slots, as padding is at the end.
+        Args:
+            function: (segments, slots, D) -> (segments, slots, E), causal along the slots, as padding is at
+                the end.
+            x: (B, L, D).
         """
         padded = self.gather(x.flatten(0, 1))
         sizes = [num_segments * num_slots for num_segments, num_slots in self.shapes]

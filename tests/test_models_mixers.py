@@ -234,7 +234,7 @@ def test_ssd_matches_the_float64_reference(sizes: tuple[int, int, int, int, int]
     x, dt, A, B, C = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     inputs = [x, F.softplus(dt), -A.exp(), B, C]
     layout = SegmentLayout(_seq_idx(g, num_rows, num_slots))
-    # decays are exponentials of differences of sums: in float32 they are off by 2^-24 times the sum, here up to 1000
+    # decays are exponentials of differences of sums: float32 is off by 2^-24 times the sum, here up to 1000
     for dtype, tol in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
         _assert_same_values_and_gradients(
             partial(ssd_chunk, layout=layout), partial(ssd_ref, layout=layout), inputs, dtype, tol
