@@ -6,7 +6,7 @@ products, taken in float32 whatever the dtype of `hidden`. Where there are many 
 in chunks and recomputed in backward.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -147,33 +147,22 @@ def sampled_softmax_loss(
     """
     if (log_q is None) != (positive_log_q is None):
         raise ValueError("log_q and positive_log_q: give both or neither, or the correction is one-sided")
-    negative_rows = F.embedding(shared_index, rows).float()
 
     def of_chunk(
-        hidden: Tensor, negative_rows: Tensor, positive_rows: Tensor, index: Tensor, own_q: Tensor
+        hidden: Tensor, positive_rows: Tensor, index: Tensor, own_log_q: Tensor, negative_rows: Tensor
     ) -> Tensor:
         hidden = hidden.float()
-        positive = (hidden * positive_rows.float()).sum(1, keepdim=True) - own_q.unsqueeze(1)
-        negative = hidden @ negative_rows.t()
+        positive = (hidden * positive_rows.float()).sum(1, keepdim=True) - own_log_q.unsqueeze(1)
+        negative = hidden @ negative_rows.float().t()
         if log_q is not None:
             negative = negative - log_q
         negative = negative.masked_fill(index.unsqueeze(1) == shared_index, -torch.inf)
         return (torch.cat([positive, negative], dim=1).logsumexp(1) - positive.squeeze(1)).sum()
 
-    own_q = (
-        hidden.new_zeros(len(hidden), dtype=torch.float32)
-        if positive_log_q is None
-        else positive_log_q.float()
-    )
-    positive_rows = F.embedding(positive_index, rows)
-    return _sum_of_chunks(
-        lambda part: _recomputed(
-            of_chunk, hidden[part], negative_rows, positive_rows[part], positive_index[part], own_q[part]
-        ),
-        len(hidden),
-        len(shared_index),
-        hidden,
-    )
+    if positive_log_q is None:
+        positive_log_q = hidden.new_zeros(len(hidden), dtype=torch.float32)
+    per_target = hidden, F.embedding(positive_index, rows), positive_index, positive_log_q.float()
+    return _sum_of_chunks(of_chunk, per_target, F.embedding(shared_index, rows), len(shared_index))
 
 
 def full_cross_entropy_ref(hidden: Tensor, table: Tensor, target_index: Tensor) -> Tensor:
@@ -185,15 +174,10 @@ def full_cross_entropy_ref(hidden: Tensor, table: Tensor, target_index: Tensor) 
         target_index: (V,) int64 into `table`.
     """
 
-    def of_chunk(hidden: Tensor, table: Tensor, target_index: Tensor) -> Tensor:
+    def of_chunk(hidden: Tensor, target_index: Tensor, table: Tensor) -> Tensor:
         return F.cross_entropy(hidden.float() @ table.float().t(), target_index, reduction="sum")
 
-    return _sum_of_chunks(
-        lambda part: _recomputed(of_chunk, hidden[part], table, target_index[part]),
-        len(hidden),
-        len(table),
-        hidden,
-    )
+    return _sum_of_chunks(of_chunk, (hidden, target_index), table, len(table))
 
 
 def _over_target_chunks(
@@ -205,40 +189,30 @@ def _over_target_chunks(
 ) -> Tensor:
     """Sums `of_scores(s+ (v,), s- (v, K))` over chunks of v targets."""
 
-    def of_chunk(hidden: Tensor, rows: Tensor, positive_index: Tensor, negative_index: Tensor) -> Tensor:
+    def of_chunk(hidden: Tensor, positive_index: Tensor, negative_index: Tensor, rows: Tensor) -> Tensor:
         hidden = hidden.float()
         positive = (hidden * F.embedding(positive_index, rows).float()).sum(1)
         negative = (F.embedding(negative_index, rows).float() @ hidden.unsqueeze(2)).squeeze(2)
         return of_scores(positive, negative)
 
-    candidate_elements = negative_index.shape[1] * hidden.shape[1]
-    return _sum_of_chunks(
-        lambda part: _recomputed(of_chunk, hidden[part], rows, positive_index[part], negative_index[part]),
-        len(hidden),
-        candidate_elements,
-        hidden,
-    )
+    per_target = hidden, positive_index, negative_index
+    return _sum_of_chunks(of_chunk, per_target, rows, negative_index.shape[1] * hidden.shape[1])
 
 
 def _sum_of_chunks(
-    of_part: Callable[[slice], Tensor], num_targets: int, width: int, hidden: Tensor
+    function: Callable[..., Tensor], per_target: Sequence[Tensor], shared: Tensor, elements_per_target: int
 ) -> Tensor:
-    """The float32 sum of `of_part` over slices of about _CHUNK_ELEMENTS / width targets."""
-    total = (
-        hidden.new_zeros((), dtype=torch.float32) + 0.0 * hidden[:0].sum().float()
-    )  # keeps a graph with no targets
-    for part in _slices(num_targets, max(1, _CHUNK_ELEMENTS // max(1, width))):
-        total = total + of_part(part)
+    """The float32 sum of `function(*per_target, shared)` over chunks of about _CHUNK_ELEMENTS elements.
+
+    Where there are several chunks, their intermediates are recomputed in backward instead of kept.
+    """
+    chunk_size = max(1, _CHUNK_ELEMENTS // max(1, elements_per_target))
+    if len(per_target[0]) <= chunk_size:
+        return function(*per_target, shared)
+    total = shared.new_zeros((), dtype=torch.float32)
+    for chunk in zip(*(tensor.split(chunk_size) for tensor in per_target), strict=True):
+        # nothing random runs inside, so there is no generator state to keep
+        part = checkpoint(function, *chunk, shared, use_reentrant=False, preserve_rng_state=False)
+        assert isinstance(part, Tensor)
+        total = total + part
     return total
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(count, start + size))
-
-
-def _recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), its intermediates recomputed in backward instead of kept."""
-    result = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
-    assert isinstance(result, Tensor)
-    return result

@@ -136,7 +136,8 @@ def test_a_shared_negative_that_is_the_target_is_masked() -> None:
     assert float(only_hits.detach()) == 0.0
 
 
-def test_candidates_of_all_targets_never_exist_at_once() -> None:
+def test_candidates_of_all_targets_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 1 << 16)
     num_targets, num_negatives = 4096, 64
     whole = num_targets * num_negatives * _D
     hidden = torch.randn(num_targets, _D, requires_grad=True)
