@@ -107,7 +107,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
 def load_model(
     config: RunConfig, dataset: Dataset, checkpoint: Checkpoint, world: World
 ) -> tuple[SequenceEncoder, ItemTable]:
-    """The checkpoint's encoder in eval mode and its item table, read-only and sharded. Every rank must call."""
+    """The checkpoint's encoder in eval mode, and its item table, read-only. Every rank must call."""
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     load_encoder_weights(checkpoint, encoder)
     table = ItemTable(

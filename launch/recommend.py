@@ -104,7 +104,7 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
                 originals.append(int(word))
             except ValueError:
                 raise ConfigError(
-                    f"{name}, line {number}: {word!r} is not an integer item id; separate ids by spaces or lines"
+                    f"{name}, line {number}: {word!r} is not an integer item id; separate ids by white space"
                 ) from None
             if not -(2**63) <= originals[-1] < 2**63:
                 raise ConfigError(f"{name}, line {number}: {word} is beyond 64 bits; give original item ids")

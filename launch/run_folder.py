@@ -108,12 +108,12 @@ class RunFolder:
             return {name: best[name] for name in ("checkpoint", "metric", "value", "step")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self.best_file}: cannot be read ({error}); name a checkpoint, for example --checkpoint last"
+                f"{self.best_file}: cannot be read ({error}); name one, for example --checkpoint last"
             ) from None
 
 
 class MetricsLog:
-    """Every scalar, to metrics.jsonl and to TensorBoard. A resumed run drops the lines past its checkpoint."""
+    """Every scalar, to metrics.jsonl and TensorBoard; a resumed run drops lines past its checkpoint."""
 
     def __init__(self, path: Path, *, from_step: int) -> None:
         self.file_path = path / "metrics.jsonl"
