@@ -14,6 +14,7 @@ from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
 from longplay.distributed.item_table import ItemTable
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), per rank
+_TOP_MARGIN = 64  # candidates kept beyond k, against fp32 rounding among near-equal scores
 _PAIR_ELEMENTS = 1 << 22  # row elements gathered at once when single pairs are scored
 
 
@@ -157,6 +158,9 @@ def top_items(
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each query over all ranks, best first (ties by item id). Every rank must call.
 
+    Candidates are picked in float32 and ordered by the exact score; more are picked than k, so that the result is
+    exact unless over 64 items lie within float32 rounding of the k-th.
+
     Args:
         hidden: (Q, D) fp32, the same on every rank.
         k: at most num_items.
@@ -165,7 +169,7 @@ def top_items(
         (Q, k) items and (Q, k) float64 scores; where fewer than k items remain, item 0 with score -inf.
     """
     shard = table.shard
-    keep = min(k, table.num_items)
+    keep = min(k + _TOP_MARGIN, table.num_items)
     best = torch.full((hidden.shape[0], 0), 0, dtype=torch.int64, device=hidden.device)
     block = max(keep, _BLOCK_ELEMENTS // max(1, hidden.shape[0]))
     found: list[Tensor] = [best]
@@ -181,7 +185,7 @@ def top_items(
         items = table.order.items(at + first + table.first_row)
         found.append(items.masked_fill(values == -torch.inf, 0))
     mine = torch.cat(found, 1)
-    return _merge_top(hidden, mine, table, keep)
+    return _merge_top(hidden, mine, table, min(k, table.num_items))
 
 
 def _merge_top(hidden: Tensor, mine: Tensor, table: ItemTable, k: int) -> tuple[Tensor, Tensor]:

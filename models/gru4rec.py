@@ -27,26 +27,29 @@ class GRU4RecBlock(MixerBlock):
         super().__init__(config, block_index, SegmentGRU(config.d_model))
 
 
-class SegmentGRU(nn.Module):
-    """One `nn.GRU` layer that starts afresh at each segment: (B, L, D) -> (B, L, D).
+class SegmentGRU(nn.GRU):
+    """One GRU layer that starts afresh at each segment: (B, L, D) -> (B, L, D). Parameters are `nn.GRU`'s.
 
     Segments of similar length form one padded batch. A `PackedSequence` has no padding, but on the CPU its
     backward fills the whole input with zeros at every step, which is quadratic in the length.
+
+    It is a GRU, and does not hold one, so that a forward is one module call however many buckets there are:
+    ZeRO-3 gathers a module's weights at each call, and the ranks must gather equally often.
     """
 
     def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.gru = nn.GRU(d_model, d_model, batch_first=True)
+        super().__init__(d_model, d_model, batch_first=True)
 
-    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
+    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:  # type: ignore[override]  # takes the layout, not a state
         """(B, L, D) -> (B, L, D)."""
-        return layout.buckets.map(lambda segments: self.gru(segments)[0], x)
+        run = super().forward
+        return layout.buckets.map(lambda segments: run(segments)[0], x)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> GRUState:
         """The state before the first event."""
-        return GRUState(torch.zeros(batch_size, self.gru.hidden_size, device=device, dtype=dtype))
+        return GRUState(torch.zeros(batch_size, self.hidden_size, device=device, dtype=dtype))
 
     def step(self, x_t: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
         """One event: (B, D) -> (B, D)."""
-        output, hidden = self.gru(x_t.unsqueeze(1), state.hidden.unsqueeze(0))
+        output, hidden = super().forward(x_t.unsqueeze(1), state.hidden.unsqueeze(0))
         return output.squeeze(1), GRUState(hidden.squeeze(0))
