@@ -1,4 +1,7 @@
-"""The sampled negatives of the literature's ranking: never the target, never a seen item, the same at every world size."""
+"""The sampled negatives of the literature's ranking: never the target, never a seen item.
+
+They are the same at every world size.
+"""
 
 import torch
 from torch import Tensor

@@ -26,7 +26,7 @@ class TrainConfig:
     """How long a run trains, with which learning rates, and how often it looks at itself.
 
     Attributes:
-        lr: learning rate after `warmup_steps`; falls by `decay` to `final_lr_fraction` of it over `max_epochs`.
+        lr: after `warmup_steps`; falls by `decay` to `final_lr_fraction` of it over `max_epochs`.
         max_epochs: passes over the training events; the schedule spans them.
         max_steps: stop after this many steps all the same (the schedule does not change); None = no bound.
         max_minutes: stop once training, evaluation left out, has taken this long; None = no bound.
@@ -75,7 +75,7 @@ class EvaluationConfig:
     Attributes:
         rows_per_batch: packed rows encoded at once by each rank.
         cutoffs: the K of HR@K and NDCG@K.
-        num_sampled: negatives of the literature's sampled ranking, whose metrics are named sampled<num_sampled>.
+        num_sampled: negatives of the literature's sampled ranking; names its metrics, such as sampled100.
         max_validation_users: validate during training on this many users, chosen by the seed; None = all.
     """
 
@@ -121,7 +121,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.table.update == "zero_dense" and self.engine.zero_stage != 3:
             raise ValueError(
-                f"engine.zero_stage={self.engine.zero_stage}: table.update=zero_dense needs 3, since it writes "
+                f"engine.zero_stage={self.engine.zero_stage}: table.update=zero_dense needs 3, as it writes "
                 "into ZeRO-3's gradient partition; set --engine.zero_stage 3 or --table.update row_sparse"
             )
         measured = self.evaluation.metric_names()
@@ -133,8 +133,8 @@ class RunConfig:
             )
 
 
-# What may differ between a run folder's first command and a later one: it does not change what a step computes,
-# or only says how long to go on.
+# What may differ between a run folder's first command and a later one: it does not change what a step
+# computes, or only says how long to go on.
 _MAY_CHANGE = (
     "train",
     "evaluation",

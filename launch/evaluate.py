@@ -133,18 +133,17 @@ def as_json(
 
 
 def as_table(model: str, result: Evaluation, baseline: Evaluation | None) -> str:
-    """The result as a small table: one row per metric, standard errors behind ±."""
-    kinds = list(result.metrics)
-    models = [(model, result)] + ([("popularity", baseline)] if baseline is not None else [])
-    head = "metric".ljust(10) + "".join(f"{f'{name} {kind}':>27}" for name, _ in models for kind in kinds)
-    lines = [head, "-" * len(head)]
-    for metric in (name for name in result.metrics["full"] if not name.endswith("_se")):
-        cells = [
-            f"{values.metrics[kind][metric]:.4f} ± {values.metrics[kind][metric + '_se']:.4f}"
-            for _, values in models
-            for kind in kinds
-        ]
-        lines.append(metric.ljust(10) + "".join(f"{cell:>27}" for cell in cells))
+    """The result as a small table: a column per model, a row per metric, standard errors behind ±."""
+    columns = {model: result.metrics} | ({} if baseline is None else {"popularity": baseline.metrics})
+    lines = ["".ljust(20) + "".join(f"{name:>20}" for name in columns)]
+    for kind, metrics in result.metrics.items():
+        lines.append("-" * len(lines[0]))
+        for metric in (name for name in metrics if not name.endswith("_se")):
+            cells = [
+                f"{values[kind][metric]:.4f} ± {values[kind][metric + '_se']:.4f}"
+                for values in columns.values()
+            ]
+            lines.append(f"{kind} {metric}".ljust(20) + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
 
 

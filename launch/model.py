@@ -1,4 +1,4 @@
-"""A run's trainable whole: the encoder under DeepSpeed, the sharded item table, and what its loss samples from."""
+"""What a run trains: the encoder under DeepSpeed and the sharded item table, with its loss's negatives."""
 
 from dataclasses import dataclass
 

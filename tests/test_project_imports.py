@@ -23,7 +23,7 @@ def imports_of(path: Path) -> list[tuple[int, int, str]]:
         if isinstance(node, ast.Import):
             found += [(node.lineno, 0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # `from longplay import models` names its folder after the import, `from longplay.models import x` before.
+            # `from longplay import models` names its folder last, `from longplay.models import x` does not.
             base = node.module or ""
             names = [f"{base}.{alias.name}" for alias in node.names] if base == "longplay" else [base]
             found += [(node.lineno, node.level, name) for name in names]
