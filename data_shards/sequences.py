@@ -55,7 +55,7 @@ def build_sequences(events: pl.DataFrame, min_user_events: int) -> tuple[Sequenc
         longest = events.group_by("user").len()["len"].max() if events.height else 0
         raise DataError(
             f"nothing left: no user has {min_user_events} of the {events.height} usable events (the longest "
-            f"has {longest}); check that --user names the users' column, or lower --min-user-events (>= 2)"
+            f"has {longest}); lower --min-user-events (2 at least), or check that --user names the user"
         )
     items = enough.group_by("item").len("count").sort(["count", "item"], descending=[True, False])
     items = items.with_columns(item_id=pl.int_range(1, pl.len() + 1, dtype=pl.Int32))
