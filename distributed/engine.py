@@ -19,6 +19,8 @@ from deepspeed.utils import (  # isort: skip
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -207,12 +209,30 @@ class EncoderEngine:
         """Take over what `state()` returned after `steps` steps, whatever the world size then. Every rank must call."""
         self._set_moments_to_zero(steps)
         for name, parameter in self.parameters.items():
-            safe_set_full_fp32_param(parameter, state[f"weight/{name}"].to(self.world.device))
+            self._set(parameter, None, state[f"weight/{name}"])
             for moment in _MOMENTS:
-                value = state[f"{moment}/{name}"].to(self.world.device)
-                safe_set_full_optimizer_state(parameter, value, moment)
+                self._set(parameter, moment, state[f"{moment}/{name}"])
         self.engine.global_steps = steps
         self._copy_master_weights()
+
+    def _set(self, parameter: Any, moment: str | None, value: Tensor) -> None:
+        """Set a whole fp32 weight (moment None) or Adam moment from `value`, of the parameter's shape."""
+        value = value.to(self.world.device)
+        if self.config.zero_stage == 3:
+            # DeepSpeed's setters of whole tensors run past the end where a partition is padded.
+            size = parameter.ds_tensor.numel()
+            padded = torch.nn.functional.pad(
+                value.flatten(), (0, size * self.world.world_size - value.numel())
+            )
+            value = padded.narrow(0, size * self.world.rank, size)
+            if moment is None:
+                safe_set_local_fp32_param(parameter, value)
+            else:
+                safe_set_local_optimizer_state(parameter, value, moment)
+        elif moment is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
 
     def _set_moments_to_zero(self, steps: int) -> None:
         """Make Adam's state now rather than at its first step, so that it can be saved and filled at any time."""

@@ -231,7 +231,7 @@ class ItemTable:
             flat, _ = zero._get_fp32_opt_state_partition(
                 weight, release_swap_buffers=False, optim_state_key=key
             )
-            return flat.view(self.rows_per_rank, self.width)[: self.num_rows]
+            return flat.data.view(self.rows_per_rank, self.width)[: self.num_rows]
 
         return {
             "weight": partition(None),

@@ -73,7 +73,7 @@ def evaluate(
     batches, collected = iter(stream), []
     for number in range(stream.num_rounds):
         batch = next(batches, None)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: ZeRO-3 would keep what it gathers as inference tensors
             queries = make_queries(encoder, table, batch, config)
             ranks = rank_targets(queries, table)
         users = torch.empty(0, dtype=torch.int64) if batch is None else batch.users

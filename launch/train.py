@@ -271,11 +271,11 @@ class Training:
             self.stream.plan(self.progress.epoch),
         )
         table = {name: size / 2**20 for name, size in self.model.table.bytes_per_rank().items()}
-        weights = sum(p.numel() for p in self.model.encoder.parameters() if p.numel())
+        weights = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.encoder.parameters())
         lines = [
             f"data     {dataset.path}: {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events",
             f"model    {config.encoder.model}: {config.encoder.num_blocks} blocks of width {config.encoder.d_model}, "
-            f"context length {config.context_length}, {weights:,} encoder weights on this rank, loss {config.loss.name}",
+            f"context length {config.context_length}, {weights:,} encoder weights, loss {config.loss.name}",
             f"table    {dataset.num_items:,} x {config.encoder.d_model}, {config.table.update}: "
             + ", ".join(f"{name} {size:,.1f} MiB" for name, size in table.items())
             + " per rank",
@@ -332,8 +332,13 @@ def register(subparsers: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="demo, ml1m, gru4rec, sasrec, recmamba, mambarec or moematrrec")
     parser.add_argument("--data", type=Path, required=True, help="folder made by `longplay prepare`")
+    # torchrun under Python 3.11 takes a script's --run for its own --run-path; hence the second name.
     parser.add_argument(
-        "--run", type=Path, required=True, help="folder of this run; an existing one is resumed"
+        *("--run", "--run-dir"),
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of this run; an existing one is resumed (under torchrun write --run-dir)",
     )
 
 
