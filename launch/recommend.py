@@ -110,7 +110,7 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
                 raise ConfigError(f"{name}, line {number}: {word} is beyond 64 bits; give original item ids")
     ids = dataset.items.item_ids(np.array(originals, dtype=np.int64))
     unknown = [original for original, item in zip(originals, ids.tolist(), strict=True) if item == 0]
-    if unknown:
+    if unknown and len(unknown) < len(originals):
         shown = ", ".join(map(str, unknown[:5]))
         print(
             f"longplay: warning: {len(unknown)} of {len(originals)} items are not in the dataset ({shown})",

@@ -286,8 +286,9 @@ def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refu
     refuse(*words, pattern=r"history\.txt, line 2: 'four' is not an integer item id")
     history.write_text("9" * 30)
     refuse(*words, pattern=r"history\.txt, line 1: 9+ is beyond 64 bits")
-    history.write_text("")
-    refuse(*words, pattern=r"history\.txt: holds no item of the dataset; give original item ids")
+    for content in ("", "-1 -2"):
+        history.write_text(content)
+        refuse(*words, pattern=r"history\.txt: holds no item of the dataset; give original item ids")
     history.write_bytes(b"\xff\xfe\x00")
     refuse(*words, pattern=r"history\.txt: cannot be read \(not text\); give a text file")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from longplay.launch.cli import COMMANDS, build_parser
 from longplay.launch.config import RunConfig, resolve, settings
@@ -51,8 +52,11 @@ def test_every_page_is_linked_from_the_readme(page: Path) -> None:
 def test_longplay_commands_parse(page: Path) -> None:
     for line in commands(page):
         words = shlex.split(line)
-        if "longplay.launch.train" in words:
-            assert words[0] in ("torchrun", "srun")
+        if words[0] == "torchrun":
+            asked = get_args_parser().parse_args(words[1:])
+            assert (asked.module, asked.training_script) == (True, "longplay.launch.train")
+            words = ["longplay", "train", *asked.training_script_args]
+        elif words[0] == "srun":
             words = ["longplay", "train", *words[words.index("longplay.launch.train") + 1 :]]
         if words[0].removeprefix(".venv/bin/") == "longplay":
             check_longplay(words[1:])
