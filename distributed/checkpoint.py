@@ -3,11 +3,12 @@
     checkpoints/step-000001200/
         encoder.safetensors                  fp32 weights and Adam moments, whole (rank 0 writes)
         table-000000000-000001708.safetensors rows [0, 1708) of the item table and their optimizer state
-        state.json                           step, counters, what the caller adds, and every file's size and sha256
+        state.json                           step, counters, what the caller adds, and every file's size and
+        sha256
 
-torch.distributed.checkpoint could hold the same, but its metadata file is a pickle; row ranges in safetensors need
-no more code and let a rank of another world size read just the rows it owns. A directory is written under another
-name and renamed when every byte is on disk, so that one with its final name is whole.
+torch.distributed.checkpoint could hold the same, but its metadata file is a pickle; row ranges in safetensors
+need no more code and let a rank of another world size read just the rows it owns. A directory is written
+under another name and renamed when every byte is on disk, so that one with its final name is whole.
 """
 
 import hashlib

@@ -49,7 +49,8 @@ def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
 
 
 def all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor) -> Tensor:
-    """Send `send[r]` consecutive rows to each rank r, receive `recv[r]` from it into `out`. Every rank must call.
+    """Send `send[r]` consecutive rows to each rank r, receive `recv[r]` from it into `out`. Every rank must
+    call.
 
     Args:
         rows: (sum(send), ...), ordered by destination.

@@ -1,4 +1,4 @@
-"""The encoder under DeepSpeed ZeRO data parallelism, with a gradient norm that it shares with the item table."""
+"""The encoder under DeepSpeed ZeRO data parallelism; its gradient norm is shared with the item table."""
 
 import math
 from dataclasses import dataclass
@@ -53,10 +53,9 @@ class EngineConfig:
             raise ValueError(f"engine.precision: {self.precision!r} is not one of fp32, bf16")
         if self.accumulation < 1:
             raise ValueError(f"engine.accumulation: {self.accumulation} must be at least 1")
-        if self.clip_norm < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"engine.clip_norm ({self.clip_norm}) and engine.weight_decay ({self.weight_decay}) must be >= 0"
-            )
+        for name in ("clip_norm", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"engine.{name}: {getattr(self, name)} must be at least 0")
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
@@ -83,7 +82,9 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
 
 
 class _Trained(nn.Module):
-    """What DeepSpeed trains: the encoder, and the table's holder where DeepSpeed's optimizer updates the table."""
+    """What DeepSpeed trains: the encoder, and the table's holder where DeepSpeed's optimizer updates the
+    table.
+    """
 
     def __init__(
         self, encoder: nn.Module, holder: nn.Module | None, precision: str, device: torch.device
@@ -113,7 +114,7 @@ class EncoderEngine:
         if zero_dense and config.zero_stage != 3:
             raise ValueError(
                 f"table.update zero_dense needs engine.zero_stage 3, not {config.zero_stage}: "
-                "its gradient partition is ZeRO-3's (or take table.update row_sparse, which works with 1, 2 and 3)"
+                "it writes into ZeRO-3's gradient partition (table.update row_sparse works with 1, 2 and 3)"
             )
         self.config, self.world, self.table, self.encoder = config, world, table, encoder
         trained = _Trained(encoder, table.holder if zero_dense else None, config.precision, world.device)
@@ -147,7 +148,8 @@ class EncoderEngine:
         self.engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Every rank must call.
+        """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Every rank
+        must call.
 
         DeepSpeed averages gradients over ranks; the loss is multiplied by their number so that they add up.
 
@@ -206,7 +208,9 @@ class EncoderEngine:
         return out
 
     def load_state(self, state: dict[str, Tensor], *, steps: int) -> None:
-        """Take over what `state()` returned after `steps` steps, whatever the world size then. Every rank must call."""
+        """Take over what `state()` returned after `steps` steps, whatever the world size then. Every rank
+        must call.
+        """
         self._set_moments_to_zero(steps)
         for name, parameter in self.parameters.items():
             self._set(parameter, None, state[f"weight/{name}"])
@@ -235,7 +239,9 @@ class EncoderEngine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _set_moments_to_zero(self, steps: int) -> None:
-        """Make Adam's state now rather than at its first step, so that it can be saved and filled at any time."""
+        """Make Adam's state now rather than at its first step, so that it can be saved and filled at any
+        time.
+        """
         zero3 = self.config.zero_stage == 3
         optimizer = self._optimizer
         flats = optimizer.fp32_partitioned_groups_flat if zero3 else optimizer.single_partition_of_fp32_groups
@@ -264,11 +270,11 @@ class EncoderEngine:
 
 
 def optimizer_groups(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into one group that decays (matrices) and one that does not (biases, norms, A_log, D)."""
+    """Split parameters into those that decay (matrices) and those that do not (biases, norms, A_log, D)."""
     named = {name: p for name, p in named.items() if not name.startswith("item_table.")}
 
     def decays(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2 and not name.endswith(("A_log", ".D", "positions"))
+        return parameter.ndim >= 2 and not name.endswith(("A_log", ".D", "position_embedding.weight"))
 
     decayed = [p for n, p in named.items() if decays(n, p)]
     plain = [p for n, p in named.items() if not decays(n, p)]

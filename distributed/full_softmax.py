@@ -1,4 +1,4 @@
-"""Full cross-entropy over a sharded table: every rank scores its own rows, logits exist one chunk at a time."""
+"""Full cross-entropy over a sharded table: a rank scores its own rows, and logits exist a chunk at a time."""
 
 from typing import Any
 
@@ -9,15 +9,17 @@ from longplay.distributed.collectives import all_gather_rows, all_reduce_max, al
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.world import World
 
-# Logits in memory at once, per rank. On a CPU a chunk that stays in cache is nearly twice as fast as one that does
-# not; with several ranks each chunk costs two small all-reduces, so chunks are fewer; a GPU wants large products.
+# Logits in memory at once, per rank. On a CPU a chunk that stays in cache is nearly twice as fast as one that
+# does not; with several ranks each chunk costs two small all-reduces, so chunks are fewer; a GPU wants large
+# products.
 _CHUNK_ELEMENTS_ALONE, _CHUNK_ELEMENTS_SHARED, _CHUNK_ELEMENTS_CUDA = 1 << 19, 1 << 21, 1 << 26
 
 
 def full_softmax_loss(hidden: Tensor, targets: Tensor, table: ItemTable, anchor: Tensor) -> Tensor:
     """Sum over this rank's targets of -log softmax over all items. Every rank must call.
 
-    The gradient with respect to the table goes straight to `table.add_shard_gradient`, since every row has one.
+    The gradient with respect to the table goes straight to `table.add_shard_gradient`, since every row has
+    one.
 
     Args:
         hidden: (V, D), the encoder's outputs at this rank's valid targets; V may be 0.
@@ -30,7 +32,9 @@ def full_softmax_loss(hidden: Tensor, targets: Tensor, table: ItemTable, anchor:
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Gradients are computed beside the loss, while a chunk's logits are at hand: three products, no recomputation."""
+    """Gradients are computed beside the loss, while a chunk's logits are at hand: three products, no
+    recomputation.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, anchor: Tensor, targets: Tensor, table: ItemTable) -> Tensor:
@@ -84,7 +88,8 @@ def _chunk(
     logits.sub_(top.unsqueeze(1)).exp_()
     sums = torch.stack([logits.sum(1), target_logit])
     all_reduce_sum(sums, world)
-    # (exp - sum * one_hot) / sum is softmax - one_hot; the division is done on the narrow side of each product.
+    # (exp - sum * one_hot) / sum is softmax - one_hot; the division is done on the narrow side of each
+    # product.
     logits[here, owned[here]] -= sums[0, here]
     scale = sums[0].reciprocal().unsqueeze(1)
     torch.mm(logits, shard, out=hidden_grad)

@@ -2,8 +2,8 @@
 
 DeepSpeed owns the parameter and its partitioning in both update modes. What differs is who updates it:
 
-* `row_sparse`: the table is frozen to DeepSpeed's optimizer. The owner of a row updates it in place with a row
-  optimizer, so the work and the traffic of a step follow the rows it touched, never the table.
+* `row_sparse`: the table is frozen to DeepSpeed's optimizer. The owner of a row updates it in place with a
+  row optimizer, so the work and the traffic of a step follow the rows it touched, never the table.
 * `zero_dense`: the summed row gradients are written into ZeRO-3's own gradient partition and DeepSpeed's Adam
   updates every row: exact dense Adam, for small tables and as a reference.
 """
@@ -88,7 +88,8 @@ class ItemTable:
         self.zero_dense = config.update == "zero_dense" and not read_only
         weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=self.zero_dense)
         self.holder = _Holder(weight)
-        # Reading `holder.weight` goes through DeepSpeed's parameter dictionary, which gathers; a list does not.
+        # Reading `holder.weight` goes through DeepSpeed's parameter dictionary, which gathers; a list does
+        # not.
         self._weight = [weight]
         self.row_optimizer = None
         if not (self.zero_dense or read_only):
@@ -134,7 +135,9 @@ class ItemTable:
         return make_row_plan(unique, self.rows_per_rank, self.world), index + 1
 
     def lookup(self, plan: RowPlan) -> Tensor:
-        """Fetch the planned rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Every rank must call."""
+        """Fetch the planned rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Every rank
+        must call.
+        """
         return plan.rows_from_owners(self.shard).requires_grad_()
 
     # ------------------------------------------------------------------ gradients and update
@@ -164,7 +167,8 @@ class ItemTable:
         return grads.new_zeros(())
 
     def step(self, *, lr: float, grad_scale: float) -> None:
-        """Update the touched rows with learning rate `lr * lr_scale` and the summed gradient times `grad_scale`.
+        """Update the touched rows with learning rate `lr * lr_scale` and the summed gradient times
+        `grad_scale`.
 
         In `zero_dense` DeepSpeed's engine has already updated the table; only the bookkeeping is left.
         """
@@ -221,7 +225,7 @@ class ItemTable:
     # ------------------------------------------------------------------ state
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's rows and their optimizer state, by name: views, each (num_rows, ...), to read or fill."""
+        """This rank's rows and optimizer state by name: views, each (num_rows, ...), to read or to fill."""
         if not self.zero_dense:
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         weight: Any = self._weight[0]
@@ -247,7 +251,9 @@ class ItemTable:
 
 
 def fill_initial_rows(rows: Tensor, first_row: int, *, std: float, seed: int) -> None:
-    """Fill rows (n, D), which start at table row `first_row`, with normal values that depend on (seed, row) only."""
+    """Fill rows (n, D), which start at table row `first_row`, with normal values that depend on (seed, row)
+    only.
+    """
     done = 0
     while done < rows.shape[0]:
         block, offset = divmod(first_row + done, _INIT_BLOCK)

@@ -1,8 +1,9 @@
 """Exact ranks over a sharded table: each rank counts, among its own rows, the scores above the target's.
 
-A score is the float64 dot product of the float32 query and the float32 row. The matrix product that visits every
-item runs in float32; where its rounding could change a comparison the pair is scored again in float64, so the
-ranks do not depend on the block size, the number of ranks or the kernel. No score matrix outlives its block.
+A score is the float64 dot product of the float32 query and the float32 row. The matrix product that visits
+every item runs in float32; where its rounding could change a comparison the pair is scored again in float64,
+so the ranks do not depend on the block size, the number of ranks or the kernel. No score matrix outlives its
+block.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class Queries:
     Attributes:
         hidden: (Q, D) fp32.
         targets: (Q,) int64 items.
-        seen: (query index, item) int64 pairs (P, 2): distinct items of each user's history, the target left out.
+        seen: (query index, item) int64 pairs (P, 2): distinct items of each user's history, the target left
+            out.
         sampled: (query index, item) pairs (S, 2): the sampled negatives.
     """
 
@@ -45,7 +47,8 @@ class Ranks:
 
 
 def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
-    """Rank each target among all items, among the unseen ones, and among its sampled negatives. Every rank must call.
+    """Rank each target among all items, among the unseen ones, and among its sampled negatives. Every rank
+    must call.
 
     `full_unseen` leaves the seen items out; a target that was seen before stays in.
     """
@@ -73,7 +76,9 @@ def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
 
 
 def score_pairs(hidden: Tensor, pairs: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
-    """Float64 scores of the (query, item) `pairs` (P, 2) whose item this rank owns: those pairs, and their scores."""
+    """Float64 scores of the (query, item) `pairs` (P, 2) whose item this rank owns: those pairs, and their
+    scores.
+    """
     rows = table.order.positions(pairs[:, 1]) - table.first_row
     owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
     pairs, rows = pairs[owned], rows[owned]
@@ -91,7 +96,9 @@ def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
 
 
 def count_pairs(hidden: Tensor, pairs: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
-    """Add to `beaten` (Q,) how many of its `pairs` beat each query's target `score` (Q,); a tie adds one half."""
+    """Add to `beaten` (Q,) how many of its `pairs` beat each query's target `score` (Q,); a tie adds one
+    half.
+    """
     pairs, scores = score_pairs(hidden, pairs, table)
     against = score[pairs[:, 0]]
     beaten.index_add_(0, pairs[:, 0], half_wins(scores, against))
@@ -103,7 +110,9 @@ def half_wins(scores: Tensor, against: Tensor) -> Tensor:
 
 
 def count_all_items(hidden: Tensor, targets: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
-    """Add to `beaten` (Q,) how many of this rank's rows, the target's own left out, beat the target's `score`."""
+    """Add to `beaten` (Q,) how many of this rank's rows, the target's own left out, beat the target's
+    `score`.
+    """
     shard = table.shard
     if hidden.shape[0] == 0 or shard.shape[0] == 0:
         return
@@ -158,8 +167,8 @@ def top_items(
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each query over all ranks, best first (ties by item id). Every rank must call.
 
-    Candidates are picked in float32 and ordered by the exact score; more are picked than k, so that the result is
-    exact unless over 64 items lie within float32 rounding of the k-th.
+    Candidates are picked in float32 and ordered by the exact score; more are picked than k, so that the
+    result is exact unless over 64 items lie within float32 rounding of the k-th.
 
     Args:
         hidden: (Q, D) fp32, the same on every rank.

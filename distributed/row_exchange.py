@@ -17,7 +17,8 @@ class RowPlan:
     Attributes:
         positions: (U,) the distinct row positions this rank asked for, ascending, so grouped by owner rank.
         send: rows asked of each rank; recv: rows each rank asks of us.
-        local_rows: (sum(recv),) the rows asked of us, as row numbers in our partition, ordered by asking rank.
+        local_rows: (sum(recv),) the rows asked of us, as row numbers in our partition, ordered by asking
+            rank.
     """
 
     world: World

@@ -26,7 +26,8 @@ class RowOptimizerConfig:
 
 
 class LazyAdam:
-    """Adam on touched rows: an untouched row keeps its weight and its moments (torch.optim.SparseAdam's rule).
+    """Adam on touched rows: an untouched row keeps its weight and its moments (torch.optim.SparseAdam's
+    rule).
 
     Bias correction counts table steps, not a row's own. When every row is touched it is dense Adam exactly.
     """

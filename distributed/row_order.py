@@ -1,8 +1,9 @@
 """Where an item's row stands in the table: a fixed bijection that spreads frequent items over all ranks.
 
-Items are numbered by falling frequency, so that in item order the first rank would own every popular row and do
-nearly all the work. Multiplying by an odd step near the golden section of the table spreads any run of neighbours
-evenly, costs two integer operations, needs no stored permutation, and does not depend on the number of ranks.
+Items are numbered by falling frequency, so that in item order the first rank would own every popular row and
+do nearly all the work. Multiplying by an odd step near the golden section of the table spreads any run of
+neighbours evenly, costs two integer operations, needs no stored permutation, and does not depend on the
+number of ranks.
 """
 
 import math

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -20,7 +20,7 @@ class World:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     launcher: str = "single process"
 
     @property
@@ -31,8 +31,8 @@ class World:
 def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
     """Read (rank, local_rank, world_size, launcher) from torchrun's or srun's variables.
 
-    A Slurm batch script that was not entered through `srun` is a single process: its SLURM_NTASKS counts tasks
-    that nobody started.
+    A Slurm batch script that was not entered through `srun` is a single process: its SLURM_NTASKS counts
+    tasks that nobody started.
 
     Raises:
         ValueError: torchrun's variables are only partly set.
@@ -53,7 +53,7 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
 
 
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port on which the ranks of one Slurm step meet: its first node, a port out of the job id."""
+    """Address and port where the ranks of one Slurm step meet: its first node, a port from the job id."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
     shown = subprocess.run(
         ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
@@ -111,7 +111,7 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
 
 
 def close_world() -> None:
-    """Leave the process group; only on the way out of a run that ended well (never while an error unwinds)."""
+    """Leave the process group; only on the way out of a run that ended well, never while an error unwinds."""
     if torch.distributed.is_initialized():
         comm.barrier()
         comm.destroy_process_group()

@@ -1,8 +1,8 @@
 """A ZeRO-3 parameter built partition by partition: no rank ever allocates, sends or receives the whole of it.
 
-`deepspeed.zero.Init` wants the full tensor before it partitions it. We hand it one element expanded to the full
-shape (no memory behind it), let DeepSpeed turn that into its own parameter, and give it the partition that this
-rank has made for itself.
+`deepspeed.zero.Init` wants the full tensor before it partitions it. We hand it one element expanded to the
+full shape (no memory behind it), let DeepSpeed turn that into its own parameter, and give it the partition
+that this rank has made for itself.
 """
 
 from typing import Any

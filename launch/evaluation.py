@@ -93,7 +93,9 @@ def evaluate(
 
 
 def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, config: RunConfig) -> Queries:
-    """Encode a batch's histories and gather what ranking needs; None stands for a rank that has no batch left."""
+    """Encode a batch's histories and gather what ranking needs; None stands for a rank that has no batch
+    left.
+    """
     device = table.world.device
     if batch is None:
         item_ids = torch.zeros(1, config.context_length, dtype=torch.int64, device=device)
@@ -129,7 +131,7 @@ def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, co
 
 
 def finite_everywhere(hidden: Tensor, table: ItemTable) -> None:
-    """Stop on every rank if any rank's queries are not finite: they would rank first. Every rank must call."""
+    """Stop all ranks if any rank's queries are not finite: they would rank first. Every rank must call."""
     broken = (~torch.isfinite(hidden)).any().float().reshape(1)
     if all_reduce_max(broken, table.world).item():
         raise NonFiniteError("the encoder's output is not finite; the checkpoint cannot be evaluated")

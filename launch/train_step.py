@@ -71,7 +71,8 @@ def train_step(
 def micro_batch_loss(
     model: Model, batch: Batch, shared: Tensor | None, step: int
 ) -> tuple[Tensor, Tensor, RowPlan]:
-    """Summed loss of one micro-batch, the table rows it looked up, and their exchange plan. Every rank must call.
+    """Summed loss of one micro-batch, the table rows it looked up, and their exchange plan. Every rank must
+    call.
 
     Inputs, targets and negatives travel in one exchange.
     """
@@ -120,7 +121,9 @@ def micro_batch_loss(
 
 
 def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:
-    """Negatives (M,) that all targets of the global batch share, the same on every rank. Every rank must call."""
+    """Negatives (M,) that all targets of the global batch share, the same on every rank. Every rank must
+    call.
+    """
     loss, device = model.config.loss, model.world.device
     if model.negatives is None:
         return None
@@ -133,7 +136,7 @@ def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:
 
 
 def rows_keys(model: Model, batch: Batch, step: int) -> Tensor:
-    """(B,) key of each row's random numbers, from its place in the data: independent of rank and micro-batch."""
+    """(B,) key of each row's random numbers: its place in the data, whatever the rank and micro-batch."""
     device = model.world.device
     return row_keys(model.config.seed, step, batch.row_lanes.to(device), batch.row_numbers.to(device))
 

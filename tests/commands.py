@@ -1,4 +1,6 @@
-"""Run `longplay ...` as processes of their own, started in milliseconds from a server that has imported everything."""
+"""Run `longplay ...` as processes of their own, started in milliseconds from a server that has imported
+everything.
+"""
 
 import os
 import sys
@@ -27,7 +29,9 @@ class Command:
             process.start()
 
     def wait(self, timeout_s: float = 120.0) -> int:
-        """The first exit code that is not 0, or 0; a process that outlives the deadline is killed and fails the test."""
+        """The first exit code that is not 0, or 0; a process that outlives the deadline is killed and fails
+        the test.
+        """
         deadline = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -73,11 +77,10 @@ def _main(words: list[str], output: str, rank: int, world_size: int, port: int) 
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
+    from runs import small_settings
 
     from longplay.launch import recipes
     from longplay.launch.cli import main
-
-    from runs import small_settings
 
     torch.set_num_threads(1)
     recipes.RECIPES["small"] = small_settings

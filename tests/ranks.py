@@ -1,4 +1,6 @@
-"""Run a function on several gloo ranks, each a process of its own, with a deadline and the failing rank's traceback."""
+"""Run a function on several gloo ranks, each a process of its own, with a deadline and the failing rank's
+traceback.
+"""
 
 import multiprocessing as mp
 import os
@@ -73,7 +75,8 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         world = init_world(device="cpu", timeout_s=60)
-        # Plain bytes: torch's own pickling for queues leaves the values with this process, which is about to end.
+        # Plain bytes: torch's own pickling for queues leaves the values with this process, which is about to
+        # end.
         value, failure = pickle.dumps(function(world, *args)), None
     except BaseException:
         value, failure = None, traceback.format_exc()

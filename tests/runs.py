@@ -21,7 +21,14 @@ def small_settings(model: str = "mambarec") -> dict[str, Any]:
     return {
         "seed": 7,
         "context_length": 40,
-        "encoder": {"model": model, "d_model": 16, "num_blocks": 1, "dropout": 0.3, "d_state": 8, "headdim": 8},
+        "encoder": {
+            "model": model,
+            "d_model": 16,
+            "num_blocks": 1,
+            "dropout": 0.3,
+            "d_state": 8,
+            "headdim": 8,
+        },
         "engine": {"clip_norm": 0.2},
         "data": {"rows_per_step": 24},
         "train": {"lr": 0.01, "warmup_steps": 5, "max_epochs": 4, "log_every_steps": 1, "device": "cpu"},

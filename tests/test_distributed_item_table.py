@@ -1,6 +1,7 @@
 """The sharded table against plain single-process tables, at several world sizes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -45,16 +46,16 @@ def scores_loss(hidden: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
 
 
 def train_sharded(
-    world: World, update: str, optimizer: str, stage: int, accumulation: int
+    world: World, update: Any, optimizer: Any, stage: Any, accumulation: int
 ) -> list[tuple[float, float]]:
     """Losses and gradient norms of STEPS steps on this rank's share of the same global batches."""
-    config = ItemTableConfig(update=update, optimizer=RowOptimizerConfig(name=optimizer, eps=EPS))  # type: ignore[arg-type]  # parametrised text
+    config = ItemTableConfig(update=update, optimizer=RowOptimizerConfig(name=optimizer, eps=EPS))
     table = ItemTable(config, num_items=NUM_ITEMS, width=WIDTH, world=world, seed=1)
     engine = EncoderEngine(
         Tower(),
         table,
         EngineConfig(zero_stage=stage, clip_norm=CLIP, accumulation=accumulation),
-        world,  # type: ignore[arg-type]  # parametrised number
+        world,
     )
     history = []
     for step in range(STEPS):

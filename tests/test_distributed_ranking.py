@@ -15,7 +15,9 @@ NUM_ITEMS, WIDTH, NUM_QUERIES = 1003, 16, 40
 
 
 def rows_in_item_order() -> torch.Tensor:
-    """(NUM_ITEMS, WIDTH), with 100 exact duplicates and 50 rows that differ from another in the last bit alone."""
+    """(NUM_ITEMS, WIDTH), with 100 exact duplicates and 50 rows that differ from another in the last bit
+    alone.
+    """
     rows = torch.randn(NUM_ITEMS, WIDTH, generator=torch.Generator().manual_seed(3))
     rows[500:600] = rows[100:200]
     rows[700:750] = rows[100:150]

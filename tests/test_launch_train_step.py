@@ -1,4 +1,6 @@
-"""Training steps of the real models on the real stream: the same whatever the ranks, micro-batches and ZeRO stage."""
+"""Training steps of the real models on the real stream: the same whatever the ranks, micro-batches and ZeRO
+stage.
+"""
 
 from pathlib import Path
 
@@ -23,7 +25,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_dataset(tmp_path_factory.mktemp("train_step"))
 
 
-def train(world: World, data: Path, overrides: list[str], model: str, steps: int = STEPS) -> list[tuple[float, float]]:
+def train(
+    world: World, data: Path, overrides: list[str], model: str, steps: int = STEPS
+) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step, then (HR@10, MRR) of the validation that follows."""
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
@@ -68,7 +72,9 @@ def test_one_two_and_four_ranks_give_the_same_losses_with_dropout_and_clipping(
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec"])
-def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batches(data: Path, model: str) -> None:
+def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batches(
+    data: Path, model: str
+) -> None:
     expected = run_ranks(train, 1, data, [], model, 6)[0]
     for stage, accumulation in ((2, 3), (3, 2)):
         overrides = ["--engine.zero_stage", str(stage), "--engine.accumulation", str(accumulation)]
@@ -87,7 +93,7 @@ def test_bf16_trains_close_to_fp32(data: Path, mixer: str) -> None:
 
 
 def poison_one_rank(world: World, data: Path) -> tuple[str, bool]:
-    """The error of a step in which one rank's encoder input is not finite, and whether a weight has changed."""
+    """The error of a step with a value that is not finite on one rank, and whether no weight changed."""
     config, dataset = small_config(), Dataset.open(data)
     model = build_model(config, dataset, world)
     before = [parameter.detach().clone() for parameter in model.encoder.parameters()]
