@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -55,10 +56,11 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
     """Address and port where the ranks of one Slurm step meet: its first node, a port from the job id."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
-    shown = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
-    )
-    first = shown.stdout.split()[0] if shown.stdout.split() else first_host(nodes)
+    hosts: list[str] = []
+    if shutil.which("scontrol"):
+        command = ["scontrol", "show", "hostnames", nodes]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    first = hosts[0] if hosts else first_host(nodes)
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
     return first, 20000 + (job * 7 + step) % 20000
 

@@ -53,8 +53,8 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochPlan,
         f"{config.context_length}, {weights:,} encoder weights, loss {config.loss.name}",
         f"table    {dataset.num_items:,} x {encoder.d_model}, {config.table.update}, per rank: "
         f"{', '.join(table)}",
-        f"steps    {plan.num_steps} an epoch of {config.data.rows_per_step} rows, {plan.num_targets:,} targets "
-        f"({100 * plan.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
+        f"steps    {plan.num_steps} an epoch of {config.data.rows_per_step} rows, {plan.num_targets:,} "
+        f"targets ({100 * plan.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
         f"ranks    {world.world_size} on {world.device.type} ({world.launcher}), ZeRO stage "
         f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
         f"run      {run}; watch it with: tensorboard --logdir {run}",
