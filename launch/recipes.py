@@ -10,13 +10,17 @@ Settings = dict[str, Any]
 
 
 def _study(model: str, **encoder: Any) -> Settings:
-    """The study's setting for one model: width 64, two blocks, context length 200, full cross-entropy."""
+    """One setting for every model: width 64, one block, packed rows of 200, full cross-entropy.
+
+    Steps are small on purpose (36 rows, some 7,000 targets): at the same number of epochs, steps of 120 rows
+    end clearly lower on ML-1M.
+    """
     return {
         "seed": 0,
         "context_length": 200,
-        "encoder": {"model": model, "d_model": 64, "num_blocks": 2, "dropout": 0.3, **encoder},
+        "encoder": {"model": model, "d_model": 64, "num_blocks": 1, "dropout": 0.3, **encoder},
         "loss": {"name": "full_softmax"},
-        "data": {"rows_per_step": 120, "num_lanes": 12},
+        "data": {"rows_per_step": 36, "num_lanes": 12},
         "train": {"lr": 2e-3, "max_epochs": 30, "patience": 5},
     }
 
@@ -48,14 +52,14 @@ def moematrrec() -> Settings:
 
 def ml1m() -> Settings:
     """MovieLens-1M on two CPU cores in under twenty minutes: one Mamba block, packed rows of 200."""
-    settings = _study("mambarec", num_blocks=1)
+    settings = _study("mambarec")
     settings["train"] |= {"max_epochs": 30, "max_minutes": 19.0, "patience": None}
     return settings
 
 
 def demo() -> Settings:
     """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
-    settings = _study("mambarec", num_blocks=1, dropout=0.1)
+    settings = _study("mambarec", dropout=0.1)
     settings["context_length"] = 100
     settings["train"] |= {"max_epochs": 10, "max_minutes": 4.0, "patience": 3}
     return settings

@@ -14,7 +14,18 @@ from typing import Any
 _CONTEXT = mp.get_context("forkserver")
 # The server imports the heavy packages once; every rank is then a fork of a process that has run nothing yet.
 _CONTEXT.set_forkserver_preload(
-    ["longplay.distributed.engine", "longplay.models.build", "longplay.launch.train_step"]
+    [
+        *(
+            "longplay.launch.train",
+            "longplay.launch.evaluate",
+            "longplay.launch.prepare",
+            "longplay.launch.recommend",
+        ),
+        *(
+            "torch._dynamo",
+            "torch._inductor.compile_fx",
+        ),  # DeepSpeed imports them, for seconds, at its first engine
+    ]
 )
 
 
