@@ -54,8 +54,12 @@ class EngineConfig:
         if self.accumulation < 1:
             raise ValueError(f"engine.accumulation: {self.accumulation} must be at least 1")
         for name in ("clip_norm", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"engine.{name}: {getattr(self, name)} must be at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"engine.{name}: {getattr(self, name)} must be at least 0 and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"engine.betas: {self.betas} must lie in [0, 1); 0.9,0.999 is usual")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"engine.eps: {self.eps} must be positive; 1e-8 is usual")
 
 
 def deepspeed_config(config: EngineConfig) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for but torch sees no GPU; take --train.device cpu or auto")
+        raise ValueError("device: cuda was asked for but torch sees no GPU; take cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     rank, local_rank, world_size, launcher = read_environment(os.environ)
     if use_cuda:

@@ -50,10 +50,14 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def report(message: str, code: int) -> int:
-    """Print an error once, from rank 0, as one line."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    """Print an error as one line: from rank 0 alone until the ranks have met, then from whichever has it."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    torch = sys.modules.get("torch")
+    met = torch is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if rank == "0" or met:
         sys.stdout.flush()
-        print(f"longplay: error: {' '.join(message.splitlines())}", file=sys.stderr)
+        where = f" on rank {rank}" if met else ""
+        print(f"longplay: error{where}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code
 
 

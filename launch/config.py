@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "timeout_s", "max_epochs", "keep_checkpoints", "log_every_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0 and finite")
         for name in ("max_steps", "max_minutes", "eval_every_steps", "patience", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -67,8 +67,8 @@ class RunFolder:
             )
         return True
 
-    def create(self, config: RunConfig, dataset: Dataset, data: Path) -> None:
-        """Make the folder and write config.json; rank 0 only.
+    def write_config(self, config: RunConfig, dataset: Dataset, data: Path) -> None:
+        """Make the folder where there is none and write config.json for this command; rank 0 only.
 
         Raises:
             ConfigError: the folder cannot be written.

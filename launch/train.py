@@ -255,10 +255,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     world = init_world(device=config.train.device, timeout_s=config.train.timeout_s)
-    if world.is_rank0 and not begun:
-        folder.create(config, dataset, args.data)
+    if world.is_rank0:
+        folder.write_config(config, dataset, args.data)
     if not begun and world.world_size > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints in it
     code = Training(config, dataset, folder, world, stop).run()
     close_world()
     return code

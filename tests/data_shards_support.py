@@ -20,10 +20,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def real_data(name: str) -> Path:
     """The file `name` of the real datasets; skips the test where it is not at hand."""
-    folder = Path(os.environ.get("LONGPLAY_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not (folder / name).exists():
-        pytest.skip(f"needs {name} in the folder LONGPLAY_TEST_DATA, looked in {folder}")
-    return folder / name
+    folder = os.environ.get("LONGPLAY_TEST_DATA")
+    if not folder:
+        pytest.skip(f"needs {name}: set LONGPLAY_TEST_DATA to the folder that holds it")
+    if not (Path(folder) / name).exists():
+        pytest.skip(f"needs {name}: it is not in LONGPLAY_TEST_DATA, which is {folder}")
+    return Path(folder) / name
 
 
 class FrameSource:

@@ -37,7 +37,7 @@ def run(data: Path, tmp_path: Path) -> Path:
     """A run folder that was begun with the recipe mambarec and has no checkpoint yet."""
     folder = tmp_path / "run"
     config = resolve("mambarec", get_recipe("mambarec"), [])
-    RunFolder(folder).create(config, Dataset.open(data), data)
+    RunFolder(folder).write_config(config, Dataset.open(data), data)
     return folder
 
 
@@ -234,7 +234,7 @@ def test_train_refuses_the_run_folder_of_another_model(data: Path, run: Path, re
     words = ("--data", data, "--run", run)
     pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); repeat those, or give another --run"
     refuse("train", "sasrec", *words, pattern=pattern)
-    pattern = r"other settings \(encoder\.num_blocks: 2 -> 3\); repeat those"
+    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); repeat those"
     refuse("train", "mambarec", *words, "--encoder.num_blocks", 3, pattern=pattern)
 
 

@@ -182,10 +182,11 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_writing_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
 ) -> None:
     if number == signal.SIGINT:  # a shell's background job, and so a suite in one, starts with it ignored
-        monkeypatch.setattr(signal, "_restored", signal.signal(number, signal.default_int_handler), raising=False)
+        before = signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, before))
     monkeypatch.setattr(prepare_module, "_write_users", lambda *_: signal.raise_signal(number))
     path = write(tmp_path / "events.csv", GOOD)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
