@@ -148,8 +148,8 @@ class Training:
         values = result.flat()
         at.note_validation(values[metric])
         if self.log is not None:
-            self.log.write(at.step, {f"eval_{name}": value for name, value in values.items()})
-            self.log.write(at.step, {"perf/eval_s": result.seconds})
+            shown = {f"eval_{name}": value for name, value in values.items() if not name.endswith("_se")}
+            self.log.write(at.step, {**shown, "perf/eval_s": result.seconds})
         star = " *" if at.best_step == at.step else ""
         self.terminal.say(
             f"step {at.step}  epoch {at.epoch}  train {at.train_seconds:.0f} s  "
