@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -121,15 +122,23 @@ def as_json(
     result: Evaluation, baseline: Evaluation | None, checkpoint: Checkpoint, split: str
 ) -> dict[str, Any]:
     """The result as nested JSON values."""
-    report: dict[str, Any] = {**result.metrics, "num_users": result.num_users, "split": split}
+    report: dict[str, Any] = {**finite(result.metrics), "num_users": result.num_users, "split": split}
     report |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
         "seconds": round(result.seconds, 3),
     }
     if baseline is not None:
-        report["popularity"] = baseline.metrics
+        report["popularity"] = finite(baseline.metrics)
     return report
+
+
+def finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """The metrics with None for what JSON cannot say: the standard error of a single user."""
+    return {
+        kind: {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for kind, values in metrics.items()
+    }
 
 
 def as_table(model: str, result: Evaluation, baseline: Evaluation | None) -> str:

@@ -61,7 +61,7 @@ def demo() -> Settings:
     """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
     settings = _study("mambarec", dropout=0.1)
     settings["context_length"] = 100
-    settings["train"] |= {"max_epochs": 10, "max_minutes": 4.0, "patience": 3}
+    settings["train"] |= {"max_epochs": 6, "max_minutes": 4.0, "patience": 3}
     return settings
 
 
