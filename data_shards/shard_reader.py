@@ -17,7 +17,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.shard_writer import ITEMS_SUFFIX, TIMES_SUFFIX, sample_key
+from longplay.data_shards.shard_layout import ITEMS_SUFFIX, TIMES_SUFFIX, sample_key
 
 _WAY_OUT = "restore the file or prepare the dataset again"
 

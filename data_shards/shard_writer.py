@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 
 from longplay.data_shards.manifest import ShardInfo
 from longplay.data_shards.sequences import Sequences
+from longplay.data_shards.shard_layout import ShardWriter
 from longplay.data_shards.sources import Progress, no_progress
 
 SHARD_GROUP = 24
 """Shard counts are multiples of this, so that any usual number of lanes gets equally many."""
 MAX_SHARD_EVENTS = 4_000_000
-ITEMS_SUFFIX = "items.npy"
-TIMES_SUFFIX = "times.npy"
-
-
-def sample_key(user_index: int) -> str:
-    """The name of a user's sample within its shard."""
-    return f"{user_index:010d}"
 
 
 def default_num_shards(num_events: int, num_users: int) -> int:
@@ -66,30 +57,8 @@ def write_shards(
 
 
 def _write_shard(path: Path, sequences: Sequences, users: np.ndarray, first_user: int) -> ShardInfo:
-    num_events = 0
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with ShardWriter(path) as shard:
         for user_index, user in enumerate(users.tolist(), first_user):
             begin, end = sequences.ptr[user], sequences.ptr[user + 1]
-            key = sample_key(user_index)
-            _add(tar, f"{key}.{ITEMS_SUFFIX}", sequences.items[begin:end].astype("<i4"))
-            _add(tar, f"{key}.{TIMES_SUFFIX}", sequences.times[begin:end].astype("<i8"))
-            num_events += int(end - begin)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardInfo(
-        name=path.name,
-        num_samples=len(users),
-        num_events=num_events,
-        num_bytes=path.stat().st_size,
-        sha256=sha256,
-    )
-
-
-def _add(tar: tarfile.TarFile, name: str, values: np.ndarray) -> None:
-    """Adds one array in .npy format 1.0 under `name`; owner and time are TarInfo's zeros."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, values, version=(1, 0), allow_pickle=False)
-    info = tarfile.TarInfo(name)
-    info.size = buffer.tell()
-    buffer.seek(0)
-    tar.addfile(info, buffer)
+            shard.add(user_index, sequences.items[begin:end], sequences.times[begin:end])
+        return shard.close()
