@@ -9,7 +9,8 @@ from collections.abc import Sequence
 # A user's mistakes are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
-COMMANDS = ("prepare", "train", "evaluate", "recommend")
+COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend")
+_MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(metavar="COMMAND")
     for name in (command,) if command in COMMANDS else COMMANDS:
-        importlib.import_module(f"longplay.launch.{name}").register(subparsers)
+        importlib.import_module(f"longplay.launch.{_MODULES.get(name, name)}").register(subparsers)
     return parser
 
 

@@ -1,0 +1,164 @@
+"""`longplay inspect`: what is in a prepared dataset, as text, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.inspection import Inspection, Spread, inspect_dataset
+from longplay.data_shards.verification import find_problems
+from longplay.launch.inspection_plot import draw
+
+PNG_NAME = "inspect.png"
+_EXIT_PROBLEMS = 1
+
+
+def register(subparsers: Any) -> None:
+    """Adds the command `inspect` to the subparsers of `longplay`; its `func` takes the parsed arguments."""
+    parser = subparsers.add_parser("inspect", help="what is in a dataset", description=__doc__)
+    add_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder and the options."""
+    parser.add_argument("data", type=Path, metavar="DIR", help="a dataset made by `longplay prepare`")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help=f"where the picture goes (default: DIR/{PNG_NAME})"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read everything first and check every checksum and count; exit code 1 if anything is wrong",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspects what `args` name; returns the exit code.
+
+    Raises:
+        DataError: no dataset, or one that is damaged.
+        OSError: the file of `--png` cannot be written.
+    """
+    if args.verify:
+        problems = find_problems(args.data, _track)
+        if problems:
+            print(json.dumps({"problems": problems}, indent=1) if args.json else "\n".join(problems))
+            return _EXIT_PROBLEMS
+    dataset = Dataset.open(args.data, cache_bytes=0)
+    found = inspect_dataset(dataset, _track)
+    if args.json:
+        verified = {"verified": True} if args.verify else {}
+        print(json.dumps({**dataclasses.asdict(found), **verified}, indent=1))
+    else:
+        print(_as_text(found), end="")
+        if args.verify:
+            print("verified: every checksum and count agrees with the content")
+    note = _write_png(dataset, found, args.png, args.data / PNG_NAME)
+    print(note, file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def _write_png(dataset: Dataset, found: Inspection, asked: Path | None, default: Path) -> str:
+    """What became of the picture; that it cannot be written is an error only if it was asked for by name."""
+    path = asked or default
+    try:
+        draw(dataset, found, path)
+    except OSError as error:
+        if asked is not None:
+            raise
+        return f"no picture: {path} cannot be written ({error.strerror}); name a file with --png"
+    return f"picture: {path}"
+
+
+def _track(numbers: range, stage: str) -> Iterable[int]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm(numbers, desc=stage, unit="shard", disable=None, leave=False)
+
+
+def _as_text(found: Inspection) -> str:
+    sections = [
+        [("dataset", found.dataset_id), *_source_lines(found)],
+        [
+            ("rows in", f"{found.rows_in:,}"),
+            *((f"  dropped, {reason}", f"{count:,}") for reason, count in found.rows_dropped.items()),
+            ("events", f"{found.num_events:,}"),
+            ("users", f"{found.num_users:,}"),
+            ("items", f"{found.num_items:,}"),
+            ("density", f"{found.density:.4%} of all pairs of a user and an item"),
+            ("repeats", f"{found.repeat_fraction:.2%} of the events: the user had the item before"),
+            ("ties", f"{found.tie_fraction:.2%} of the events: at the time of the user's event before"),
+            *_time_lines(found),
+        ],
+        [("events per user", ""), *_spread_lines(found.lengths)],
+        [
+            ("events per item", ""),
+            *_spread_lines(found.popularity.counts),
+            *(
+                (f"  top {name} of the items", f"{share:.2%} of the events")
+                for name, share in found.popularity.top_shares.items()
+            ),
+            ("  items with one event", f"{found.popularity.num_single:,}"),
+            ("  Gini", f"{found.popularity.gini:.4f}"),
+        ],
+        [
+            ("shards", f"{found.num_shards:,}"),
+            ("  events, min/median/max", " / ".join(f"{count:,}" for count in found.shard_events.values())),
+            ("  bytes", f"{found.num_bytes:,}"),
+            ("  bytes per event", f"{found.bytes_per_event:.2f}"),
+        ],
+    ]
+    width = max(len(name) for lines in sections for name, _ in lines)
+    texts = ("".join(f"{f'{name:<{width}}  {value}'.rstrip()}\n" for name, value in it) for it in sections)
+    return "\n".join(texts)
+
+
+def _source_lines(found: Inspection) -> list[tuple[str, str]]:
+    source = found.source
+    options = " ".join(f"{name}={value}" for name, value in source.get("options", {}).items())
+    return [
+        ("format", str(source.get("format", "unknown"))),
+        *(("path", str(path)) for path in source.get("paths", [])),
+        *([("options", options)] if options else []),
+    ]
+
+
+def _time_lines(found: Inspection) -> list[tuple[str, str]]:
+    lines = [("times", f"{found.time_range[0]} to {found.time_range[1]}")]
+    if found.time_range_utc is not None:
+        lines.append(("  in UTC", f"{found.time_range_utc[0]} to {found.time_range_utc[1]}"))
+    return lines
+
+
+def _spread_lines(spread: Spread) -> list[tuple[str, str]]:
+    values = {"min": spread.min, **spread.quantiles, "max": spread.max}
+    width = max(len(f"{value:,}") for value in values.values())
+    return [
+        *((f"  {name}", f"{value:>{width},}") for name, value in values.items()),
+        ("  mean", f"{spread.mean:>{width + 3},.2f}"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command on its own, `python -m longplay.launch.inspect_dataset`."""
+    parser = argparse.ArgumentParser(prog="inspect", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except DataError as error:
+        print(f"longplay: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
