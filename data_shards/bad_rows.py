@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from longplay.data_shards.errors import DataError
 
@@ -10,6 +12,7 @@ BLANK_LINE = "blank_line"
 TOO_FEW_COLUMNS = "too_few_columns"
 TOO_MANY_COLUMNS = "too_many_columns"
 BAD_QUOTING = "bad_quoting"
+NUM_EXAMPLES = 5
 _MAX_TEXT = 60
 
 
@@ -23,11 +26,17 @@ def not_an_integer(column: str) -> str:
     return f"not_an_integer:{column}"
 
 
+def out_of_range(column: str) -> str:
+    """The reason of a row whose `column` holds a number that the format rules out."""
+    return f"out_of_range:{column}"
+
+
 @dataclass(frozen=True)
 class BadRow:
-    """One unusable row: where it stands (`events.csv, line 3`), why, and the text that is wrong."""
+    """One unusable row: where it stands (`events.csv, line` 3), why, and the text that is wrong."""
 
     where: str
+    number: int
     reason: str
     text: str
 
@@ -35,22 +44,20 @@ class BadRow:
         kind, _, column = self.reason.partition(":")
         claim = f"{column} is {kind.replace('_', ' ')}" if column else kind.replace("_", " ")
         text = self.text if len(self.text) <= _MAX_TEXT else self.text[:_MAX_TEXT] + "..."
-        return f"{self.where}: {claim} ({text!r})"
+        return f"{self.where} {self.number}: {claim} ({text!r})"
 
 
 @dataclass
 class BadRows:
-    """Unusable rows of one source.
+    """Unusable rows of one source, or of one block of it.
 
     Attributes:
         counts: reason -> rows dropped for it; a row is counted once, under the first reason that holds.
         first: the earliest few of them, blank lines excluded.
-        num_kept: how many rows `first` remembers.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     first: list[BadRow] = field(default_factory=list)
-    num_kept: int = 5
 
     @property
     def num_bad(self) -> int:
@@ -62,11 +69,14 @@ class BadRows:
         """All rows dropped, blank lines included."""
         return sum(self.counts.values())
 
-    def add(self, counts: dict[str, int], examples: list[BadRow]) -> None:
-        """Adds the rows of one block; blocks come in the order of the source."""
-        for reason, count in counts.items():
+    def add(self, other: BadRows, rows_before: int = 0) -> None:
+        """Adds the rows of a later block, in which `rows_before` rows of the file are not counted."""
+        for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
-        self.first.extend(examples[: max(0, self.num_kept - len(self.first))])
+        room = max(0, NUM_EXAMPLES - len(self.first))
+        self.first += [
+            dataclasses.replace(row, number=row.number + rows_before) for row in other.first[:room]
+        ]
 
     def check(self, rows_in: int, max_bad_fraction: float) -> None:
         """Stops the run when more than `max_bad_fraction` of `rows_in` rows are bad.
@@ -81,3 +91,12 @@ class BadRows:
             f"{max_bad_fraction:g} allows: correct the file, name other columns with --user, --item, --time, "
             "or raise --max-bad-fraction to drop such rows"
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+        return {"counts": self.counts, "first": [dataclasses.astuple(row) for row in self.first]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> BadRows:
+        """What `to_json` gave."""
+        return cls(dict(content["counts"]), [BadRow(*row) for row in content["first"]])

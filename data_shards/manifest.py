@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Manifest:
     Attributes:
         dataset_id: hex fingerprint of the id mappings and of every shard's content.
         source: `{"format": ..., "paths": [...], "options": {...}}` as given to `longplay prepare`.
+        options: what was to be kept of it.
         rows_in: rows of the source, header excluded; equals `num_events` plus all of `rows_dropped`.
         rows_dropped: reason -> number of rows.
         time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
@@ -52,6 +54,7 @@ class Manifest:
     num_items: int
     time_quantiles: list[int]
     shards: tuple[ShardInfo, ...]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -88,13 +91,26 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text())
+            text = path.read_text()
         except FileNotFoundError:
             raise DataError(
                 f"{folder}: no {MANIFEST_NAME}, so not a prepared dataset; make one with "
                 "`longplay prepare ... --out DIR`"
             ) from None
         except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: str, path: Path | str) -> Manifest:
+        """Checks what was read from `path`.
+
+        Raises:
+            DataError: it is not one of ours, of another schema, or inconsistent in itself.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
         if not isinstance(content, dict) or content.pop("kind", None) != KIND:
             raise DataError(
@@ -110,6 +126,14 @@ class Manifest:
             return cls(shards=shards, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({error}); prepare the dataset again") from error
+
+
+def fingerprint(*texts: str) -> str:
+    """32 hex digits that tell one sequence of texts from another."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def is_dataset(folder: Path) -> bool:

@@ -1,20 +1,20 @@
-"""What every reader gives: the usable events of a source and an account of the rest."""
+"""What every reader gives: blocks of a source, each parsed on its own into usable events and an account."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import polars as pl
+import numpy as np
 
 from longplay.data_shards.bad_rows import BadRows
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work advances."""
+"""Called with (stage, events done, events in all, estimated while reading) as work advances."""
 
 BLOCK_ROWS = 1_000_000
-"""Rows parsed at a time."""
+"""Rows of a block where rows, not bytes, are what is counted."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -22,20 +22,49 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class RawEvents:
-    """Events as the source orders them.
+class ParsedBlock:
+    """The usable events of one block, in source order.
 
     Attributes:
-        frame: columns `user`, `item`, `time`, Int64, one row per usable event, in source order.
-        rows_in: rows of the source, header excluded; `frame.height` plus the rows in `bad_rows`.
+        user, item, time: (events,) int64.
+        rows_in: rows of the block, header excluded.
+        bad_rows: unusable rows, numbered from the block's first row.
+        dropped: reason -> rows that are sound and were not asked for.
     """
 
-    frame: pl.DataFrame
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
     rows_in: int
     bad_rows: BadRows = field(default_factory=BadRows)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.rows_in == self.frame.height + self.bad_rows.num_dropped, "a reader lost rows"
+        accounted = len(self.user) + self.bad_rows.num_dropped + sum(self.dropped.values())
+        assert self.rows_in == accounted, "a reader lost rows"
+
+
+class Block(Protocol):
+    """A part of a source that can be parsed on its own, in any thread.
+
+    Attributes:
+        part: the file it is of; blocks of a file follow each other, rows are numbered within the file.
+        weight: its share of the source, in the unit of `Source.total_weight`.
+    """
+
+    @property
+    def part(self) -> str: ...
+
+    @property
+    def weight(self) -> int: ...
+
+    def parse(self) -> ParsedBlock:
+        """Reads and parses it.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        ...
 
 
 class Source(Protocol):
@@ -45,10 +74,27 @@ class Source(Protocol):
         """`{"format", "paths", "options"}` for the manifest."""
         ...
 
-    def read(self, progress: Progress = no_progress) -> RawEvents:
-        """Reads all of it.
+    def fingerprint(self) -> list[Any]:
+        """Plain data that differs when the content may: path, size and time of change of each file.
 
         Raises:
-            DataError: a file that cannot be read, a missing column, no rows.
+            DataError: a file that cannot be read, or is none.
+        """
+        ...
+
+    def max_events(self) -> int:
+        """An upper estimate of its events, from the files' sizes."""
+        ...
+
+    def total_weight(self) -> int:
+        """The sum of its blocks' weights."""
+        ...
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        """Its blocks in order, the same ones at every call with the same `block_bytes`; text of about that
+        size each.
+
+        Raises:
+            DataError: a file that cannot be read, a missing column.
         """
         ...

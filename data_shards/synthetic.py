@@ -11,14 +11,14 @@ than popularity does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.sources import Progress, RawEvents, no_progress
+from longplay.data_shards.sources import Block, ParsedBlock
 
 _ITEMS_PER_INTEREST = 50
 _NUM_FAVOURITES = 5
@@ -35,7 +35,7 @@ _MEDIAN_GAP_S = 240
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource:
-    """A seeded generator of listening histories.
+    """A seeded generator of listening histories, all in one block.
 
     Attributes:
         users, items, events: how many; every user has at least 5 events, `events` is met exactly.
@@ -71,16 +71,35 @@ class SyntheticSource:
     def describe(self) -> dict[str, Any]:
         return {"format": "synthetic", "paths": [], "options": dataclasses.asdict(self)}
 
-    def read(self, progress: Progress = no_progress) -> RawEvents:
+    def fingerprint(self) -> list[Any]:
+        return []
+
+    def max_events(self) -> int:
+        return self.events
+
+    def total_weight(self) -> int:
+        return self.events
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        yield self
+
+    @property
+    def part(self) -> str:
+        return "generated"
+
+    @property
+    def weight(self) -> int:
+        return self.events
+
+    def parse(self) -> ParsedBlock:
         rng = np.random.default_rng(self.seed)
         lengths = self._lengths(rng)
         catalogue = Catalogue.draw(self.items, self.zipf, rng)
-        items = self._walk(lengths, catalogue, rng, progress)
+        items = self._walk(lengths, catalogue, rng)
         user = np.repeat(rng.permutation(self.users * 4)[: self.users], lengths)
         original_ids = rng.choice(self.items * 10, self.items, replace=False)
-        columns = {"user": user, "item": original_ids[items], "time": _times(lengths, rng)}
-        frame = pl.DataFrame({name: values.astype(np.int64) for name, values in columns.items()})
-        return RawEvents(frame, frame.height)
+        columns = (user, original_ids[items], _times(lengths, rng))
+        return ParsedBlock(*(values.astype(np.int64) for values in columns), rows_in=self.events)
 
     def _lengths(self, rng: np.random.Generator) -> np.ndarray:
         """(users,) history lengths, at least `_MIN_LENGTH`, that add up to `events`."""
@@ -89,9 +108,7 @@ class SyntheticSource:
         ends = np.rint(np.cumsum(weights) / weights.sum() * spare).astype(np.int64)
         return _MIN_LENGTH + np.diff(ends, prepend=0)
 
-    def _walk(
-        self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator, progress: Progress
-    ) -> np.ndarray:
+    def _walk(self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator) -> np.ndarray:
         """(events,) items of all users one after the other, drawn for all users at once, step by step."""
         order = np.argsort(-lengths, kind="stable")
         first = (np.cumsum(lengths) - lengths)[order]
@@ -109,7 +126,6 @@ class SyntheticSource:
                 follows[moved] = False
                 item[:n] = np.where(follows, catalogue.follow(rng, item[:n]), drawn)
             items[first[:n] + step] = item[:n]
-            progress("generating", step + 1, len(num_active))
         return items
 
 

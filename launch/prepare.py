@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,17 @@ from tqdm import tqdm
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.fields import Columns
 from longplay.data_shards.parquet_reader import ParquetSource
-from longplay.data_shards.prepare import Prepared, PrepareOptions, check_output, prepare_dataset
+from longplay.data_shards.prepare import (
+    SCRATCH_BYTES_PER_EVENT,
+    Prepared,
+    PrepareOptions,
+    check_output,
+    prepare_dataset,
+)
+from longplay.data_shards.raw_formats import TIME_UNIT_S, KuaiRandSource, Lfm1bSource, Ml1mSource
 from longplay.data_shards.sources import Source
 from longplay.data_shards.synthetic import SyntheticSource
-from longplay.data_shards.text_reader import CsvSource, Ml1mSource
+from longplay.data_shards.text_reader import CsvSource
 
 _SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 
@@ -36,8 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     ml1m = formats.add_parser("ml1m", help="the original MovieLens 1M ratings.dat")
     ml1m.add_argument("path", type=Path, help="ratings.dat, or the folder that holds it")
+    lfm1b = formats.add_parser("lfm1b", help="LFM-1b's original listening events")
+    lfm1b.add_argument("path", type=Path, help="LFM-1b_LEs.txt, also .gz, .bz2 and .zst")
+    kuairand = formats.add_parser("kuairand", help="KuaiRand's original logs, all parts")
+    _add_kuairand_arguments(kuairand)
     csv = formats.add_parser(
-        "csv", help="delimited text with a header: .csv, .tsv, .inter, also .gz and .zst"
+        "csv", help="delimited text with a header: .csv, .tsv, .inter, also .gz, .bz2 and .zst"
     )
     csv.add_argument(
         "--sep", help="separator: one of `tab`, `comma`, ... or any text (default: by extension or header)"
@@ -48,10 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add_column_arguments(files)
     synthetic = formats.add_parser("synthetic", help="generated histories in which order carries information")
     _add_synthetic_arguments(synthetic)
-    for one in (ml1m, csv, parquet, synthetic):
+    for one in (ml1m, lfm1b, kuairand, csv, parquet, synthetic):
         _add_common_arguments(
             one, seed_help="draws the users' order in the shards; for synthetic the events too"
         )
+
+
+def _add_kuairand_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="DIR", help="the folder that holds log_standard_*.csv")
+    parser.add_argument(
+        "--events",
+        default="all",
+        metavar="WHICH",
+        help="all views, or those with a flag: is_click, long_view (default: all)",
+    )
+    parser.add_argument("--tab", type=int, metavar="N", help="only views on this page of the app, 0 to 14")
+    parser.add_argument(
+        "--random", action="store_true", help="also the views of log_random_*.csv, videos shown at random"
+    )
 
 
 def _add_column_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +118,34 @@ def _add_common_arguments(parser: argparse.ArgumentParser, seed_help: str) -> No
     default = PrepareOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the dataset goes")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset at --out")
+    for flag, value, meaning in (
+        ("--min-user-events", default.min_user_events, "drop users with fewer events"),
+        ("--min-item-events", default.min_item_events, "drop items with fewer events, and so on in turns"),
+        ("--max-user-events", None, "keep only so many latest events of a user"),
+    ):
+        shown = "all" if value is None else value
+        parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{meaning} (default: {shown})")
     parser.add_argument(
-        "--min-user-events",
-        type=int,
-        default=default.min_user_events,
-        metavar="N",
-        help="drop users with fewer events (default: %(default)s)",
+        "--dedup", choices=["latest"], help="of a user's events with the same item keep only the latest"
+    )
+    parser.add_argument(
+        "--from", dest="from_time", metavar="TIME", help="leave out events before; a date or a whole number"
+    )
+    parser.add_argument(
+        "--until",
+        dest="until_time",
+        metavar="TIME",
+        help="leave out events at and after; a date or a whole number",
+    )
+    parser.add_argument(
+        "--memory",
+        type=_num_bytes,
+        default=default.memory_bytes,
+        metavar="SIZE",
+        help="stay within so much memory, for example 4GiB (default: 4GiB)",
+    )
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where intermediate files go (default: beside --out)"
     )
     parser.add_argument(
         "--max-bad-fraction",
@@ -122,28 +171,79 @@ def run(args: argparse.Namespace) -> int:
     source = _source(args)
     options = PrepareOptions(
         min_user_events=args.min_user_events,
+        min_item_events=args.min_item_events,
+        max_user_events=args.max_user_events,
+        dedup_latest=args.dedup == "latest",
+        from_time=_time(args.from_time, "--from", args.format),
+        until_time=_time(args.until_time, "--until", args.format),
         max_bad_fraction=args.max_bad_fraction,
         num_shards=args.shards,
         seed=args.seed,
         overwrite=args.overwrite,
+        memory_bytes=args.memory,
+        scratch=args.scratch,
     )
     check_output(args.out, overwrite=args.overwrite)
-    described = source.describe()
-    origin = ", ".join(described["paths"]) or "generated events"
-    print(
-        f"prepare {described['format']}: {origin} -> {args.out}"
-        f"{' (replacing the dataset there)' if args.overwrite and args.out.exists() else ''}\n"
-        f"users with fewer than {options.min_user_events} events are dropped, items renumbered by frequency"
-    )
+    _print_plan(source, options, args.out)
     with _terminable(), _Bars() as bars:
         prepared = prepare_dataset(source, args.out, options, bars)
     _print_summary(prepared, args.out)
     return 0
 
 
+def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
+    """Says what will be done, and what it takes."""
+    described = source.describe()
+    origin = ", ".join(described["paths"]) or "generated events"
+    replacing = " (replacing the dataset there)" if out.exists() and any(out.iterdir()) else ""
+    most = source.max_events()
+    scratch = options.scratch or out.absolute().parent
+    print(
+        f"prepare {described['format']}: {origin} -> {out}{replacing}\n"
+        f"users with fewer than {options.min_user_events} events are dropped, items renumbered by frequency\n"
+        f"at most {most:,} events, {options.memory_bytes / 2**30:g} GiB of memory, up to "
+        f"{most * SCRATCH_BYTES_PER_EVENT / 2**30:.1f} GiB of disk in {scratch} while it works"
+    )
+
+
+def _num_bytes(text: str) -> int:
+    """`4GiB`, `4G`, `512MiB`, ... or a number of bytes."""
+    match = re.fullmatch(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)(i?b)?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 4GiB or 512MiB")
+    return int(float(match["number"]) * 1024 ** " kmgt".index(match["unit"] or " "))
+
+
+def _time(text: str | None, flag: str, form: str) -> int | None:
+    """A whole number in the source's unit, or a date (UTC) where the unit is known.
+
+    Raises:
+        DataError: neither.
+    """
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        raise DataError(f"{flag} is {text!r}, it must be a date such as 2013-06-30 or a number") from None
+    if form not in TIME_UNIT_S:
+        raise DataError(
+            f"{flag} is a date, and the unit of {form} times is not known; pass a whole number in that unit"
+        )
+    return round((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() / TIME_UNIT_S[form])
+
+
 def _source(args: argparse.Namespace) -> Source:
     if args.format == "ml1m":
         return Ml1mSource(path=args.path)
+    if args.format == "lfm1b":
+        return Lfm1bSource(path=args.path)
+    if args.format == "kuairand":
+        return KuaiRandSource(path=args.path, events=args.events, tab=args.tab, random=args.random)
     if args.format == "synthetic":
         names = ("users", "items", "events", "zipf", "length_sigma", "follow_probability", "seed")
         return SyntheticSource(**{name: getattr(args, name) for name in names})
@@ -184,7 +284,10 @@ class _Bars:
         if self._bar is None or stage != self._stage:
             self.__exit__()
             self._stage = stage
-            self._bar = tqdm(total=total, desc=stage, disable=None, leave=False, unit_scale=True)
+            self._bar = tqdm(
+                total=total, desc=stage, disable=None, leave=False, unit=" events", unit_scale=True
+            )
+        self._bar.total = total
         self._bar.update(done - self._bar.n)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
-from longplay.data_shards.sources import Progress, RawEvents, Source, no_progress
+from longplay.data_shards.sources import Block, ParsedBlock, Source
 
 Sequences = dict[int, list[tuple[int, int]]]
 LENIENT = PrepareOptions(max_bad_fraction=1)
@@ -31,14 +33,42 @@ def real_data(name: str) -> Path:
 class FrameSource:
     """Events that are in memory already."""
 
-    def __init__(self, frame: pl.DataFrame) -> None:
+    def __init__(self, frame: pl.DataFrame, block_rows: int | None = None) -> None:
+        self.block_rows = block_rows
         self.frame = frame.select(pl.col("user", "item", "time").cast(pl.Int64))
 
     def describe(self) -> dict[str, object]:
         return {"format": "frame", "paths": [], "options": {}}
 
-    def read(self, progress: Progress = no_progress) -> RawEvents:
-        return RawEvents(self.frame, self.frame.height)
+    def fingerprint(self) -> list[object]:
+        return [str(self.frame.hash_rows().sum())]
+
+    def max_events(self) -> int:
+        return self.frame.height
+
+    def total_weight(self) -> int:
+        return self.frame.height
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        size = block_bytes if self.block_rows is None else self.block_rows
+        for part in self.frame.iter_slices(size):
+            yield FrameBlock(part)
+
+
+@dataclass(frozen=True)
+class FrameBlock:
+    """Some rows of a frame."""
+
+    frame: pl.DataFrame
+    part: str = "frame"
+
+    @property
+    def weight(self) -> int:
+        return self.frame.height
+
+    def parse(self) -> ParsedBlock:
+        columns = (self.frame[role].to_numpy() for role in ("user", "item", "time"))
+        return ParsedBlock(*columns, rows_in=self.frame.height)
 
 
 def random_events(lengths: np.ndarray, num_items: int = 200, seed: int = 0) -> pl.DataFrame:

@@ -22,7 +22,6 @@ from longplay.data_shards import prepare as prepare_module
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
-from longplay.data_shards.sequences import build_sequences
 from longplay.data_shards.shard_writer import assign_users, default_num_shards
 
 
@@ -58,7 +57,8 @@ def test_short_users_are_dropped_and_counted(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no user has 10 of the 19 usable events .* 9\); lower --min-user-events"
     ):
-        build_sequences(frame, 10)
+        prepared(FrameSource(frame), tmp_path / "none", PrepareOptions(min_user_events=10))
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -95,23 +95,42 @@ def test_time_quantiles_are_exact(tmp_path: Path) -> None:
     assert quantiles == [times[i * (len(times) - 1) // 1000] for i in range(1001)]
 
 
-@pytest.mark.parametrize("step", ["write_shards", "_write_items", "_write_users", "_time_quantiles"])
+STEPS = [
+    "write_runs",
+    "sort_buckets",
+    "select",
+    "write_shards",
+    "_write_items",
+    "_write_users",
+    "_fingerprint",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("replacing", [False, True])
-def test_a_failure_leaves_everything_as_it_was(
+def test_a_full_disk_leaves_the_output_as_it_was_and_a_repeat_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, replacing: bool
 ) -> None:
-    source = FrameSource(random_events(np.full(30, 5)))
+    source, out = FrameSource(random_events(np.full(30, 5))), tmp_path / "set"
+    options = PrepareOptions(overwrite=True)
     if replacing:
-        prepared(source, tmp_path / "set")
-    before = {path.name: folder_bytes(path) for path in tmp_path.iterdir()}
+        prepared(FrameSource(random_events(np.full(30, 6))), out)
+    before = folder_bytes(out) if replacing else {}
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare_module, step, fail)
-    with pytest.raises(DataError, match=r"set: cannot be written \(No space left on device\)"):
-        prepare_dataset(source, tmp_path / "set", PrepareOptions(overwrite=True))
-    assert {path.name: folder_bytes(path) for path in tmp_path.iterdir()} == before
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, step, fail)
+        with pytest.raises(
+            DataError, match=r"cannot be written \(No space left on device\); make room and rep"
+        ):
+            prepare_dataset(source, out, options)
+    assert (folder_bytes(out) if out.exists() else {}) == before
+    prepare_dataset(source, out, options)
+    prepare_dataset(source, tmp_path / "other", options)
+    assert folder_bytes(out) == folder_bytes(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]
 
 
 def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.fields import Columns
 from longplay.data_shards.parquet_reader import ParquetSource
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
+from longplay.data_shards.raw_formats import Ml1mSource
 from longplay.data_shards.sources import Source
-from longplay.data_shards.text_reader import CsvSource, Ml1mSource
+from longplay.data_shards.text_reader import CsvSource
 
 FIELD = st.one_of(
     st.integers(0, 4).map(str),

@@ -1,0 +1,84 @@
+"""Named arrays in one file, parts of which can be read; written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_INDEX_BYTES = 8  # the length of the index, a little-endian integer, comes first
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_bytes(content)
+    partial.rename(path)
+
+
+class ArrayFile:
+    """A file of arrays, opened for as long as something is read from it; safe to share between threads.
+
+    Attributes:
+        meta: the plain data it was written with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            index_bytes = int.from_bytes(file.read(_INDEX_BYTES), "little")
+            index = json.loads(file.read(index_bytes))
+        self.meta: dict[str, Any] = index["meta"]
+        self._arrays: dict[str, tuple[np.dtype, int, int]] = {
+            name: (np.dtype(dtype), length, _INDEX_BYTES + index_bytes + begin)
+            for name, (dtype, length, begin) in index["arrays"].items()
+        }
+
+    @staticmethod
+    def write(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
+        """Writes one-dimensional `arrays` and JSON data."""
+        entries, begin = {}, 0
+        for name, values in arrays.items():
+            entries[name] = (values.dtype.str, len(values), begin)
+            begin += values.nbytes
+        index = json.dumps({"arrays": entries, "meta": meta or {}}).encode()
+        partial = path.with_name(f"{path.name}.tmp")
+        with partial.open("wb") as file:
+            file.write(len(index).to_bytes(_INDEX_BYTES, "little"))
+            file.write(index)
+            for values in arrays.values():
+                file.write(np.ascontiguousarray(values).data)
+        partial.rename(path)
+
+    def length(self, name: str) -> int:
+        """Entries of one array."""
+        return self._arrays[name][1]
+
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """Entries [begin, end) of one array, all by default."""
+        end = self.length(name) if end is None else end
+        return self.read_ranges(name, np.array([begin]), np.array([end - begin]))
+
+    def read_ranges(self, name: str, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The entries [begin, begin + length) of one array, range after range."""
+        dtype, _, offset = self._arrays[name]
+        values = np.empty(int(lengths.sum()), dtype)
+        view = values.data.cast("B")
+        at = 0
+        with self.path.open("rb", buffering=0) as file:
+            places = (offset + begins * dtype.itemsize).tolist()
+            for place, num_bytes in zip(places, (lengths * dtype.itemsize).tolist(), strict=True):
+                self._fill(file.fileno(), view[at : at + num_bytes], place)
+                at += num_bytes
+        return values
+
+    def _fill(self, descriptor: int, view: memoryview, place: int) -> None:
+        while len(view):
+            num_read = os.preadv(descriptor, [view], place)
+            if num_read == 0:
+                raise OSError(None, "file is cut short", str(self.path))
+            view, place = view[num_read:], place + num_read

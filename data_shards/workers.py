@@ -1,0 +1,38 @@
+"""Work shared by a few threads, with as much of it in memory as there are threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+_MOST_WORKERS = 8
+
+
+def default_num_workers() -> int:
+    """The cores this process may use, at most 8."""
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def in_order(function: Callable[[A], B], arguments: Iterable[A], num_workers: int) -> Iterator[B]:
+    """Yields `function` of each argument, in their order, computed by `num_workers` threads.
+
+    Arguments are taken only as threads come free. The first exception is raised here, after which nothing new
+    begins.
+    """
+    pending: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="longplay-prepare") as pool:
+        try:
+            for argument in arguments:
+                pending.append(pool.submit(function, argument))
+                if len(pending) > num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
