@@ -1,0 +1,146 @@
+"""`longplay synth`: raw files in the layouts of LFM-1b, KuaiRand-27K or MovieLens-1M, of any size."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.raw_synthetic import RAW_FORMATS, RawSynthetic, check_raw_output, write_raw
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_HELP = {
+    "lfm1b": "LFM-1b_LEs.txt, listening events",
+    "kuairand": "data/log_*.csv of KuaiRand-27K, viewing logs",
+    "ml1m": "ratings.dat of MovieLens 1M",
+}
+
+
+def register(subparsers: Any) -> None:
+    """Adds the command `synth` to the subparsers of `longplay`; its `func` takes the parsed arguments."""
+    parser = subparsers.add_parser(
+        "synth", help="generated raw files in the originals' layouts", description=__doc__
+    )
+    add_arguments(parser)
+    parser.set_defaults(func=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds one subcommand per dataset."""
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    for name, original in RAW_FORMATS.items():
+        one = formats.add_parser(name, help=_HELP[name])
+        one.add_argument(
+            "--events",
+            required=name != "ml1m",
+            default=str(original.events) if name == "ml1m" else None,
+            metavar="N",
+            help=f"rows to write, as 250000, 100M or 1.5G (the original has {original.events})",
+        )
+        one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the files")
+        one.add_argument("--users", metavar="N", help="(default: as many as keep the original's mean length)")
+        one.add_argument(
+            "--items",
+            default=str(original.items),
+            metavar="N",
+            help="of the catalogue (default: %(default)s)",
+        )
+        one.add_argument("--seed", default="0", metavar="N", help="(default: %(default)s)")
+        one.add_argument("--overwrite", action="store_true", help="replace the files at --out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generates what `args` describe; returns the exit code.
+
+    Raises:
+        DataError: unusable options or output path; the disk fills up.
+    """
+    raw = RawSynthetic(
+        format=args.format,
+        events=parse_count("events", args.events),
+        users=None if args.users is None else parse_count("users", args.users),
+        items=parse_count("items", args.items),
+        seed=parse_count("seed", args.seed),
+    )
+    check_raw_output(raw, args.out, overwrite=args.overwrite)
+    _print_plan(raw, args.out)
+    started = time.perf_counter()
+    with _terminable(), tqdm(unit=" events", unit_scale=True, disable=None, leave=False) as bar:
+
+        def progress(_: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        paths = write_raw(raw, args.out, overwrite=args.overwrite, progress=progress)
+    seconds = time.perf_counter() - started
+    rows = sum(file.num_rows for file in raw.files)
+    size = sum(path.stat().st_size for path in paths)
+    files = f"{paths[0]}" if len(paths) == 1 else f"{len(paths)} files in {paths[0].parent}"
+    print(
+        f"wrote {rows:,} rows, {size:,} bytes in {seconds:,.1f} s "
+        f"({rows / seconds / 1e6:,.2f} M rows/s): {files}"
+    )
+    return 0
+
+
+def parse_count(name: str, text: str) -> int:
+    """`250000`, `250_000`, `100M` or `1.5G` -> the number.
+
+    Raises:
+        DataError: anything else; names the option `--name`.
+    """
+    match = re.fullmatch(r"(\d+(?:_\d+)*)(?:\.(\d+))?([kmgb]?)", text.strip().lower())
+    if match:
+        whole, fraction, suffix = match[1].replace("_", ""), match[2] or "", match[3]
+        number, rest = divmod(int(whole + fraction) * _SUFFIXES[suffix], 10 ** len(fraction))
+        if not rest:
+            return number
+    raise DataError(f"--{name} is {text!r}, it must be a whole number such as 250000, 500K, 100M or 1.5G")
+
+
+def _print_plan(raw: RawSynthetic, out: Path) -> None:
+    print(
+        f"synth {raw.format}: {raw.events:,} events of {raw.num_users:,} users, catalogue of "
+        f"{raw.num_items:,} items, seed {raw.seed}; about {raw.estimated_bytes():,} bytes"
+    )
+    for file in raw.files:
+        extra = ", beside the events" if "log_random" in file.path else ""
+        print(f"  {out / file.path}  ({file.num_rows:,} rows{extra})", flush=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM end the work as an exception does, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command on its own, `python -m longplay.launch.synth`."""
+    parser = argparse.ArgumentParser(prog="synth", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except DataError as error:
+        print(f"longplay: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
