@@ -17,6 +17,7 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.packing import PackedRows, cut_windows
+from longplay.data_shards.shard_store import OnBadShard
 from longplay.data_shards.splits import SplitConfig
 
 _MIN_POOL_ROWS = 512
@@ -35,7 +36,11 @@ class StreamConfig:
         mode: `windows` trains on every transition once per epoch; `last` on the latest `context_length` of a
             user.
         pool_rows: rows that are packed and shuffled together, at least; None: 512 rows and a million events.
-        prefetch_steps: steps prepared ahead in a thread; 0: none.
+        prefetch_steps: steps prepared ahead in a thread, and by each worker; 0: none.
+        workers: processes that read and pack, besides the training process; 0: a thread of it does. Never
+            more than a rank has lanes. Changes no batch.
+        on_bad_shard: what is done about a missing, truncated or damaged shard: `stop`, or `skip` it. The
+            dataset does it: this is what `Dataset.open` is told.
     """
 
     context_length: int = 200
@@ -46,9 +51,12 @@ class StreamConfig:
     seed: int = 0
     pool_rows: int | None = None
     prefetch_steps: int = 2
+    workers: int = 0
+    on_bad_shard: OnBadShard = "stop"
 
     def __post_init__(self) -> None:
-        least = {"context_length": 1, "rows_per_step": 1, "num_lanes": 1, "seed": 0, "prefetch_steps": 0}
+        least = {"context_length": 1, "rows_per_step": 1, "num_lanes": 1}
+        least |= {"seed": 0, "prefetch_steps": 0, "workers": 0}
         if self.pool_rows is not None:
             least["pool_rows"] = 1
         for name, minimum in least.items():
@@ -56,6 +64,8 @@ class StreamConfig:
                 raise DataError(f"data.{name} is {getattr(self, name)}, it must be at least {minimum}")
         if self.mode not in ("windows", "last"):
             raise DataError(f"data.mode is {self.mode!r}, it must be 'windows' or 'last'")
+        if self.on_bad_shard not in ("stop", "skip"):
+            raise DataError(f"data.on_bad_shard is {self.on_bad_shard!r}, it must be 'stop' or 'skip'")
         if self.rows_per_step % self.num_lanes:
             below = self.rows_per_step // self.num_lanes * self.num_lanes
             nearest = " or ".join(str(n) for n in (below, below + self.num_lanes) if n)

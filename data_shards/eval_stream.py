@@ -85,7 +85,8 @@ class EvalStream:
     """The batches of one rank for one part; the plan is the same at every number of ranks.
 
     Attributes:
-        num_users: users evaluated, over all ranks.
+        num_users: users to be evaluated, over all ranks; those of shards that turn out to be bad and are
+            skipped have no query in any batch.
         num_batches: batches of all ranks together; batch i belongs to rank i % world_size.
         num_rounds: batches of the busiest rank, so that all ranks can take part in as many collectives.
 
@@ -115,7 +116,7 @@ class EvalStream:
         self.num_rounds = -(-self.num_batches // world_size)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        """The rank's batches, from the first; may be iterated again.
+        """The rank's batches, from the first, those without a query left out; may be iterated again.
 
         Raises:
             DataError: a missing or damaged shard, by name.
@@ -140,11 +141,15 @@ class EvalStream:
                 if number % self._world_size == self._rank
             ]
             if mine:
-                items = np.concatenate([self.dataset.shard(shard).items for shard in pool.shards])
+                items = np.concatenate(
+                    [self.dataset.shard(shard, with_times=False).items for shard in pool.shards]
+                )
                 for number in mine:
                     start = (number - pool.first_batch) * self.config.rows_per_batch
                     stop = min(start + self.config.rows_per_batch, pool.rows.num_rows)
-                    yield self._batch(number, pool.rows.rows(start, stop), items)
+                    batch = self._batch(number, pool.rows.rows(start, stop), items)
+                    if len(batch.users):
+                        yield batch
 
     def _batch(self, number: int, rows: PackedRows, items: np.ndarray) -> EvalBatch:
         """Fills some rows; the target of a history is the event after its segment."""
@@ -154,9 +159,13 @@ class EvalStream:
         query_rows, query_slots = rows.last_slots()
         target_in_items = rows.sources + rows.lengths
         targets = items[target_in_items].astype(np.int64)
-        history = self._target_at[rows.users]
+        read = targets > 0  # not so in a skipped shard
+        query_rows, query_slots, targets, users, target_in_items = (
+            values[read] for values in (query_rows, query_slots, targets, rows.users, target_in_items)
+        )
+        history = self._target_at[users]
         seen_ptr, seen_items = _seen(items, target_in_items - history, history, targets)
-        arrays = (item_ids, seq_idx, query_rows, query_slots, targets, rows.users, seen_ptr, seen_items)
+        arrays = (item_ids, seq_idx, query_rows, query_slots, targets, users, seen_ptr, seen_items)
         return EvalBatch(number, *(torch.from_numpy(values) for values in arrays))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,6 +40,9 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
             offer("end", None)
         except BaseException as error:
             offer("error", error)
+        finally:
+            if isinstance(source, Generator):
+                source.close()  # here, since what it holds may belong to this thread
 
     thread = threading.Thread(target=work, name="longplay-prefetch", daemon=True)
     thread.start()

@@ -85,6 +85,28 @@ def array_offsets(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return begins + before, begins + items_bytes + before, members + len(end_of_archive(members))
 
 
+def read_headers(content: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the headers of a shard's members say.
+
+    Args:
+        content: (bytes,) uint8.
+        begins: (N,) where each member begins.
+
+    Returns:
+        (N,) int64 user index, and (N,) int64 size of the member in bytes; -1 where it is not a number.
+    """
+    words = content.reshape(-1, BLOCK_BYTES)[begins // BLOCK_BYTES]
+    return _number(words[:, :_KEY_BYTES], 10), _number(words[:, 124:135], 8)
+
+
+def _number(digits: np.ndarray, base: int) -> np.ndarray:
+    """(N,) the numbers written as rows of ASCII digits."""
+    values = digits.astype(np.int64) - ord("0")
+    written = ((values >= 0) & (values < base)).all(axis=1)
+    powers = np.int64(base) ** np.arange(digits.shape[1] - 1, -1, -1)
+    return np.where(written, values @ powers, -1)
+
+
 class ShardWriter:
     """Writes one shard under a temporary name and renames it when it is whole; a context manager.
 

@@ -1,25 +1,32 @@
-"""Tar shard -> flat arrays, read by WebDataset and checked against the manifest."""
+"""Tar shard -> flat arrays: read whole, checked against the manifest, its arrays found by their offsets."""
 
 from __future__ import annotations
 
-import functools
-import io
-import tarfile
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.shard_layout import ITEMS_SUFFIX, TIMES_SUFFIX, sample_key
+from longplay.data_shards.locations import Location, read_whole
+from longplay.data_shards.manifest import ShardInfo
+from longplay.data_shards.shard_layout import (
+    ARRAY_HEADER_BYTES,
+    BLOCK_BYTES,
+    ITEMS_DTYPE,
+    TIMES_DTYPE,
+    array_offsets,
+    read_headers,
+)
 
-_WAY_OUT = "restore the file or prepare the dataset again"
+WAY_OUT = "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
+
+
+class BadShardError(DataError):
+    """A shard that is missing, truncated or damaged."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +34,31 @@ class DecodedShard:
     """The sequences of one shard, one after the other.
 
     Attributes:
-        items: (events,) int32 item ids.
-        times: (events,) int64.
+        items: (events,) int32 item ids; 0 throughout if the shard is bad and skipped.
+        times: (events,) int64; None where only the items were asked for.
         ptr: (users + 1,) int64, where each user's events begin.
     """
 
     items: np.ndarray
-    times: np.ndarray
+    times: np.ndarray | None
     ptr: np.ndarray
 
     @property
     def num_bytes(self) -> int:
         """Memory it takes."""
-        return self.items.nbytes + self.times.nbytes + self.ptr.nbytes
+        return self.items.nbytes + self.ptr.nbytes + (0 if self.times is None else self.times.nbytes)
 
 
-def read_shard(path: Path, first_user: int, lengths: np.ndarray, num_items: int) -> DecodedShard:
-    """Reads one whole shard, sequentially.
+def read_shard(
+    location: Location,
+    info: ShardInfo,
+    first_user: int,
+    lengths: np.ndarray,
+    num_items: int,
+    *,
+    with_times: bool = True,
+) -> DecodedShard:
+    """Reads one whole shard and compares its checksum.
 
     Args:
         first_user: index of the user of its first sample.
@@ -51,85 +66,86 @@ def read_shard(path: Path, first_user: int, lengths: np.ndarray, num_items: int)
         num_items: the largest item id there may be.
 
     Raises:
-        DataError: missing, truncated or damaged, or not what the dataset's tables say; names the shard.
+        BadShardError: missing, truncated or damaged, or not what the dataset's tables say; names the shard.
     """
-    ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    items, times = np.empty(ptr[-1], np.int32), np.empty(ptr[-1], np.int64)
-    num_read = 0
+
+    def check(content: np.ndarray) -> None:
+        if hashlib.sha256(content.data).hexdigest() != info.sha256:
+            raise ValueError("its content differs from its checksum")
+
     try:
-        for sample in _samples(path):
-            if num_read == len(lengths):
-                raise ValueError(f"more than the {len(lengths)} users it should hold")
-            if sample["__key__"] != sample_key(first_user + num_read):
-                raise ValueError(
-                    f"sample {sample['__key__']} where {sample_key(first_user + num_read)} should be"
-                )
-            begin, end = ptr[num_read], ptr[num_read + 1]
-            items[begin:end] = _decode(sample, ITEMS_SUFFIX, np.int32, end - begin)
-            times[begin:end] = _decode(sample, TIMES_SUFFIX, np.int64, end - begin)
-            num_read += 1
-        if num_read != len(lengths):
-            raise ValueError(f"{num_read} users, {len(lengths)} expected")
+        content = read_whole(location, info.num_bytes, check)
+        items_at, times_at, num_bytes = array_offsets(lengths)
+        if num_bytes != info.num_bytes or not _holds_users(content, items_at, first_user, lengths):
+            raise ValueError("its users are not those of users.parquet")
+        ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        items = _gather(content, ITEMS_DTYPE, items_at, ptr)
         if len(items) and not (items.min() >= 1 and items.max() <= num_items):
             raise ValueError(f"item ids outside 1..{num_items}")
+        times = _gather(content, TIMES_DTYPE, times_at, ptr) if with_times else None
     except FileNotFoundError:
-        raise DataError(f"{path}: shard is missing; {_WAY_OUT}") from None
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+        raise BadShardError(f"{location}: shard is missing; {WAY_OUT}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         cause = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: shard is damaged ({cause}); {_WAY_OUT}") from error
+        what = "cannot be read" if isinstance(error, OSError) else "is damaged"
+        raise BadShardError(f"{location}: shard {what} ({cause}); {WAY_OUT}") from error
     return DecodedShard(items, times, ptr)
 
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples of one tar, in file order."""
-    stream: Any = gopen(str(path), mode="rb")
-    with stream:
-        source = {"url": str(path), "stream": stream}
-        yield from group_by_keys(tar_file_expander([source]))
+def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
+    """Whether a sample of each user, of its length, begins where it should."""
+    keys, sizes = read_headers(content, items_at - ARRAY_HEADER_BYTES - BLOCK_BYTES)
+    users = np.arange(first_user, first_user + len(lengths))
+    expected = ARRAY_HEADER_BYTES + ITEMS_DTYPE.itemsize * lengths
+    return np.array_equal(keys, users) and np.array_equal(sizes, expected)
 
 
-def _decode(sample: dict[str, Any], suffix: str, dtype: type, length: int) -> np.ndarray:
-    """One array of a sample, checked; never unpickles."""
-    if suffix not in sample:
-        raise ValueError(f"sample {sample['__key__']} has no {suffix}")
-    content = sample[suffix]
-    begin = 10 + int.from_bytes(content[8:10], "little")
-    found, shape = _parse_header(content[:begin])
-    if found != dtype or shape != (length,):
-        raise ValueError(
-            f"{sample['__key__']}.{suffix} holds {found} {shape}, {np.dtype(dtype)} ({length},) expected"
-        )
-    return np.frombuffer(content, found, offset=begin)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _parse_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """Type and shape in the header of a .npy file; kept, since parsing takes longer than reading an array."""
-    file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not in .npy format 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return dtype, shape
+def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.ndarray) -> np.ndarray:
+    """The arrays of `dtype` that begin at the bytes `begins`, one after the other as `ptr` cuts them."""
+    usable = len(content) // dtype.itemsize * dtype.itemsize
+    values = content[:usable].view(dtype)
+    starts = begins // dtype.itemsize
+    bounds = zip(starts.tolist(), (starts + np.diff(ptr)).tolist(), strict=True)
+    flat = np.empty(int(ptr[-1]), dtype.newbyteorder("="))
+    return np.concatenate([values[begin:end] for begin, end in bounds], out=flat) if len(starts) else flat
 
 
 class ShardCache:
-    """Keeps the decoded shards used last, up to `max_bytes` of them; safe to share between threads."""
+    """Keeps the decoded shards used last, up to `max_bytes` of them; safe to share between threads.
 
-    def __init__(self, load: Callable[[int], DecodedShard], max_bytes: int) -> None:
+    Args:
+        load: (shard, whether with times) -> the decoded shard.
+    """
+
+    def __init__(self, load: Callable[[int, bool], DecodedShard], max_bytes: int) -> None:
         self._load = load
         self._max_bytes = max_bytes
         self._kept: OrderedDict[int, DecodedShard] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
 
-    def __getitem__(self, shard: int) -> DecodedShard:
+    def get(self, shard: int, *, with_times: bool) -> DecodedShard:
+        """The shard, loaded where it is not kept, or is kept without the times that are wanted."""
         with self._lock:
-            if shard in self._kept:
+            kept = self._kept.get(shard)
+            if kept is not None and (kept.times is not None or not with_times):
                 self._kept.move_to_end(shard)
-                return self._kept[shard]
-            decoded = self._load(shard)
+                return kept
+            self._drop(shard)
+            decoded = self._load(shard, with_times)
             self._kept[shard] = decoded
             self._num_bytes += decoded.num_bytes
             while self._num_bytes > self._max_bytes:
-                self._num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+                self._drop(next(iter(self._kept)))
             return decoded
+
+    def drop(self, shard: int) -> None:
+        """Forgets a shard."""
+        with self._lock:
+            self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
+        if shard in self._kept:
+            self._num_bytes -= self._kept.pop(shard).num_bytes

@@ -61,7 +61,11 @@ class SplitBounds:
 
 @functools.lru_cache(maxsize=2)
 def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
-    """Divides every user's sequence; `temporal` reads all shards, once per dataset and split."""
+    """Divides every user's sequence; `temporal` reads all shards, once per dataset and split.
+
+    Under `temporal` a skipped shard's users are neither trained on nor evaluated. Under `leave_one_out`,
+    which reads nothing, they are divided like the others, and their events are 0 when they are read.
+    """
     if split.kind == "leave_one_out":
         evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
         return SplitBounds(
@@ -100,24 +104,32 @@ def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
 
 
 def _count_before(dataset: Dataset, time: int) -> np.ndarray:
-    """(users,) number of each user's events earlier than `time`."""
+    """(users,) number of each user's events earlier than `time`; 0 in a skipped shard."""
     counts = []
     for index in range(dataset.num_shards):
         shard = dataset.shard(index)
+        if index in dataset.store.skipped:
+            counts.append(np.zeros(len(shard.ptr) - 1, np.int64))
+            continue
+        assert shard.times is not None
         before = np.concatenate([[0], np.cumsum(shard.times < time)])
         counts.append(before[shard.ptr[1:]] - before[shard.ptr[:-1]])
     return np.concatenate(counts)
 
 
 def train_item_counts(dataset: Dataset, split: SplitConfig) -> np.ndarray:
-    """(num_items + 1,) int64 events per item id among those trained on; entry 0, the padding's, is 0."""
+    """(num_items + 1,) int64 events per item id among those trained on; entry 0, the padding's, is 0.
+
+    Skipped shards are left out.
+    """
     num_train = split_bounds(dataset, split).num_train
     counts = np.zeros(dataset.num_items + 1, np.int64)
     for index in range(dataset.num_shards):
-        shard = dataset.shard(index)
+        shard = dataset.shard(index, with_times=False)
         train = num_train[dataset.shard_ptr[index] : dataset.shard_ptr[index + 1]]
         position = np.arange(len(shard.items)) - np.repeat(shard.ptr[:-1], np.diff(shard.ptr))
         counts += np.bincount(
             shard.items[position < np.repeat(train, np.diff(shard.ptr))], minlength=len(counts)
         )
+    counts[0] = 0  # the events of skipped shards
     return counts

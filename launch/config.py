@@ -142,6 +142,8 @@ _MAY_CHANGE = (
     "engine.zero_stage",
     "engine.reduce_bucket_elements",
     "data.prefetch_steps",
+    "data.workers",
+    "data.on_bad_shard",
 )
 
 # Settings of the whole run that a part holds too.

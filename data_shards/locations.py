@@ -1,0 +1,145 @@
+"""Where a dataset lies: a folder, or a URL that WebDataset's `gopen` reads; its files, read whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import numpy as np
+from webdataset.gopen import gopen, gopen_schemes
+
+from longplay.data_shards.errors import DataError
+
+Location = Path | str
+"""A folder or file as a Path; anything that `gopen` reads otherwise as a URL."""
+
+NUM_TRIES = 3
+_PAUSES_S = (0.2, 1.0)  # after the first and the second failure
+_BLOCK_BYTES = 4 << 20
+_CURL_SAYS = {
+    6: "no such host",
+    7: "cannot connect",
+    18: "the transfer broke off",
+    22: "the server answered with an error such as 404",
+    28: "timed out",
+    52: "the server answered nothing",
+    56: "the connection broke",
+}
+
+
+def parse_location(text: Path | str) -> Location:
+    """A Path, or the URL itself where `text` is one that is not a local file.
+
+    Raises:
+        DataError: a URL of a scheme that `gopen` cannot read.
+    """
+    if isinstance(text, Path):
+        return text
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):", text)
+    if scheme is None or not (scheme[1].lower() in _schemes() or text.startswith("//", scheme.end())):
+        return Path(text)
+    if scheme[1].lower() == "file":
+        return Path(url2pathname(urlparse(text).path))
+    if scheme[1].lower() not in _schemes():
+        raise DataError(
+            f"{text}: cannot be opened; the schemes are {', '.join(sorted(_schemes()))}, and "
+            "pipe:COMMAND reads what a command prints"
+        )
+    return text.rstrip("/")
+
+
+def in_folder(folder: Location, name: str) -> Location:
+    """The file `name` of a folder or below a URL."""
+    return folder / name if isinstance(folder, Path) else f"{folder}/{name}"
+
+
+def absolute(location: Location) -> str:
+    """The location as a process in another folder would name it."""
+    return str(location.resolve()) if isinstance(location, Path) else location
+
+
+def read_whole(
+    location: Location, num_bytes: int | None = None, check: Callable[[np.ndarray], None] | None = None
+) -> np.ndarray:
+    """The bytes of a file, (num_bytes,) uint8; a URL is tried three times before giving up.
+
+    Args:
+        num_bytes: how many there must be; None: as many as there are.
+        check: raises ValueError where the content is not what it should be.
+
+    Raises:
+        FileNotFoundError: a local file is missing.
+        OSError, ValueError: it cannot be read, has another size, or `check` refuses it.
+        DataError: the program or package that reads such URLs is not installed.
+    """
+    if isinstance(location, Path):
+        return _read_once(os.path.abspath(location), num_bytes, check)
+    for pause in (*_PAUSES_S, None):
+        try:
+            return _read_once(location, num_bytes, check)
+        except FileNotFoundError as error:
+            program = error.filename or "the program"
+            raise DataError(
+                f"{location}: is read by {program}, which is not installed; install it, or copy the dataset"
+            ) from None
+        except ImportError as error:
+            raise DataError(f"{location}: {error}; install that package, or copy the dataset") from None
+        except (OSError, ValueError) as error:
+            if pause is None:
+                raise type(error)(f"{error}; tried {NUM_TRIES} times") from error
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _read_once(url: str, num_bytes: int | None, check: Callable[[np.ndarray], None] | None) -> np.ndarray:
+    stream: Any = gopen(url, mode="rb")
+    try:
+        with stream:
+            content = _read_stream(stream) if num_bytes is None else _read_into(stream, num_bytes)
+    except OSError as error:
+        status = getattr(stream, "status", None)
+        if not status:
+            raise
+        program = stream.args[0][0]
+        program = program if isinstance(program, str) else program[0]
+        says = _CURL_SAYS.get(status, "") if program == "curl" else ""
+        raise OSError(f"{program} ended with {status}{says and f': {says}'}") from error
+    if check is not None:
+        check(content)
+    return content
+
+
+def _read_stream(stream: Any) -> np.ndarray:
+    blocks = []
+    while block := stream.read(_BLOCK_BYTES):
+        blocks.append(block)
+    return np.frombuffer(b"".join(blocks), np.uint8)
+
+
+def _read_into(stream: Any, num_bytes: int) -> np.ndarray:
+    """All of a stream that must have `num_bytes`."""
+    content, found = np.empty(num_bytes, np.uint8), 0
+    view = content.data
+    while found < num_bytes:
+        if hasattr(stream, "readinto"):
+            got = stream.readinto(view[found:])
+        else:  # gopen's pipes, whose `read` looks after the program's exit code
+            block = stream.read(min(_BLOCK_BYTES, num_bytes - found))
+            got = len(block)
+            view[found : found + got] = block
+        if not got:
+            raise ValueError(f"has {found} bytes, the manifest says {num_bytes}")
+        found += got
+    if stream.read(1):
+        raise ValueError(f"has more than the {num_bytes} bytes that the manifest says")
+    return content
+
+
+def _schemes() -> set[str]:
+    return {"file", *gopen_schemes} - {"__default__"}
