@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.raw_formats import TIME_UNIT_S
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_SHARES = (0.01, 0.1)
-_UNITS_PER_SECOND = {"ml1m": 1, "lfm1b": 1, "kuairand": 1000}
 
 Track = Callable[[range, str], Iterable[int]]
 """Passes numbers of shards on one by one; it is given the name of the work too, to show progress."""
@@ -183,11 +183,11 @@ def _count_ties(times: np.ndarray, ptr: np.ndarray) -> int:
 
 def _as_dates(times: tuple[int, int], source_format: str | None) -> tuple[str, str] | None:
     """In UTC to the second; None where the unit is not known, or the times are no dates in it."""
-    per_second = _UNITS_PER_SECOND.get(source_format or "")
-    if per_second is None:
+    unit_s = TIME_UNIT_S.get(source_format or "")
+    if unit_s is None:
         return None
     try:
-        first, last = (datetime.datetime.fromtimestamp(time // per_second, datetime.UTC) for time in times)
+        first, last = (datetime.datetime.fromtimestamp(time * unit_s, datetime.UTC) for time in times)
     except (ValueError, OverflowError, OSError):
         return None
     return f"{first:%Y-%m-%d %H:%M:%S}", f"{last:%Y-%m-%d %H:%M:%S}"

@@ -34,9 +34,9 @@ class Fault(Protocol):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(
-        tmp_path_factory.mktemp("verification") / "set", log_normal_lengths(40), num_shards=4
-    ).path
+    out = tmp_path_factory.mktemp("verification") / "set"
+    make_dataset(out, log_normal_lengths(40), num_shards=4)
+    return out
 
 
 @pytest.fixture
