@@ -146,6 +146,9 @@ _MAY_CHANGE = (
     "data.on_bad_shard",
 )
 
+# Settings that may be typed without their section.
+_ALIASES = {"on_bad_shard": "data.on_bad_shard"}
+
 # Settings of the whole run that a part holds too.
 _SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
 
@@ -216,7 +219,8 @@ def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
                 raise ConfigError(f"{word}: has no value; write {word} VALUE")
             value = words[at]
             at += 1
-        pairs.append((name.replace("-", "_"), value))
+        name = name.replace("-", "_")
+        pairs.append((_ALIASES.get(name, name), value))
     return pairs
 
 

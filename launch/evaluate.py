@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.locations import Location, parse_location
+from longplay.data_shards.shard_store import OnBadShard
 from longplay.distributed.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -20,6 +22,7 @@ from longplay.distributed.checkpoint import (
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.world import World, close_world, init_world
 from longplay.launch.config import ConfigError, RunConfig, read_config
+from longplay.launch.data_arguments import agree_on_bad_shards, data_location
 from longplay.launch.evaluation import Evaluation, evaluate
 from longplay.launch.popularity import evaluate_popularity
 from longplay.launch.run_folder import RunFolder
@@ -32,7 +35,14 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("evaluate", help="exact ranking metrics of a run", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--data", type=Path, help="prepared dataset, where it has moved since training")
+    parser.add_argument(
+        "--data", type=data_location, help="prepared dataset, where it has moved since training"
+    )
+    parser.add_argument(
+        "--on-bad-shard",
+        choices=("stop", "skip"),
+        help="what to do about a damaged shard; default: as the run",
+    )
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last, or a name such as step-000000120"
     )
@@ -45,35 +55,43 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command; returns its exit code."""
     config = read_config(args.run)
-    dataset = open_dataset(args.run, args.data)
+    dataset = open_dataset(args.run, args.data, args.on_bad_shard or config.data.on_bad_shard)
     checkpoint = find_checkpoint(args.run, args.checkpoint)
     world = init_world(device=args.device, timeout_s=config.train.timeout_s)
+    agree_on_bad_shards(dataset, config, world)
     encoder, table = load_model(config, dataset, checkpoint, world)
     result = evaluate(encoder, table, dataset, config, args.split)
     baseline = evaluate_popularity(dataset, config, args.split) if args.baseline else None
     if world.is_rank0:
         if args.json:
-            print(json.dumps(as_json(result, baseline, checkpoint, args.split)))
+            report = as_json(result, baseline, checkpoint, args.split)
+            if dataset.store.on_bad_shard == "skip":
+                report["skipped_shards"] = len(dataset.store.skipped)
+                report["skipped_events"] = dataset.store.num_skipped_events
+            print(json.dumps(report))
         else:
             print(
                 f"{args.run}, {args.split} split, {checkpoint.path.name} (step {checkpoint.step}), "
                 f"{result.num_users:,} users, {dataset.num_items:,} items, {result.seconds:.1f} s"
             )
             print(as_table(config.encoder.model, result, baseline))
+            if dataset.skipped_summary() is not None:
+                print(f"skipped  {dataset.skipped_summary()}")
     close_world()
     return 0
 
 
-def open_dataset(run: Path, data: Path | None) -> Dataset:
+def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "stop") -> Dataset:
     """The dataset a run was trained on, at `data` or where the run remembers it.
 
     Raises:
         ConfigError: it is another dataset.
     """
     saved = json.loads((run / "config.json").read_text())
-    if data is None and not Path(saved["data"]).is_dir():
+    location = data or parse_location(saved["data"])
+    if data is None and isinstance(location, Path) and not location.is_dir():
         raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; name where it is with --data")
-    dataset = Dataset.open(data or saved["data"])
+    dataset = Dataset.open(location, on_bad_shard=on_bad_shard)
     if dataset.dataset_id != saved["dataset_id"]:
         raise ConfigError(
             f"--data {dataset.path}: is not the dataset that {run} was trained on; give that one, it was at "

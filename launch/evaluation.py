@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.errors import DataError
 from longplay.data_shards.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.splits import Part
 from longplay.distributed.collectives import all_gather_rows, all_reduce_max
@@ -16,6 +17,7 @@ from longplay.distributed.item_table import ItemTable
 from longplay.distributed.ranking import Queries, Ranks, rank_targets
 from longplay.launch.candidates import sample_unseen
 from longplay.launch.config import RunConfig
+from longplay.launch.data_arguments import share_skipped
 from longplay.models.metrics import ranking_metrics
 
 Encoder = Callable[[Tensor, Tensor], Tensor]
@@ -54,6 +56,7 @@ def evaluate(
         progress: told (rounds done, rounds in all).
     Raises:
         NonFiniteError: the encoder's output is not finite.
+        DataError: a bad shard, or no user left where such are skipped.
     """
     world, settings = table.world, config.evaluation
     began = time.perf_counter()
@@ -83,13 +86,16 @@ def evaluate(
     everyone, _ = all_gather_rows(torch.cat(collected).to(world.device), world)
     everyone = everyone.cpu()
     everyone = everyone[everyone[:, 0].argsort()]
-    assert everyone.shape[0] == stream.num_users
+    share_skipped(dataset, world)
+    assert everyone.shape[0] == stream.num_users or dataset.store.skipped
+    if not everyone.shape[0]:
+        raise DataError(f"{dataset.path}: all users of {part} are in bad shards; restore those")
     names = ("full", "full_unseen", f"sampled{settings.num_sampled}")
     metrics = {
         name: ranking_metrics(everyone[:, column + 1], cutoffs=settings.cutoffs)
         for column, name in enumerate(names)
     }
-    return Evaluation(metrics=metrics, num_users=stream.num_users, seconds=time.perf_counter() - began)
+    return Evaluation(metrics=metrics, num_users=everyone.shape[0], seconds=time.perf_counter() - began)
 
 
 def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, config: RunConfig) -> Queries:

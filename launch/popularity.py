@@ -30,7 +30,7 @@ def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Eval
         name: ranking_metrics(ranks[:, column], cutoffs=config.evaluation.cutoffs)
         for column, name in enumerate(names)
     }
-    return Evaluation(metrics=metrics, num_users=stream.num_users, seconds=time.perf_counter() - began)
+    return Evaluation(metrics=metrics, num_users=ranks.shape[0], seconds=time.perf_counter() - began)
 
 
 def _ranks(batch: EvalBatch, counts: Tensor, ordered: Tensor, config: RunConfig) -> Tensor:

@@ -15,6 +15,7 @@ from longplay.distributed.item_table import ItemTable
 from longplay.distributed.ranking import top_items
 from longplay.distributed.world import close_world, init_world
 from longplay.launch.config import ConfigError, read_config
+from longplay.launch.data_arguments import data_location
 from longplay.launch.evaluate import find_checkpoint, load_model, open_dataset
 
 
@@ -31,7 +32,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--top", type=int, default=20, help="how many items (default 20)")
     parser.add_argument("--keep-seen", action="store_true", help="allow items of the history")
-    parser.add_argument("--data", type=Path, help="prepared dataset, where it has moved since training")
+    parser.add_argument(
+        "--data", type=data_location, help="prepared dataset, where it has moved since training"
+    )
     parser.add_argument(
         "--checkpoint", default="best", help="best (default), last, or a name such as step-000000120"
     )

@@ -20,6 +20,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.locations import Location, absolute
 from longplay.distributed.checkpoint import write_json
 from longplay.launch.config import ConfigError, RunConfig, changed_settings, from_json, to_json
 
@@ -67,7 +68,7 @@ class RunFolder:
             )
         return True
 
-    def write_config(self, config: RunConfig, dataset: Dataset, data: Path) -> None:
+    def write_config(self, config: RunConfig, dataset: Dataset, data: Location) -> None:
         """Make the folder where there is none and write config.json for this command; rank 0 only.
 
         Raises:
@@ -79,7 +80,7 @@ class RunFolder:
                 self.config_file,
                 {
                     "config": to_json(config),
-                    "data": str(data.resolve()),
+                    "data": absolute(data),
                     "dataset_id": dataset.dataset_id,
                     "git_commit": git_commit(),
                     "packages": {name: _version(name) for name in _PACKAGES},

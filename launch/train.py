@@ -22,6 +22,12 @@ from longplay.distributed.checkpoint import (
 )
 from longplay.distributed.world import World, close_world, init_world, read_environment
 from longplay.launch.config import RunConfig, resolve
+from longplay.launch.data_arguments import (
+    agree_on_bad_shards,
+    check_agreement,
+    data_location,
+    share_skipped,
+)
 from longplay.launch.evaluation import evaluate
 from longplay.launch.model import Model, build_model
 from longplay.launch.progress import Progress, StopRequest
@@ -42,8 +48,16 @@ class Training:
     ) -> None:
         self.config, self.dataset, self.folder, self.world, self.stop = config, dataset, folder, world, stop
         self.terminal = Terminal(world)
+        agreed = set(dataset.store.skipped)
         self.model: Model = build_model(config, dataset, world)
-        self.stream = TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)
+        self.stream = TrainStream(
+            dataset,
+            config.data,
+            rank=world.rank,
+            world_size=world.world_size,
+            pin_memory=world.device.type == "cuda",
+        )
+        check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
         self._resume()
         self.log = MetricsLog(folder.path, from_step=self.progress.step) if world.is_rank0 else None
@@ -56,6 +70,10 @@ class Training:
             return 0
         asked = self._train_until_finished_or_asked()
         self.terminal.stop_bar()
+        share_skipped(self.dataset, self.world)
+        skipped = self.dataset.skipped_summary()
+        if skipped is not None:
+            self.terminal.say(f"skipped  {skipped}")
         if self.log is not None:
             self.log.close()
         at, run = self.progress, self.folder.path
@@ -92,7 +110,9 @@ class Training:
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds
             )
             self.terminal.step_done(result.loss)
-            self._log_step(batch, result, lr=lr, seconds=seconds, data_wait=data_wait)
+            if at.step == 1 or at.step % config.train.log_every_steps == 0:
+                share_skipped(self.dataset, self.world)
+                self._log_step(batch, result, lr=lr, seconds=seconds, data_wait=data_wait)
 
             # Whether the time is up is rank 0's clock to say, or ranks could disagree; the request is global.
             finished = self._agree(at.why_finished(config.train) is not None)
@@ -192,12 +212,17 @@ class Training:
     def _log_step(
         self, batch: Batch, result: StepResult, *, lr: float, seconds: float, data_wait: float
     ) -> None:
-        step = self.progress.step
-        if self.log is None or not (step == 1 or step % self.config.train.log_every_steps == 0):
+        if self.log is None:
             return
         slots = max(1, batch.item_ids.numel())
+        store, skipped = self.dataset.store, {}
+        if store.on_bad_shard == "skip":
+            skipped = {
+                "data/skipped_shards": len(store.skipped),
+                "data/skipped_events": store.num_skipped_events,
+            }
         self.log.write(
-            step,
+            self.progress.step,
             {
                 "train/loss": result.loss,
                 "train/epoch": self.progress.epochs_done(self.stream.steps_per_epoch(batch.epoch)),
@@ -209,6 +234,7 @@ class Training:
                 "perf/padding_fraction": float((batch.item_ids == 0).sum()) / slots,
                 "comm/table_bytes": result.table_bytes,
                 "memory/peak_gib": peak_memory_gib(self.world),
+                **skipped,
             },
         )
 
@@ -235,7 +261,9 @@ def register(subparsers: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments; everything else is a setting."""
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
-    parser.add_argument("--data", type=Path, required=True, help="folder made by `longplay prepare`")
+    parser.add_argument(
+        "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
+    )
     # torchrun under Python 3.11 takes a script's --run for its own --run-path; hence the second name.
     parser.add_argument(
         *("--run", "--run-dir"),
@@ -249,12 +277,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """The command; returns its exit code."""
     config = resolve(args.recipe, get_recipe(args.recipe), overrides)
-    dataset = Dataset.open(args.data)
+    dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
     folder = RunFolder(args.run)
     begun = folder.check(config, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     world = init_world(device=config.train.device, timeout_s=config.train.timeout_s)
+    agree_on_bad_shards(dataset, config, world)
     if world.is_rank0:
         folder.write_config(config, dataset, args.data)
     if not begun and world.world_size > 1:

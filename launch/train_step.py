@@ -44,6 +44,7 @@ def train_step(
     device = model.world.device
     counts = torch.tensor([int((batch.targets > 0).sum()), int(stop_requested)], device=device)
     num_targets, stops = all_reduce_sum(counts, model.world).tolist()
+    divisor = max(1, num_targets)  # all rows of a step may be of skipped shards
     shared = draw_shared(model, batch, step)
 
     model.engine.train()
@@ -51,12 +52,12 @@ def train_step(
     micro_batches = list(split_rows(batch, model.config.engine.accumulation))
     for number, rows in enumerate(micro_batches):
         loss, looked_up, plan = micro_batch_loss(model, rows, shared, step)
-        model.engine.backward(loss / num_targets, last=number + 1 == len(micro_batches))
+        model.engine.backward(loss / divisor, last=number + 1 == len(micro_batches))
         assert looked_up.grad is not None
         model.table.add_row_gradients(plan, looked_up.grad)
         loss_sum += loss.detach()
 
-    mean_loss = float(all_reduce_sum(loss_sum, model.world)) / num_targets
+    mean_loss = float(all_reduce_sum(loss_sum, model.world)) / divisor
     at = f"at step {step} (epoch {batch.epoch}, step {batch.step} of it, rows of lanes {lanes_of(batch)})"
     grad_norm = model.engine.step(lr=lr, loss=mean_loss, at=at)
     return StepResult(
@@ -77,8 +78,10 @@ def micro_batch_loss(
     Inputs, targets and negatives travel in one exchange.
     """
     loss, table, device = model.config.loss, model.table, model.world.device
-    item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
-    targets, keys = batch.targets.to(device), rows_keys(model, batch, step)
+    item_ids = batch.item_ids.to(device, non_blocking=True)
+    seq_idx = batch.seq_idx.to(device, non_blocking=True)
+    targets = batch.targets.to(device, non_blocking=True)
+    keys = rows_keys(model, batch, step)
     valid = targets > 0
     positives = targets[valid]
     if loss.name == "full_softmax":
@@ -132,23 +135,28 @@ def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:
     if loss.negatives != "in_batch":
         return model.negatives.draw(key, loss.num_negatives)
     everyone, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)
+    if not everyone.shape[0]:
+        return torch.ones(
+            loss.num_negatives, dtype=torch.int64, device=device
+        )  # no target is compared to them
     return everyone[keyed_integers(key, 0, loss.num_negatives, everyone.shape[0])[0]]
 
 
 def rows_keys(model: Model, batch: Batch, step: int) -> Tensor:
     """(B,) key of each row's random numbers: its place in the data, whatever the rank and micro-batch."""
     device = model.world.device
-    return row_keys(model.config.seed, step, batch.row_lanes.to(device), batch.row_numbers.to(device))
+    lanes = batch.row_lanes.to(device, non_blocking=True)
+    return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))
 
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
     """Cut a rank's rows into `parts` micro-batches; one that would be empty becomes a row of padding."""
-    for at in torch.arange(batch.item_ids.shape[0]).tensor_split(parts):
-        fields = {
-            name: getattr(batch, name)[at]
-            for name in ("item_ids", "targets", "seq_idx", "row_lanes", "row_numbers")
-        }
-        if at.numel() == 0:
+    split = {
+        name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()
+    }  # views stay pinned
+    for number in range(parts):
+        fields = {name: pieces[number] for name, pieces in split.items()}
+        if fields["item_ids"].shape[0] == 0:
             fields = {name: value.new_zeros(1, *value.shape[1:]) for name, value in fields.items()}
         yield Batch(batch.epoch, batch.step, **fields)
 
