@@ -83,8 +83,8 @@ class RowFormat:
         return {**self.columns.names(), **{f"wanted:{want.column}": want.column for want in self.wanted}}
 
 
-def find_column(name: str, present: Sequence[str], role: str, path: Path) -> int:
-    """The position of the column called `name`, or `name:type` as RecBole writes it.
+def find_column(name: str, present: Sequence[str], option: str | None, path: Path) -> int:
+    """The position of the column called `name`, or `name:type` as RecBole writes it; `option` names another.
 
     Raises:
         DataError: there is none; lists those present and the nearest.
@@ -95,7 +95,7 @@ def find_column(name: str, present: Sequence[str], role: str, path: Path) -> int
             return candidates.index(name)
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
     hint = f", nearest {nearest[0]!r}" if nearest else ""
-    way_out = f"name the right one with --{role}" if role in ROLES else "pass files of the right format"
+    way_out = f"name the right one with {option}" if option else "pass files of the right format"
     raise DataError(f"{path}: no column {name!r} (present: {', '.join(map(repr, present))}{hint}); {way_out}")
 
 

@@ -79,7 +79,7 @@ def _find_columns(path: Path, file: pq.ParquetFile, columns: Columns) -> dict[st
         DataError: missing, or of a type that holds no integers.
     """
     names, present = columns.names(), file.schema_arrow.names
-    found = {role: present[find_column(names[role], present, role, path)] for role in ROLES}
+    found = {role: present[find_column(names[role], present, f"--{role}", path)] for role in ROLES}
     empty = pl.from_arrow(file.schema_arrow.empty_table().select(list(dict.fromkeys(found.values()))))
     assert isinstance(empty, pl.DataFrame)
     check_types({role: empty.schema[name] for role, name in found.items()}, names, path)

@@ -37,6 +37,7 @@ class Layout:
     Attributes:
         header: the names of all fields.
         quotes: fields may be quoted with `"`.
+        nameable: the columns were named on the command line, and others can be.
         at: key of `form.names()` -> position of its field.
     """
 
@@ -46,10 +47,14 @@ class Layout:
     form: RowFormat
     quotes: bool
     has_header_line: bool
+    nameable: bool = False
     at: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        at = {key: find_column(name, self.header, key, self.path) for key, name in self.form.names().items()}
+        at = {
+            key: find_column(name, self.header, f"--{key}" if self.nameable else None, self.path)
+            for key, name in self.form.names().items()
+        }
         object.__setattr__(self, "at", at)
 
     def parse(self, data: bytes, first_number: int) -> ParsedBlock:
@@ -68,7 +73,7 @@ class Layout:
     def _split_in_bulk(self, data: bytes) -> pl.DataFrame | None:
         """The wanted fields as text, None if a line is blank, quoted, of another width or not UTF-8."""
         sep = self.sep.encode()
-        if (self.quotes and b'"' in data) or _has_blank_line(data):
+        if self.quotes and b'"' in data:
             return None
         if len(sep) > 1:
             if _UNIT_SEPARATOR in data:
@@ -96,6 +101,8 @@ class Layout:
             return None
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
+        if frame.select(pl.all_horizontal(pl.all().fill_null("") == "").any()).item():
+            return None  # it may be a blank line, which is read as one of empty fields
         return frame.select(pl.col(str(at)).alias(key) for key, at in self.at.items())
 
     def _split_each_line(self, data: bytes) -> pl.DataFrame:
@@ -202,10 +209,6 @@ class TextSource(ABC):
 def count_lines(data: bytes) -> int:
     """Lines, the last of which may lack its line end."""
     return data.count(b"\n") + (not data.endswith(b"\n") and len(data) > 0)
-
-
-def _has_blank_line(data: bytes) -> bool:
-    return data.startswith((b"\n", b"\r\n")) or b"\n\n" in data or b"\n\r\n" in data
 
 
 def header_names(line: bytes, sep: str) -> list[str]:

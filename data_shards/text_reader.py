@@ -38,7 +38,15 @@ class CsvSource(TextSource):
         line = file.first_line()
         sep = self.sep or _guess_separator(file.path, line.decode("utf-8", "replace"))
         form = RowFormat(columns=self.columns)
-        return Layout(file.path, sep, header_names(line, sep), form, len(sep) == 1, has_header_line=True)
+        return Layout(
+            file.path,
+            sep,
+            header_names(line, sep),
+            form,
+            quotes=len(sep) == 1,
+            has_header_line=True,
+            nameable=True,
+        )
 
 
 def _guess_separator(path: Path, header: str) -> str:

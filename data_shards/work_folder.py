@@ -81,7 +81,8 @@ def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolde
 
 
 def remove(work: WorkFolder) -> None:
-    """Deletes everything of a job that is not the finished dataset."""
+    """Deletes everything of a job that is not the finished dataset; its key first, as a rest is no use."""
+    (work.path / _KEY_NAME).unlink(missing_ok=True)
     shutil.rmtree(work.output, ignore_errors=True)
     shutil.rmtree(work.path, ignore_errors=True)
 
