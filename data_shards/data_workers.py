@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import signal
 import warnings
 from collections.abc import Iterator
@@ -62,14 +63,14 @@ class WorkerBatches:
                 num_workers=self.num_workers,
                 prefetch_factor=max(1, self._builder.config.prefetch_steps),
                 multiprocessing_context=_START_METHOD,
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=_settle,
             )
             incoming: Any = iter(loader)
         kill = functools.partial(_kill, incoming._workers)
         atexit.register(kill)  # as they ignore the signal by which Python would end them
         try:
             while True:
-                yield Batch.joined([_widened(self._receive(incoming)) for _ in range(self.num_workers)])
+                yield Batch.joined([self._receive(incoming) for _ in range(self.num_workers)])
         finally:
             incoming._shutdown_workers()
             kill()
@@ -124,14 +125,14 @@ def _narrowed(batch: Batch) -> Batch:
     return replace(batch, item_ids=batch.item_ids.int(), targets=batch.targets.int())
 
 
-def _widened(batch: Batch) -> Batch:
-    return replace(batch, item_ids=batch.item_ids.long(), targets=batch.targets.long())
-
-
-def _ignore_signals(worker: int) -> None:
+def _settle(worker: int) -> None:
+    """Runs first in a worker: ignores signals, and leaves at once in the end, past the destructors of
+    libraries whose threads still run.
+    """
     for name in _SIGNALS:
         with contextlib.suppress(AttributeError):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    atexit.register(os._exit, 0)
 
 
 def _kill(workers: list[Any]) -> None:

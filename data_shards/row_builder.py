@@ -51,11 +51,14 @@ class Batch:
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:
-        """The rows of several parts of one step, in their order."""
-        if len(parts) == 1:
-            return parts[0]
-        tensors = [part.tensors() for part in parts]
-        whole: dict[str, Any] = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
+        """The rows of several parts of one step, in their order; ids may be int32 in the parts."""
+        counts = [part.item_ids.shape[0] for part in parts]
+        whole: dict[str, torch.Tensor] = {}
+        for name, first in parts[0].tensors().items():
+            dtype = torch.int32 if name == "seq_idx" else torch.int64
+            whole[name] = torch.empty(sum(counts), *first.shape[1:], dtype=dtype)
+            for part, place in zip(parts, whole[name].split(counts), strict=True):
+                place.copy_(part.tensors()[name])
         return cls(parts[0].epoch, parts[0].step, **whole)
 
 
