@@ -1,0 +1,238 @@
+"""How fast the stream reads, seeks and packs, on history lengths like LFM-1b's and MovieLens-1M's.
+
+python -m benchmarks.stream                 everything, a few minutes
+python -m benchmarks.stream read seek       some of: read, seek, padding, workers
+
+It makes its own shards in a temporary folder. Every number is a median over --repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from longplay.data_shards.dataset import Dataset
+from longplay.data_shards.epoch_plan import EpochPlan, StreamConfig
+from longplay.data_shards.manifest import NUM_QUANTILES, Manifest
+from longplay.data_shards.shard_layout import ShardWriter
+from longplay.data_shards.shard_writer import assign_users, default_num_shards
+from longplay.data_shards.train_stream import TrainStream
+
+LFM_EVENTS, LFM_MEAN, LFM_CAP = 1_088_161_692, 9_044, 20_000
+PARTS = ("read", "seek", "padding", "workers")
+NUM_ITEMS = 100_000
+
+
+def lfm_lengths(num_events: int, seed: int = 0) -> np.ndarray:
+    """(users,) log-normal history lengths of about `num_events` in all, mean 9,044, none above 20,000."""
+    draws = np.random.default_rng(seed).lognormal(np.log(LFM_MEAN) - 0.19, 1.0, num_events // LFM_MEAN)
+    return np.clip(draws, 2, LFM_CAP).astype(np.int64)
+
+
+def ml1m_lengths(num_users: int = 6_040, seed: int = 0) -> np.ndarray:
+    """(users,) lengths with the mean (165.6), least (20) and largest (2,314) of MovieLens-1M."""
+    draws = np.random.default_rng(seed).lognormal(np.log(96), 1.05, num_users)
+    return np.clip(draws, 20, 2_314).astype(np.int64)
+
+
+def write_dataset(out: Path, lengths: np.ndarray, seed: int = 0) -> Dataset:
+    """A dataset of random items for users of the given lengths, as `longplay prepare` lays it out."""
+    rng, out_shards, first = np.random.default_rng(seed), [], 0
+    assignment = assign_users(lengths, default_num_shards(int(lengths.sum()), len(lengths)), seed)
+    counts = np.zeros(NUM_ITEMS + 1, np.int64)
+    out.mkdir(parents=True)
+    for number, users in enumerate(assignment):
+        with ShardWriter(out / f"shard-{number:05d}.tar") as shard:
+            for user, length in enumerate(lengths[users].tolist(), first):
+                items = rng.integers(1, NUM_ITEMS + 1, length, dtype=np.int32)
+                counts += np.bincount(items, minlength=NUM_ITEMS + 1)
+                shard.add(user, items, np.arange(length))
+            out_shards.append(shard.close())
+        first += len(users)
+    order = np.concatenate(assignment)
+    users_table = {
+        "user_index": np.arange(len(order)),
+        "original_id": order,
+        "num_events": lengths[order],
+        "shard": np.repeat(np.arange(len(assignment)), [len(users) for users in assignment]),
+        "position": np.concatenate([np.arange(len(users)) for users in assignment]),
+    }
+    pl.DataFrame(users_table).write_parquet(out / "users.parquet")
+    items_table = {
+        "item_id": np.arange(1, NUM_ITEMS + 1),
+        "original_id": np.arange(1, NUM_ITEMS + 1),
+        "count": counts[1:],
+    }
+    pl.DataFrame(items_table).write_parquet(out / "items.parquet")
+    Manifest(
+        dataset_id="benchmark",
+        source={"format": "benchmark", "paths": [], "options": {}},
+        rows_in=int(lengths.sum()),
+        rows_dropped={},
+        num_events=int(lengths.sum()),
+        num_users=len(lengths),
+        num_items=NUM_ITEMS,
+        time_quantiles=list(range(NUM_QUANTILES + 1)),
+        shards=tuple(out_shards),
+    ).write(out)
+    return Dataset.open(out)
+
+
+def median_s(
+    function: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median seconds of a call."""
+    times = []
+    for _ in range(repeats):
+        began = clock()
+        function()
+        times.append(clock() - began)
+    return statistics.median(times)
+
+
+def read_epoch(path: Path, config: StreamConfig) -> int:
+    """Reads one epoch with no decoded shard kept; its targets."""
+    stream = TrainStream(Dataset.open(path, cache_bytes=0), config)
+    batches = iter(stream)
+    return sum(
+        int((batch.targets > 0).sum()) for batch in itertools.islice(batches, stream.steps_per_epoch(0))
+    )
+
+
+def benchmark_read(sets: dict[str, Dataset], repeats: int) -> None:
+    print("\nread, cut, pack and fill one epoch, warm files, nothing cached, one process, L = 1000")
+    config = StreamConfig(context_length=1000, prefetch_steps=0)
+    for name, dataset in sets.items():
+        path, events = Path(dataset.path), dataset.num_events
+
+        def decode(path: Path = path) -> None:
+            Dataset.open(path, cache_bytes=0).verify()
+
+        def whole(path: Path = path) -> None:
+            read_epoch(path, config)
+
+        for unit, clock in (("s", time.perf_counter), ("CPU-s", time.process_time)):
+            rates = [events / median_s(job, repeats, clock) / 1e6 for job in (whole, decode)]
+            print(
+                f"  {name:<8} {rates[0]:6.1f} M events/{unit}; decoding and checksum alone {rates[1]:6.1f} "
+                f"M events/{unit}"
+            )
+        print(f"  {name:<8} {dataset.manifest.num_bytes / events:6.2f} bytes/event on disk")
+
+
+def benchmark_seek(sets: dict[str, Dataset], repeats: int) -> None:
+    print("\nseconds from a new TrainStream (its plan included) to a step's batch, L = 1000")
+    config = StreamConfig(context_length=1000, prefetch_steps=0)
+    for name, dataset in sets.items():
+        num_steps = TrainStream(dataset, config).steps_per_epoch(0)
+        cells = []
+        for label, step in (("first", 0), ("middle", num_steps // 2), ("last", num_steps - 1)):
+
+            def seek(step: int = step, path: Path = Path(dataset.path)) -> None:
+                stream = TrainStream(Dataset.open(path), config)
+                stream.load_state_dict({"epoch": 0, "step": step})
+                next(iter(stream))
+
+            cells.append(f"{label} {median_s(seek, repeats):.2f} s")
+        print(f"  {name:<8} {num_steps:>7,} steps: {', '.join(cells)}")
+    lengths = lfm_lengths(LFM_EVENTS)
+    num_shards = default_num_shards(int(lengths.sum()), len(lengths))
+    assignment = assign_users(lengths, num_shards, 0)
+    ordered, sizes = lengths[np.concatenate(assignment)], [len(users) for users in assignment]
+    shard_ptr = np.cumsum([0, *sizes])
+
+    def plan() -> EpochPlan:
+        return EpochPlan(ordered, ordered - 2, shard_ptr, config, num_lanes=config.num_lanes, epoch=0)
+
+    print(
+        f"  plan of {lengths.sum():,} events of {len(lengths):,} users in {num_shards} shards: "
+        f"{median_s(plan, repeats):.2f} s, {plan().num_steps:,} steps"
+    )
+
+
+def benchmark_padding(repeats: int) -> None:
+    print("\npadding, and seconds of the plan")
+    for name, lengths in {"LFM-like": lfm_lengths(20_000_000), "ML-1M": ml1m_lengths()}.items():
+        assignment = assign_users(lengths, default_num_shards(int(lengths.sum()), len(lengths)), 0)
+        ordered = lengths[np.concatenate(assignment)]
+        shard_ptr = np.cumsum([0, *(len(users) for users in assignment)])
+        for context_length in (250, 1000, 5000):
+            config = StreamConfig(context_length=context_length)
+
+            def plan(ordered=ordered, shard_ptr=shard_ptr, config=config) -> EpochPlan:
+                return EpochPlan(ordered, ordered - 2, shard_ptr, config, num_lanes=12, epoch=0)
+
+            padding = 100 * plan().padding_fraction
+            print(f"  {name:<8} L = {context_length:>4}: {padding:5.2f} %  {median_s(plan, repeats):.2f} s")
+
+
+def benchmark_workers(sets: dict[str, Dataset], repeats: int) -> None:
+    print("\none epoch by data workers, first batch (their start) left out, L = 1000, prefetch_steps = 2")
+    for name, dataset in sets.items():
+        rates = []
+        for workers in (0, 1, 2):
+            config = StreamConfig(context_length=1000, workers=workers)
+
+            def rest_of_epoch(config: StreamConfig = config, path: Path = Path(dataset.path)) -> float:
+                stream = TrainStream(Dataset.open(path, cache_bytes=0), config)
+                batches = itertools.islice(stream, stream.steps_per_epoch(0))
+                next(batches)
+                began = time.perf_counter()
+                targets = sum(int((batch.targets > 0).sum()) for batch in batches)
+                return targets / (time.perf_counter() - began)
+
+            rate = statistics.median(rest_of_epoch() for _ in range(repeats))
+            rates.append(f"{workers}: {rate / 1e6:.1f}")
+        print(f"  {name:<8} M targets/s with workers {', '.join(rates)}")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--events", type=int, default=12_000_000, help="events of the LFM-like set")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where temporary shards go; default: the system's")
+    args = parser.parse_args()
+    parts = args.parts or PARTS
+    if not set(parts) <= set(PARTS):
+        parser.error(f"the parts are {', '.join(PARTS)}")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "polars")]
+    print(
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, "
+        f"Python {platform.python_version()}, {', '.join(versions)}; load {os.getloadavg()[0]:.1f}; "
+        f"median of {args.repeats}"
+    )
+    warnings.simplefilter("error")
+    if "padding" in parts:
+        benchmark_padding(args.repeats)
+    if {"read", "seek", "workers"} & set(parts):
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            sets = {
+                "LFM-like": write_dataset(Path(folder) / "lfm", lfm_lengths(args.events)),
+                "ML-1M": write_dataset(Path(folder) / "ml1m", ml1m_lengths()),
+            }
+            if "read" in parts:
+                benchmark_read(sets, args.repeats)
+            if "seek" in parts:
+                benchmark_seek(sets, args.repeats)
+            if "workers" in parts:
+                benchmark_workers(sets, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
