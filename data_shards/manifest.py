@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from longplay.data_shards.errors import DataError
 
@@ -126,6 +129,18 @@ class Manifest:
             return cls(shards=shards, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({error}); prepare the dataset again") from error
+
+
+def dataset_fingerprint(
+    item_original_ids: np.ndarray, user_original_ids: np.ndarray, shards: Iterable[ShardInfo]
+) -> str:
+    """The `dataset_id`, of items in the order of their ids, users in the order of the shards, and shards."""
+    digest = hashlib.sha256()
+    for ids in (item_original_ids, user_original_ids):
+        digest.update(np.ascontiguousarray(ids, "<i8").data)
+    for shard in shards:
+        digest.update(f"{shard.name}:{shard.sha256}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def fingerprint(*texts: str) -> str:

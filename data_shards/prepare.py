@@ -8,7 +8,6 @@ What a pass has written is not written again when the same command is repeated a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from longplay.data_shards.buckets import (
     sort_buckets,
 )
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.manifest import ITEMS_NAME, USERS_NAME, Manifest, ShardInfo, is_dataset
+from longplay.data_shards.manifest import ITEMS_NAME, USERS_NAME, Manifest, dataset_fingerprint, is_dataset
 from longplay.data_shards.runs import RunOptions, RunTotals, write_runs
 from longplay.data_shards.selection import Selection, select
 from longplay.data_shards.shard_writer import assign_users, default_num_shards, write_shards
@@ -205,7 +204,9 @@ def _prepare(
     _write_items(work.output, selection)
     _write_users(work.output, selection, assignment)
     manifest = Manifest(
-        dataset_id=_fingerprint(selection, assignment, shards),
+        dataset_id=dataset_fingerprint(
+            selection.item_original_ids, selection.user_original_ids[np.concatenate(assignment)], shards
+        ),
         source=source.describe(),
         options=options.selecting(),
         rows_in=totals.rows_in,
@@ -356,13 +357,3 @@ def _write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
         for begin in range(0, len(next(iter(columns.values()))), _ROW_GROUP):
             part = {name: values[begin : begin + _ROW_GROUP] for name, values in columns.items()}
             writer.write_table(pa.table(part, schema=schema))
-
-
-def _fingerprint(selection: Selection, assignment: list[np.ndarray], shards: list[ShardInfo]) -> str:
-    """A hex digest of both id mappings and of all shards."""
-    digest = hashlib.sha256()
-    for ids in (selection.item_original_ids, selection.user_original_ids[np.concatenate(assignment)]):
-        digest.update(ids.astype("<i8").data)
-    for shard in shards:
-        digest.update(f"{shard.name}:{shard.sha256}\n".encode())
-    return digest.hexdigest()[:32]

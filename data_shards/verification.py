@@ -18,7 +18,14 @@ import polars as pl
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.inspection import Track, untracked
-from longplay.data_shards.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest, ShardInfo
+from longplay.data_shards.manifest import (
+    ITEMS_NAME,
+    MANIFEST_NAME,
+    USERS_NAME,
+    Manifest,
+    ShardInfo,
+    dataset_fingerprint,
+)
 
 _ITEMS_COLUMNS = ("item_id", "original_id", "count")
 _USERS_COLUMNS = ("user_index", "original_id", "num_events", "shard", "position")
@@ -93,12 +100,8 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
 
 def _check_fingerprint(users: pl.DataFrame, items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     """The dataset id is a checksum of both columns of original ids and of the shards' checksums."""
-    digest = hashlib.sha256()
-    for table in (items, users):
-        digest.update(table["original_id"].to_numpy().astype("<i8").tobytes())
-    for shard in manifest.shards:
-        digest.update(f"{shard.name}:{shard.sha256}\n".encode())
-    found = digest.hexdigest()[:32]
+    item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
+    found = dataset_fingerprint(item_originals, user_originals, manifest.shards)
     if found != manifest.dataset_id:
         yield (
             f"{MANIFEST_NAME}: dataset_id is {manifest.dataset_id}, but {found} by the original ids in "

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from longplay.data_shards.raw_formats import TIME_UNIT_S, KuaiRandSource, Lfm1bS
 from longplay.data_shards.sources import Source
 from longplay.data_shards.synthetic import SyntheticSource
 from longplay.data_shards.text_reader import CsvSource
+from longplay.launch.termination import terminable
 
 _SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 
@@ -185,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_output(args.out, overwrite=args.overwrite)
     _print_plan(source, options, args.out)
-    with _terminable(), _Bars() as bars:
+    with terminable(), _Bars() as bars:
         prepared = prepare_dataset(source, args.out, options, bars)
     _print_summary(prepared, args.out)
     return 0
@@ -251,19 +249,6 @@ def _source(args: argparse.Namespace) -> Source:
     if args.format == "parquet":
         return ParquetSource(paths=tuple(args.paths), columns=columns)
     return CsvSource(paths=tuple(args.paths), columns=columns, sep=_SEPARATOR_NAMES.get(args.sep, args.sep))
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Makes SIGTERM end the work as an exception does, so that what is half-written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Bars:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from tqdm import tqdm
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.raw_synthetic import RAW_FORMATS, RawSynthetic, check_raw_output, write_raw
+from longplay.launch.termination import terminable
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 _HELP = {
@@ -75,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     check_raw_output(raw, args.out, overwrite=args.overwrite)
     _print_plan(raw, args.out)
     started = time.perf_counter()
-    with _terminable(), tqdm(unit=" events", unit_scale=True, disable=None, leave=False) as bar:
+    with terminable(), tqdm(unit=" events", unit_scale=True, disable=None, leave=False) as bar:
 
         def progress(_: str, done: int, total: int) -> None:
             bar.total = total
@@ -116,19 +114,6 @@ def _print_plan(raw: RawSynthetic, out: Path) -> None:
     for file in raw.files:
         extra = ", beside the events" if "log_random" in file.path else ""
         print(f"  {out / file.path}  ({file.num_rows:,} rows{extra})", flush=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Makes SIGTERM end the work as an exception does, so that what is half-written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

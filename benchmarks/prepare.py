@@ -1,0 +1,131 @@
+"""How fast `longplay prepare` is, and what memory and disk it takes, at two sizes of generated LFM-1b events.
+
+python -m benchmarks.prepare                                        100 M and 300 M events: 18 GB of raw text
+python -m benchmarks.prepare --events 10M 30M --format kuairand     smaller, another format
+
+The raw files are made by `longplay synth` and deleted afterwards, unless --raw keeps them. Every run of
+`longplay prepare` is a process of its own; peak memory is the operating system's figure for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from longplay.data_shards.manifest import Manifest
+from longplay.launch.synth import parse_count
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: seconds, peak resident and disk bytes while it worked, and what came out."""
+
+    seconds: float
+    cpu_s: float
+    rss_bytes: int
+    disk_bytes: int
+    manifest: Manifest
+
+
+def main() -> None:
+    """Runs what the command line asks for and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", nargs="+", default=["100M", "300M"], metavar="N")
+    parser.add_argument("--format", choices=["lfm1b", "kuairand"], default="lfm1b")
+    parser.add_argument("--memory", default="4GiB")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--raw", type=Path, help="keep the raw files here and use those that are there")
+    parser.add_argument("--scratch", type=Path, help="a folder with room for everything")
+    args = parser.parse_args()
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("polars", "pyarrow", "numpy")
+    )
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}")
+    print(f"longplay prepare {args.format} --memory {args.memory}, medians of {args.repeats}\n")
+    print("      events       s M events/s   CPU s  RSS GiB disk B/event shard B/event")
+    results: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
+        for text in args.events:
+            events = parse_count("events", text)
+            raw = (args.raw or Path(temporary)) / f"{args.format}-{events}"
+            _make_raw(args.format, events, raw)
+            runs = [_run(args.format, raw, Path(temporary), args.memory) for _ in range(args.repeats)]
+            rate = events / statistics.median(run.seconds for run in runs)
+            rss = max(run.rss_bytes for run in runs)
+            manifest = runs[0].manifest
+            print(
+                f"{events:>12,} {events / rate:>7.1f} {rate / 1e6:>10.2f} "
+                f"{statistics.median(run.cpu_s for run in runs):>7.1f} {rss / 2**30:>8.2f} "
+                f"{max(run.disk_bytes for run in runs) / events:>12.1f} "
+                f"{manifest.num_bytes / manifest.num_events:>13.2f}",
+                flush=True,
+            )
+            results.append((rate, rss))
+            if args.raw is None:
+                shutil.rmtree(raw)
+    (first_rate, first_rss), (last_rate, last_rss) = results[0], results[-1]
+    print(f"\nlast against first: rate {last_rate / first_rate:.2f}, peak memory {last_rss / first_rss:.2f}")
+
+
+def _make_raw(form: str, events: int, raw: Path) -> None:
+    if not raw.exists():
+        command = ["synth", form, "--events", str(events), "--out", str(raw)]
+        subprocess.run(
+            [sys.executable, "-m", "longplay.launch.cli", *command], check=True, stdout=subprocess.DEVNULL
+        )
+
+
+def _run(form: str, raw: Path, temporary: Path, memory: str) -> Measured:
+    """Prepares `raw` once."""
+    work = temporary / "work"
+    work.mkdir()
+    command = ["prepare", form, str(raw), "--out", str(work / "set"), "--memory", memory]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longplay.launch.cli", *command], stdout=subprocess.DEVNULL
+    )
+    fullest, stop = [0], threading.Event()
+    watcher = threading.Thread(target=_watch_disk, args=(work, fullest, stop))
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    stop.set()
+    watcher.join()
+    if status:
+        raise SystemExit(f"longplay {' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    process.returncode = 0
+    manifest = Manifest.read(work / "set")
+    shutil.rmtree(work)
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, fullest[0], manifest)
+
+
+def _watch_disk(folder: Path, fullest: list[int], stop: threading.Event) -> None:
+    """Remembers the most bytes that were in `folder` at once."""
+    while not stop.wait(_POLL_S):
+        total = 0
+        for root, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    total += os.stat(os.path.join(root, name)).st_size
+                except FileNotFoundError:
+                    continue
+        fullest[0] = max(fullest[0], total)
+
+
+if __name__ == "__main__":
+    main()
