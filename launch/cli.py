@@ -9,7 +9,7 @@ from collections.abc import Sequence
 # A user's mistakes are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
-COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend")
+COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export")
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 

@@ -130,6 +130,11 @@ def test_every_option_of_a_run_is_documented(command: str) -> None:
     assert [option for option in options_of(command) if option not in text] == []
 
 
+def test_every_option_of_export_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "export.md").read_text()
+    assert [option for option in options_of("export") if option not in text] == []
+
+
 def options_of(command: str) -> set[str]:
     """The long options of a command and its subcommands, --help aside."""
     found: set[str] = set()

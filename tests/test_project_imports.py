@@ -1,4 +1,4 @@
-"""Imports run one way: launch -> {data_shards, models, distributed}, models -> distributed."""
+"""Imports run one way: launch -> everything, serving -> {models, data_shards}, models -> distributed."""
 
 import ast
 import importlib.util
@@ -11,7 +11,9 @@ ALLOWED = {
     "data_shards": {"data_shards"},
     "distributed": {"distributed"},
     "models": {"models", "distributed"},
-    "launch": {"launch", "models", "distributed", "data_shards"},
+    "serving": {"serving", "models", "data_shards"},
+    "api": {"serving"},
+    "launch": {"launch", "serving", "models", "distributed", "data_shards"},
 }
 FILES = sorted(path for folder in ALLOWED for path in (REPOSITORY / folder).glob("*.py"))
 

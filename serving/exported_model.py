@@ -1,0 +1,289 @@
+"""An exported model on one machine: recommendations after histories, and after each new event."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from longplay.data_shards.vocabulary import ItemVocabulary
+from longplay.models.build import build_encoder
+from longplay.models.encoder import EncoderState, SequenceEncoder
+from longplay.serving.export_format import (
+    ENCODER_NAME,
+    ITEMS_NAME,
+    TABLE_NAME,
+    ExportConfig,
+    ExportError,
+    check_sha256,
+    read_export_config,
+)
+from longplay.serving.item_rows import ItemRows
+
+_SLOTS_AT_ONCE = 1 << 15  # of histories encoded together
+_QUERIES_AT_ONCE = 256  # per pass over the item table
+
+History = Sequence[int] | np.ndarray
+
+
+@dataclass
+class Session:
+    """One user's history as the encoder's state; made by `ExportedModel.session`, moved on by `step`.
+
+    Attributes:
+        state: what the encoder carries from one event to the next.
+        hidden: (1, D), its output after the last event; None before the first.
+        seen: item ids of the history.
+    """
+
+    model: ExportedModel
+    state: EncoderState
+    hidden: Tensor | None
+    seen: set[int]
+
+    def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The best next items: original ids (n,) int64 and scores (n,) float64, best first.
+
+        Raises:
+            ValueError: the session has no event yet, or `top` is below 1.
+        """
+        if self.hidden is None:
+            raise ValueError("this session has no event yet; give it one with model.step(session, item)")
+        seen = [sorted(self.seen)] if exclude_seen else [[]]
+        item_ids, scores = self.model._top(self.hidden, seen, top)
+        return _without_padding(item_ids[0], scores[0])
+
+    def copy(self) -> Session:
+        """A session of its own that stands where this one stands."""
+        return Session(self.model, self.state, self.hidden, set(self.seen))
+
+
+class ExportedModel:
+    """An encoder and its item table, mapped from disk; made by `longplay.load`.
+
+    Attributes:
+        config: what the export says of itself.
+        encoder: in eval mode, on `device`.
+        rows: the item table.
+        items: original ids and counts.
+    """
+
+    def __init__(
+        self, config: ExportConfig, encoder: SequenceEncoder, rows: ItemRows, items: ItemVocabulary
+    ) -> None:
+        self.config, self.encoder, self.rows, self.items = config, encoder, rows, items
+        self.device = rows.device
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, verify: bool = False, device: str = "cpu"
+    ) -> ExportedModel:
+        """See `longplay.load`."""
+        folder = Path(path)
+        config = read_export_config(folder)
+        for name in config.files if verify else (ENCODER_NAME, ITEMS_NAME):  # these are read whole anyway
+            check_sha256(folder, config, name)
+        where = torch.device(device)
+        width, num_items = config.encoder.d_model, config.num_items
+        rows = ItemRows(folder / TABLE_NAME, num_items=num_items, width=width, device=where)
+        encoder = _read_encoder(folder / ENCODER_NAME, config)
+        return cls(config, encoder.to(where), rows, _read_items(folder / ITEMS_NAME, num_items))
+
+    # ------------------------------------------------------------------ whole histories
+
+    @torch.inference_mode()
+    def recommend(
+        self, history: History | Sequence[History], *, top: int = 20, exclude_seen: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best next items after a history, or after each of several: what `longplay recommend` gives.
+
+        Of a history the latest `context_length` events are encoded; all of it counts as seen. Items that the
+        model does not know are left out, with a warning.
+
+        Args:
+            history: original item ids, oldest first; or a list of such histories.
+            top: how many items.
+            exclude_seen: whether items of the history may not be recommended.
+        Returns:
+            Original ids (int64) and scores (float64), best first, ties by item id: (n,) each of one history,
+            with n below `top` where fewer items remain; (B, min(top, num_items)) each of B histories, where
+            the places that remain have score -inf and id -1.
+        Raises:
+            ValueError: a history holds no item that the model knows, or something else than integers; or
+                `top` is below 1.
+        """
+        histories, single = _as_histories(history)
+        known = [self._known(one, number, single) for number, one in enumerate(histories)]
+        seen = [np.unique(one).tolist() if exclude_seen else [] for one in known]
+        item_ids, scores = self._top(self._encode(known), seen, top)
+        return _without_padding(item_ids[0], scores[0]) if single else (item_ids, scores)
+
+    @torch.inference_mode()
+    def scores(self, history: History | Sequence[History], item_ids: History) -> np.ndarray:
+        """Float64 scores of chosen items after a history: (n,), or (B, n) after each of B histories.
+
+        Args:
+            history: as `recommend` takes it.
+            item_ids: (n,) original ids.
+        Raises:
+            ValueError: as `recommend`; or one of `item_ids` is unknown.
+        """
+        wanted = _integers(item_ids, "item_ids")
+        ids = self.items.item_ids(wanted)
+        if (ids == 0).any():
+            raise ValueError(f"item_ids: {wanted[ids == 0][0]} is not an item of this model")
+        histories, single = _as_histories(history)
+        known = [self._known(one, number, single) for number, one in enumerate(histories)]
+        scores = self.rows.score(self._encode(known), torch.from_numpy(ids)).cpu().numpy()
+        return scores[0] if single else scores
+
+    # ------------------------------------------------------------------ one event at a time
+
+    @torch.inference_mode()
+    def session(self, history: History = ()) -> Session:
+        """A session that has seen `history`, original item ids, oldest first, of which the latest
+        `context_length` are encoded; `step` moves it on by one event in constant time.
+
+        Raises:
+            TypeError: the encoder is not recurrent (sasrec, moematrrec); use `recommend`.
+            ValueError: as `recommend`; an empty history is a session before its first event.
+        """
+        state = self.encoder.init_state(1)
+        if len(history) == 0:
+            return Session(self, state, None, set())
+        known = self._known(_integers(history, "history"), 0, True)
+        recent = torch.from_numpy(known[-self.config.encoder.context_length :]).unsqueeze(0)
+        lengths = torch.tensor([recent.shape[1]], device=self.device)
+        hidden, state = self.encoder.prefill(self.rows.lookup(recent), lengths)
+        return Session(self, state, hidden.float(), set(known.tolist()))
+
+    @torch.inference_mode()
+    def step(self, session: Session, item_id: int) -> Session:
+        """Move a session on by one event, in place, and return it.
+
+        Unlike `recommend`, nothing is forgotten when more than `context_length` events have been seen. An
+        item that the model does not know changes nothing, with a warning.
+        """
+        (item,) = self.items.item_ids(_integers([item_id], "item_id")).tolist()
+        if item == 0:
+            warnings.warn(f"item {item_id} is not an item of this model; left out", stacklevel=2)
+            return session
+        row = self.rows.lookup(torch.tensor([item]))
+        hidden, session.state = self.encoder.step(row, session.state)
+        session.hidden = hidden.float()
+        session.seen.add(item)
+        return session
+
+    # ------------------------------------------------------------------ parts
+
+    def _known(self, history: np.ndarray, number: int, single: bool) -> np.ndarray:
+        """(n,) int64 item ids of the known items of one history of original ids."""
+        ids = self.items.item_ids(history)
+        unknown = history[ids == 0]
+        name = "history" if single else f"history {number}"
+        if len(unknown) == len(history):
+            raise ValueError(f"{name}: holds no item of this model; give original item ids, oldest first")
+        if len(unknown):
+            shown = ", ".join(map(str, unknown[:5]))
+            warnings.warn(
+                f"{name}: {len(unknown)} of {len(history)} items are not of this model ({shown}); left out",
+                stacklevel=3,
+            )
+        return ids[ids > 0]
+
+    def _encode(self, histories: list[np.ndarray]) -> Tensor:
+        """Hidden states (B, D) fp32 after histories of item ids; those of similar length run together."""
+        limit = self.config.encoder.context_length
+        recent = [history[-limit:] for history in histories]
+        lengths = np.array([len(history) for history in recent])
+        hidden = torch.empty(len(recent), self.config.encoder.d_model, device=self.device)
+        waiting = np.argsort(-lengths, kind="stable")
+        while len(waiting):
+            longest = int(lengths[waiting[0]])
+            batch, waiting = np.split(waiting, [max(1, _SLOTS_AT_ONCE // longest)])
+            items = torch.zeros(len(batch), longest, dtype=torch.int64)
+            for row, number in enumerate(batch):
+                items[row, : lengths[number]] = torch.from_numpy(recent[number])
+            seq_idx = (items == 0).int().to(self.device)  # what stands behind a history is no part of it
+            last = torch.from_numpy(lengths[batch] - 1).to(self.device)
+            encoded = self.encoder(self.rows.lookup(items), seq_idx)
+            each = torch.arange(len(batch), device=self.device)
+            hidden[torch.from_numpy(batch).to(self.device)] = encoded[each, last].float()
+        return hidden
+
+    @torch.inference_mode()
+    def _top(self, hidden: Tensor, seen: list[list[int]], top: int) -> tuple[np.ndarray, np.ndarray]:
+        """Original ids and scores (B, min(top, num_items)) of hidden (B, D); -1 and -inf where none is left.
+
+        Args:
+            seen: per query, the item ids that may not be recommended.
+        """
+        if top < 1:
+            raise ValueError(f"top={top}: must be at least 1")
+        found, scores = [], []
+        for first in range(0, hidden.shape[0], _QUERIES_AT_ONCE):
+            part = slice(first, first + _QUERIES_AT_ONCE)
+            pairs = [(query, item) for query, items in enumerate(seen[part]) for item in items]
+            excluded = torch.tensor(pairs, dtype=torch.int64, device=self.device).view(-1, 2)
+            best = self.rows.top(hidden[part], top, excluded)
+            found.append(best[0].cpu().numpy())
+            scores.append(best[1].cpu().numpy())
+        items = np.concatenate(found)
+        originals = self.items.originals(np.maximum(items, 1).ravel()).reshape(items.shape)
+        return np.where(items > 0, originals, -1), np.concatenate(scores)
+
+
+def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    there = scores > -np.inf
+    return item_ids[there], scores[there]
+
+
+def _as_histories(history: Any) -> tuple[list[np.ndarray], bool]:
+    """Each history as (n,) int64, and whether only one was given."""
+    if len(history) == 0:
+        raise ValueError("history: is empty; give original item ids, oldest first")
+    if np.ndim(history[0]) == 0:
+        return [_integers(history, "history")], True
+    return [_integers(one, f"history {number}") for number, one in enumerate(history)], False
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; give integer item ids") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: is not a list of integers of 64 bits; give original item ids")
+    return array.astype(np.int64)
+
+
+def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
+    try:
+        encoder = build_encoder(config.encoder)
+        encoder.load_state_dict(load_file(file))
+    except (RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())
+        raise ExportError(f"{file}: is not this export's encoder ({cause}); export the run again") from None
+    return encoder.requires_grad_(False).eval()
+
+
+def _read_items(file: Path, num_items: int) -> ItemVocabulary:
+    try:
+        table = pl.read_parquet(file, columns=["original_id", "count"], glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ExportError(f"{file}: cannot be read ({str(error).splitlines()[0]}); export again") from None
+    if len(table) != num_items:
+        raise ExportError(f"{file}: has {len(table)} items instead of {num_items}; export the run again")
+    return ItemVocabulary(
+        cast(np.ndarray, table["original_id"].to_numpy()), cast(np.ndarray, table["count"].to_numpy())
+    )
