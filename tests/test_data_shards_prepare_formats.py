@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pytest
 from data_shards_support import prepared, sequences
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +17,10 @@ from naive_prepare import NaiveFormat, naive_prepare
 
 from longplay.data_shards import prepare as prepare_module
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.parquet_reader import ParquetSource
 from longplay.data_shards.prepare import PrepareOptions, WorkPlan, prepare_dataset
 from longplay.data_shards.raw_formats import KuaiRandSource, Lfm1bSource, Ml1mSource
+from longplay.data_shards.sources import Source
 
 ID_AND_TIME = {"user_id": 0, "track_id": 0, "video_id": 0, "timestamp": 1, "time_ms": 1}
 LFM1B = NaiveFormat(
@@ -86,7 +89,7 @@ def planned(plan: WorkPlan) -> Iterator[None]:
 
 
 def assert_as_naive(
-    source: Ml1mSource | Lfm1bSource | KuaiRandSource,
+    source: Source,
     lines: list[str],
     form: NaiveFormat,
     options: PrepareOptions,
@@ -179,6 +182,30 @@ def test_dirty_kuairand_is_prepared_as_naively(
     source = KuaiRandSource(path=tmp_path, events=events, tab=tab, random=random)  # pyright: ignore[reportArgumentType]
     lines = [line for part in parts[: 5 if random else 4] for line in part]
     assert_as_naive(source, lines, kuairand(wanted), options, plan, tmp_path / "set")
+
+
+VALUE = st.none() | st.integers(-2, 5).map(float) | st.sampled_from([0.5, float("nan"), 2.0**53, 1e300])
+
+
+@RELAXED
+@given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans())
+def test_dirty_parquet_is_prepared_as_naively(
+    tmp_path: Path,
+    values: list[tuple[float | None, ...]],
+    options: PrepareOptions,
+    plan: WorkPlan,
+    as_text: bool,
+) -> None:
+    header = ("user_id", "item_id", "timestamp")
+    form = NaiveFormat(sep=",", header=header, roles=header)
+    table = pl.DataFrame(values, schema=dict.fromkeys(header, pl.Float64), orient="row")
+    lines = [",".join("" if v is None else "NaN" if v != v else repr(v) for v in row) for row in values]
+    if as_text:
+        table = table.with_columns(pl.all().cast(pl.String))
+    table.write_parquet(tmp_path / "a.parquet", row_group_size=7)
+    assert_as_naive(
+        ParquetSource(paths=(tmp_path / "a.parquet",)), lines, form, options, plan, tmp_path / "set"
+    )
 
 
 def test_a_missing_part_of_kuairand_is_named(tmp_path: Path) -> None:

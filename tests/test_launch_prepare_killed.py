@@ -1,14 +1,19 @@
-"""SIGKILL at random moments of a prepare, then the same command again."""
+"""SIGKILL at random moments of a prepare, and a disk that is full, then the same command again."""
 
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from ranks import _CONTEXT
+
+from longplay.data_shards.dataset import Dataset
+from longplay.launch.prepare import main
 
 
 def prepare_in_small_parts(path: Path, out: Path) -> None:
@@ -66,3 +71,27 @@ def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
     assert folder_bytes(out) == expected
     left = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("finished-")}
     assert left == {"LFM-1b_LEs.txt", "again", "killed", "undisturbed"}
+
+
+def test_a_full_disk_is_one_line_and_the_repeat_goes_on_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, small = tmp_path / "LFM-1b_LEs.txt", tmp_path / "small"
+    listening_events(path, 100_000)
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        out = tmp_path / "set"
+        argv = ["lfm1b", str(path), "--out", str(out), "--scratch", str(small)]
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written (No space left on device); make room and repeat the command" in line
+        assert not out.exists()
+        subprocess.run(["mount", "-o", "remount,size=64M", str(small)], check=True)
+        assert main(argv) == 0
+        assert Dataset.open(out).num_events == 100_000
+        assert not list(small.iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
