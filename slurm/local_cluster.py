@@ -1,0 +1,525 @@
+"""A real Slurm on one host, for tests and for trying things: `python slurm/local_cluster.py up|status|down ROOT`.
+
+munge, slurmctld, a slurmd per node and, for `sacct`, slurmdbd on MariaDB run as root from one folder; nothing
+of the host's own Slurm, munge or MariaDB is read or touched. Every node is a slurmd in namespaces of its own:
+it has its own name, its own folder ROOT/scratch that the other nodes do not see, and its processes end with
+it. Jobs in the partition `high` preempt those in `main`, which are requeued.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Program -> the Debian package that has it.
+_PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
+_ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
+_NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+_MARIADB_SQL = Path("/usr/share/mysql")
+_SOCKET_PATH_LIMIT = 107  # bytes of a Unix socket's path
+_STOP_ORDER = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be had, or did not come up; the message says why and what to do, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What the cluster looks like.
+
+    Attributes:
+        nodes: how many slurmd, named node1, node2, ...
+        cpus: CPUs that each node claims to have.
+        gpus: GPUs that each node claims to have; they are clones of /dev/null.
+        accounting: run slurmdbd on MariaDB, so that `sacct` works; submitit needs it.
+        kill_wait_s: seconds from a job's SIGTERM to its SIGKILL.
+    """
+
+    nodes: int = 2
+    cpus: int = 4
+    gpus: int = 0
+    accounting: bool = True
+    kill_wait_s: int = 10
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.cpus < 1 or self.gpus < 0 or self.kill_wait_s < 1:
+            raise ClusterError(
+                f"nodes={self.nodes}, cpus={self.cpus}, gpus={self.gpus}, kill_wait_s={self.kill_wait_s}: "
+                "must be at least 1 (gpus 0)"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return [f"node{number + 1}" for number in range(self.nodes)]
+
+
+def why_not(*, accounting: bool = True) -> str | None:
+    """Why no cluster can be started here, in one line that says what to do; None where one can."""
+    needed = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
+    missing = sorted({package for program, package in needed.items() if not _which(program)})
+    if missing:
+        return f"a local Slurm cluster needs more packages: apt-get install {' '.join(missing)}"
+    if os.geteuid() != 0:
+        return "a local Slurm cluster needs root: its nodes are namespaces; use sudo or a container"
+    if not _which("unshare") or subprocess.run([*_NAMESPACES, "true"], capture_output=True).returncode:
+        return "a local Slurm cluster needs mount, UTS and PID namespaces (`unshare`), which are refused here"
+    return None
+
+
+class LocalCluster:
+    """A cluster whose files are all under `root`.
+
+    Args:
+        root: a folder, made where there is none.
+        config: its shape; only `up` reads it.
+        bound: the daemons end with the thread that started them, whatever ends it.
+    """
+
+    def __init__(self, root: Path, config: ClusterConfig | None = None, *, bound: bool = False) -> None:
+        self.root = Path(root).absolute()
+        self.config = config or ClusterConfig()
+        self.bound = bound
+        self.conf = self.root / "slurm.conf"
+        self._record = self.root / "daemons.json"
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        """This process's environment with SLURM_CONF, which is all that Slurm's commands need."""
+        return dict(os.environ, SLURM_CONF=str(self.conf), PATH=_PATH)
+
+    def call(self, *words: str, timeout_s: float = 60.0) -> str:
+        """Run one of Slurm's commands and return what it printed.
+
+        Raises:
+            ClusterError: it failed.
+        """
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=timeout_s)
+        if done.returncode:
+            raise ClusterError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
+        return done.stdout
+
+    # ------------------------------------------------------------------ up
+
+    def up(self) -> "LocalCluster":
+        """Start what is not running and wait until every node is idle; nothing to do where all runs.
+
+        Raises:
+            ClusterError: it cannot be had here, or a daemon ended; what was started is ended again.
+        """
+        running = self.running()
+        if running and all(running.values()):
+            return self
+        problem = why_not(accounting=self.config.accounting) or self._path_problem()
+        if problem:
+            raise ClusterError(problem)
+        self.down()
+        try:
+            self._start()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def _path_problem(self) -> str | None:
+        if re.search(r"[\s\"'#=,%\\]", str(self.root)):
+            return f"{self.root}: slurm.conf cannot name a path with spaces or any of \"'#=,%\\; give another"
+        socket_path = self.root / "munge" / "munge.sock.2"
+        if len(os.fsencode(socket_path)) > _SOCKET_PATH_LIMIT:
+            return f"{self.root}: is too long for Unix sockets; give a folder of at most 80 characters"
+        return None
+
+    def _start(self) -> None:
+        ports = _free_ports(3 + self.config.nodes)
+        self._make_folders()
+        self._write_files(ports)
+        munge = self.root / "munge"
+        self._spawn(
+            "munged",
+            *("munged", "--foreground", "--force", "--num-threads=4"),
+            *(f"--key-file={munge}/munge.key", f"--socket={munge}/munge.sock", f"--seed-file={munge}/seed"),
+            *(f"--pid-file={munge}/munged.pid", f"--log-file={self.root}/log/munged.log"),
+        )
+        if self.config.accounting:
+            self._start_database(ports[2])
+        self._wait_until((munge / "munge.sock").exists, "munged's socket")
+        if self.config.accounting:
+            self._wait_until(lambda: _listens(ports[2]), "MariaDB")
+            self._spawn("slurmdbd", "slurmdbd", "-D")
+            self._wait_until(lambda: _listens(ports[1]), "slurmdbd")
+        self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
+        for name in self.config.names:
+            # The shell stays, as the namespace's first process, to reap what slurmd's steps leave behind.
+            script = (
+                'hostname "$1"; mount --make-rprivate /; mount --bind "$2/hosts" /etc/hosts; '
+                'mount --bind "$2/local/$1" "$2/scratch"; slurmd -D -f "$2/slurm.conf" -N "$1" & wait $!'
+            )
+            self._spawn(f"slurmd {name}", *_NAMESPACES, "sh", "-ec", script, "node", name, str(self.root))
+        self._wait_until(self._is_idle, "idle nodes")
+
+    def _make_folders(self) -> None:
+        names = self.config.names
+        folders = ["munge", "state", "run", "log", "dev", "scratch"]
+        folders += [f"spool/{name}" for name in names] + [f"local/{name}" for name in names]
+        for folder in folders:
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (self.root, self.root / "munge"):
+            folder.chmod(0o755)  # munged refuses a socket that others cannot reach
+        key = self.root / "munge" / "munge.key"
+        if not key.exists():
+            key.write_bytes(os.urandom(128))
+            key.chmod(0o400)
+        for number in range(self.config.gpus):
+            device = self.root / "dev" / f"gpu{number}"
+            if not device.exists():
+                os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+
+    def _write_files(self, ports: list[int]) -> None:
+        names = self.config.names
+        modern = _slurm_version() >= (23, 2)
+        files = {
+            "slurm.conf": _slurm_conf(self.root, self.config, ports),
+            "slurmdbd.conf": _slurmdbd_conf(self.root, ports),
+            "hosts": Path("/etc/hosts").read_text().rstrip("\n") + f"\n127.0.0.1 {' '.join(names)}\n",
+            "plugstack.conf": "",
+            "cgroup.conf": "CgroupPlugin=disabled\n" if modern else "",
+            "gres.conf": "AutoDetect=off\n",
+        }
+        if self.config.gpus:
+            last = self.config.gpus - 1
+            files["gres.conf"] += f"Name=gpu File={self.root}/dev/gpu{f'[0-{last}]' if last else '0'}\n"
+        for name, text in files.items():
+            path = self.root / name
+            path.write_text(text)
+            path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
+
+    def _start_database(self, port: int) -> None:
+        data, scratch = self.root / "database" / "data", self.root / "database" / "tmp"
+        command = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--tmpdir={scratch}"]
+        command += ["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", "--innodb-doublewrite=0"]
+        command += ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]
+        if not (data / "mysql").exists():
+            (data / "mysql").mkdir(parents=True)
+            scratch.mkdir(parents=True, exist_ok=True)
+            # What mariadb-install-db feeds to the server, without the shell script's five seconds around it.
+            parts = (
+                "mysql_system_tables.sql",
+                "mysql_performance_tables.sql",
+                "mysql_system_tables_data.sql",
+            )
+            sql = "use mysql;\nSET @auth_root_socket=NULL;\n"
+            sql += "".join((_MARIADB_SQL / part).read_text() for part in parts)
+            sql += "\ncreate database slurm_acct_db;\n"
+            with open(self.root / "log" / "mariadb-bootstrap.out", "wb") as log:
+                done = subprocess.run(
+                    [*command, "--bootstrap"], input=sql.encode(), stdout=log, stderr=log, env=self.env
+                )
+            if done.returncode:
+                shutil.rmtree(data)
+                raise ClusterError(f"MariaDB cannot make its tables; see {log.name}")
+        self._spawn(
+            "mariadbd",
+            *command,
+            *(f"--socket={self.root}/database/s", "--bind-address=127.0.0.1", f"--port={port}"),
+            *("--skip-name-resolve", "--performance-schema=OFF"),
+        )
+
+    def _spawn(self, name: str, *words: str) -> None:
+        # unshare blocks SIGTERM while it waits, so a node's end is SIGKILL; --kill-child hands it on.
+        death = "KILL" if name.startswith("slurmd ") else "TERM"
+        prefix = ["setpriv", "--pdeathsig", death] if self.bound else []
+        with open(self.root / "log" / f"{name.replace(' ', '-')}.out", "ab") as log:
+            child = subprocess.Popen(
+                [*prefix, *words],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.root,
+            )
+        self._children.append(child)
+        daemons = json.loads(self._record.read_text()) if self._record.exists() else {}
+        daemons[name] = [child.pid, _start_time(child.pid)]
+        self._record.write_text(json.dumps(daemons))
+
+    def _is_idle(self) -> bool:
+        words = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True)
+        return done.stdout.split() == ["idle"] * self.config.nodes
+
+    def _wait_until(self, reached: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            ended = [name for name, alive in self.running().items() if not alive]
+            if ended:
+                raise ClusterError(f"{ended[0]} ended at its start; see {self.root}/log")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"no {what} after {timeout_s:.0f} s; see {self.root}/log")
+            time.sleep(0.05)
+
+    # ------------------------------------------------------------------ status and down
+
+    def running(self) -> dict[str, bool]:
+        """Daemon -> whether it runs, in the order of their start; empty where none was started."""
+        return {name: _is_running(pid, began) for name, (pid, began) in self._daemons().items()}
+
+    def _daemons(self) -> dict[str, tuple[int, int]]:
+        if not self._record.exists():
+            return {}
+        return {name: (pid, began) for name, (pid, began) in json.loads(self._record.read_text()).items()}
+
+    def down(self, *, patience_s: float = 12.0) -> None:
+        """Cancel the jobs, then end the daemons, and with the nodes all that still runs on them."""
+        if self.running().get("slurmctld"):
+            self._cancel_jobs(patience_s)
+        daemons = self._daemons()
+        for kind in _STOP_ORDER:
+            group = [daemon for name, daemon in daemons.items() if name.split()[0] == kind]
+            for pid, began in group:
+                if _is_running(pid, began):
+                    os.kill(pid, signal.SIGKILL if kind == "slurmd" else signal.SIGTERM)
+            deadline = time.monotonic() + patience_s
+            while any(_is_running(pid, began) for pid, began in group):
+                if time.monotonic() > deadline:
+                    for pid, began in group:
+                        if _is_running(pid, began):
+                            os.kill(pid, signal.SIGKILL)
+                time.sleep(0.02)
+        for child in self._children:
+            child.wait()
+        self._children.clear()
+        self._record.unlink(missing_ok=True)
+
+    def _cancel_jobs(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        try:
+            jobs = self.call("squeue", "--noheader", "--format=%A").split()
+            if jobs:
+                self.call("scancel", *sorted(set(jobs)))
+            while time.monotonic() < deadline and self.call("squeue", "--noheader", "--format=%A").split():
+                time.sleep(0.1)
+        except (ClusterError, subprocess.TimeoutExpired):
+            return  # the controller does not answer; the nodes' end takes the jobs with it
+
+    def __enter__(self) -> "LocalCluster":
+        return self.up()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.down()
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _slurm_conf(root: Path, config: ClusterConfig, ports: list[int]) -> str:
+    controller, accounting, _, *nodes = ports
+    host = socket.gethostname()
+    account = "AccountingStorageType=accounting_storage/none"
+    if config.accounting:
+        account = "\n".join(
+            [
+                "AccountingStorageType=accounting_storage/slurmdbd",
+                "AccountingStorageHost=127.0.0.1",
+                f"AccountingStoragePort={accounting}",
+                f"AccountingStoragePass={root}/munge/munge.sock",
+                "JobAcctGatherType=jobacct_gather/none",
+            ]
+        )
+    gres = f"Gres=gpu:{config.gpus} " if config.gpus else ""
+    lines = [
+        f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={config.cpus} RealMemory=8000 {gres}State=UNKNOWN"
+        for name, port in zip(config.names, nodes, strict=True)
+    ]
+    members = ",".join(config.names)
+    # The ranks' port is made from the job's id: clusters side by side must not count from the same one.
+    return f"""ClusterName=longplay
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/slurmd-%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd-%n.log
+PlugStackConfig={root}/plugstack.conf
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+GresTypes=gpu
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+JobFileAppend=1
+ReturnToService=2
+KillWait={config.kill_wait_s}
+MinJobAge=3600
+FirstJobId={random.randrange(1000, 60000)}
+MaxJobId=60000000
+SlurmctldTimeout=30
+SlurmdTimeout=60
+{account}
+{chr(10).join(lines)}
+PartitionName=main Nodes={members} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=high Nodes={members} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def _slurmdbd_conf(root: Path, ports: list[int]) -> str:
+    _, accounting, database, *_ = ports
+    return f"""AuthType=auth/munge
+AuthInfo=socket={root}/munge/munge.sock
+DbdHost={socket.gethostname()}
+DbdAddr=127.0.0.1
+DbdPort={accounting}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database}
+StorageUser=root
+StorageLoc=slurm_acct_db
+PidFile={root}/run/slurmdbd.pid
+LogFile={root}/log/slurmdbd.log
+DebugLevel=info
+"""
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _which(program: str) -> str | None:
+    return shutil.which(program, path=_PATH)
+
+
+def _slurm_version() -> tuple[int, int]:
+    done = subprocess.run([_which("slurmctld") or "slurmctld", "-V"], capture_output=True, text=True)
+    match = re.search(r"(\d+)\.(\d+)", done.stdout)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the program's name; empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _start_time(pid: int) -> int:
+    """Clock ticks from the host's start to the process's: a pid that comes again has another."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
+
+
+def _is_running(pid: int, began: int) -> bool:
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX" and int(fields[19]) == began
+
+
+# ---------------------------------------------------------------------- command
+
+
+def main() -> int:
+    """The command; its exit code: 0 done (`status`: all daemons run), 1 not, 2 wrong input."""
+    parser = argparse.ArgumentParser(prog="local_cluster.py", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    up = commands.add_parser("up", help="start a cluster; where it runs already, say how to reach it")
+    up.add_argument("--nodes", type=int, default=2, help="how many (default 2)")
+    up.add_argument("--cpus", type=int, default=4, help="CPUs that a node claims to have (default 4)")
+    up.add_argument("--gpus", type=int, default=0, help="fake GPUs per node (default 0)")
+    up.add_argument("--no-accounting", action="store_true", help="leave out slurmdbd and MariaDB")
+    status = commands.add_parser("status", help="daemons, nodes and jobs")
+    down = commands.add_parser("down", help="cancel its jobs and end its daemons")
+    for each in (up, status, down):
+        each.add_argument("root", metavar="ROOT", type=Path, help="folder of the cluster")
+    args = parser.parse_args()
+    try:
+        return {"up": _up, "status": _status, "down": _down}[args.command](args)
+    except ClusterError as error:
+        print(f"local_cluster.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"local_cluster.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _up(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+    config = ClusterConfig(
+        nodes=args.nodes, cpus=args.cpus, gpus=args.gpus, accounting=not args.no_accounting
+    )
+    cluster = LocalCluster(args.root, config).up()
+    print(f"# {', '.join(cluster.running())} run after {time.monotonic() - began:.1f} s")
+    print(f"export SLURM_CONF={cluster.conf}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    cluster = LocalCluster(args.root)
+    running = cluster.running()
+    if not running:
+        print(f"no cluster was started in {cluster.root}")
+        return 1
+    for name, alive in running.items():
+        print(f"{name:<16} {'runs' if alive else 'has ended'}")
+    if running.get("slurmctld"):
+        print(f"export SLURM_CONF={cluster.conf}\n")
+        print(cluster.call("sinfo"))
+        print(cluster.call("squeue"), end="")
+    return 0 if all(running.values()) else 1
+
+
+def _down(args: argparse.Namespace) -> int:
+    cluster = LocalCluster(args.root)
+    was = [name for name, alive in cluster.running().items() if alive]
+    cluster.down()
+    print(f"ended: {', '.join(was)}" if was else f"nothing of {cluster.root} was running")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
