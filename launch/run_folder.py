@@ -5,6 +5,7 @@ metrics.jsonl      one line per scalar: {"step": 120, "tag": "train/loss", "valu
 best.json          the best checkpoint's name, its metric and step
 tensorboard/       the same scalars for TensorBoard; a resumed run goes on in its curves
 checkpoints/       see longplay.distributed.checkpoint
+logs/              what a batch script's jobs printed; it is there before the run begins
 """
 
 import json
@@ -45,7 +46,7 @@ class RunFolder:
         if not self.config_file.exists():
             if self.path.exists() and not self.path.is_dir():
                 raise ConfigError(f"--run {self.path}: is a file; give a folder")
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(item.name != "logs" for item in self.path.iterdir()):
                 raise ConfigError(f"--run {self.path}: is not empty and not a run folder; give another one")
             return False
         try:

@@ -1,4 +1,4 @@
-"""A real Slurm on one host, for tests and for trying things: `python slurm/local_cluster.py up|status|down ROOT`.
+"""A real Slurm on one host, to test and to try with: `python slurm/local_cluster.py up|status|down ROOT`.
 
 munge, slurmctld, a slurmd per node and, for `sacct`, slurmdbd on MariaDB run as root from one folder; nothing
 of the host's own Slurm, munge or MariaDB is read or touched. Every node is a slurmd in namespaces of its own:
@@ -341,7 +341,7 @@ def _slurm_conf(root: Path, config: ClusterConfig, ports: list[int]) -> str:
         )
     gres = f"Gres=gpu:{config.gpus} " if config.gpus else ""
     lines = [
-        f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={config.cpus} RealMemory=8000 {gres}State=UNKNOWN"
+        f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={config.cpus} {gres}RealMemory=8000"
         for name, port in zip(config.names, nodes, strict=True)
     ]
     members = ",".join(config.names)
