@@ -9,7 +9,8 @@ from collections.abc import Sequence
 # A user's mistakes are ValueErrors with a one-line way out; anything else is a bug and shows its traceback.
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
-COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export")
+_FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, as importing their module takes seconds
+COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export", "plan")
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return report("interrupted", 130)
     except RuntimeError as error:
-        if type(error).__name__ != "NonFiniteError":
+        if type(error).__name__ not in _FAILURES:
             raise
         return report(str(error), _EXIT_FAILED)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from longplay.data_shards.epoch_plan import StreamConfig
+from longplay.distributed.checkpoint_writer import Background
 from longplay.distributed.engine import EngineConfig
 from longplay.distributed.item_table import ItemTableConfig
 from longplay.models.config import EncoderConfig
@@ -36,7 +37,10 @@ class TrainConfig:
         patience: stop after this many validations in a row without a better metric; None = never.
         checkpoint_every_steps: save every so many steps; None = at each validation.
         keep_checkpoints: how many of the newest to keep, beside the best.
-        timeout_s: a rank that hears nothing from the others for this long ends.
+        background_save: whether checkpoints are written while training goes on, from a copy in host memory;
+            `auto`: if half of the free memory can hold it.
+        timeout_s: without any progress for this long the rank that is behind is taken for hanging, and all
+            end.
     """
 
     lr: float = 1e-3
@@ -51,6 +55,7 @@ class TrainConfig:
     patience: int | None = None
     checkpoint_every_steps: int | None = None
     keep_checkpoints: int = 1
+    background_save: Background = "auto"
     log_every_steps: int = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 600.0

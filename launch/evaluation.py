@@ -15,6 +15,7 @@ from longplay.distributed.collectives import all_gather_rows, all_reduce_max
 from longplay.distributed.errors import NonFiniteError
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.ranking import Queries, Ranks, rank_targets
+from longplay.distributed.watchdog import Beat, no_beat
 from longplay.launch.candidates import sample_unseen
 from longplay.launch.config import RunConfig
 from longplay.launch.data_arguments import share_skipped
@@ -48,12 +49,16 @@ def evaluate(
     *,
     max_users: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    beat: Beat = no_beat,
+    max_rounds: int | None = None,
 ) -> Evaluation:
     """Rank the held-out event of every user of `part`. Every rank must call, and gets the same result.
 
     Args:
         encoder: (x (B, L, D), seq_idx (B, L)) -> (B, L, D), in eval mode; called equally often on every rank.
         progress: told (rounds done, rounds in all).
+        beat: of the watchdog, called at each round.
+        max_rounds: stop after so many batches of each rank, to see whether they fit into memory.
     Raises:
         NonFiniteError: the encoder's output is not finite.
         DataError: a bad shard, or no user left where such are skipped.
@@ -74,7 +79,9 @@ def evaluate(
         world_size=world.world_size,
     )
     batches, collected = iter(stream), []
-    for number in range(stream.num_rounds):
+    num_rounds = min(stream.num_rounds, max_rounds or stream.num_rounds)
+    for number in range(num_rounds):
+        beat(f"evaluating, round {number + 1} of {num_rounds}")
         batch = next(batches, None)
         with torch.no_grad():  # not inference_mode: ZeRO-3 would keep what it gathers as inference tensors
             queries = make_queries(encoder, table, batch, config)
@@ -82,12 +89,12 @@ def evaluate(
         users = torch.empty(0, dtype=torch.int64) if batch is None else batch.users
         collected.append(torch.cat([users.double().unsqueeze(1), _columns(ranks).cpu()], 1))
         if progress is not None:
-            progress(number + 1, stream.num_rounds)
+            progress(number + 1, num_rounds)
     everyone, _ = all_gather_rows(torch.cat(collected).to(world.device), world)
     everyone = everyone.cpu()
     everyone = everyone[everyone[:, 0].argsort()]
     share_skipped(dataset, world)
-    assert everyone.shape[0] == stream.num_users or dataset.store.skipped
+    assert everyone.shape[0] == stream.num_users or dataset.store.skipped or num_rounds < stream.num_rounds
     if not everyone.shape[0]:
         raise DataError(f"{dataset.path}: all users of {part} are in bad shards; restore those")
     names = ("full", "full_unseen", f"sampled{settings.num_sampled}")

@@ -6,6 +6,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,24 @@ from longplay.distributed.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
     write_json,
 )
+from longplay.distributed.checkpoint_writer import CheckpointWriter
+from longplay.distributed.errors import OutOfMemoryError
+from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World, close_world, init_world, read_environment
-from longplay.launch.config import RunConfig, resolve
+from longplay.launch.config import RunConfig, resolve, to_json
 from longplay.launch.data_arguments import (
     agree_on_bad_shards,
     check_agreement,
     data_location,
     share_skipped,
 )
-from longplay.launch.evaluation import evaluate
+from longplay.launch.evaluation import Evaluation, evaluate
 from longplay.launch.model import Model, build_model
 from longplay.launch.progress import Progress, StopRequest
 from longplay.launch.recipes import RECIPES, get_recipe
-from longplay.launch.run_folder import MetricsLog, RunFolder
+from longplay.launch.run_folder import MetricsLog, RunFolder, git_commit
 from longplay.launch.schedule import learning_rate
 from longplay.launch.terminal import Terminal, describe
 from longplay.launch.train_step import StepResult, train_step
@@ -44,10 +48,19 @@ class Training:
     """One run from where it stands to its end. Building and running it is collective."""
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, folder: RunFolder, world: World, stop: StopRequest
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        world: World,
+        *,
+        stop: StopRequest,
+        watchdog: Watchdog,
     ) -> None:
-        self.config, self.dataset, self.folder, self.world, self.stop = config, dataset, folder, world, stop
+        self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
+        self.stop, self.watchdog = stop, watchdog
         self.terminal = Terminal(world)
+        self.git_commit = git_commit()
         agreed = set(dataset.store.skipped)
         self.model: Model = build_model(config, dataset, world)
         self.stream = TrainStream(
@@ -59,6 +72,12 @@ class Training:
         )
         check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
+        self.writer = CheckpointWriter(
+            folder.checkpoints,
+            world,
+            background=config.train.background_save,
+            timeout_s=config.train.timeout_s,
+        )
         self._resume()
         self.log = MetricsLog(folder.path, from_step=self.progress.step) if world.is_rank0 else None
 
@@ -69,6 +88,8 @@ class Training:
             self.terminal.say(f"nothing left to do: {why}")
             return 0
         asked = self._train_until_finished_or_asked()
+        self.watchdog.beat("finishing the last checkpoint")
+        self.writer.wait()
         self.terminal.stop_bar()
         share_skipped(self.dataset, self.world)
         skipped = self.dataset.skipped_summary()
@@ -98,18 +119,25 @@ class Training:
         self.terminal.start_bar(done=at.step, total=total)
         self.stream.load_state_dict({"epoch": at.epoch, "step": at.step_in_epoch})
         batches = iter(self.stream)
+        self._try_validation()
         while True:
             began = time.perf_counter()
+            self.watchdog.beat(f"reading the batch of step {at.step + 1}")
             batch = next(batches)
             data_wait = time.perf_counter() - began
+            self.watchdog.beat(f"training step {at.step + 1}")
             steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
             lr = self._learning_rate(steps_per_epoch)
-            result = train_step(self.model, batch, step=at.step + 1, lr=lr, stop_requested=self.stop.asked)
+            with memory_is_enough_for(f"step {at.step + 1}"):
+                result = train_step(
+                    self.model, batch, step=at.step + 1, lr=lr, stop_requested=self.stop.asked
+                )
             seconds = time.perf_counter() - began
             at.advance(
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds
             )
             self.terminal.step_done(result.loss)
+            self.writer.check()
             if at.step == 1 or at.step % config.train.log_every_steps == 0:
                 share_skipped(self.dataset, self.world)
                 self._log_step(batch, result, lr=lr, seconds=seconds, data_wait=data_wait)
@@ -154,17 +182,30 @@ class Training:
         every = self.config.train.checkpoint_every_steps
         return every is not None and self.progress.step % every == 0
 
-    def _validate(self) -> None:
-        config, at, metric = self.config, self.progress, self.config.train.metric
+    def _try_validation(self) -> None:
+        """One batch of a validation, so that one too large for memory is found now and not after an epoch.
+
+        Training needs no such trial: all its steps have the shape of the first.
+        """
+        with memory_is_enough_for("a batch of the validation"):
+            self._evaluate(max_rounds=1)
+
+    def _evaluate(self, max_rounds: int | None = None) -> Evaluation:
         self.model.engine.train(False)
-        result = evaluate(
+        return evaluate(
             self.model.engine,
             self.model.table,
             self.dataset,
-            config,
+            self.config,
             "validation",
-            max_users=config.evaluation.max_validation_users,
+            max_users=self.config.evaluation.max_validation_users,
+            beat=self.watchdog.beat,
+            max_rounds=max_rounds,
         )
+
+    def _validate(self) -> None:
+        at, metric = self.progress, self.config.train.metric
+        result = self._evaluate()
         values = result.flat()
         at.note_validation(values[metric])
         if self.log is not None:
@@ -177,34 +218,41 @@ class Training:
         )
 
     def _save(self) -> None:
-        at = self.progress
-        save_checkpoint(
-            self.folder.checkpoints,
+        self.watchdog.beat(f"saving step {self.progress.step}")
+        at, keep = dataclasses.replace(self.progress), self.config.train.keep_checkpoints
+
+        def when_whole() -> None:
+            self._write_best(at)
+            best = set() if at.best_step is None else {f"step-{at.best_step:09d}"}
+            prune_checkpoints(self.folder.checkpoints, best, keep)
+
+        self.writer.save(
             self.model.engine,
             self.model.table,
             step=at.step,
-            extra={"progress": dataclasses.asdict(at), "dataset_id": self.dataset.dataset_id},
+            extra={
+                "progress": dataclasses.asdict(at),
+                "dataset_id": self.dataset.dataset_id,
+                "config": to_json(self.config),
+                "git_commit": self.git_commit,
+            },
+            when_whole=when_whole,
         )
-        if self.world.is_rank0:
-            self._write_best()
-            best = set() if at.best_step is None else {f"step-{at.best_step:09d}"}
-            prune_checkpoints(self.folder.checkpoints, best, self.config.train.keep_checkpoints)
 
-    def _write_best(self) -> None:
-        at, metric = self.progress, self.config.train.metric
+    def _write_best(self, at: Progress) -> None:
         if at.best_step is not None:
-            best = {"checkpoint": f"step-{at.best_step:09d}", "metric": metric}
+            best = {"checkpoint": f"step-{at.best_step:09d}", "metric": self.config.train.metric}
             write_json(self.folder.best_file, {**best, "value": at.best_value, "step": at.best_step})
 
     def _resume(self) -> None:
-        checkpoint, problems = latest_checkpoint(self.folder.checkpoints)
+        checkpoint, problems = latest_checkpoint(self.folder.checkpoints, self.world)
         for problem in problems:
             self.terminal.say(f"warning: {problem}; taking the one before it")
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.model.engine, self.model.table)
             self.progress = Progress(**checkpoint.state["progress"])
             if self.world.is_rank0:
-                self._write_best()
+                self._write_best(self.progress)
             self.terminal.say(f"resuming from {checkpoint.path} (step {checkpoint.step})")
 
     # ------------------------------------------------------------------ scalars
@@ -237,6 +285,28 @@ class Training:
                 **skipped,
             },
         )
+
+
+@contextmanager
+def memory_is_enough_for(what: str) -> Iterator[None]:
+    """Turns the allocators' several ways to fail into one.
+
+    Raises:
+        OutOfMemoryError: `what` does not fit into memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(
+            error
+        ):
+            raise
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise OutOfMemoryError(
+            f"out of memory in {what} ({cause}); lower --data.rows_per_step or "
+            "--evaluation.rows_per_batch, raise --engine.accumulation, or start more ranks; "
+            "`longplay plan` says what fits"
+        ) from error
 
 
 def peak_memory_gib(world: World) -> float:
@@ -282,13 +352,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     begun = folder.check(config, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
-    world = init_world(device=config.train.device, timeout_s=config.train.timeout_s)
+    # The watchdog finds out who hangs while the others wait in a collective, which so must wait for longer.
+    world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
     agree_on_bad_shards(dataset, config, world)
     if world.is_rank0:
         folder.write_config(config, dataset, args.data)
     if not begun and world.world_size > 1:
         torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints in it
-    code = Training(config, dataset, folder, world, stop).run()
+    with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
+        code = Training(config, dataset, folder, world, stop=stop, watchdog=watchdog).run()
     close_world()
     return code
 

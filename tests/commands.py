@@ -5,6 +5,7 @@ everything.
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,29 @@ from ranks import _CONTEXT
 
 
 class Command:
-    """`longplay WORDS` on `world_size` ranks, as torchrun would set them up; all output goes to one file."""
+    """`longplay WORDS` on `world_size` ranks, as torchrun would set them up; all output goes to one file.
 
-    def __init__(self, words: list[str], output: Path, *, world_size: int = 1) -> None:
+    Args:
+        fault: called in each rank's process before the command, with the rank; to break something in it.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        output: Path,
+        *,
+        world_size: int = 1,
+        fault: Callable[[int], None] | None = None,
+    ) -> None:
         from longplay.distributed.world import free_port
 
         self.output = output
         output.write_text("")
         port = free_port()
         self.processes = [
-            _CONTEXT.Process(target=_main, args=(words, str(output), rank, world_size, port), daemon=True)
+            _CONTEXT.Process(
+                target=_main, args=(words, str(output), rank, world_size, port, fault), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in self.processes:
@@ -67,7 +81,14 @@ def longplay(words: list[str], output: Path, *, world_size: int = 1) -> str:
     return output.read_text()
 
 
-def _main(words: list[str], output: str, rank: int, world_size: int, port: int) -> None:
+def _main(
+    words: list[str],
+    output: str,
+    rank: int,
+    world_size: int,
+    port: int,
+    fault: Callable[[int], None] | None,
+) -> None:
     file: Any = open(output, "a", buffering=1)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -84,6 +105,12 @@ def _main(words: list[str], output: str, rank: int, world_size: int, port: int) 
 
     torch.set_num_threads(1)
     recipes.RECIPES["small"] = small_settings
-    code = main(words)
+    if fault is not None:
+        fault(rank)
+    try:
+        code = main(words)
+    except BaseException:  # as the interpreter would end it
+        traceback.print_exc()
+        code = 1
     file.flush()
     os._exit(code)

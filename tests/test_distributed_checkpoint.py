@@ -16,9 +16,10 @@ from longplay.distributed.checkpoint import (
     load_encoder_weights,
     open_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
+    state_sha256,
     write_json,
 )
+from longplay.distributed.checkpoint_writer import save_checkpoint
 from longplay.distributed.engine import EncoderEngine, EngineConfig
 from longplay.distributed.errors import CheckpointError
 from longplay.distributed.item_table import ItemTable, ItemTableConfig
@@ -134,7 +135,6 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 def test_pruning_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / f"step-{step:09d}").mkdir()
-    (tmp_path / ".writing-step-000000005").mkdir()
     prune_checkpoints(tmp_path, {"step-000000001"}, last=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (1, 3, 4)]
 
