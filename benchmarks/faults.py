@@ -1,0 +1,84 @@
+"""Ways to break one rank of a training from inside, for `benchmarks.soak` and the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """A fault: `rank` calls `action` when it is about to train `step`. Call it with a process's rank."""
+
+    step: int
+    rank: int
+    action: Callable[[], object]
+
+    def __call__(self, this_rank: int) -> None:
+        from longplay.launch import train
+
+        original = train.train_step
+
+        def faulty(*args: object, **settings: object) -> object:
+            if settings["step"] == self.step and this_rank == self.rank:
+                self.action()
+            return original(*args, **settings)  # pyright: ignore[reportArgumentType]
+
+        train.train_step = faulty  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep_long() -> None:
+    time.sleep(600)
+
+
+def raise_error() -> None:
+    raise RuntimeError("the tape tore")
+
+
+def run_out_of_memory() -> None:
+    raise MemoryError("Unable to allocate 1.00 TiB")
+
+
+def fill_the_disk() -> None:
+    """From here on there is no room for tensors."""
+    from longplay.distributed import checkpoint_writer
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoint_writer.write_tensors = full  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def spoil_the_loss() -> None:
+    """From here on the rank's loss is not a number."""
+    from longplay.launch import train_step
+
+    original = train_step.micro_batch_loss
+
+    def spoilt(*args: object) -> object:
+        loss, *rest = original(*args)  # pyright: ignore[reportArgumentType]
+        return (loss * float("nan"), *rest)
+
+    train_step.micro_batch_loss = spoilt  # pyright: ignore[reportAttributeAccessIssue]
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "killed": kill_self,
+    "stopped": stop_self,
+    "hangs": sleep_long,
+    "raises": raise_error,
+    "out of memory": run_out_of_memory,
+    "not finite": spoil_the_loss,
+    "disk full": fill_the_disk,
+}
