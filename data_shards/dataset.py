@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.locations import Location, in_folder, parse_location, read_whole
@@ -28,7 +31,6 @@ class Dataset:
         lengths: (num_users,) int64 events per user.
         user_original_ids: (num_users,) int64.
         shard_ptr: (num_shards + 1,) int64, the first user of each shard.
-        items: original ids and counts of the items.
         store: reads the shards and accounts for those that are skipped.
     """
 
@@ -37,7 +39,6 @@ class Dataset:
     lengths: np.ndarray
     user_original_ids: np.ndarray
     shard_ptr: np.ndarray
-    items: ItemVocabulary
     store: ShardStore
 
     @classmethod
@@ -64,7 +65,6 @@ class Dataset:
         path = parse_location(path)
         manifest = _read_manifest(path)
         users = _read_table(in_folder(path, USERS_NAME), ("original_id", "num_events", "shard"))
-        items = _read_table(in_folder(path, ITEMS_NAME), ("item_id", "original_id", "count"))
         shard_ptr = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
         lengths = users["num_events"].to_numpy()
         if len(lengths) != manifest.num_users or not np.array_equal(
@@ -76,10 +76,8 @@ class Dataset:
             raise DataError(
                 f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_WAY_OUT}"
             )
-        counts = items["count"].to_numpy()
-        if len(counts) != manifest.num_items or counts.sum() != manifest.num_events:
-            raise DataError(f"{in_folder(path, ITEMS_NAME)}: does not match the manifest; {_WAY_OUT}")
-        vocabulary = ItemVocabulary(items["original_id"].to_numpy(), counts)
+        if isinstance(path, Path):
+            _check_items(path / ITEMS_NAME, manifest)
         store = ShardStore(
             path,
             manifest.shards,
@@ -92,7 +90,21 @@ class Dataset:
         if isinstance(path, Path):
             for index, shard in enumerate(manifest.shards):
                 _check_size(store, index, path / shard.name, shard.num_bytes)
-        return cls(path, manifest, lengths, users["original_id"].to_numpy(), shard_ptr, vocabulary, store)
+        return cls(path, manifest, lengths, users["original_id"].to_numpy(), shard_ptr, store)
+
+    @functools.cached_property
+    def items(self) -> ItemVocabulary:
+        """Original ids and counts of the items, 16 bytes each; read when first asked for.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        location = in_folder(self.path, ITEMS_NAME)
+        table = _read_table(location, ("original_id", "count"))
+        counts = table["count"].to_numpy()
+        if len(counts) != self.num_items or counts.sum() != self.num_events:
+            raise DataError(f"{location}: does not match the manifest; {_WAY_OUT}")
+        return ItemVocabulary(table["original_id"].to_numpy(), counts)
 
     @property
     def dataset_id(self) -> str:
@@ -162,6 +174,26 @@ def _check_size(store: ShardStore, index: int, path: Path, num_bytes: int) -> No
         return
     if found != num_bytes:
         store.skip(index, f"{path}: shard has {found} bytes, the manifest says {num_bytes}; {WAY_OUT}")
+
+
+def _check_items(path: Path, manifest: Manifest) -> None:
+    """Whether the items are as many as the manifest says, and their events; a million at a time.
+
+    Raises:
+        DataError: they are not, or the file is missing or damaged.
+    """
+    num_items = num_events = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(1 << 20, columns=["count"]):
+                num_items += batch.num_rows
+                num_events += int(batch["count"].to_numpy().sum())
+    except FileNotFoundError:
+        raise DataError(f"{path}: is missing; {_WAY_OUT}") from None
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_WAY_OUT}") from error
+    if (num_items, num_events) != (manifest.num_items, manifest.num_events):
+        raise DataError(f"{path}: does not match the manifest; {_WAY_OUT}")
 
 
 def _read_manifest(path: Location) -> Manifest:

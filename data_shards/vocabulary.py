@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,10 +21,10 @@ class ItemVocabulary:
 
     original_ids: np.ndarray
     counts: np.ndarray
-    _order: np.ndarray = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_order", np.argsort(self.original_ids, kind="stable"))
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.original_ids, kind="stable")
 
     def __len__(self) -> int:
         return len(self.original_ids)

@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.errors import CheckpointError
 from longplay.distributed.item_table import ItemTable
-from longplay.distributed.tensor_file import sha256_of
+from longplay.distributed.tensor_file import TensorFile, sha256_of
 from longplay.distributed.world import World
 
 SCHEMA_VERSION = 2
-_READ_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,17 +201,14 @@ def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:
         low, high = max(first, start), min(last, stop)
         if low >= high:
             continue
-        with safe_open(file, framework="pt") as tensors:
-            absent = sorted(set(targets) - set(tensors.keys()))
+        with TensorFile(file) as tensors:
+            absent = sorted(set(targets) - tensors.names())
             if absent:
                 raise CheckpointError(
                     f"{file}: holds no {', '.join(absent)}; take the row optimizer it was trained with"
                 )
             for name, target in targets.items():
-                source = tensors.get_slice(name)
-                for at in range(low, high, _READ_ROWS):
-                    to = min(at + _READ_ROWS, high)
-                    target[at - first : to - first].copy_(source[at - start : to - start])
+                tensors.read_rows(name, low - start, target[low - first : high - first])
         filled += high - low
     if filled != table.num_rows:
         raise CheckpointError(

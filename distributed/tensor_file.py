@@ -59,6 +59,59 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> WrittenFile:
     return WrittenFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
 
 
+class TensorFile:
+    """An open safetensors file of which parts are read straight into tensors; nothing is mapped or cached.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 0 < length < os.fstat(self._file.fileno()).st_size:
+            raise ValueError(f"{path}: is no safetensors file")
+        self._header = json.loads(self._file.read(length))
+        self._data_begin = 8 + length
+
+    def names(self) -> set[str]:
+        """The tensors in it."""
+        return set(self._header) - {"__metadata__"}
+
+    def read_rows(self, name: str, start: int, out: Tensor) -> None:
+        """Fill `out` (n, ...), on any device, with rows [start, start + n) of a tensor of the same type."""
+        entry = self._header[name]
+        if entry["dtype"] != _TYPE_NAMES[out.dtype] or entry["shape"][1:] != list(out.shape[1:]):
+            raise ValueError(
+                f"{name} holds {entry['dtype']} {entry['shape']}, not {out.dtype} {tuple(out.shape)}"
+            )
+        row_bytes = out[0].numel() * out.element_size() if len(out) else 0
+        rows_at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        at = self._data_begin + entry["data_offsets"][0] + start * row_bytes
+        for begin in range(0, len(out), rows_at_once):
+            part = out[begin : begin + rows_at_once]
+            direct = part.device.type == "cpu" and part.is_contiguous()
+            buffer = part if direct else torch.empty(part.shape, dtype=part.dtype)
+            at += self._fill(buffer.view(-1).view(torch.uint8).numpy().data, at)
+            if not direct:
+                part.copy_(buffer)
+
+    def _fill(self, view: memoryview, at: int) -> int:
+        done = 0
+        while done < len(view):
+            num_read = os.preadv(self._file.fileno(), [view[done:]], at + done)
+            if num_read == 0:
+                raise ValueError("the file is cut short")
+            done += num_read
+        return done
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 def sha256_of(path: Path) -> str:
     """The checksum of a file, read in blocks.
 

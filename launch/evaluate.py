@@ -20,6 +20,7 @@ from longplay.distributed.checkpoint import (
     open_checkpoint,
 )
 from longplay.distributed.item_table import ItemTable
+from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World, close_world, init_world
 from longplay.launch.config import ConfigError, RunConfig, read_config
 from longplay.launch.data_arguments import agree_on_bad_shards, data_location
@@ -57,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.run)
     dataset = open_dataset(args.run, args.data, args.on_bad_shard or config.data.on_bad_shard)
     checkpoint = find_checkpoint(args.run, args.checkpoint)
-    world = init_world(device=args.device, timeout_s=config.train.timeout_s)
-    agree_on_bad_shards(dataset, config, world)
-    encoder, table = load_model(config, dataset, checkpoint, world)
-    result = evaluate(encoder, table, dataset, config, args.split)
+    world = init_world(device=args.device, timeout_s=2 * config.train.timeout_s)  # as in training
+    with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
+        agree_on_bad_shards(dataset, config, world)
+        encoder, table = load_model(config, dataset, checkpoint, world)
+        result = evaluate(encoder, table, dataset, config, args.split, beat=watchdog.beat)
     baseline = evaluate_popularity(dataset, config, args.split) if args.baseline else None
     if world.is_rank0:
         if args.json:

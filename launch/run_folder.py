@@ -8,6 +8,7 @@ checkpoints/       see longplay.distributed.checkpoint
 logs/              what a batch script's jobs printed; it is there before the run begins
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -96,6 +97,22 @@ class RunFolder:
             raise ConfigError(
                 f"--run {self.path}: cannot be written ({error.strerror}); give another folder"
             ) from None
+
+    def lock(self) -> None:
+        """Keep other trainings out of this folder until this process ends; rank 0 only, once it is made.
+
+        Raises:
+            ConfigError: another process trains here.
+        """
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--run {self.path}: another process trains in it; wait for it, or give another folder"
+            ) from None
+        except OSError:
+            return  # a file system without locks
 
     def read_best(self) -> dict[str, Any] | None:
         """The best checkpoint so far: {"checkpoint", "metric", "value", "step"}.

@@ -354,12 +354,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     stop = StopRequest()
     # The watchdog finds out who hangs while the others wait in a collective, which so must wait for longer.
     world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
-    agree_on_bad_shards(dataset, config, world)
-    if world.is_rank0:
-        folder.write_config(config, dataset, args.data)
-    if not begun and world.world_size > 1:
-        torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints in it
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
+        agree_on_bad_shards(dataset, config, world)
+        if world.is_rank0:
+            folder.write_config(config, dataset, args.data)
+            folder.lock()
+        if not begun and world.world_size > 1:
+            torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints
         code = Training(config, dataset, folder, world, stop=stop, watchdog=watchdog).run()
     close_world()
     return code

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from commands import Command, longplay
 from runs import read_metrics, small_dataset
 
-from benchmarks.faults import FAULTS, AtStep, kill_self
+from benchmarks.faults import FAULTS, AtStep, kill_self, sleep_long
 from benchmarks.soak import Soak, largest_difference, settings
 from longplay.distributed.checkpoint import latest_checkpoint
 
@@ -71,9 +73,33 @@ def test_a_checkpoint_folder_removed_under_us_is_named(tmp_path: Path, data: Pat
     command = Command(
         words(data, tmp_path / "run"), tmp_path / "log", world_size=2, fault=AtStep(12, 0, remove)
     )
-    assert command.wait(timeout_s=90) == 2
+    assert command.wait(timeout_s=90) != 0
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert "checkpoints: the folder was removed while the run was going" in last
+
+
+def test_a_read_only_run_folder_ends_all_ranks_before_they_train(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1M", "tmpfs", str(run)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        command = Command(words(data, run), tmp_path / "log", world_size=2)
+        assert command.wait(timeout_s=90) != 0
+        last = (tmp_path / "log").read_text().splitlines()[-1]
+        assert "cannot be written (Read-only file system); give another folder" in last
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
+def test_two_trainings_in_one_folder_are_told_apart(tmp_path: Path, data: Path) -> None:
+    first = Command(words(data, tmp_path / "run"), tmp_path / "first", fault=AtStep(8, 0, sleep_long))
+    first.signal_when(signal.SIGCONT, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    second = Command(words(data, tmp_path / "run"), tmp_path / "second")
+    assert second.wait(timeout_s=90) == 2
+    assert "another process trains in it" in (tmp_path / "second").read_text()
+    first.kill()
 
 
 def test_after_a_fault_the_same_command_ends_as_if_nothing_had_happened(tmp_path: Path, data: Path) -> None:
