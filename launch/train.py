@@ -219,6 +219,7 @@ class Training:
 
     def _save(self) -> None:
         self.watchdog.beat(f"saving step {self.progress.step}")
+        began = time.perf_counter()
         at, keep = dataclasses.replace(self.progress), self.config.train.keep_checkpoints
 
         def when_whole() -> None:
@@ -238,6 +239,8 @@ class Training:
             },
             when_whole=when_whole,
         )
+        if self.log is not None:
+            self.log.write(at.step, {"perf/save_stall_s": time.perf_counter() - began})
 
     def _write_best(self, at: Progress) -> None:
         if at.best_step is not None:
@@ -245,6 +248,7 @@ class Training:
             write_json(self.folder.best_file, {**best, "value": at.best_value, "step": at.best_step})
 
     def _resume(self) -> None:
+        began = time.perf_counter()
         checkpoint, problems = latest_checkpoint(self.folder.checkpoints, self.world)
         for problem in problems:
             self.terminal.say(f"warning: {problem}; taking the one before it")
@@ -253,7 +257,10 @@ class Training:
             self.progress = Progress(**checkpoint.state["progress"])
             if self.world.is_rank0:
                 self._write_best(self.progress)
-            self.terminal.say(f"resuming from {checkpoint.path} (step {checkpoint.step})")
+            seconds = time.perf_counter() - began
+            self.terminal.say(
+                f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
+            )
 
     # ------------------------------------------------------------------ scalars
 

@@ -16,10 +16,9 @@ from longplay.distributed.checkpoint import (
     load_encoder_weights,
     open_checkpoint,
     prune_checkpoints,
-    state_sha256,
     write_json,
 )
-from longplay.distributed.checkpoint_writer import save_checkpoint
+from longplay.distributed.checkpoint_writer import CheckpointWriter, save_checkpoint
 from longplay.distributed.engine import EncoderEngine, EngineConfig
 from longplay.distributed.errors import CheckpointError
 from longplay.distributed.item_table import ItemTable, ItemTableConfig
@@ -144,3 +143,54 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 2})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def save_and_go_on(world: World, root: Path, background: Any) -> None:
+    _, table, engine = build(world, "row_sparse", 1)
+    writer = CheckpointWriter(root, world, background=background)
+    for step in range(1, 7):
+        one_step(table, engine)
+        if step % 2 == 0:
+            writer.save(engine, table, step=step, extra={})
+    writer.wait()
+    torch.distributed.barrier()
+
+
+def test_what_is_written_in_the_background_is_what_was_there_when_it_began(tmp_path: Path) -> None:
+    contents = []
+    for background in ("always", "never"):
+        root = tmp_path / background
+        root.mkdir()
+        run_ranks(save_and_go_on, 2, root, background)
+        contents.append({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("step-*/*")})
+    assert len(contents[0]) == 3 * 4
+    assert contents[0] == contents[1]
+
+
+def fail_in_the_background(world: World, root: Path) -> str:
+    _, table, engine = build(world, "row_sparse", 1)
+    writer = CheckpointWriter(root, world, background="always")
+    writer.save(engine, table, step=1, extra={})
+    writer.wait()
+    (root / "step-000000001").rename(root.parent / "step-000000001")
+    root.rmdir()
+    writer.save(engine, table, step=2, extra={})
+    with pytest.raises(CheckpointError) as caught:
+        writer.wait()
+    writer.check()  # told once
+    return str(caught.value)
+
+
+def test_a_save_that_fails_in_the_background_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (message,) = run_ranks(fail_in_the_background, 1, tmp_path / "checkpoints")
+    assert "checkpoints: the folder was removed while the run was going" in message
+
+
+def test_a_changed_state_is_damage(tmp_path: Path) -> None:
+    run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    file = tmp_path / "step-000000002" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "table_steps": 3}))
+    with pytest.raises(CheckpointError, match=r"state\.json: its content differs"):
+        open_checkpoint(file.parent)

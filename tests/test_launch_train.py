@@ -84,7 +84,7 @@ def test_a_run_killed_mid_epoch_resumes_bitwise(
         command.signal_when(signal.SIGKILL, lambda step=step: lines_logged(tmp_path / "run") >= step)
         command.wait()
     printed = longplay(words, tmp_path / "log")
-    assert re.search(r"resuming from .*/step-0000000\d\d \(step \d+\)", printed)
+    assert re.search(r"resuming from .*/step-0000000\d\d \(step \d+, read in [\d.]+ s\)", printed)
     assert_bitwise_equal(tmp_path / "run", expected)
 
 
