@@ -1,0 +1,88 @@
+"""`longplay plan RECIPE --data DIR`: what a run will take per rank, and what to change if it cannot fit."""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from typing import Any
+
+from longplay.data_shards.dataset import Dataset
+from longplay.launch.config import resolve
+from longplay.launch.data_arguments import data_location
+from longplay.launch.planning import check_plan, plan_run
+from longplay.launch.recipes import RECIPES, get_recipe
+
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def register(subparsers: Any) -> None:
+    """Add `plan` to the `longplay` command."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="memory, traffic and steps of a run, before it starts",
+        description="Estimate what `longplay train RECIPE` takes per rank; exit code 2 if it cannot fit. "
+        "--section.name value overrides a setting of the recipe, as in train.",
+    )
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
+    )
+    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
+    parser.add_argument(
+        "--local-ranks", type=int, metavar="N", help="ranks on one machine (default: all of them)"
+    )
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--memory", type=parse_bytes, metavar="24GiB", help="of one rank on a CPU (default: this machine's)"
+    )
+    memory.add_argument(
+        "--gpu-memory", type=parse_bytes, metavar="80GiB", help="of one GPU; plans for GPUs, here or not"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(func=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """The command; returns its exit code."""
+    for name in ("world_size", "local_ranks"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    config = resolve(args.recipe, get_recipe(args.recipe), overrides)
+    dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
+    given = args.gpu_memory if args.gpu_memory is not None else args.memory
+    plan = plan_run(
+        config,
+        dataset,
+        world_size=args.world_size,
+        device_type="cuda" if args.gpu_memory is not None else "cpu" if args.memory is not None else None,
+        memory_bytes=given,
+        local_ranks=args.local_ranks,
+    )
+    if args.json:
+        totals = {"step_bytes": plan.step_bytes, "total_bytes": plan.total_bytes, "fits": plan.fits()}
+        print(json.dumps(dataclasses.asdict(plan) | totals))
+    else:
+        print(
+            f"{args.recipe}: {config.encoder.model}, {config.encoder.num_blocks} block(s) of width "
+            f"{config.encoder.d_model}, context length {config.context_length}, {dataset.num_items:,} items"
+        )
+        print(plan.table(), flush=True)
+    check_plan(plan, config, dataset)
+    return 0
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes that a text such as 80GiB, 512MiB or 24GB means, as an argument's type."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text)
+    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 80GiB, 512MiB or 24GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+if __name__ == "__main__":
+    from longplay.launch.cli import main
+
+    sys.exit(main(["plan", *sys.argv[1:]]))
