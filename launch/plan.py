@@ -10,7 +10,8 @@ from typing import Any
 from longplay.data_shards.dataset import Dataset
 from longplay.launch.config import resolve
 from longplay.launch.data_arguments import data_location
-from longplay.launch.planning import check_plan, plan_run
+from longplay.launch.plan_fit import check_plan
+from longplay.launch.planning import plan_run
 from longplay.launch.recipes import RECIPES, get_recipe
 
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

@@ -18,7 +18,8 @@ from longplay.launch import recipes
 from longplay.launch.cli import main
 from longplay.launch.config import ConfigError, RunConfig
 from longplay.launch.model import build_model
-from longplay.launch.planning import check_plan, num_encoder_weights, plan_run
+from longplay.launch.plan_fit import check_plan
+from longplay.launch.planning import num_encoder_weights, plan_run
 from longplay.launch.train_step import train_step
 
 OVERRIDES = ["--encoder.d_model", "32", "--context_length", "100"]
