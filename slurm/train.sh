@@ -24,8 +24,14 @@ fail() {
 stopped='' # the signal that told the job to stop: USR1 before the time limit, TERM from scancel or preemption
 caught=0
 training=0
-# Slurm sends TERM to the ranks itself, but USR1 only here.
-trap 'stopped=USR1; caught=1; ((training)) && kill -USR1 "$training"' USR1
+# Slurm sends TERM to the ranks itself, but USR1 only here; srun hands it on.
+ask() {
+  stopped=USR1
+  caught=1
+  say "the time is nearly up: asked to save and stop"
+  ((!training)) || kill -USR1 "$training"
+}
+trap ask USR1
 trap 'stopped=TERM; caught=1' TERM
 
 if [[ -n $SETUP ]]; then
@@ -62,7 +68,7 @@ command -v "$4" > /dev/null || why="PYTHON $4: is no program there; run make ins
 problem=$(srun "${srun_args[@]}" --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
   bash -c "$check" check "$RUN" "$log" "$DATA" "$PYTHON" 2>&1)
 if [[ -n $problem && -z $stopped ]]; then
-  found=$(grep -m 1 '^on ' <<< "$problem")
+  found=$(grep '^on ' <<< "$problem" | sort | head -n 1)
   fail 2 "${found:-$(head -n 1 <<< "$problem")}"
 fi
 
@@ -104,9 +110,10 @@ if [[ $stopped == TERM ]]; then # whether the job comes again is Slurm's to say,
   say "stopped by Slurm; submitted again, the run resumes"
   exit 143
 fi
-if [[ -e $saved || $stopped == USR1 ]]; then
+# Killed by the signal before it could save, as in its first seconds, it has lost nothing either.
+if { ((code == 0)) && [[ -e $saved ]]; } || { ((code > 128)) && [[ $stopped == USR1 ]]; }; then
   rm -f "$saved"
-  ((${SLURM_RESTART_COUNT:-0} < MAX_REQUEUES)) || fail 75 "requeued $SLURM_RESTART_COUNT times; submit again to go on"
+  ((${SLURM_RESTART_COUNT:-0} < MAX_REQUEUES)) || fail 75 "was requeued ${SLURM_RESTART_COUNT:-0} times; submit again to go on"
   say "stopped to be resumed; back into the queue"
   answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) ||
     fail 75 "cannot be requeued (${answer//$'\n'/ }); submit again, and the run resumes"

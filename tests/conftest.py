@@ -1,10 +1,25 @@
-"""What every test shares: one thread per process, and no accelerator."""
+"""What every test shares: one thread per process, no accelerator, and a Slurm cluster for those that ask."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import pytest
 import torch
+from local_cluster import ClusterConfig, LocalCluster, why_not
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Two nodes with two GPUs each, fake ones; up when the first test asks, down with the session."""
+    problem = why_not()
+    if problem:
+        pytest.skip(problem)
+    root: Path = tmp_path_factory.mktemp("slurm")
+    with LocalCluster(root, ClusterConfig(gpus=2), bound=True) as cluster:
+        yield cluster
