@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test clean
+.PHONY: help install demo test slurm-packages clean
 
 PYTHON ?= python3
 # Options of `pip install torch`, for example --index-url of an index that serves another build.
@@ -17,6 +17,7 @@ help:
 	@echo "make install   create .venv and install Longplay with its tools into it"
 	@echo "make demo      generate data, train for a few minutes, evaluate, print the metrics"
 	@echo "make test      lint, formatting, types, tests"
+	@echo "make slurm-packages   install what the tests' Slurm cluster needs, where that is possible"
 	@echo "make clean     remove demo/ and caches; .venv stays"
 
 install: $(STAMP)
@@ -40,11 +41,24 @@ demo: install
 	@echo "TensorBoard logs are in demo/run/tensorboard; look at them with:"
 	@echo "  $(BIN)/tensorboard --logdir demo/run"
 
-test: install
+test: install slurm-packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.
+SLURM_PROGRAMS := munged slurmctld slurmd sbatch slurmdbd mariadbd
+slurm-packages:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for program in $(SLURM_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
+	if test -z "$$missing"; then exit 0; fi; \
+	if test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null; then \
+	  echo "make: no Slurm here and no right to install it: its tests will be skipped"; exit 0; fi; \
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	  slurm-wlm munge slurmdbd mariadb-server; } > /dev/null 2>&1 \
+	  || echo "make: Slurm's packages could not be installed: its tests will be skipped"
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
