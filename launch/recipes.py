@@ -57,6 +57,36 @@ def ml1m() -> Settings:
     return settings
 
 
+def _lifelong() -> Settings:
+    """MambaRec over 5,000 events a row, on GPUs in bf16: a table too large for a full cross-entropy."""
+    return {
+        "seed": 0,
+        "context_length": 5000,
+        "encoder": {"model": "mambarec", "d_model": 64, "num_blocks": 2, "dropout": 0.1},
+        "loss": {"name": "sampled_softmax", "negatives": "frequency", "num_negatives": 8192},
+        "engine": {"precision": "bf16"},
+        "data": {"rows_per_step": 128, "num_lanes": 64},
+        "train": {
+            "lr": 2e-3,
+            "warmup_steps": 1000,
+            "max_epochs": 5,
+            "eval_every_steps": 2000,
+            "checkpoint_every_steps": 500,
+        },
+        "evaluation": {"rows_per_batch": 4, "max_validation_users": 5000},
+    }
+
+
+def lfm5k() -> Settings:
+    """LFM-1b, 31.6 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    return _lifelong()
+
+
+def kuairand5k() -> Settings:
+    """KuaiRand-27K, 32 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    return _lifelong()
+
+
 def demo() -> Settings:
     """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
     settings = _study("mambarec", dropout=0.1)
@@ -66,7 +96,8 @@ def demo() -> Settings:
 
 
 RECIPES: dict[str, Callable[[], Settings]] = {
-    recipe.__name__: recipe for recipe in (demo, ml1m, gru4rec, sasrec, recmamba, mambarec, moematrrec)
+    recipe.__name__: recipe
+    for recipe in (demo, ml1m, gru4rec, sasrec, recmamba, mambarec, moematrrec, lfm5k, kuairand5k)
 }
 
 
