@@ -28,8 +28,9 @@ def anchors(path: Path) -> set[str]:
 
 def commands(path: Path) -> list[str]:
     """The lines of a page's code blocks without a language, continuation lines joined."""
-    blocks = re.findall(r"^```\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    plain = [block for language, block in blocks if not language]
+    return [line for block in plain for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 @page
@@ -65,7 +66,7 @@ def test_longplay_commands_parse(page: Path) -> None:
 def check_longplay(words: list[str]) -> None:
     assert words[0] in COMMANDS
     args, rest = build_parser(words[0]).parse_known_args(words)
-    if words[0] == "train":
+    if words[0] in ("train", "plan"):
         resolve(args.recipe, get_recipe(args.recipe), rest)
     else:
         assert rest == []
@@ -130,9 +131,10 @@ def test_every_option_of_a_run_is_documented(command: str) -> None:
     assert [option for option in options_of(command) if option not in text] == []
 
 
-def test_every_option_of_export_is_documented() -> None:
-    text = (REPOSITORY / "docs" / "export.md").read_text()
-    assert [option for option in options_of("export") if option not in text] == []
+@pytest.mark.parametrize("command", ["export", "plan"])
+def test_every_option_of_a_command_with_its_own_page_is_documented(command: str) -> None:
+    text = (REPOSITORY / "docs" / f"{command}.md").read_text()
+    assert [option for option in options_of(command) if option not in text] == []
 
 
 def options_of(command: str) -> set[str]:
