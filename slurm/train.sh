@@ -45,9 +45,10 @@ export PYTHONUNBUFFERED=1
 [[ $DATA == /* || $DATA == *:* ]] || DATA=$PWD/$DATA
 logs=$RUN/logs
 log=$logs/$SLURM_JOB_ID.log
-saved=$logs/.saved-$SLURM_JOB_ID # rank 0 saved and is to be resumed
+saved=$logs/.saved-$SLURM_JOB_ID   # rank 0 saved and is to be resumed
+failed=$logs/.failed-$SLURM_JOB_ID # the exit code of the first rank that failed: srun has the largest of all
 mkdir -p "$logs" 2> /dev/null || fail 2 "RUN $RUN: cannot be made; give a folder on a shared file system"
-rm -f "$saved"
+rm -f "$saved" "$failed"
 touch "$log" 2> /dev/null || fail 2 "RUN $RUN: cannot be written; give a folder on a shared file system"
 
 nodes=$SLURM_JOB_NUM_NODES
@@ -75,14 +76,15 @@ fi
 # srun ends all ranks when one fails. A rank that saved and is to be resumed has not failed: it leaves with 0.
 rank='
 trap : TERM USR1 INT
-saved=$1
-shift
+saved=$1 failed=$2
+shift 2
 "$@"
 code=$?
 if ((code == 75)); then
   [[ $SLURM_PROCID != 0 ]] || : > "$saved"
   code=0
 fi
+((code == 0)) || (set -o noclobber && echo "$code" > "$failed") 2> /dev/null
 exit "$code"'
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $RECIPE on $SLURM_JOB_NODELIST," \
   "$((nodes * ranks)) ranks; log: $log" | tee -a "$log"
@@ -91,7 +93,7 @@ code=143
 if [[ -z $stopped ]]; then
   srun "${srun_args[@]}" --nodes="$nodes" --ntasks="$((nodes * ranks))" --ntasks-per-node="$ranks" \
     --cpus-per-task="$cpus_per_rank" --kill-on-bad-exit=1 \
-    bash -c "$rank" rank "$saved" \
+    bash -c "$rank" rank "$saved" "$failed" \
     "$PYTHON" -m longplay.launch.train "$RECIPE" --data "$DATA" --run "$RUN" "$@" >> "$log" 2>&1 &
   training=$!
   while :; do # a signal ends `wait` early
@@ -119,6 +121,8 @@ if { ((code == 0)) && [[ -e $saved ]]; } || { ((code > 128)) && [[ $stopped == U
     fail 75 "cannot be requeued (${answer//$'\n'/ }); submit again, and the run resumes"
   exit 0
 fi
+[[ ! -s $failed ]] || code=$(< "$failed")
+rm -f "$saved" "$failed"
 reason=$(tail -c "+$((begin + 1))" "$log" | grep -a 'longplay: error\|Error:' | head -n 1)
 reason=${reason:-$(tail -n 1 "$log")}
 fail "$code" "training ended with exit code $code: ${reason#longplay: error: } (log: $log)"

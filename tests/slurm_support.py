@@ -49,14 +49,6 @@ class Job:
         self.wait(lambda: not self.processes(), "end of its processes")
         return state
 
-    def start_again(self) -> None:
-        """Let a job that is back in the queue start without the seconds that Slurm makes it wait.
-
-        Only one that ran for longer than those: slurmd refuses a job whose last credential is that young.
-        """
-        self.wait_for("PENDING")
-        self.update(StartTime="now")
-
     def processes(self, *words: str) -> list[int]:
         """Processes of this job, on all nodes, whose command line has all the words."""
         mark = f"SLURM_JOB_ID={self.number}".encode()
