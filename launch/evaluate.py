@@ -18,13 +18,16 @@ from longplay.distributed.checkpoint import (
     load_checkpoint,
     load_encoder_weights,
     open_checkpoint,
+    write_json,
 )
+from longplay.distributed.collectives import all_reduce_max
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World, close_world, init_world
 from longplay.launch.config import ConfigError, RunConfig, read_config
 from longplay.launch.data_arguments import agree_on_bad_shards, data_location
 from longplay.launch.evaluation import Evaluation, evaluate
+from longplay.launch.memory_use import peak_memory_gib
 from longplay.launch.popularity import evaluate_popularity
 from longplay.launch.run_folder import RunFolder
 from longplay.models.build import build_encoder
@@ -50,6 +53,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--baseline", action="store_true", help="also rank by popularity, for comparison")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write that JSON object to a file as well")
     parser.set_defaults(func=run)
 
 
@@ -63,13 +67,18 @@ def run(args: argparse.Namespace) -> int:
         agree_on_bad_shards(dataset, config, world)
         encoder, table = load_model(config, dataset, checkpoint, world)
         result = evaluate(encoder, table, dataset, config, args.split, beat=watchdog.beat)
+    peak_gib = all_reduce_max(torch.tensor([peak_memory_gib(world)], device=world.device), world).item()
     baseline = evaluate_popularity(dataset, config, args.split) if args.baseline else None
     if world.is_rank0:
+        report = as_json(result, baseline, checkpoint, args.split)
+        report |= {"peak_gib": round(peak_gib, 4), "ranks": world.world_size, "device": world.device.type}
+        if dataset.store.on_bad_shard == "skip":
+            report["skipped_shards"] = len(dataset.store.skipped)
+            report["skipped_events"] = dataset.store.num_skipped_events
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.out, report)
         if args.json:
-            report = as_json(result, baseline, checkpoint, args.split)
-            if dataset.store.on_bad_shard == "skip":
-                report["skipped_shards"] = len(dataset.store.skipped)
-                report["skipped_events"] = dataset.store.num_skipped_events
             print(json.dumps(report))
         else:
             print(
