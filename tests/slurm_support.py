@@ -31,7 +31,7 @@ class Job:
     def says(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait(self, reached: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    def wait(self, reached: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
         """Wait until `reached()`, which must not raise; fails with all that the job said."""
         deadline = time.monotonic() + timeout_s
         while not reached():
