@@ -34,6 +34,8 @@ from longplay.launch.data_arguments import (
 )
 from longplay.launch.evaluation import Evaluation, evaluate
 from longplay.launch.model import Model, build_model
+from longplay.launch.plan_fit import check_plan
+from longplay.launch.planning import plan_run
 from longplay.launch.progress import Progress, StopRequest
 from longplay.launch.recipes import RECIPES, get_recipe
 from longplay.launch.run_folder import MetricsLog, RunFolder, git_commit
@@ -41,6 +43,7 @@ from longplay.launch.schedule import learning_rate
 from longplay.launch.terminal import Terminal, describe
 from longplay.launch.train_step import StepResult, train_step
 
+_SURELY_TOO_LARGE = 1.25  # times the memory there is: plans have been off by up to 14 %
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on
 
 
@@ -62,7 +65,6 @@ class Training:
         self.terminal = Terminal(world)
         self.git_commit = git_commit()
         agreed = set(dataset.store.skipped)
-        self.model: Model = build_model(config, dataset, world)
         self.stream = TrainStream(
             dataset,
             config.data,
@@ -70,6 +72,8 @@ class Training:
             world_size=world.world_size,
             pin_memory=world.device.type == "cuda",
         )
+        self._see_that_it_fits()
+        self.model: Model = build_model(config, dataset, world)
         check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
         self.writer = CheckpointWriter(
@@ -80,6 +84,23 @@ class Training:
         )
         self._resume()
         self.log = MetricsLog(folder.path, from_step=self.progress.step) if world.is_rank0 else None
+
+    def _see_that_it_fits(self) -> None:
+        """Says what memory the run will take; rank 0 alone, since its failure ends the others.
+
+        Raises:
+            ConfigError: it surely does not fit; names two settings with which it does.
+        """
+        if self.world.is_rank0:
+            plan = plan_run(
+                self.config,
+                self.dataset,
+                world_size=self.world.world_size,
+                device_type=self.world.device.type,
+                epoch_plan=self.stream.plan(0),
+            )
+            self.terminal.say(plan.line())
+            check_plan(plan, self.config, self.dataset, certainty=_SURELY_TOO_LARGE)
 
     def run(self) -> int:
         """Train until the end or a request to stop; the process's exit code."""

@@ -155,12 +155,22 @@ def test_early_stopping_stops_after_patience_validations(data: Path, tmp_path: P
     assert "no better full_unseen/ndcg@10 in 2 validations" in printed
 
 
+def test_a_run_that_surely_does_not_fit_is_refused_before_it_begins(data: Path, tmp_path: Path) -> None:
+    words = train_words(data, tmp_path / "run", "--encoder.d_model", "16384", "--encoder.num_blocks", "64")
+    assert Command(words, tmp_path / "log").wait() == 2
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert re.search(r"needs about [\d.,]+ GiB per rank, more than .*; it fits with|no two settings", last), (
+        last
+    )
+
+
 def test_evaluate_prints_one_json_object_that_ranks_agree_on(finished: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(finished), "--split", "test", "--json", "--baseline"]
     reports = []
     for world_size in (1, 2):
         report = json.loads(longplay(words, tmp_path / "log", world_size=world_size))
-        report.pop("seconds")
+        for name in ("seconds", "ranks", "peak_gib"):
+            report.pop(name, None)
         reports.append(report)
     assert reports[0] == reports[1]
     report = reports[0]
