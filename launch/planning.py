@@ -271,7 +271,8 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
 @cache
 def num_encoder_weights(config: EncoderConfig) -> int:
     """Weights of the encoder that `config` describes."""
-    return sum(parameter.numel() for parameter in build_encoder(config).parameters())
+    encoder = build_encoder(config, device="meta")  # the weights themselves might be what does not fit
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def _draws(config: RunConfig, targets: float) -> dict[str, float]:
