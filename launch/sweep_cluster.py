@@ -1,6 +1,7 @@
 """Where a sweep's jobs run: an array on Slurm, processes on this machine, or this process; by submitit."""
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -167,9 +168,12 @@ def submit_to_slurm(
         **{key: value for key, value in optional.items() if value is not None},
     )
     try:
-        with surroundings_forgotten(), interrupts_held():
-            submitted = executor.submit_array(list(jobs))
+        with surroundings_forgotten(), interrupts_held(), contextlib.redirect_stderr(io.StringIO()):
+            submitted = executor.submit_array(list(jobs))  # it prints what sbatch said, and so do we
     except FailedJobError as error:
+        for pickle in folder.glob("*.pkl"):
+            if re.fullmatch("[0-9a-f]{32}", pickle.stem):
+                pickle.unlink()
         raise ConfigError(_refusal(str(error), resources)) from None
     now = time.time()
     return [
