@@ -70,7 +70,7 @@ def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_a
     assert job.wait_for_end() == "COMPLETED", job.says()
     log = (run / "logs" / f"{job.number}.log").read_text()
     assert len(re.findall("longplay: job .* start", job.says())) == 4
-    resumed_at = [int(step) for step in re.findall(r"resuming from .* \(step (\d+)\)", log)]
+    resumed_at = [int(step) for step in re.findall(r"resuming from .* \(step (\d+)", log)]
     assert resumed_at == sorted(set(resumed_at))
     assert len(resumed_at) == 3
 
