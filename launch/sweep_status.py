@@ -14,6 +14,17 @@ from longplay.launch.sweep_grid import SweepJobSpec
 from longplay.launch.sweep_job import STARTS, is_finished
 
 _TAIL_BYTES = 1 << 16
+# Reasons to wait that pass by themselves; another may need a change of the command.
+_PATIENCE = (
+    "",
+    "Priority",
+    "Resources",
+    "JobArrayTaskLimit",
+    "BeginTime",
+    "Prolog",
+    "Cleaning",
+    "NonZeroExitCode",
+)
 _ENDINGS = {
     "CANCELLED": "cancelled",
     "TIMEOUT": "out of time",
@@ -34,7 +45,7 @@ class JobStatus:
         metric: best of the validations so far; its name is `train.metric`.
         node: where it runs or ran last.
         seconds_left: of its training, at the pace of the latest step.
-        error: its last error, in a line.
+        error: its last error, or an unusual reason to wait, in a line.
     """
 
     spec: SweepJobSpec
@@ -77,6 +88,8 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
     elif queued is not None and queued.is_live:
         waits = queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
         state, live = "pending" if waits else "running", True
+        if waits and queued.reason not in _PATIENCE:
+            error = f"waits for {queued.reason}"
     elif not asked:
         state = "submitted"
     else:
