@@ -10,7 +10,10 @@ from collections.abc import Sequence
 _EXIT_USAGE = 2
 _EXIT_FAILED = 1
 _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, as importing their module takes seconds
-COMMANDS = ("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export", "plan", "sweep")
+COMMANDS = (
+    *("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export", "plan"),
+    *("sweep", "report"),
+)
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 
