@@ -68,6 +68,8 @@ def check_longplay(words: list[str]) -> None:
     args, rest = build_parser(words[0]).parse_known_args(words)
     if words[0] in ("train", "plan"):
         resolve(args.recipe, get_recipe(args.recipe), rest)
+    elif words[0] == "sweep":
+        resolve("sasrec", get_recipe("sasrec"), rest)
     else:
         assert rest == []
 
@@ -131,7 +133,7 @@ def test_every_option_of_a_run_is_documented(command: str) -> None:
     assert [option for option in options_of(command) if option not in text] == []
 
 
-@pytest.mark.parametrize("command", ["export", "plan"])
+@pytest.mark.parametrize("command", ["export", "plan", "sweep"])
 def test_every_option_of_a_command_with_its_own_page_is_documented(command: str) -> None:
     text = (REPOSITORY / "docs" / f"{command}.md").read_text()
     assert [option for option in options_of(command) if option not in text] == []
