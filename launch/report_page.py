@@ -13,6 +13,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; marg
 h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
 h3 { font-size: 1rem }
 code { background: #f3f3f3; padding: 0 .25em; border-radius: 3px; font-size: .9em }
+h3 code { background: none; padding: 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .87rem }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #999; vertical-align: bottom } tr.first td { border-top: 2px solid #bbb }
@@ -100,8 +101,9 @@ def _html_table(table: Table) -> str:
     head = "".join(f"<th{c}>{_code(text)}</th>" for c, text in zip(classes, table.header, strict=True))
     rows, before = [], None
     for row in table.rows:
-        first = table.num_names < len(row) and before is not None and row[0].text != before
-        before = row[0].text
+        names = [cell.text for cell in row[: table.num_names - 1]]
+        first = table.num_names < len(row) and before is not None and names != before
+        before = names
         cells = "".join(_html_cell(cell, at >= table.num_names) for at, cell in enumerate(row))
         rows.append(f"<tr class='first'>{cells}</tr>" if first else f"<tr>{cells}</tr>")
     body = "\n".join(rows)

@@ -26,6 +26,7 @@ _STYLES = {
 _OTHERS = ("#CC79A7", "#000000", "#8A8A8A")
 _LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 _DODGE = 0.012  # of a decade or so, between models, so that error bars do not hide each other
+_CHARACTERS_PER_INCH = 12
 _MATPLOTLIB: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "longplay", "font.size": 10}
 Value = Callable[[Group], Stat | None]
 
@@ -85,11 +86,13 @@ def _accuracy(dataset: str, groups: Sequence[Group]) -> Plot:
             _against_length(axes, groups, lambda group, k=kind, n=name: group.metric(k, n))
             axes.set_ylabel(f"{name.upper().replace('HIT', 'HR')}, test split")
             axes.set_title(f"among {kind_name(kind)}", fontsize=10)
-    _legend(figure, groups)
+    if len({group.context_length for group in groups}) > 1:
+        _legend(figure, groups)
     return Plot(
         name=f"accuracy-{dataset}",
         title=f"{dataset}: accuracy against context length",
-        caption="Means over seeds; bars are one sample standard deviation.",
+        caption="Means over seeds; bars are one sample standard deviation. A model without a point "
+        "has no evaluated run at that length.",
         figure=figure,
     )
 
@@ -106,7 +109,8 @@ def _efficiency(dataset: str, groups: Sequence[Group]) -> Plot:
         _against_length(axes, groups, lambda group, n=name: group.cost(n))
         axes.set_ylabel(label)
         _spread_or_zero(axes, [stat.mean for group in groups if (stat := group.cost(name))])
-    _legend(figure, groups)
+    if len({group.context_length for group in groups}) > 1:
+        _legend(figure, groups)
     return Plot(
         name=f"efficiency-{dataset}",
         title=f"{dataset}: throughput and memory against context length",
@@ -134,8 +138,8 @@ def _curves(dataset: str, groups: Sequence[Group]) -> Plot:
             _curve(axes, group, run, groups, seconds)
         axes.set_xlabel(f"training time ({unit})")
         axes.set_title(f"context length {length:,}", fontsize=10)
-        axes.set_xlim(left=0)
         _tidy(axes)
+        _time_axis(axes, [run.curve.seconds[-1] / seconds for _, run in runs])
         if at % columns == 0:
             axes.set_ylabel(" and ".join(sorted(metrics)) + ",\nvalidation split")
     _legend(figure, groups)
@@ -155,6 +159,17 @@ def _curve(axes: Axes, group: Group, run: Run, groups: Sequence[Group], unit: fl
     axes.plot(times, run.curve.values, color=color, linestyle=line, linewidth=1.3, alpha=0.85)
     top = max(range(len(times)), key=run.curve.values.__getitem__)
     axes.plot(times[top], run.curve.values[top], "o", color=color, markersize=6, markerfacecolor="white")
+
+
+def _time_axis(axes: Axes, ends: Sequence[float]) -> None:
+    """From zero, or logarithmic where some runs take many times as long as others."""
+    if min(ends) > 0 and max(ends) / min(ends) > 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, 1.04 * max(ends))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _ablation(grid: str, groups: Sequence[Group]) -> Plot:
@@ -228,7 +243,7 @@ def _points(axes: Axes, points: Sequence[tuple[float, Stat]], group: Group, grou
     axes.errorbar(
         [at for at, _ in points],
         [stat.mean for _, stat in points],
-        yerr=[stat.sd or 0.0 for _, stat in points],
+        yerr=[stat.sd or 0.0 for _, stat in points] if any(stat.sd for _, stat in points) else None,
         color=color,
         marker=marker,
         linestyle=line,
@@ -256,7 +271,7 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _style(group: Group, groups: Sequence[Group]) -> tuple[str, str, LineStyleType]:
@@ -276,6 +291,9 @@ def _legend(figure: Figure, groups: Sequence[Group]) -> None:
     for group in groups:
         color, marker, line = _style(group, groups)
         seen.setdefault(group.label, Line2D([], [], color=color, marker=marker, linestyle=line))
-    labels = list(seen)
-    columns = min(len(labels), 5)
-    figure.legend(list(seen.values()), labels, loc="outside upper center", ncols=columns, frameon=False)
+    fitting = int(figure.get_figwidth() * _CHARACTERS_PER_INCH / (max(map(len, seen)) + 6))
+    columns = max(1, min(len(seen), fitting))
+    by_row = [list(seen)[first::columns] for first in range(columns)]  # a legend is filled by column
+    labels = [label for column in by_row for label in column]
+    handles = [seen[label] for label in labels]
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
