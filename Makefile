@@ -45,7 +45,7 @@ test: install slurm-packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 # As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.
 SLURM_PROGRAMS := munged slurmctld slurmd sbatch slurmdbd mariadbd

@@ -83,7 +83,7 @@ class WorkerBatches:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             raise DataError(
-                f"a data worker ended unexpectedly ({' '.join(str(error).split())}); it may have been killed "
+                f"a data worker ended unexpectedly ({' '.join(str(error).split()) or type(error).__name__}); it may have been killed "
                 "for want of memory: lower data.workers or data.prefetch_steps"
             ) from error
         for index, reason in part.skipped.items():

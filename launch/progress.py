@@ -1,5 +1,6 @@
 """Where a run stands, when it ends, and how it is told to stop."""
 
+import os
 import signal
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,11 @@ class Progress:
 
 
 class StopRequest:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second acts at once."""
+    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second acts at once.
+
+    Slurm sends SIGTERM twice when it ends a step, through slurmd and through srun, and SIGKILL after its
+    grace time anyway: in a step of it further SIGTERM and SIGUSR1 are let pass.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -63,5 +68,7 @@ class StopRequest:
 
     def _ask(self, number: int, frame: Any) -> None:
         self.signal = signal.Signals(number)
-        for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
+        later = signal.SIG_IGN if "SLURM_STEP_ID" in os.environ else signal.SIG_DFL
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(each, later)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,6 +14,16 @@ from local_cluster import ClusterConfig, LocalCluster, why_not
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n`, keeps a file's tests in one worker, and all tests of the Slurm cluster, long as they
+    wait, in the one that begins with them.
+    """
+    for item in items:
+        slurm = item.path.name.startswith("test_slurm_")
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.path.stem))
+    items.sort(key=lambda item: not item.path.name.startswith("test_slurm_"))
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Two nodes with two GPUs each, fake ones; up when the first test asks, down with the session."""

@@ -102,7 +102,7 @@ STEPS = [
     "write_shards",
     "_write_items",
     "_write_users",
-    "_fingerprint",
+    "dataset_fingerprint",
 ]
 
 
