@@ -112,17 +112,23 @@ def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> 
     """State and error of a job that the cluster no longer has and that did not finish."""
     logs = folder.logs(name)
     error = last_error(logs)
+    said = _since_start(logs[0] if logs else None)
     if queued is not None and queued.state in _ENDINGS:
         return _ENDINGS[queued.state], error
-    if error is None and "stopped on request" in _since_start(logs[0] if logs else None):
+    if queued is None and not logs:
+        return "cancelled", None  # Slurm forgets an array's task that is cancelled before it starts
+    if error is None and "stopped on request" in said:
         return "stopped", None
+    if error is None and folder.submissions[name].cluster == "local" and STARTS not in _tail_of(logs):
+        return "stopped", None  # before it had begun
     if error is None and not logs and queued is not None:
         where = f" {queued.node}" if queued.node else ""
         error = f"left no log: {folder.path} may not be on a file system that the node{where} shares"
     elif error is None:
-        lines = [line for line in _since_start(logs[0] if logs else None).splitlines() if line.strip()]
-        said = f"; last said: {lines[-1].strip()[:160]}" if lines else ""
-        error = f"ended{f' as {queued.state}' if queued else ''} without an error of its own{said}"
+        lines = [line for line in said.splitlines() if line.strip()]
+        of_task = [line for line in lines if re.match(r"srun: error: .*\btasks? ", line)]
+        last = f"; last said: {(of_task or lines[-1:])[0].strip()[:160]}" if lines else ""
+        error = f"ended{f' as {queued.state}' if queued else ''} without an error of its own{last}"
     return "failed", error
 
 
@@ -141,6 +147,10 @@ def _since_start(log: Path | None) -> str:
     if log is None:
         return ""
     return _tail(log).rpartition(STARTS)[2]
+
+
+def _tail_of(logs: list[Path]) -> str:
+    return _tail(logs[0]) if logs else ""
 
 
 def _node(folder: SweepFolder, name: str) -> str:
