@@ -82,8 +82,9 @@ class WorkerBatches:
         except (RuntimeError, OSError, EOFError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
+            cause = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
-                f"a data worker ended unexpectedly ({' '.join(str(error).split()) or type(error).__name__}); it may have been killed "
+                f"a data worker ended unexpectedly ({cause}); it may have been killed "
                 "for want of memory: lower data.workers or data.prefetch_steps"
             ) from error
         for index, reason in part.skipped.items():

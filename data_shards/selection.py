@@ -1,6 +1,6 @@
 """The third pass of `prepare`: which users and items stay, and how the items are numbered.
 
-An event stays if its user and its item do, so no pass writes events: the state is a flag per user and per item.
+An event stays if its user and its item do, so no pass writes events: the state is a flag per user and item.
 """
 
 from __future__ import annotations
