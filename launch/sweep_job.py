@@ -140,7 +140,9 @@ def _submitit_environment() -> JobEnvironment | None:
         environment = JobEnvironment()
     except RuntimeError:
         return None  # not started by submitit
-    if environment.cluster == "local" and environment.num_tasks > 1:
+    if environment.num_tasks == 1:  # a port made from the job's number might be taken by something else
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    elif environment.cluster == "local":
         os.environ.update(
             RANK=str(environment.global_rank),
             LOCAL_RANK=str(environment.local_rank),
