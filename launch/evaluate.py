@@ -24,6 +24,7 @@ from longplay.distributed.collectives import all_reduce_max
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World, close_world, init_world
+from longplay.launch.board import write_final_metrics
 from longplay.launch.config import ConfigError, RunConfig, read_config
 from longplay.launch.data_arguments import agree_on_bad_shards, data_location
 from longplay.launch.evaluation import Evaluation, evaluate
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.out, report)
+        if args.checkpoint == "best":
+            write_final_metrics(args.run, args.split, checkpoint.step, result.metrics)
         if args.json:
             print(json.dumps(report))
         else:

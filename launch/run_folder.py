@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.locations import Location, absolute
 from longplay.distributed.checkpoint import write_json
+from longplay.launch.board import write_model, write_settings
 from longplay.launch.config import ConfigError, RunConfig, changed_settings, from_json, to_json
 
 _PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
@@ -139,12 +141,18 @@ class MetricsLog:
         _drop_lines_after(self.file_path, from_step)
         self.file = open(self.file_path, "a", buffering=1)
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+        write_settings(self.board, path)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line per scalar."""
         for tag, value in scalars.items():
             self.file.write(json.dumps({"step": step, "tag": tag, "value": value}) + "\n")
             self.board.add_scalar(tag, value, step)
+
+    def write_model(self, step: int, gate_weights: Mapping[str, float], shard: Tensor) -> None:
+        """The gate's mean weights as scalars and a picture, and norms of this rank's table rows."""
+        self.write(step, {f"gate/{name}": weight for name, weight in gate_weights.items()})
+        write_model(self.board, step, gate_weights, shard)
 
     def close(self) -> None:
         self.file.close()
