@@ -232,6 +232,7 @@ class Training:
         if self.log is not None:
             shown = {f"eval_{name}": value for name, value in values.items() if not name.endswith("_se")}
             self.log.write(at.step, {**shown, "perf/eval_s": result.seconds})
+            self.log.write_model(at.step, self.model.encoder.gate_weights(), self.model.table.shard)
         star = " *" if at.best_step == at.step else ""
         self.terminal.say(
             f"step {at.step}  epoch {at.epoch}  train {at.train_seconds:.0f} s  "
