@@ -117,10 +117,7 @@ def _sweep_runs(sweep: Path) -> Iterator[Run]:
 
 def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Run:
     submission = job.get("submission") or {}
-    logs = sorted(
-        (sweep / "submitit").glob(f"{submission.get('job_id', '')}_*_log.out") if submission else (),
-        key=lambda log: (len(log.name), log.name),
-    )
+    logs = _logs(sweep / "submitit", submission["job_id"]) if submission else []
     config = _config(path)
     settings = json.dumps([str(sweep), job["recipe"], *_without_seed(job["overrides"])])
     found = _outcome(path, config, logs)
@@ -140,6 +137,13 @@ def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Run:
         settings=settings,
         **found,
     )
+
+
+def _logs(folder: Path, job_id: str) -> list[Path]:
+    """What a job's ranks printed, rank 0's first; another job's id may begin as this one's does."""
+    name = re.compile(rf"{re.escape(job_id)}_(\d+)_log\.out")
+    found = {int(match[1]): log for log in folder.glob("*_log.out") if (match := name.fullmatch(log.name))}
+    return [found[rank] for rank in sorted(found)]
 
 
 def _without_seed(words: Sequence[str]) -> list[str]:
@@ -192,6 +196,8 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
         state = "running"
     else:
         progress += ", not evaluated" if progress else "no step yet"
+        said = _since_start(logs[0]) if logs else []
+        progress += f"; last said: {said[-1].strip()[:160]}" if said else ""
     report = report or {}
     versions = {name: version for name, version in config.get("packages", {}).items() if version}
     about = {
@@ -260,14 +266,21 @@ def _is_locked(path: Path) -> bool:
 
 
 def last_error(logs: Sequence[Path]) -> str | None:
-    """The first error after the last start that any rank printed: the others mostly follow from it."""
+    """The first error after the last start that any rank printed, as the others mostly follow from it; what
+    Slurm said of a task that was killed, if no rank could say anything.
+    """
     for log in logs:
-        for line in _tail(log).rpartition(_JOB_STARTS)[2].splitlines():
+        for line in _since_start(log):
             if "longplay: error" in line:
                 return line.partition("longplay: error")[2].lstrip(": ").strip()
             if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:", line):
                 return line.strip()
-    return None
+    killed = r"srun: error: .*\btasks? |slurmstepd: error: .*\b(oom|OOM|killed)"
+    return next((line.strip() for log in logs for line in _since_start(log) if re.match(killed, line)), None)
+
+
+def _since_start(log: Path) -> list[str]:
+    return [line for line in _tail(log).rpartition(_JOB_STARTS)[2].splitlines() if line.strip()]
 
 
 def _tail(path: Path) -> str:

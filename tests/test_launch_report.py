@@ -165,7 +165,11 @@ def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: py
     states = {row["run"]: (row["state"], row["error"], row["progress"]) for row in rows_of(out / "runs.csv")}
     assert states == {
         "m-sasrec-L50-s0": ("finished", "", ""),
-        "m-sasrec-L50-s1": ("unfinished", "", "step 30, epoch 3 of at most 20, not evaluated"),
+        "m-sasrec-L50-s1": (
+            "unfinished",
+            "",
+            "step 30, epoch 3 of at most 20, not evaluated; last said: m, start 2, on n",
+        ),
         "m-sasrec-L50-s2": ("missing", "", "not submitted"),
         "m-sasrec-L50-s3": ("missing", "", "submitted as 9_1"),
         "m-gru4rec-L50-s0": ("failed", "on rank 0: no | space <left>", ""),
@@ -175,6 +179,17 @@ def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: py
     assert "| 50 | SASRec | 0.1000 | 0.0500 | 0.2000 | 0.1000 | 1 of 4 (1 unfinished, 2 missing) |" in page
     assert r"| m-gru4rec-L50-s0 | **failed** | on rank 0: no \| space \<left> |" in page
     assert "no | space &lt;left&gt;" in (out / "report.html").read_text()
+
+
+def test_a_killed_task_is_what_slurm_said_and_logs_are_of_that_job_alone(tmp_path: Path) -> None:
+    made = MadeUpSweep(tmp_path / "study")
+    made_up_run(made.add(job_id="5"), hit10=None)
+    made.write()
+    start = "longplay: job m-sasrec-L50-s0, start 1, on n\n"
+    (made.path / "submitit" / "5_1_0_log.out").write_text(start + "longplay: error: of another job\n")
+    (made.path / "submitit" / "5_0_log.out").write_text(start + "srun: error: n: task 0: Killed\nsrun: end\n")
+    (run,) = collect([made.path])
+    assert (run.state, run.error) == ("failed", "srun: error: n: task 0: Killed")
 
 
 def test_a_sweep_of_which_nothing_ran_yet_is_reported(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_every_option_of_a_run_is_documented(command: str) -> None:
     assert [option for option in options_of(command) if option not in text] == []
 
 
-@pytest.mark.parametrize("command", ["export", "plan", "sweep"])
+@pytest.mark.parametrize("command", ["export", "plan", "sweep", "report"])
 def test_every_option_of_a_command_with_its_own_page_is_documented(command: str) -> None:
     text = (REPOSITORY / "docs" / f"{command}.md").read_text()
     assert [option for option in options_of(command) if option not in text] == []
