@@ -25,6 +25,7 @@ from longplay.distributed.world import World
 
 _INTERVAL_S = 0.5
 _SILENCE_S = 30.0
+_STARTING, _START_S = "starting", 180.0  # imports and the first engine alone can take a busy machine a minute
 _LAST_WORDS_S = 5.0
 _FAILURE, _CLOSED, _WAITING = "failure", "closed", "waiting"
 _COLLECTIVES = ("distributed_c10d.py", os.path.join("deepspeed", "comm", ""))
@@ -59,7 +60,7 @@ class Watchdog:
     def __init__(self, world: World, *, timeout_s: float) -> None:
         self.world, self._timeout_s = world, timeout_s
         self._silence_s = min(timeout_s, _SILENCE_S)
-        self._moves, self._doing, self._rounds = 0, "starting", 0
+        self._moves, self._doing, self._rounds = 0, _STARTING, 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if world.world_size == 1:
@@ -166,13 +167,15 @@ class Watchdog:
         total = str(sum(moves.values()))
         if _ALL not in self._seen or self._seen[_ALL].text != total:
             self._seen[_ALL] = _Seen(total, now)
-        if now - self._seen[_ALL].at <= self._timeout_s:
+        starting = any(parts[3] == _STARTING for parts in running.values())
+        allowed_s = max(self._timeout_s, _START_S) if starting else self._timeout_s
+        if now - self._seen[_ALL].at <= allowed_s:
             return None
         least = min(moves.values())
         behind = [rank for rank in running if moves[rank] == least]
         busy = [rank for rank in behind if running[rank][2] != _WAITING]
         if len(busy) != 1 and len(behind) != 1:
-            return f"nothing has moved for {self._timeout_s:g} s while {running[behind[0]][3]}"
+            return f"nothing has moved for {allowed_s:g} s while {running[behind[0]][3]}"
         culprit = busy[0] if len(busy) == 1 else behind[0]
         self._end(culprit)
         return (

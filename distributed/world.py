@@ -62,7 +62,7 @@ def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
         hosts = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     first = hosts[0] if hosts else first_host(nodes)
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
-    return first, 20000 + (job * 7 + step) % 20000
+    return first, 20000 + (job * 7 + step) % 12000  # below the ports that Linux hands out
 
 
 def first_host(nodelist: str) -> str:

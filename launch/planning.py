@@ -112,7 +112,8 @@ class RunPlan:
         limit = "" if self.limit_bytes is None else f" of {gib(self.limit_bytes)} ({self.limit_is})"
         parts = {"table": 0, "encoder": 0, "activations": 0, "loss": 0}
         for name, size in (self.kept | self.passing).items():
-            parts[name.split()[0]] = parts.get(name.split()[0], 0) + size
+            part = name.split()[0].rstrip(",")
+            parts[part] = parts.get(part, 0) + size
         shown = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
         return f"memory   about {gib(self.total_bytes)} per rank{limit}: {shown}"
 
