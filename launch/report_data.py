@@ -45,6 +45,7 @@ class Run:
         progress: how far an unfinished one is.
         test: metrics of the test split by kind ("full_unseen") and name ("hit@10"); empty until evaluated.
         ranks: processes of the evaluation, which a sweep starts as it starts the training.
+        device: what trained it, by its name; `eval_device` is cpu or cuda.
         about: what else the run folder says of code and machine.
     """
 
@@ -67,6 +68,7 @@ class Run:
     curve: Curve = field(default_factory=Curve)
     ranks: int | None = None
     device: str | None = None
+    eval_device: str | None = None
     about: dict[str, str] = field(default_factory=dict)
 
 
@@ -214,7 +216,8 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
         "costs": scalars.costs(evaluation=report),
         "curve": scalars.curve,
         "ranks": report.get("ranks"),
-        "device": report.get("device"),
+        "device": config.get("device"),
+        "eval_device": report.get("device"),
         "about": about,
     }
 

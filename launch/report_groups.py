@@ -54,9 +54,9 @@ class Group:
         """Over all runs that say it, finished or not."""
         return Stat.of(getattr(run.costs, name) for run in self.runs)
 
-    def machines(self) -> set[tuple[str | None, int | None]]:
-        """Device and number of ranks of the evaluated runs."""
-        return {(run.device, run.ranks) for run in self.runs if run.test}
+    def values_of(self, name: str) -> set[str | int]:
+        """What the runs say of themselves: "device", "eval_device" or "ranks"."""
+        return {getattr(run, name) for run in self.runs} - {None, ""}
 
     def seeds(self) -> str:
         """How many seeds there are, and what became of those that did not finish."""
@@ -137,8 +137,17 @@ def reference(group: Group, groups: Iterable[Group]) -> Group | None:
     """SASRec where `group` is compared: same dataset and length, and the same machines."""
     for other in groups:
         if other.model == "sasrec" and other.place == group.place and other.grid == group.grid:
-            return other if other.machines() == group.machines() else None
+            return other if _on_same_machines(group, other) else None
     return None
+
+
+def _on_same_machines(one: Group, other: Group) -> bool:
+    """Whether all that is known of devices and ranks is the same; ranks are known once a run is evaluated."""
+    for name in ("device", "eval_device", "ranks"):
+        mine, theirs = one.values_of(name), other.values_of(name)
+        if mine and theirs and mine != theirs:
+            return False
+    return True
 
 
 def best(groups: Sequence[Group], kind: str, name: str) -> set[int]:

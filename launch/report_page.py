@@ -17,7 +17,8 @@ h3 code { background: none; padding: 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .87rem }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #999; vertical-align: bottom } tr.first td { border-top: 2px solid #bbb }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } .faint { color: #777 }
+.number { text-align: right; font-variant-numeric: tabular-nums } td.number { white-space: nowrap }
+ .faint { color: #777 }
 figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto }
 figcaption { color: #555; font-size: .87rem }
 nav a { margin-right: 1.2em }

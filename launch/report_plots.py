@@ -104,8 +104,9 @@ def _efficiency(dataset: str, groups: Sequence[Group]) -> Plot:
         ("seconds_per_epoch", "training (s per epoch)"),
         ("eval_s", "evaluation of the test split (s)"),
     ]
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    panels = [(name, label) for name, label in panels if any(group.cost(name) for group in groups)]
+    figure, cells = _panels(len(panels), columns=2, width=5)
+    for axes, (name, label) in zip(cells, panels, strict=True):
         _against_length(axes, groups, lambda group, n=name: group.cost(n))
         axes.set_ylabel(label)
         _spread_or_zero(axes, [stat.mean for group in groups if (stat := group.cost(name))])
@@ -121,14 +122,9 @@ def _efficiency(dataset: str, groups: Sequence[Group]) -> Plot:
 
 def _curves(dataset: str, groups: Sequence[Group]) -> Plot:
     lengths = sorted({g.context_length for g in groups if any(run.curve.values for run in g.runs)})
-    columns = min(3, len(lengths))
-    rows = -(-len(lengths) // columns)
-    figure = Figure(figsize=(max(6.5, 4.2 * columns), 3.8 * rows + 0.5), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
-    for axes in panels[len(lengths) :]:
-        axes.set_visible(False)
+    figure, panels = _panels(len(lengths), columns=3, width=4.2, sharey=True)
     metrics: set[str] = set()
-    for at, (axes, length) in enumerate(zip(panels, lengths, strict=False)):
+    for at, (axes, length) in enumerate(zip(panels, lengths, strict=True)):
         here = [group for group in groups if group.context_length == length]
         runs = [(group, run) for group in here for run in group.runs if run.curve.values]
         longest = max(run.curve.seconds[-1] for _, run in runs)
@@ -140,7 +136,7 @@ def _curves(dataset: str, groups: Sequence[Group]) -> Plot:
         axes.set_title(f"context length {length:,}", fontsize=10)
         _tidy(axes)
         _time_axis(axes, [run.curve.seconds[-1] / seconds for _, run in runs])
-        if at % columns == 0:
+        if at % 3 == 0:
             axes.set_ylabel(" and ".join(sorted(metrics)) + ",\nvalidation split")
     _legend(figure, groups)
     return Plot(
@@ -174,14 +170,9 @@ def _time_axis(axes: Axes, ends: Sequence[float]) -> None:
 
 def _ablation(grid: str, groups: Sequence[Group]) -> Plot:
     places = list(dict.fromkeys(group.place for group in groups))
-    columns = min(2, len(places))
-    rows = -(-len(places) // columns)
-    figure = Figure(figsize=(max(6.5, 5 * columns), 3.8 * rows + 0.5), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, panels = _panels(len(places), columns=2, width=5)
     setting = grid.replace("_", " ")
-    for axes in panels[len(places) :]:
-        axes.set_visible(False)
-    for axes, place in zip(panels, places, strict=False):
+    for axes, place in zip(panels, places, strict=True):
         here = [group for group in groups if group.place == place]
         variants = list(dict.fromkeys(str(group.variant) for group in here))
         labels = list(dict.fromkeys(group.label for group in here))
@@ -209,6 +200,17 @@ def _ablation(grid: str, groups: Sequence[Group]) -> Plot:
 
 
 # ---------------------------------------------------------------------- parts
+
+
+def _panels(count: int, *, columns: int, width: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most `columns` side by side, each `width` inches wide."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(6.5, width * columns), 3.8 * rows + 0.5), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
 
 
 def _against_length(axes: Axes, groups: Sequence[Group], value: Value) -> None:
@@ -259,11 +261,10 @@ def _spread_or_zero(axes: Axes, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) / min(values) > 15:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.set_ylim(0, 1.08 * max(values, default=1.0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _tidy(axes: Axes) -> None:

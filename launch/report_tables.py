@@ -84,7 +84,9 @@ def _ablation_table(grid: str, dataset: str, here: list[Group], kind: str) -> Ta
     for (length, label), members in groupby(here, key=lambda group: (group.context_length, group.label)):
         for group, cells in zip(same := list(members), _metric_cells(same, kind), strict=True):
             names = (f"{length:,}", label, str(group.variant))
-            costs = (_number(group.cost(name)) for name in ("seconds_per_epoch", "train_peak_gib"))
+            costs = (
+                _number(group.cost(name), spread=False) for name in ("seconds_per_epoch", "train_peak_gib")
+            )
             rows.append((*(Cell(text=name) for name in names), *cells, *costs, _seeds(group)))
     setting = grid.replace("_", " ")
     return Table(
@@ -111,7 +113,7 @@ def efficiency_tables(groups: Sequence[Group]) -> Iterator[Table]:
             names = (Cell(text=f"{group.context_length:,}"), Cell(text=group.label))
             rows.append((*names, *cells, machines, _seeds(group)))
         yield Table(
-            title=f"{dataset}: what it costs",
+            title=f"{dataset}: what it costs, means over seeds",
             header=("context length", "model", *COSTS.values(), "ranks", "seeds"),
             rows=tuple(rows),
             num_names=2,
@@ -152,15 +154,15 @@ def _seeds(group: Group) -> Cell:
     return Cell(text=group.seeds(), faint=any(run.state != "finished" for run in group.runs))
 
 
-def _number(stat: Stat | None, *, digits: int | None = None, bold: bool = False) -> Cell:
+def _number(stat: Stat | None, *, digits: int | None = None, bold: bool = False, spread: bool = True) -> Cell:
     if stat is None:
         return Cell(text="–", faint=True)
-    spread = "" if stat.sd is None else f" ± {_digits(stat.sd, digits, like=stat.mean)}"
-    return Cell(text=_digits(stat.mean, digits, like=stat.mean) + spread, bold=bold)
+    sd = f" ± {_digits(stat.sd, digits, like=stat.mean)}" if spread and stat.sd is not None else ""
+    return Cell(text=_digits(stat.mean, digits, like=stat.mean) + sd, bold=bold)
 
 
 def _relative(stat: Stat | None, other: Stat | None) -> Cell:
-    cell = _number(stat)
+    cell = _number(stat, spread=False)
     if stat is None or other is None or not other.mean:
         return cell
     return Cell(text=f"{cell.text} ({stat.mean / other.mean:.2f}×)")
@@ -174,7 +176,9 @@ def _digits(value: float, digits: int | None, *, like: float) -> str:
 
 
 def _machines(group: Group) -> str:
-    return ", ".join(sorted(f"{ranks or '?'} {device or '?'}" for device, ranks in group.machines())) or "–"
+    """What the runs ran on: 2 × NVIDIA H100."""
+    ranks, devices = sorted(group.values_of("ranks")), sorted(group.values_of("device"))
+    return " × ".join(", ".join(map(str, found)) for found in (ranks, devices) if found) or "–"
 
 
 # ---------------------------------------------------------------------- CSV
@@ -228,7 +232,19 @@ def runs_csv(runs: Sequence[Run]) -> str:
     measured = sorted({(kind, name) for run in runs for kind, values in run.test.items() for name in values})
     header = [
         *("run", "folder", "dataset", "context_length", "model", "recipe", "grid", "variant", "seed"),
-        *("state", "error", "progress", *COSTS, "device", "ranks", "checkpoint", "commit", "host", "torch"),
+        *(
+            "state",
+            "error",
+            "progress",
+            *COSTS,
+            "device",
+            "eval_device",
+            "ranks",
+            "checkpoint",
+            "commit",
+            "host",
+            "torch",
+        ),
         *(f"{kind}/{name}" for kind, name in measured),
     ]
     rows = [
@@ -236,7 +252,7 @@ def runs_csv(runs: Sequence[Run]) -> str:
             *(run.name, run.path, run.dataset, run.context_length, run.model, run.recipe, run.grid),
             *(run.variant, run.seed, run.state, run.error, run.progress),
             *(getattr(run.costs, name) for name in COSTS),
-            *(run.device, run.ranks),
+            *(run.device, run.eval_device, run.ranks),
             *(run.about.get(name) for name in ("checkpoint", "commit", "host", "torch")),
             *(run.test.get(kind, {}).get(name) for kind, name in measured),
         ]
