@@ -18,16 +18,16 @@ class AtStep:
     action: Callable[[], object]
 
     def __call__(self, this_rank: int) -> None:
-        from longplay.launch import train
+        from longplay.launch import training
 
-        original = train.train_step
+        original = training.train_step
 
         def faulty(*args: object, **settings: object) -> object:
             if settings["step"] == self.step and this_rank == self.rank:
                 self.action()
             return original(*args, **settings)  # pyright: ignore[reportArgumentType]
 
-        train.train_step = faulty  # pyright: ignore[reportAttributeAccessIssue]
+        training.train_step = faulty  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def kill_self() -> None:

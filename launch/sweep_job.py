@@ -16,7 +16,7 @@ from submitit.helpers import DelayedSubmission
 from longplay.distributed.world import free_port
 from longplay.launch.cli import main
 from longplay.launch.memory_use import forget_peak_memory
-from longplay.launch.train import EXIT_REQUEUE
+from longplay.launch.training import EXIT_REQUEUE
 
 SPLITS = ("validation", "test")
 STARTS = "longplay: job"  # begins the line that a job prints whenever it starts

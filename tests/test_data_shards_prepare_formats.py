@@ -228,5 +228,5 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(tmp_path: Path) -> No
     for plan in (WorkPlan(1, 1 << 20, 1), WorkPlan(2, 999, 5), WorkPlan(2, 5000, 2)):
         with planned(plan):
             dataset = prepared(source, tmp_path / "set", PrepareOptions(overwrite=True, min_item_events=20))
-        found.add((dataset.dataset_id, (dataset.path / "manifest.json").read_bytes()))
+        found.add((dataset.dataset_id, (tmp_path / "set" / "manifest.json").read_bytes()))
     assert len(found) == 1
