@@ -123,8 +123,7 @@ class Watchdog:
             try:
                 self._tell()
                 if self._store.check([_FAILURE]):
-                    self._store.set(f"left/{self.world.rank}", "1")
-                    _leave()
+                    self._make_way()
                 cause = self._look_around()
             except RuntimeError:  # the store went away with its holder
                 if self._stop.is_set():
@@ -205,10 +204,19 @@ class Watchdog:
             sys.stderr.write(f"longplay: error: {cause}\n")
         _leave()
 
-    def _wait_for_others(self) -> None:
+    def _make_way(self) -> None:
+        """Ends this process for another's failure; rank 0, which holds the store, after all but that one."""
+        self._store.set(f"left/{self.world.rank}", "1")
+        if self.world.is_rank0:
+            failed = int(self._store.get(_FAILURE).decode().split()[0])
+            self._wait_for_others(but=failed)
+            time.sleep(_INTERVAL_S)  # the failed rank looks for our mark in the store meanwhile
+        _leave()
+
+    def _wait_for_others(self, but: int | None = None) -> None:
         """Waits until every other rank has left or is dead, or has had time to."""
         deadline = time.monotonic() + _LAST_WORDS_S
-        others = [rank for rank in range(self.world.world_size) if rank != self.world.rank]
+        others = [rank for rank in range(self.world.world_size) if rank not in (self.world.rank, but)]
         while others and time.monotonic() < deadline:
             try:
                 others = [rank for rank in others if not self._store.check([f"left/{rank}"])]
