@@ -64,7 +64,7 @@ def run_polars(job: Job) -> None:
 
 def run_duckdb(job: Job) -> None:
     """A table on disk, whose row ids are the places in the file; then join, sort and copy."""
-    import duckdb
+    import duckdb  # pyright: ignore[reportMissingImports]  # of the extra [bench]
 
     settings = {
         "memory_limit": f"{job.memory_bytes >> 20}MiB",
