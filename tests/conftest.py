@@ -14,6 +14,7 @@ from local_cluster import ClusterConfig, LocalCluster, why_not
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `pytest -n`, keeps a file's tests in one worker, and all tests of the Slurm cluster, long as they
     wait, in the one that begins with them.
