@@ -14,14 +14,8 @@ from local_cluster import ClusterConfig, LocalCluster, why_not
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `pytest -n`, keeps a file's tests in one worker, and all tests of the Slurm cluster, long as they
-    wait, in the one that begins with them.
-    """
-    for item in items:
-        slurm = item.path.name.startswith("test_slurm_")
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.path.stem))
+    """Begins with the tests on the Slurm cluster: they wait a lot, and under `pytest -n` others fill in."""
     items.sort(key=lambda item: not item.path.name.startswith("test_slurm_"))
 
 

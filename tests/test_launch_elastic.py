@@ -18,8 +18,6 @@ MODES = {
 }
 PAIRS = [
     (1, 4, "row_sparse"),
-    (2, 3, "row_sparse"),
-    (4, 1, "row_sparse"),
     (2, 3, "row_sparse, ZeRO-2"),
     (4, 1, "row_sparse, ZeRO-3"),
     (1, 3, "zero_dense"),
