@@ -85,6 +85,8 @@ if ((code == 75)); then
   code=0
 fi
 ((code == 0)) || (set -o noclobber && echo "$code" > "$failed") 2> /dev/null
+# All ranks find wrong input, rank 0 says so, and the first to exit has Slurm end the others: not before it spoke.
+((code != 2)) || [[ $SLURM_PROCID == 0 ]] || sleep 10
 exit "$code"'
 say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $RECIPE on $SLURM_JOB_NODELIST," \
   "$((nodes * ranks)) ranks; log: $log" | tee -a "$log"
