@@ -13,7 +13,6 @@ from typing import Any
 from tqdm import tqdm
 
 from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.errors import DataError
 from longplay.data_shards.inspection import Inspection, Spread, inspect_dataset
 from longplay.data_shards.verification import find_problems
 from longplay.launch.inspection_plot import draw
@@ -151,13 +150,9 @@ def _spread_lines(spread: Spread) -> list[tuple[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command on its own, `python -m longplay.launch.inspect_dataset`."""
-    parser = argparse.ArgumentParser(prog="inspect", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except DataError as error:
-        print(f"longplay: error: {error}", file=sys.stderr)
-        return 2
+    from longplay.launch.cli import main as longplay
+
+    return longplay(["inspect", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from longplay.launch.job_log import last_error, since_start
 from longplay.launch.report_scalars import Costs, Curve, read_scalars
 
 MODEL_NAMES = {
@@ -24,8 +25,6 @@ MODEL_NAMES = {
 State = Literal["finished", "running", "unfinished", "failed", "missing"]
 Metrics = dict[str, dict[str, float]]
 
-_JOB_STARTS = "longplay: job"  # as sweep_job.STARTS, whose module imports torch
-_TAIL_BYTES = 1 << 16
 _SETTINGS_LEFT_OUT = ("seed", "recipe")
 
 
@@ -185,7 +184,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
     metric = str(asked.get("train", {}).get("metric", "full_unseen/ndcg@10"))
     scalars = read_scalars(path / "metrics.jsonl", metric)
     report, damage = _evaluation(path / "evaluation" / "test.json")
-    error = damage or last_error(logs)
+    error = damage or last_error(logs) or _slurm_said(logs)
     progress = scalars.progress(asked.get("train", {}).get("max_epochs"))
     state: State = "unfinished"
     if report is not None:
@@ -198,7 +197,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
         state = "running"
     else:
         progress += ", not evaluated" if progress else "no step yet"
-        said = _since_start(logs[0]) if logs else []
+        said = since_start(logs[0]) if logs else []
         progress += f"; last said: {said[-1].strip()[:160]}" if said else ""
     report = report or {}
     versions = {name: version for name, version in config.get("packages", {}).items() if version}
@@ -268,29 +267,7 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def last_error(logs: Sequence[Path]) -> str | None:
-    """The first error after the last start that any rank printed, as the others mostly follow from it; what
-    Slurm said of a task that was killed, if no rank could say anything.
-    """
-    for log in logs:
-        for line in _since_start(log):
-            if "longplay: error" in line:
-                return line.partition("longplay: error")[2].lstrip(": ").strip()
-            if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:", line):
-                return line.strip()
-    killed = r"srun: error: .*\btasks? |slurmstepd: error: .*\b(oom|OOM|killed)"
-    return next((line.strip() for log in logs for line in _since_start(log) if re.match(killed, line)), None)
-
-
-def _since_start(log: Path) -> list[str]:
-    return [line for line in _tail(log).rpartition(_JOB_STARTS)[2].splitlines() if line.strip()]
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
+def _slurm_said(logs: Sequence[Path]) -> str | None:
+    """What Slurm said of a task that was killed, where no rank could say anything."""
+    killed = re.compile(r"srun: error: .*\btasks? |slurmstepd: error: .*\b(oom|OOM|killed)")
+    return next((line.strip() for log in logs for line in since_start(log) if killed.match(line)), None)

@@ -4,7 +4,6 @@ what is missing.
 
 import argparse
 import os
-import re
 import signal
 import sys
 import time
@@ -15,6 +14,13 @@ from typing import Any
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.locations import parse_location
 from longplay.launch.config import ConfigError
+from longplay.launch.sweep_arguments import (
+    add_grid_arguments,
+    add_resource_arguments,
+    read_resources,
+    split_words,
+    whole_numbers,
+)
 from longplay.launch.sweep_cluster import (
     ClusterName,
     LocalQueue,
@@ -27,7 +33,6 @@ from longplay.launch.sweep_cluster import (
 )
 from longplay.launch.sweep_folder import SweepFolder
 from longplay.launch.sweep_grid import (
-    GRIDS,
     MODELS,
     STUDY_LENGTHS,
     SweepGrid,
@@ -53,8 +58,8 @@ def register(subparsers: Any) -> None:
         "overrides a setting of all runs, as in train.",
         allow_abbrev=False,
     )
-    _add_grid_arguments(parser)
-    _add_resource_arguments(parser)
+    add_grid_arguments(parser)
+    add_resource_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="say what would run, and submit nothing")
     what.add_argument("--status", action="store_true", help="show how far the sweep is, and submit nothing")
@@ -68,75 +73,6 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(func=run, takes_overrides=True)
 
 
-def _add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the sweep (default sweeps/GRID), seen by all nodes"
-    )
-    parser.add_argument(
-        "--grid", choices=tuple(GRIDS), help="what varies: context lengths (study, the default), or a setting"
-    )
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        metavar="[NAME=]DIR",
-        help="prepared datasets (default: those in data/); NAME is what tables call it",
-    )
-    parser.add_argument("--models", nargs="+", metavar="RECIPE", help=f"recipes (default {' '.join(MODELS)})")
-    lengths = " ".join(map(str, STUDY_LENGTHS))
-    parser.add_argument(
-        *("--context-lengths", "--lengths"),
-        nargs="+",
-        metavar="L",
-        help=f"default of study: {lengths}; of the others: the recipe's",
-    )
-    parser.add_argument("--seeds", nargs="+", metavar="S", help="default 0")
-    parser.add_argument(
-        "--slots-per-step",
-        type=int,
-        metavar="N",
-        help="rows that make about N slots a step, whatever the context length (default: the recipe's rows)",
-    )
-
-
-def _add_resource_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cluster",
-        choices=("slurm", "local", "debug"),
-        help="default: slurm where there is one, else local: this machine; debug: this process",
-    )
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="jobs at once (default: local 1)")
-    parser.add_argument("--nodes", type=int, default=1, help="of each job (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="default 0")
-    parser.add_argument(
-        "--ranks-per-node", type=int, metavar="N", help="default: one per GPU, or one where there is none"
-    )
-    parser.add_argument("--cpus-per-task", type=int, metavar="N", help="of each rank")
-    parser.add_argument("--mem", metavar="SIZE", help="of each node, as sbatch takes it: 64G")
-    parser.add_argument(
-        "--time",
-        type=parse_minutes,
-        default=24 * 60,
-        metavar="LIMIT",
-        help="limit of one start: minutes, H:MM:SS or D-HH:MM:SS (default 24 h); a longer run is requeued",
-    )
-    parser.add_argument(
-        "--signal-delay",
-        type=int,
-        default=120,
-        metavar="S",
-        help="seconds before the limit to save (default 120)",
-    )
-    for name in ("partition", "account", "qos", "constraint"):
-        parser.add_argument(f"--{name}", help="as sbatch takes it")
-    parser.add_argument(
-        "--slurm-setup",
-        action="append",
-        default=[],
-        metavar="LINE",
-        help="shell line before a job's ranks, such as 'module load cuda'; may be repeated",
-    )
-
-
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """The command; returns its exit code."""
     out = args.out or Path("sweeps") / (args.grid or "study")
@@ -145,7 +81,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             raise ConfigError(f"{overrides[0]}: --status and --cancel take no settings")
         folder = open_sweep(out)
         return _cancel(folder) if args.cancel else _show(folder, watch=args.watch)
-    resources = _resources(args)
+    resources = read_resources(args)
     folder = SweepFolder(out)
     specs = _asked_for(args, overrides, folder)
     if args.dry_run:
@@ -166,37 +102,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     return _wait(folder, names) if args.wait else 0
 
 
-def _resources(args: argparse.Namespace) -> Resources:
-    for name in (
-        "nodes",
-        "ranks_per_node",
-        "cpus_per_task",
-        "max_parallel",
-        "signal_delay",
-        "slots_per_step",
-    ):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if args.gpus_per_node < 0:
-        raise ConfigError(f"--gpus-per-node {args.gpus_per_node}: must be at least 0")
-    return Resources(
-        nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
-        ranks_per_node=args.ranks_per_node,
-        cpus_per_task=args.cpus_per_task,
-        mem=args.mem,
-        time_min=args.time,
-        signal_delay_s=args.signal_delay,
-        partition=args.partition,
-        account=args.account,
-        qos=args.qos,
-        constraint=args.constraint,
-        setup=tuple(args.slurm_setup),
-        max_parallel=args.max_parallel,
-    )
-
-
 def _asked_for(args: argparse.Namespace, overrides: list[str], folder: SweepFolder) -> list[SweepJobSpec]:
     """The runs that the command names; all of a sweep that is there if it names none."""
     named = overrides or args.grid or any(getattr(args, name) is not None for name in _GRID_OPTIONS)
@@ -209,10 +114,10 @@ def _asked_for(args: argparse.Namespace, overrides: list[str], folder: SweepFold
     lengths = STUDY_LENGTHS if grid == "study" else ()
     return SweepGrid(
         grid=grid,
-        recipes=tuple(_split(args.models)) or MODELS,
-        context_lengths=tuple(_whole_numbers("--context-lengths", args.context_lengths)) or lengths,
+        recipes=tuple(split_words(args.models)) or MODELS,
+        context_lengths=tuple(whole_numbers("--context-lengths", args.context_lengths)) or lengths,
         datasets=named_datasets(data),
-        seeds=tuple(_whole_numbers("--seeds", args.seeds)) or (0,),
+        seeds=tuple(whole_numbers("--seeds", args.seeds)) or (0,),
         overrides=tuple(overrides),
         slots_per_step=args.slots_per_step,
     ).jobs()
@@ -373,38 +278,6 @@ def _cancel(folder: SweepFolder) -> int:
         cancel(submissions, folder.submitit)
     print(f"cancelled {len(live)} jobs; longplay sweep --out {folder.path} goes on with them", flush=True)
     return 0
-
-
-# ---------------------------------------------------------------------- words
-
-
-def parse_minutes(text: str) -> int:
-    """Minutes that one of sbatch's forms of a time means: M, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match:
-        days, first, second, third = (int(part or 0) for part in match.groups())
-        if match[1] is not None:
-            seconds = 86400 * days + 3600 * first + 60 * second + third
-        elif match[4] is not None:
-            seconds = 3600 * first + 60 * second + third
-        else:
-            seconds = 60 * first + second
-        if seconds:
-            return -(-seconds // 60)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time; write minutes, H:MM:SS or D-HH:MM:SS")
-
-
-def _split(words: list[str] | None) -> list[str]:
-    return [part for word in words or () for part in word.split(",") if part]
-
-
-def _whole_numbers(option: str, words: list[str] | None) -> list[int]:
-    numbers = []
-    for word in _split(words):
-        if not word.isdigit():
-            raise ConfigError(f"{option} {word}: is not a whole number")
-        numbers.append(int(word))
-    return numbers
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -126,7 +127,9 @@ class SweepFolder:
         submission = self.submissions.get(name)
         if submission is None:
             return []
-        return sorted(self.submitit.glob(f"{submission.job_id}_*_log.out"), key=lambda path: len(path.name))
+        of_rank = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out")  # job 5 has no 5_1_0_log.out
+        logs = (path for path in self.submitit.glob("*_log.out") if of_rank.fullmatch(path.name))
+        return sorted(logs, key=lambda path: (len(path.name), path.name))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

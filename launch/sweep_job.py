@@ -15,11 +15,11 @@ from submitit.helpers import DelayedSubmission
 
 from longplay.distributed.world import free_port
 from longplay.launch.cli import main
+from longplay.launch.job_log import STARTS
 from longplay.launch.memory_use import forget_peak_memory
 from longplay.launch.training import EXIT_REQUEUE
 
 SPLITS = ("validation", "test")
-STARTS = "longplay: job"  # begins the line that a job prints whenever it starts
 NOT_SHARED = 66  # exit code of a job that does not see the sweep's folder
 
 

@@ -3,17 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.launch.config import ConfigError
+from longplay.launch.job_log import STARTS, last_error, since_start, tail
 from longplay.launch.sweep_cluster import QueueState, queue_states
 from longplay.launch.sweep_folder import SweepFolder
 from longplay.launch.sweep_grid import SweepJobSpec
-from longplay.launch.sweep_job import STARTS, is_finished
+from longplay.launch.sweep_job import is_finished
 
-_TAIL_BYTES = 1 << 16
 # Reasons to wait that pass by themselves; another may need a change of the command.
 _PATIENCE = (
     "",
@@ -112,61 +111,30 @@ def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> 
     """State and error of a job that the cluster no longer has and that did not finish."""
     logs = folder.logs(name)
     error = last_error(logs)
-    said = _since_start(logs[0] if logs else None)
+    said = since_start(logs[0]) if logs else []
     if queued is not None and queued.state in _ENDINGS:
         return _ENDINGS[queued.state], error
     if queued is None and not logs:
         return "cancelled", None  # Slurm forgets an array's task that is cancelled before it starts
-    if error is None and "stopped on request" in said:
+    if error is None and any("stopped on request" in line for line in said):
         return "stopped", None
-    if error is None and folder.submissions[name].cluster == "local" and STARTS not in _tail_of(logs):
-        return "stopped", None  # before it had begun
+    began = any(STARTS in tail(log) for log in logs[:1])
+    if error is None and folder.submissions[name].cluster == "local" and not began:
+        return "stopped", None
     if error is None and not logs and queued is not None:
         where = f" {queued.node}" if queued.node else ""
         error = f"left no log: {folder.path} may not be on a file system that the node{where} shares"
     elif error is None:
-        lines = [line for line in said.splitlines() if line.strip()]
-        of_task = [line for line in lines if re.match(r"srun: error: .*\btasks? ", line)]
-        last = f"; last said: {(of_task or lines[-1:])[0].strip()[:160]}" if lines else ""
+        of_task = [line for line in said if re.match(r"srun: error: .*\btasks? ", line)]
+        last = f"; last said: {(of_task or said[-1:])[0].strip()[:160]}" if said else ""
         error = f"ended{f' as {queued.state}' if queued else ''} without an error of its own{last}"
     return "failed", error
 
 
-def last_error(logs: Iterable[Path]) -> str | None:
-    """The first error after the last start that any rank printed: the others mostly follow from it."""
-    for log in logs:
-        for line in _since_start(log).splitlines():
-            if "longplay: error" in line:
-                return line.partition("longplay: error")[2].lstrip(": ").strip()
-            if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:", line):
-                return line.strip()
-    return None
-
-
-def _since_start(log: Path | None) -> str:
-    if log is None:
-        return ""
-    return _tail(log).rpartition(STARTS)[2]
-
-
-def _tail_of(logs: list[Path]) -> str:
-    return _tail(logs[0]) if logs else ""
-
-
 def _node(folder: SweepFolder, name: str) -> str:
     logs = folder.logs(name)
-    match = re.match(r".*, on (\S+)", _since_start(logs[0])) if logs else None
+    match = re.match(r".*, on (\S+)", "\n".join(since_start(logs[0]))) if logs else None
     return match[1] if match else ""
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +150,7 @@ class Progress:
     def read(cls, run: Path, spec: SweepJobSpec) -> "Progress":
         """From the end of metrics.jsonl, and best.json."""
         last: dict[str, tuple[int, float]] = {}
-        for line in _tail(run / "metrics.jsonl").splitlines():
+        for line in tail(run / "metrics.jsonl").splitlines():
             try:
                 entry = json.loads(line)
                 last[entry["tag"]] = (entry["step"], entry["value"])

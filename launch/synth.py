@@ -118,13 +118,9 @@ def _print_plan(raw: RawSynthetic, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command on its own, `python -m longplay.launch.synth`."""
-    parser = argparse.ArgumentParser(prog="synth", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv))
-    except DataError as error:
-        print(f"longplay: error: {error}", file=sys.stderr)
-        return 2
+    from longplay.launch.cli import main as longplay
+
+    return longplay(["synth", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

@@ -9,72 +9,37 @@ it. Jobs in the partition `high` preempt those in `main`, which are requeued.
 import argparse
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from cluster_config import PATH, ClusterConfig, ClusterError, slurm_conf, slurm_version, slurmdbd_conf, which
+from cluster_processes import free_ports, is_running, listens, start_time
 
 # Program -> the Debian package that has it.
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
 _ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 _MARIADB_SQL = Path("/usr/share/mysql")
-_SOCKET_PATH_LIMIT = 107  # bytes of a Unix socket's path
+_SOCKETPATH_LIMIT = 107  # bytes of a Unix socket's path
 _STOP_ORDER = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be had, or did not come up; the message says why and what to do, in one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """What the cluster looks like.
-
-    Attributes:
-        nodes: how many slurmd, named node1, node2, ...
-        cpus: CPUs that each node claims to have.
-        gpus: GPUs that each node claims to have; they are clones of /dev/null.
-        accounting: run slurmdbd on MariaDB, so that `sacct` works; submitit needs it.
-        kill_wait_s: seconds from a job's SIGTERM to its SIGKILL.
-    """
-
-    nodes: int = 2
-    cpus: int = 4
-    gpus: int = 0
-    accounting: bool = True
-    kill_wait_s: int = 10
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1 or self.cpus < 1 or self.gpus < 0 or self.kill_wait_s < 1:
-            raise ClusterError(
-                f"nodes={self.nodes}, cpus={self.cpus}, gpus={self.gpus}, kill_wait_s={self.kill_wait_s}: "
-                "must be at least 1 (gpus 0)"
-            )
-
-    @property
-    def names(self) -> list[str]:
-        return [f"node{number + 1}" for number in range(self.nodes)]
 
 
 def why_not(*, accounting: bool = True) -> str | None:
     """Why no cluster can be started here, in one line that says what to do; None where one can."""
     needed = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
-    missing = sorted({package for program, package in needed.items() if not _which(program)})
+    missing = sorted({package for program, package in needed.items() if not which(program)})
     if missing:
         return f"a local Slurm cluster needs more packages: apt-get install {' '.join(missing)}"
     if os.geteuid() != 0:
         return "a local Slurm cluster needs root: its nodes are namespaces; use sudo or a container"
-    if not _which("unshare") or subprocess.run([*_NAMESPACES, "true"], capture_output=True).returncode:
+    if not which("unshare") or subprocess.run([*_NAMESPACES, "true"], capture_output=True).returncode:
         return "a local Slurm cluster needs mount, UTS and PID namespaces (`unshare`), which are refused here"
     return None
 
@@ -99,7 +64,7 @@ class LocalCluster:
     @property
     def env(self) -> dict[str, str]:
         """This process's environment with SLURM_CONF, which is all that Slurm's commands need."""
-        return dict(os.environ, SLURM_CONF=str(self.conf), PATH=_PATH)
+        return dict(os.environ, SLURM_CONF=str(self.conf), PATH=PATH)
 
     def call(self, *words: str, timeout_s: float = 60.0) -> str:
         """Run one of Slurm's commands and return what it printed.
@@ -138,12 +103,12 @@ class LocalCluster:
         if re.search(r"[\s\"'#=,%\\]", str(self.root)):
             return f"{self.root}: slurm.conf cannot name a path with spaces or any of \"'#=,%\\; give another"
         socket_path = self.root / "munge" / "munge.sock.2"
-        if len(os.fsencode(socket_path)) > _SOCKET_PATH_LIMIT:
+        if len(os.fsencode(socket_path)) > _SOCKETPATH_LIMIT:
             return f"{self.root}: is too long for Unix sockets; give a folder of at most 80 characters"
         return None
 
     def _start(self) -> None:
-        ports = _free_ports(3 + self.config.nodes)
+        ports = free_ports(3 + self.config.nodes)
         self._make_folders()
         self._write_files(ports)
         munge = self.root / "munge"
@@ -157,9 +122,9 @@ class LocalCluster:
             self._start_database(ports[2])
         self._wait_until((munge / "munge.sock").exists, "munged's socket")
         if self.config.accounting:
-            self._wait_until(lambda: _listens(ports[2]), "MariaDB")
+            self._wait_until(lambda: listens(ports[2]), "MariaDB")
             self._spawn("slurmdbd", "slurmdbd", "-D")
-            self._wait_until(lambda: _listens(ports[1]), "slurmdbd")
+            self._wait_until(lambda: listens(ports[1]), "slurmdbd")
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
         for name in self.config.names:
             # The shell stays, as the namespace's first process, to reap what slurmd's steps leave behind.
@@ -189,10 +154,10 @@ class LocalCluster:
 
     def _write_files(self, ports: list[int]) -> None:
         names = self.config.names
-        modern = _slurm_version() >= (23, 2)
+        modern = slurm_version() >= (23, 2)
         files = {
-            "slurm.conf": _slurm_conf(self.root, self.config, ports),
-            "slurmdbd.conf": _slurmdbd_conf(self.root, ports),
+            "slurm.conf": slurm_conf(self.root, self.config, ports),
+            "slurmdbd.conf": slurmdbd_conf(self.root, ports),
             "hosts": Path("/etc/hosts").read_text().rstrip("\n") + f"\n127.0.0.1 {' '.join(names)}\n",
             "plugstack.conf": "",
             "cgroup.conf": "CgroupPlugin=disabled\n" if modern else "",
@@ -253,7 +218,7 @@ class LocalCluster:
             )
         self._children.append(child)
         daemons = json.loads(self._record.read_text()) if self._record.exists() else {}
-        daemons[name] = [child.pid, _start_time(child.pid)]
+        daemons[name] = [child.pid, start_time(child.pid)]
         self._record.write_text(json.dumps(daemons))
 
     def _is_idle(self) -> bool:
@@ -275,7 +240,7 @@ class LocalCluster:
 
     def running(self) -> dict[str, bool]:
         """Daemon -> whether it runs, in the order of their start; empty where none was started."""
-        return {name: _is_running(pid, began) for name, (pid, began) in self._daemons().items()}
+        return {name: is_running(pid, began) for name, (pid, began) in self._daemons().items()}
 
     def _daemons(self) -> dict[str, tuple[int, int]]:
         if not self._record.exists():
@@ -290,13 +255,13 @@ class LocalCluster:
         for kind in _STOP_ORDER:
             group = [daemon for name, daemon in daemons.items() if name.split()[0] == kind]
             for pid, began in group:
-                if _is_running(pid, began):
+                if is_running(pid, began):
                     os.kill(pid, signal.SIGKILL if kind == "slurmd" else signal.SIGTERM)
             deadline = time.monotonic() + patience_s
-            while any(_is_running(pid, began) for pid, began in group):
+            while any(is_running(pid, began) for pid, began in group):
                 if time.monotonic() > deadline:
                     for pid, began in group:
-                        if _is_running(pid, began):
+                        if is_running(pid, began):
                             os.kill(pid, signal.SIGKILL)
                 time.sleep(0.02)
         for child in self._children:
@@ -308,7 +273,7 @@ class LocalCluster:
         """End one daemon at once, as a crash would."""
         pid, began = self._daemons()[name]
         os.kill(pid, signal.SIGKILL)
-        while _is_running(pid, began):
+        while is_running(pid, began):
             time.sleep(0.01)
 
     def _cancel_jobs(self, patience_s: float) -> None:
@@ -330,141 +295,6 @@ class LocalCluster:
 
 
 # ---------------------------------------------------------------------- files
-
-
-def _slurm_conf(root: Path, config: ClusterConfig, ports: list[int]) -> str:
-    controller, accounting, _, *nodes = ports
-    host = socket.gethostname()
-    account = "AccountingStorageType=accounting_storage/none"
-    if config.accounting:
-        account = "\n".join(
-            [
-                "AccountingStorageType=accounting_storage/slurmdbd",
-                "AccountingStorageHost=127.0.0.1",
-                f"AccountingStoragePort={accounting}",
-                f"AccountingStoragePass={root}/munge/munge.sock",
-                "JobAcctGatherType=jobacct_gather/none",
-            ]
-        )
-    gres = f"Gres=gpu:{config.gpus} " if config.gpus else ""
-    lines = [
-        f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={config.cpus} {gres}RealMemory=8000"
-        for name, port in zip(config.names, nodes, strict=True)
-    ]
-    members = ",".join(config.names)
-    # The ranks' port is made from the job's id: clusters side by side must not count from the same one.
-    return f"""ClusterName=longplay
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller}
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={root}/munge/munge.sock,cred_expire=5
-CredType=cred/munge
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool/%n
-SlurmctldPidFile={root}/run/slurmctld.pid
-SlurmdPidFile={root}/run/slurmd-%n.pid
-SlurmctldLogFile={root}/log/slurmctld.log
-SlurmdLogFile={root}/log/slurmd-%n.log
-PlugStackConfig={root}/plugstack.conf
-MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-GresTypes=gpu
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-JobFileAppend=1
-ReturnToService=1
-KillWait={config.kill_wait_s}
-MinJobAge=3600
-FirstJobId={random.randrange(1000, 60000)}
-MaxJobId=60000000
-SlurmctldTimeout=30
-SlurmdTimeout=60
-{account}
-{chr(10).join(lines)}
-PartitionName=main Nodes={members} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=high Nodes={members} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
-"""
-
-
-def _slurmdbd_conf(root: Path, ports: list[int]) -> str:
-    _, accounting, database, *_ = ports
-    return f"""AuthType=auth/munge
-AuthInfo=socket={root}/munge/munge.sock
-DbdHost={socket.gethostname()}
-DbdAddr=127.0.0.1
-DbdPort={accounting}
-SlurmUser=root
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={database}
-StorageUser=root
-StorageLoc=slurm_acct_db
-PidFile={root}/run/slurmdbd.pid
-LogFile={root}/log/slurmdbd.log
-DebugLevel=info
-"""
-
-
-# ---------------------------------------------------------------------- parts
-
-
-def _which(program: str) -> str | None:
-    return shutil.which(program, path=_PATH)
-
-
-def _slurm_version() -> tuple[int, int]:
-    done = subprocess.run([_which("slurmctld") or "slurmctld", "-V"], capture_output=True, text=True)
-    match = re.search(r"(\d+)\.(\d+)", done.stdout)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the program's name; empty where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _start_time(pid: int) -> int:
-    """Clock ticks from the host's start to the process's: a pid that comes again has another."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields else 0
-
-
-def _is_running(pid: int, began: int) -> bool:
-    fields = _stat(pid)
-    return bool(fields) and fields[0] not in "ZX" and int(fields[19]) == began
 
 
 # ---------------------------------------------------------------------- command

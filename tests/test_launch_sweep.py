@@ -13,12 +13,13 @@ from runs import small_dataset, small_settings
 from longplay.launch import recipes
 from longplay.launch.cli import main
 from longplay.launch.config import ConfigError
-from longplay.launch.sweep import parse_minutes
+from longplay.launch.job_log import last_error
+from longplay.launch.sweep_arguments import parse_minutes
 from longplay.launch.sweep_cluster import surroundings_forgotten
 from longplay.launch.sweep_folder import SweepFolder
 from longplay.launch.sweep_grid import GRIDS, SweepGrid, named_datasets
 from longplay.launch.sweep_job import evaluation_file
-from longplay.launch.sweep_status import Progress, last_error, sweep_status
+from longplay.launch.sweep_status import Progress, sweep_status
 
 SMALL = ["--encoder.d_model", "16", "--encoder.headdim", "8", "--data.rows_per_step", "24"]
 SMALL += ["--train.device", "cpu", "--train.log_every_steps", "1"]

@@ -40,18 +40,18 @@ def test_up_twice_status_and_down_twice(tmp_path: Path) -> None:
         code, said = cluster_command("down", root)
     assert (code, said) == (0, "ended: munged, slurmctld, slurmd node1\n")
     assert cluster_command("down", root) == (0, f"nothing of {root} was running\n")
-    assert not [pid for pid, began in daemons.values() if local_cluster._is_running(pid, began)]
+    assert not [pid for pid, began in daemons.values() if local_cluster.is_running(pid, began)]
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "_which", lambda program: None)
+    monkeypatch.setattr(local_cluster, "which", lambda program: None)
     assert why_not() == (
         "a local Slurm cluster needs more packages: apt-get install mariadb-server munge slurm-wlm slurmdbd"
     )
 
 
 def test_missing_rights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "_which", lambda program: program)
+    monkeypatch.setattr(local_cluster, "which", lambda program: program)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "needs root" in (why_not() or "")
 
