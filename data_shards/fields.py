@@ -185,7 +185,9 @@ def _parse_carefully(rows: pl.DataFrame, form: RowFormat, scales: dict[str, int]
     rows = rows.with_columns(pl.col(key).str.strip_chars() for key in texts)
     booleans = [key for key in texts if key not in ROLES]
     words = {"true": "1", "false": "0"}
-    rows = rows.with_columns(pl.col(key).str.to_lowercase().replace(words) for key in booleans)
+    rows = rows.with_columns(
+        pl.col(key).str.to_lowercase().replace_strict(words, default=pl.col(key)) for key in booleans
+    )
     parsed = {key: _integer(key, rows.schema[key], scales[key]) for key in names}
     reason, text = pl.lit(None, pl.String), pl.lit(None, pl.String)
     if "reason" in rows.columns:

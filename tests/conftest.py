@@ -7,11 +7,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import hypothesis
 import pytest
 import torch
 from local_cluster import ClusterConfig, LocalCluster, why_not
 
 torch.set_num_threads(1)
+
+# The same examples every time, so that a change is what turns a test red; `HYPOTHESIS_PROFILE=search` looks
+# for new ones.
+hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
