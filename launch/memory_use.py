@@ -1,6 +1,7 @@
-"""How much memory a process has used at its peak, how to count anew, and a word when it ran out."""
+"""Memory: what there is for a rank, what a process used at its peak, and a word when it ran out."""
 
 import gc
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,23 @@ import torch
 
 from longplay.distributed.errors import OutOfMemoryError
 from longplay.distributed.world import World
+
+
+def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, str]:
+    """Memory of one rank here, and what it is a share of; None where it cannot be told."""
+    if device_type == "cuda":
+        if not torch.cuda.is_available():
+            return None, "no GPU here"
+        return torch.cuda.get_device_properties(0).total_memory, "this GPU"
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+        # What this process holds is in use already, and in the plan too.
+        mine = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, KeyError, ValueError):
+        return None, "unknown"
+    share = f" over {local_ranks} ranks" if local_ranks > 1 else ""
+    return available // local_ranks + mine, f"available here{share}"
 
 
 def peak_memory_gib(world: World) -> float:

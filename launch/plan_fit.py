@@ -6,14 +6,8 @@ from collections.abc import Iterator
 
 from longplay.data_shards.dataset import Dataset
 from longplay.launch.config import ConfigError, RunConfig
-from longplay.launch.planning import (
-    RunPlan,
-    Workload,
-    estimate,
-    gib,
-    measure_workload,
-    num_encoder_weights,
-)
+from longplay.launch.planning import RunPlan, estimate, gib, num_encoder_weights
+from longplay.launch.workload import Workload, measure_workload
 
 _Change = tuple[str, RunConfig, int]
 """What is changed in words, the configuration, and the world size."""

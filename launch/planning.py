@@ -8,18 +8,17 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.epoch_plan import EpochPlan, usable_lanes
+from longplay.data_shards.epoch_plan import EpochPlan
 from longplay.data_shards.shard_store import DEFAULT_CACHE_BYTES
-from longplay.data_shards.train_stream import TrainStream
 from longplay.distributed.full_softmax import chunk_elements
 from longplay.distributed.world import World
 from longplay.launch.config import RunConfig
+from longplay.launch.memory_use import available_memory
+from longplay.launch.workload import Workload, expected_distinct, measure_workload
 from longplay.models.build import build_encoder
 from longplay.models.config import EncoderConfig
 from longplay.models.memory import encoder_slot_bytes
@@ -32,34 +31,6 @@ _ALLOCATOR_BYTES, _ALLOCATOR_SHARE = 24 << 20, 0.35
 ALLOCATOR = "allocator's reserve"
 _SLOT_BYTES = 20  # of a batch: two int64 and one int32 per slot
 _SEGMENT_BYTES = 32  # of an epoch's plan
-_SMALLEST_BUCKET = 16  # of models.segments
-_SAMPLED_ROWS = 20_000
-_COUNT_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What the formulas need to know of a dataset under one configuration.
-
-    Attributes:
-        num_lanes: lanes that are dealt to the ranks.
-        steps_per_epoch, targets_per_epoch: of the first epoch.
-        num_segments: of the first epoch.
-        filled: slots that are not padding, of all.
-        padding: slots of the segments' padded rectangles per slot, at least 1.
-        probabilities: (num_items,) each item's share of the events.
-    """
-
-    num_lanes: int
-    num_users: int
-    num_items: int
-    num_events: int
-    steps_per_epoch: int
-    targets_per_epoch: int
-    num_segments: int
-    filled: float
-    padding: float
-    probabilities: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,54 +134,6 @@ def plan_run(
     workload = measure_workload(config, dataset, world_size=world_size, epoch_plan=epoch_plan)
     plan = estimate(config, workload, world_size=world_size, device_type=device_type)
     return dataclasses.replace(plan, limit_bytes=limit, limit_is=limit_is)
-
-
-# ---------------------------------------------------------------------- the dataset's part
-
-
-def measure_workload(
-    config: RunConfig, dataset: Dataset, *, world_size: int, epoch_plan: EpochPlan | None = None
-) -> Workload:
-    """Steps, fill and segments of the first epoch."""
-    plan = epoch_plan or TrainStream(dataset, config.data, world_size=world_size).plan(0)
-    counts = dataset.items.counts.astype(np.float64)
-    slots = plan.num_rows * config.context_length
-    return Workload(
-        num_lanes=usable_lanes(config.data, dataset.num_shards),
-        num_users=dataset.num_users,
-        num_items=dataset.num_items,
-        num_events=dataset.num_events,
-        steps_per_epoch=plan.num_steps,
-        targets_per_epoch=plan.num_targets,
-        num_segments=sum(len(pool.rows.lengths) for lane in plan.lanes for pool in lane),
-        filled=plan.num_targets / slots,
-        padding=_rectangle_padding(plan, config.context_length),
-        probabilities=counts / counts.sum(),
-    )
-
-
-def _rectangle_padding(plan: EpochPlan, context_length: int) -> float:
-    """Slots of `models.segments.PaddedBuckets` per slot, of some rows; a row's end is a segment too."""
-    lengths: list[np.ndarray] = []
-    num_rows = 0
-    for pool in (pool for lane in plan.lanes for pool in lane):
-        filled = np.add.reduceat(pool.rows.lengths, pool.rows.row_ptr[:-1])
-        rest = context_length - filled
-        lengths += [pool.rows.lengths, rest[rest > 0]]
-        num_rows += pool.rows.num_rows
-        if num_rows >= _SAMPLED_ROWS:
-            break
-    every = np.concatenate(lengths)
-    rectangles = np.maximum(_SMALLEST_BUCKET, 2 ** np.ceil(np.log2(np.maximum(every, 1))))
-    return float(np.minimum(rectangles, context_length).sum() / every.sum())
-
-
-def expected_distinct(probabilities: np.ndarray, *, popular: float, uniform: float) -> float:
-    """Distinct items among `popular` draws by `probabilities` and `uniform` draws from all items alike."""
-    distinct = 0.0
-    for block in np.split(probabilities, range(_COUNT_BLOCK, len(probabilities), _COUNT_BLOCK)):
-        distinct -= float(np.expm1(-popular * block - uniform / len(probabilities)).sum())
-    return distinct
 
 
 # ---------------------------------------------------------------------- the formulas
@@ -368,24 +291,7 @@ def _wire_bytes(
     return wire
 
 
-# ---------------------------------------------------------------------- limits
-
-
-def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, str]:
-    """Memory of one rank here, and what it is a share of; None where it cannot be told."""
-    if device_type == "cuda":
-        if not torch.cuda.is_available():
-            return None, "no GPU here"
-        return torch.cuda.get_device_properties(0).total_memory, "this GPU"
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-        # What this process holds is in use already, and in the plan too.
-        mine = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, KeyError, ValueError):
-        return None, "unknown"
-    share = f" over {local_ranks} ranks" if local_ranks > 1 else ""
-    return available // local_ranks + mine, f"available here{share}"
+# ---------------------------------------------------------------------- what is here
 
 
 def _device_type(config: RunConfig) -> str:

@@ -189,7 +189,8 @@ def _run_on_this_machine(
 
 
 def _dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources) -> int:
-    from longplay.launch.planning import Workload, estimate, gib, measure_workload
+    from longplay.launch.planning import estimate, gib
+    from longplay.launch.workload import Workload, measure_workload
 
     device = "cuda" if resources.gpus_per_node else "cpu"
     datasets: dict[str, Dataset] = {}
