@@ -11,6 +11,7 @@ from longplay.distributed.collectives import all_reduce_sum
 from longplay.distributed.deepspeed_env import deepspeed
 from longplay.distributed.errors import NonFiniteError
 from longplay.distributed.item_table import ItemTable
+from longplay.distributed.phases import phase
 from longplay.distributed.world import World
 from longplay.distributed.zero_parameter import forbid_gather
 
@@ -175,8 +176,9 @@ class EncoderEngine:
         Raises:
             NonFiniteError: the loss or the norm is not finite; no weight has changed.
         """
-        table_norm_sq = self.table.finish_gradients()
-        self._table_norm_sq = float(all_reduce_sum(table_norm_sq.double(), self.world))
+        with phase("row update"):
+            table_norm_sq = self.table.finish_gradients()
+            self._table_norm_sq = float(all_reduce_sum(table_norm_sq.double(), self.world))
         if not (math.isfinite(loss) and math.isfinite(self._table_norm_sq)):
             raise NonFiniteError(
                 _non_finite(f"loss {loss}, squared table gradient {self._table_norm_sq}", at)
@@ -184,12 +186,14 @@ class EncoderEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self._at = at
-        self.engine.step()
+        with phase("dense update"):
+            self.engine.step()
         if self._optimizer.overflow:
             raise NonFiniteError(_non_finite("an encoder gradient", at))
         clip = self.config.clip_norm
         scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
-        self.table.step(lr=lr, grad_scale=scale)
+        with phase("row update"):
+            self.table.step(lr=lr, grad_scale=scale)
         return self.grad_norm
 
     def _clip_by_joint_norm(self, gradients: Any, encoder_norm: Any) -> None:

@@ -22,6 +22,8 @@ from longplay.launch.recipes import RECIPES, get_recipe
 from longplay.launch.run_folder import RunFolder
 from longplay.launch.training import Training
 
+_PROFILED_STEPS = 20
+
 
 def register(subparsers: Any) -> None:
     """Add `train` to the `longplay` command."""
@@ -49,6 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of this run; an existing one is resumed (under torchrun write --run-dir)",
     )
+    parser.add_argument(
+        "--profile",
+        type=_positive,
+        nargs="?",
+        const=_PROFILED_STEPS,
+        default=0,
+        metavar="STEPS",
+        help="print where the time of a step goes, and write RUN/profile/rank-R.json.gz for Chrome; "
+        f"of {_PROFILED_STEPS} steps unless told, once training is warm",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps; write 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -68,7 +86,15 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             folder.lock()
         if not begun and world.world_size > 1:
             torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints
-        code = Training(config, dataset, folder, world, stop=stop, watchdog=watchdog).run()
+        code = Training(
+            config,
+            dataset,
+            folder,
+            world,
+            stop=stop,
+            watchdog=watchdog,
+            profile_steps=args.profile,
+        ).run()
     close_world()
     return code
 

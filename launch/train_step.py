@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from longplay.data_shards.train_stream import Batch
 from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
 from longplay.distributed.full_softmax import full_softmax_loss
+from longplay.distributed.phases import phase
 from longplay.distributed.row_exchange import RowPlan
 from longplay.launch.model import Model
 from longplay.models.keyed_random import keyed_integers, row_keys
@@ -45,16 +46,19 @@ def train_step(
     counts = torch.tensor([int((batch.targets > 0).sum()), int(stop_requested)], device=device)
     num_targets, stops = all_reduce_sum(counts, model.world).tolist()
     divisor = max(1, num_targets)  # all rows of a step may be of skipped shards
-    shared = draw_shared(model, batch, step)
+    with phase("negatives"):
+        shared = draw_shared(model, batch, step)
 
     model.engine.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     micro_batches = list(split_rows(batch, model.config.engine.accumulation))
     for number, rows in enumerate(micro_batches):
         loss, looked_up, plan = micro_batch_loss(model, rows, shared, step)
-        model.engine.backward(loss / divisor, last=number + 1 == len(micro_batches))
+        with phase("backward"):
+            model.engine.backward(loss / divisor, last=number + 1 == len(micro_batches))
         assert looked_up.grad is not None
-        model.table.add_row_gradients(plan, looked_up.grad)
+        with phase("exchange"):
+            model.table.add_row_gradients(plan, looked_up.grad)
         loss_sum += loss.detach()
 
     mean_loss = float(all_reduce_sum(loss_sum, model.world)) / divisor
@@ -84,43 +88,64 @@ def micro_batch_loss(
     keys = rows_keys(model, batch, step)
     valid = targets > 0
     positives = targets[valid]
-    if loss.name == "full_softmax":
-        wanted = [item_ids.flatten()]
-    elif shared is not None:
-        wanted = [item_ids.flatten(), positives, shared]
-    else:
-        row, slot = valid.nonzero(as_tuple=True)
-        drawn = uniform_negatives(
-            target_keys(keys[row], slot), positives, loss.num_negatives, table.num_items
-        )
-        wanted = [item_ids.flatten(), positives, drawn.flatten()]
-    plan, index = table.plan(torch.cat(wanted))
-    rows = table.lookup(plan)
+    with phase("negatives"):
+        if loss.name == "full_softmax":
+            wanted = [item_ids.flatten()]
+        elif shared is not None:
+            wanted = [item_ids.flatten(), positives, shared]
+        else:
+            row, slot = valid.nonzero(as_tuple=True)
+            target_key = target_keys(keys[row], slot)
+            drawn = uniform_negatives(target_key, positives, loss.num_negatives, table.num_items)
+            wanted = [item_ids.flatten(), positives, drawn.flatten()]
+    with phase("exchange"):
+        plan, index = table.plan(torch.cat(wanted))
+        rows = table.lookup(plan)
     inputs, *candidates = index.split([ids.numel() for ids in wanted])
 
-    hidden = model.engine(F.embedding(inputs.view(item_ids.shape), rows), seq_idx, keys)[valid].float()
+    with phase("encoder"):
+        embedded = F.embedding(inputs.view(item_ids.shape), rows)
+        hidden = model.engine(embedded, seq_idx, keys)[valid].float()
+    with phase("loss"):
+        value = summed_loss(model, hidden, positives, rows, candidates, shared)
+    return value, rows, plan
+
+
+def summed_loss(
+    model: Model,
+    hidden: Tensor,
+    positives: Tensor,
+    rows: Tensor,
+    candidates: list[Tensor],
+    shared: Tensor | None,
+) -> Tensor:
+    """The loss that the configuration names, summed over targets. Every rank must call.
+
+    Args:
+        hidden: (V, D) fp32, the encoder's output at each target.
+        positives: (V,) the targets' items.
+        rows: (U + 1, D) fp32, the rows looked up.
+        candidates: where in `rows` the targets stand, (V,), and their negatives, (V * K,) or (M,); empty for
+            a full softmax.
+        shared: (M,) the items of shared negatives.
+    """
+    loss, table = model.config.loss, model.table
     match loss.name:
         case "full_softmax":
-            value = full_softmax_loss(hidden, positives, table, anchor=rows[0, 0])
+            return full_softmax_loss(hidden, positives, table, anchor=rows[0, 0])
         case "sampled_softmax":
             assert shared is not None
             assert model.negatives is not None
             log_q, own_log_q = model.negatives.log_q(shared), model.negatives.log_q(positives)
-            value = sampled_softmax_loss(hidden, rows, candidates[0], candidates[1], log_q, own_log_q)
+            return sampled_softmax_loss(hidden, rows, candidates[0], candidates[1], log_q, own_log_q)
+    positive, negative = candidates[0], candidates[1].view(-1, loss.num_negatives)
+    match loss.name:
         case "bce":
-            value = bce_loss(hidden, rows, candidates[0], candidates[1].view(-1, loss.num_negatives))
+            return bce_loss(hidden, rows, positive, negative)
         case "gbce":
-            value = gbce_loss(
-                hidden,
-                rows,
-                candidates[0],
-                candidates[1].view(-1, loss.num_negatives),
-                num_items=table.num_items,
-                t=loss.gbce_t,
-            )
+            return gbce_loss(hidden, rows, positive, negative, num_items=table.num_items, t=loss.gbce_t)
         case "bpr":
-            value = bpr_loss(hidden, rows, candidates[0], candidates[1].view(-1, loss.num_negatives))
-    return value, rows, plan
+            return bpr_loss(hidden, rows, positive, negative)
 
 
 def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:

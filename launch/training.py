@@ -15,6 +15,7 @@ from longplay.distributed.checkpoint import (
     write_json,
 )
 from longplay.distributed.checkpoint_writer import CheckpointWriter
+from longplay.distributed.phases import STEP, phase
 from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World
 from longplay.launch.config import RunConfig, to_json
@@ -27,6 +28,7 @@ from longplay.launch.memory_use import memory_is_enough_for, peak_memory_gib
 from longplay.launch.model import Model, build_model
 from longplay.launch.plan_fit import check_plan
 from longplay.launch.planning import plan_run
+from longplay.launch.profiling import StepProfile
 from longplay.launch.progress import Progress, StopRequest
 from longplay.launch.run_folder import MetricsLog, RunFolder, git_commit
 from longplay.launch.schedule import learning_rate
@@ -38,7 +40,11 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved and stopped on request; the same command
 
 
 class Training:
-    """One run from where it stands to its end. Building and running it is collective."""
+    """One run from where it stands to its end. Building and running it is collective.
+
+    Args:
+        profile_steps: how many steps to profile, see `StepProfile`.
+    """
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class Training:
         *,
         stop: StopRequest,
         watchdog: Watchdog,
+        profile_steps: int = 0,
     ) -> None:
         self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
         self.stop, self.watchdog = stop, watchdog
@@ -66,6 +73,7 @@ class Training:
         self.model: Model = build_model(config, dataset, world)
         check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
+        self.profile = StepProfile(folder.path / "profile", world, profile_steps)
         self.writer = CheckpointWriter(
             folder.checkpoints,
             world,
@@ -102,6 +110,7 @@ class Training:
         self.watchdog.beat("finishing the last checkpoint")
         self.writer.wait()
         self.terminal.stop_bar()
+        self._say(self.profile.close())
         share_skipped(self.dataset, self.world)
         skipped = self.dataset.skipped_summary()
         if skipped is not None:
@@ -124,8 +133,7 @@ class Training:
         """The training loop; whether any rank was asked to stop."""
         config, at = self.config, self.progress
         plan = self.stream.plan(at.epoch)
-        for line in describe(config, self.dataset, self.model, plan, self.folder.path):
-            self.terminal.say(line)
+        self._say(describe(config, self.dataset, self.model, plan, self.folder.path))
         total = min(plan.num_steps * config.train.max_epochs, config.train.max_steps or sys.maxsize)
         self.terminal.start_bar(done=at.step, total=total)
         self.stream.load_state_dict({"epoch": at.epoch, "step": at.step_in_epoch})
@@ -134,16 +142,19 @@ class Training:
         while True:
             began = time.perf_counter()
             self.watchdog.beat(f"reading the batch of step {at.step + 1}")
-            batch = next(batches)
-            data_wait = time.perf_counter() - began
-            self.watchdog.beat(f"training step {at.step + 1}")
-            steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
-            lr = self._learning_rate(steps_per_epoch)
-            with memory_is_enough_for(f"step {at.step + 1}"):
-                result = train_step(
-                    self.model, batch, step=at.step + 1, lr=lr, stop_requested=self.stop.asked
-                )
+            with phase(STEP):
+                with phase("data wait"):
+                    batch = next(batches)
+                data_wait = time.perf_counter() - began
+                self.watchdog.beat(f"training step {at.step + 1}")
+                steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
+                lr = self._learning_rate(steps_per_epoch)
+                with memory_is_enough_for(f"step {at.step + 1}"):
+                    result = train_step(
+                        self.model, batch, step=at.step + 1, lr=lr, stop_requested=self.stop.asked
+                    )
             seconds = time.perf_counter() - began
+            self._say(self.profile.step_done())
             at.advance(
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds
             )
@@ -163,6 +174,10 @@ class Training:
                 self._save()
             if finished or result.stop_requested:
                 return result.stop_requested
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            self.terminal.say(line)
 
     def _learning_rate(self, steps_per_epoch: int) -> float:
         train = self.config.train

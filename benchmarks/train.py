@@ -1,0 +1,123 @@
+"""How many targets a second are trained on, beside the research loop of `research_loop.py`.
+
+python -m benchmarks.train baseline --data data/ml1m     MambaRec and SASRec beside the padded loop, L = 200
+python -m benchmarks.train models --data data/ml1m       the five models at several context lengths
+
+`baseline` gives both loops the same model sizes, loss (binary cross-entropy with one negative), rows a step
+and threads. What differs is what they are: packed rows or padded ones, negatives drawn at once or in Python,
+touched rows or the whole table updated. Targets are real events; padding counts for nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import interleaved, machine, median, seconds, spread
+from benchmarks.own_loop import OwnLoop
+from benchmarks.research_loop import PaddedMambaRec, PaddedSASRec, PaddedUsers, ResearchLoop
+from longplay.data_shards.dataset import Dataset
+from longplay.distributed.world import init_world
+
+_LENGTH, _WIDTH, _STATE, _ROWS = 200, 64, 32, 128
+MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
+
+
+def main() -> None:
+    """Runs one part and prints its table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["baseline", "models"])
+    parser.add_argument("--data", type=Path, required=True, help="a prepared dataset")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of each loop in each turn")
+    parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--sampler-workers", type=int, default=0, help="processes of the padded loop's own")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[250, 1000, 5000], help="of `models`")
+    parser.add_argument("--slots", type=int, default=20_000, help="of `models`: about so many a step")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(machine())
+    (_baseline if args.part == "baseline" else _models)(args)
+
+
+def _baseline(args: argparse.Namespace) -> None:
+    """Both loops in turns, the two models, the two scans."""
+    random.seed(0)
+    torch.manual_seed(0)
+    dataset = Dataset.open(args.data)
+    users = PaddedUsers(training_histories(dataset), dataset.num_items, _LENGTH)
+    sizes = (dataset.num_items, _WIDTH, args.blocks)
+    padded = {
+        "MambaRec, chunk": PaddedMambaRec(*sizes, _STATE, "chunk"),
+        "MambaRec, C++": PaddedMambaRec(*sizes, _STATE, "cpp"),
+        "SASRec": PaddedSASRec(*sizes, _LENGTH),
+    }
+    words = {
+        "MambaRec, chunk": ["mambarec", "--encoder.scan", "chunk"],
+        "MambaRec, C++": ["mambarec", "--encoder.scan", "cpp"],
+        "SASRec": ["sasrec"],
+    }
+    common = ["--context_length", str(_LENGTH), "--encoder.num_blocks", str(args.blocks)]
+    common += ["--loss.name", "bce", "--data.rows_per_step", str(_ROWS), "--data.num_lanes", "8"]
+    world = init_world(device="cpu")
+    pieces: dict[str, Callable[[], float]] = {}
+    for name, model in padded.items():
+        loop = ResearchLoop(model, users, _ROWS, args.sampler_workers)
+        pieces[f"{name}, padded"] = lambda loop=loop: _rate(loop.step, args.steps)
+        recipe, *extra = words[name]
+        own = OwnLoop(args.data, recipe, [*common, *extra], world)
+        pieces[name] = lambda own=own: own.targets_per_s(args.steps)
+    rates = interleaved(pieces, repeats=args.repeats)
+    print(f"{'targets/s':<16} {'padded loop':>12} {'longplay':>12} {'ratio':>7}")
+    for name in padded:
+        theirs, ours = rates[f"{name}, padded"], rates[name]
+        ratio = median(ours) / median(theirs)
+        print(f"{name:<16} {median(theirs):12,.0f} {median(ours):12,.0f} {ratio:7.2f}  ({spread(ours)})")
+    chunk = median(rates["MambaRec, chunk, padded"])
+    ratio = median(rates["MambaRec, C++"]) / chunk
+    print(f"MambaRec with the C++ scan over the padded loop with the chunk: {ratio:.2f}")
+
+
+def _rate(step: Callable[[], int], steps: int) -> float:
+    targets = 0
+
+    def work() -> None:
+        nonlocal targets
+        targets = sum(step() for _ in range(steps))
+
+    took = seconds(work)
+    return targets / took
+
+
+def training_histories(dataset: Dataset) -> list[list[int]]:
+    """Each user's items but the last two, which are the test's and the validation's, in order."""
+    histories = [dataset.sequence(user)[0] for user in range(dataset.num_users)]
+    return [items[:-2].tolist() for items in histories if len(items) > 3]
+
+
+def _models(args: argparse.Namespace) -> None:
+    """Each model at each context length, about as many slots a step at all of them."""
+    world = init_world(device="auto")
+    print(f"{'targets/s':<12}" + "".join(f"{f'L={length}':>12}" for length in args.lengths))
+    table: dict[str, list[str]] = {}
+    for length in args.lengths:
+        rows = max(1, round(args.slots / length))
+        words = ["--context_length", str(length), "--encoder.num_blocks", str(args.blocks)]
+        words += ["--data.rows_per_step", str(rows), "--data.num_lanes", "1", "--loss.name", "bce"]
+        loops = {name: OwnLoop(args.data, name, words, world) for name in MODELS}
+        pieces = {name: lambda own=own: own.targets_per_s(args.steps) for name, own in loops.items()}
+        for name, rates in interleaved(pieces, repeats=args.repeats).items():
+            table.setdefault(name, []).append(f"{median(rates):12,.0f}")
+    for name, cells in table.items():
+        print(f"{name:<12}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()
