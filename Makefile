@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test test-cluster slurm-packages clean
+.PHONY: help install demo test slurm-packages clean
 
 PYTHON ?= python3
 # Options of `pip install torch`, for example --index-url of an index that serves another build.
@@ -17,7 +17,6 @@ help:
 	@echo "make install   create .venv and install Longplay with its tools into it"
 	@echo "make demo      generate data, train for a few minutes, evaluate, print the metrics"
 	@echo "make test      lint, formatting, types, tests"
-	@echo "make test-cluster   the tests that wait for minutes on a local Slurm cluster"
 	@echo "make slurm-packages   install what the tests' Slurm cluster needs, where that is possible"
 	@echo "make clean     remove demo/ and caches; .venv stays"
 
@@ -47,9 +46,6 @@ test: install slurm-packages
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --maxschedchunk 1
-
-test-cluster: install slurm-packages
-	$(BIN)/python -m pytest -m cluster
 
 # As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.
 SLURM_PROGRAMS := munged slurmctld slurmd sbatch slurmdbd mariadbd

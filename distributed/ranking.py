@@ -1,11 +1,11 @@
 """Exact ranks over a sharded table: each rank counts, among its own rows, the scores above the target's.
 
-A score is the float64 dot product of the float32 query and the float32 row. The matrix product that visits
-every item runs in float32; where its rounding could change a comparison the pair is scored again in float64,
-so the ranks do not depend on the block size, the number of ranks or the kernel. No score matrix outlives its
-block.
+What a score is, and how it is counted exactly, is `score_counts`; the ranks do not depend on the number of
+ranks, nor on how many queries are ranked at once.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
 from longplay.distributed.item_table import ItemTable
+from longplay.distributed.score_counts import count_beating_rows, exact_dot, exact_scores, half_wins
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), per rank
 _TOP_MARGIN = 64  # candidates kept beyond k, against fp32 rounding among near-equal scores
-_PAIR_ELEMENTS = 1 << 22  # row elements gathered at once when single pairs are scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,22 @@ class Ranks:
     sampled: Tensor
 
 
+def join_queries(parts: Sequence[Queries]) -> Queries:
+    """Several of one rank's queries as one, in order; their pairs are numbered alike."""
+    firsts = list(itertools.accumulate((part.targets.shape[0] for part in parts[:-1]), initial=0))
+
+    def pairs(name: str) -> Tensor:
+        each = [getattr(part, name) for part in parts]
+        return torch.cat([p + p.new_tensor([first, 0]) for p, first in zip(each, firsts, strict=True)])
+
+    return Queries(
+        hidden=torch.cat([part.hidden for part in parts]),
+        targets=torch.cat([part.targets for part in parts]),
+        seen=pairs("seen"),
+        sampled=pairs("sampled"),
+    )
+
+
 def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
     """Rank each target among all items, among the unseen ones, and among its sampled negatives. Every rank
     must call.
@@ -67,7 +83,8 @@ def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
     all_reduce_sum(score, world)
 
     beaten = torch.zeros(3, hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    count_all_items(hidden, targets, score, table, beaten[0])
+    own = table.order.positions(targets) - table.first_row
+    beaten[0] = count_beating_rows(hidden, table.shard, score, own)
     count_pairs(hidden, seen, score, table, beaten[1])
     count_pairs(hidden, sampled, score, table, beaten[2])
     all_reduce_sum(beaten, world)
@@ -82,17 +99,7 @@ def score_pairs(hidden: Tensor, pairs: Tensor, table: ItemTable) -> tuple[Tensor
     rows = table.order.positions(pairs[:, 1]) - table.first_row
     owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
     pairs, rows = pairs[owned], rows[owned]
-    scores = torch.empty(pairs.shape[0], dtype=torch.float64, device=hidden.device)
-    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
-    for at in range(0, pairs.shape[0], step):
-        chunk = slice(at, at + step)
-        scores[chunk] = exact_dot(hidden[pairs[chunk, 0]], table.shard[rows[chunk]])
-    return pairs, scores
-
-
-def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
-    """The score by definition: float64 dot products (n,) of matching rows of two (n, D) fp32 tensors."""
-    return (queries.double() * rows.double()).sum(1)
+    return pairs, exact_scores(hidden, pairs[:, 0], table.shard, rows)
 
 
 def count_pairs(hidden: Tensor, pairs: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
@@ -102,64 +109,6 @@ def count_pairs(hidden: Tensor, pairs: Tensor, score: Tensor, table: ItemTable, 
     pairs, scores = score_pairs(hidden, pairs, table)
     against = score[pairs[:, 0]]
     beaten.index_add_(0, pairs[:, 0], half_wins(scores, against))
-
-
-def half_wins(scores: Tensor, against: Tensor) -> Tensor:
-    """1 where a score is higher, one half where it is equal, else 0 (float64)."""
-    return (scores > against).double() + 0.5 * (scores == against).double()
-
-
-def count_all_items(hidden: Tensor, targets: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
-    """Add to `beaten` (Q,) how many of this rank's rows, the target's own left out, beat the target's
-    `score`.
-    """
-    shard = table.shard
-    if hidden.shape[0] == 0 or shard.shape[0] == 0:
-        return
-    owned = table.order.positions(targets) - table.first_row
-    # |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
-    slack = 2 * hidden.shape[1] * 2.0**-24 * hidden.double().norm(dim=1)
-    block = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
-    for first in range(0, shard.shape[0], block):
-        rows = shard[first : first + block]
-        tolerance = slack * rows.norm(dim=1).max().double() + 1e-30
-        above = _round_up((score + tolerance).float())
-        below = -_round_up(-(score - tolerance).float())
-        scores = hidden @ rows.T
-        at = owned - first
-        inside = ((at >= 0) & (at < rows.shape[0])).nonzero().squeeze(1)
-        scores[inside, at[inside]] = -torch.inf
-        surely = (scores > above.unsqueeze(1)).sum(1)
-        perhaps = (scores >= below.unsqueeze(1)).sum(1)
-        beaten += surely
-        unsure = (perhaps > surely).nonzero().squeeze(1)
-        if unsure.numel():
-            _settle(hidden, rows, scores, unsure, above, below, score, beaten)
-
-
-def _settle(
-    hidden: Tensor,
-    rows: Tensor,
-    scores: Tensor,
-    unsure: Tensor,
-    above: Tensor,
-    below: Tensor,
-    score: Tensor,
-    beaten: Tensor,
-) -> None:
-    """Score again, exactly, the pairs of one block whose fp32 score lies too near the target's to tell."""
-    near = scores[unsure]
-    query, row = ((near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))).nonzero(
-        as_tuple=True
-    )
-    query = unsure[query]
-    exact = exact_dot(hidden[query], rows[row])
-    beaten.index_add_(0, query, half_wins(exact, score[query]))
-
-
-def _round_up(value: Tensor) -> Tensor:
-    """The next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
-    return torch.nextafter(value, torch.full_like(value, torch.inf))
 
 
 def top_items(

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from longplay.distributed import triton_kernels
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptimizerConfig:
@@ -54,12 +56,31 @@ class LazyAdam:
             exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
             return
+        if triton_kernels.works(lazy_adam_kernel, weight.device):
+            sizes = {"betas": self.betas, "step_size": step_size, "eps": eps}
+            triton_kernels.lazy_adam(weight, exp_avg, exp_avg_sq, rows, grads.contiguous(), **sizes)
+            return
         first = exp_avg.index_select(0, rows).lerp_(grads, 1 - beta1)
         second = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         exp_avg.index_copy_(0, rows, first)
         exp_avg_sq.index_copy_(0, rows, second)
         updated = weight.index_select(0, rows).addcdiv_(first, second.sqrt_().add_(eps), value=-step_size)
         weight.index_copy_(0, rows, updated)
+
+
+def lazy_adam_kernel(device: torch.device) -> bool:
+    """Whether the fused update does on `device` what PyTorch does, on a small problem."""
+    generator = torch.Generator().manual_seed(0)
+    weight, first, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 100, 40))
+    second = first.square()
+    rows = torch.randperm(100, generator=generator)[:40].to(device)
+    expected = [weight.clone(), first.clone(), second.clone()]
+    triton_kernels.lazy_adam(weight, first, second, rows, grads, betas=(0.9, 0.999), step_size=0.1, eps=1e-8)
+    expected[1][rows] = torch.lerp(expected[1][rows], grads, 0.1)
+    expected[2][rows] = expected[2][rows] * 0.999 + 0.001 * grads.square()
+    expected[0][rows] -= 0.1 * expected[1][rows] / (expected[2][rows].sqrt() + 1e-8)
+    found = [weight, first, second]
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
 
 
 class RowAdagrad:

@@ -80,21 +80,22 @@ class EvaluationConfig:
 
     Attributes:
         rows_per_batch: packed rows encoded at once by each rank.
+        queries_per_pass: about how many users, of all ranks together, are ranked in one pass over the table.
         cutoffs: the K of HR@K and NDCG@K.
         num_sampled: negatives of the literature's sampled ranking; names its metrics, such as sampled100.
         max_validation_users: validate during training on this many users, chosen by the seed; None = all.
     """
 
     rows_per_batch: int = 64
+    queries_per_pass: int = 2048
     cutoffs: tuple[int, ...] = (5, 10, 20)
     num_sampled: int = 100
     max_validation_users: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows_per_batch < 1 or self.num_sampled < 1:
-            raise ValueError(
-                f"rows_per_batch={self.rows_per_batch}, num_sampled={self.num_sampled}: must be at least 1"
-            )
+        for name in ("rows_per_batch", "queries_per_pass", "num_sampled"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not self.cutoffs or min(self.cutoffs) < 1:
             raise ValueError(f"cutoffs={self.cutoffs}: must be numbers of at least 1, for example 5,10,20")
         if self.max_validation_users is not None and self.max_validation_users < 1:

@@ -14,7 +14,7 @@ from longplay.data_shards.splits import Part
 from longplay.distributed.collectives import all_gather_rows, all_reduce_max
 from longplay.distributed.errors import NonFiniteError
 from longplay.distributed.item_table import ItemTable
-from longplay.distributed.ranking import Queries, Ranks, rank_targets
+from longplay.distributed.ranking import Queries, Ranks, join_queries, rank_targets
 from longplay.distributed.watchdog import Beat, no_beat
 from longplay.launch.candidates import sample_unseen
 from longplay.launch.config import RunConfig
@@ -78,18 +78,22 @@ def evaluate(
         rank=world.rank,
         world_size=world.world_size,
     )
-    batches, collected = iter(stream), []
+    batches, collected, waiting = iter(stream), [], []
     num_rounds = min(stream.num_rounds, max_rounds or stream.num_rounds)
-    for number in range(num_rounds):
-        beat(f"evaluating, round {number + 1} of {num_rounds}")
+    rounds_per_pass = max(1, stream.num_rounds * settings.queries_per_pass // stream.num_users)
+    for number in range(1, num_rounds + 1):
+        beat(f"evaluating, round {number} of {num_rounds}")
         batch = next(batches, None)
         with torch.no_grad():  # not inference_mode: ZeRO-3 would keep what it gathers as inference tensors
             queries = make_queries(encoder, table, batch, config)
-            ranks = rank_targets(queries, table)
-        users = torch.empty(0, dtype=torch.int64) if batch is None else batch.users
-        collected.append(torch.cat([users.double().unsqueeze(1), _columns(ranks).cpu()], 1))
+            waiting.append((torch.empty(0, dtype=torch.int64) if batch is None else batch.users, queries))
+            if number % rounds_per_pass == 0 or number == num_rounds:
+                ranks = rank_targets(join_queries([queries for _, queries in waiting]), table)
+                users = torch.cat([users for users, _ in waiting])
+                collected.append(torch.cat([users.double().unsqueeze(1), _columns(ranks).cpu()], 1))
+                waiting.clear()
         if progress is not None:
-            progress(number + 1, num_rounds)
+            progress(number, num_rounds)
     everyone, _ = all_gather_rows(torch.cat(collected).to(world.device), world)
     everyone = everyone.cpu()
     everyone = everyone[everyone[:, 0].argsort()]

@@ -5,7 +5,7 @@ import torch
 from ranks import run_ranks
 from torch.nn import functional as F
 
-from longplay.distributed import ranking
+from longplay.distributed import score_counts
 from longplay.distributed.full_softmax import full_softmax_loss
 from longplay.distributed.item_table import ItemTable, ItemTableConfig
 from longplay.distributed.ranking import Queries, rank_targets, top_items
@@ -48,7 +48,7 @@ def make_queries() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
 
 
 def ranks_of_this_rank(world: World, block_elements: int) -> list[torch.Tensor]:
-    ranking._BLOCK_ELEMENTS = block_elements
+    score_counts._BLOCK_ELEMENTS = block_elements
     hidden, targets, seen, sampled = make_queries()
     low, high = (NUM_QUERIES * r // world.world_size for r in (world.rank, world.rank + 1))
 

@@ -82,6 +82,23 @@ def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batch
             assert_same(history, expected)
 
 
+def metrics_by_pass(world: World, data: Path) -> list[dict[str, float]]:
+    """What an untrained model's evaluation gives with 1 query a pass, with a few, and with all."""
+    dataset, found = Dataset.open(data), []
+    for queries in (1, 37, 10_000):
+        config = small_config("--evaluation.queries_per_pass", str(queries))
+        model = build_model(config, dataset, world)
+        model.engine.train(False)
+        found.append(evaluate(model.engine, model.table, dataset, config, "test").flat())
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_metrics_do_not_depend_on_how_many_queries_share_a_pass(data: Path, world_size: int) -> None:
+    for one, few, every in run_ranks(metrics_by_pass, world_size, data):
+        assert one == few == every
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
 def test_bf16_trains_close_to_fp32(data: Path, mixer: str) -> None:
     overrides = ["--encoder.mixer", mixer]

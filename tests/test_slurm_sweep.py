@@ -83,7 +83,6 @@ def ranks_of(job: Job) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.cluster
 def test_a_sweep_is_one_array_and_the_same_command_finishes_what_was_cancelled_or_killed(
     cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
 ) -> None:
@@ -128,7 +127,6 @@ def test_a_sweep_is_one_array_and_the_same_command_finishes_what_was_cancelled_o
 
 
 @pytest.mark.slow
-@pytest.mark.cluster
 def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
     cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
 ) -> None:

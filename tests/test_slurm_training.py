@@ -36,7 +36,6 @@ def ranks(job: Job) -> list[int]:
     return job.processes("longplay.launch.train", "-m", str(REPOSITORY / ".venv" / "bin" / "python"))
 
 
-@pytest.mark.cluster
 def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_an_undisturbed_one(
     slurm_cluster: LocalCluster, data: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,197 @@
+"""What the item table costs a step: by its size, by how its rows travel, and by what updates them.
+
+python -m benchmarks.table size --data data/ml1m       one rank, tables of 0.1 to 30 million rows (12 GB)
+python -m benchmarks.table exchange --data data/ml1m   2 ranks: row_sparse, zero_dense, and a gathered table
+python -m benchmarks.table optimizers                  updating the touched rows, beside torch's own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.measure import interleaved, machine, median, seconds, spread
+from benchmarks.own_loop import OwnLoop
+from longplay.data_shards.train_stream import Batch
+from longplay.distributed.deepspeed_env import deepspeed
+from longplay.distributed.engine import EncoderEngine, deepspeed_config
+from longplay.distributed.item_table import ItemTable
+from longplay.distributed.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
+from longplay.distributed.world import World, close_world, init_world
+from longplay.launch.model import Model
+from longplay.launch.train_step import rows_keys
+from longplay.models.build import build_encoder
+
+_LOSS = ["--loss.name", "bce"]
+_ADAGRAD = ["--table.optimizer.name", "adagrad"]
+
+
+def main() -> None:
+    """Runs one part and prints its table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["size", "exchange", "optimizers"])
+    parser.add_argument("--data", type=Path, help="a prepared dataset, not for `optimizers`")
+    parser.add_argument("--rows", type=int, nargs="+", help="of the table")
+    parser.add_argument("--touched", type=int, default=20_000, help="rows of a step, of `optimizers`")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank:
+        _run_rank(args)
+        return
+    if args.part != "optimizers" and args.data is None:
+        parser.error(f"{args.part} needs --data, for example data/ml1m")
+    print(machine())
+    {"size": _size, "exchange": _exchange, "optimizers": _optimizers}[args.part](args)
+
+
+def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
+    """The same loop over a table of another size, of whose items only the dataset's occur as targets."""
+    config, world = own.config, own.world
+    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
+    engine = EncoderEngine(encoder, table, config.engine, world)
+    own.model = Model(config=config, world=world, encoder=encoder, table=table, engine=engine, negatives=None)
+    return own
+
+
+def _size(args: argparse.Namespace) -> None:
+    """Milliseconds of a step; negatives are drawn from the whole table."""
+    world = init_world(device="auto")
+    sizes = args.rows or [100_000, 1_000_000, 10_000_000, 30_000_000]
+    pieces = {}
+    for num_rows in sizes:
+        own = with_rows(OwnLoop(args.data, "mambarec", [*_LOSS, *_ADAGRAD], world), num_rows)
+        pieces[f"{num_rows:,}"] = lambda own=own: 1e3 * seconds(lambda: own.steps(4)) / 4
+    times = interleaved(pieces, repeats=args.repeats)
+    base = median(next(iter(times.values())))
+    for name, values in times.items():
+        middle = median(values)
+        print(f"{name:>12} rows {middle:8.1f} ms a step {middle / base:6.3f}  ({spread(values)})")
+
+
+def _exchange(args: argparse.Namespace) -> None:
+    """Milliseconds and bytes of looking rows up, returning their gradients and updating them."""
+    for num_rows in args.rows or [200_000, 1_000_000]:
+        pieces = {mode: lambda m=mode, n=num_rows: _two_ranks(args, m, n) for mode in _MODES}
+        times = interleaved(pieces, repeats=args.repeats)
+        base = median(times["row_sparse"])
+        for mode, values in times.items():
+            middle = median(values)
+            print(f"{num_rows:>10,} rows {mode:<12}{middle:9.1f} ms a step {middle / base:7.1f}")
+
+
+_MODES = ("row_sparse", "zero_dense", "gathered")
+
+
+def _two_ranks(args: argparse.Namespace, mode: str, num_rows: int) -> float:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["-m", "benchmarks.table", "exchange", "--rank", mode, "--data", str(args.data)]
+    command += ["--rows", str(num_rows)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    if done.returncode:
+        raise SystemExit(f"{mode} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _run_rank(args: argparse.Namespace) -> None:
+    """One rank of `exchange`; rank 0 prints milliseconds a step."""
+    torch.set_num_threads(1)
+    world = init_world(device="auto")
+    (num_rows,) = args.rows
+    if args.rank == "gathered":
+        cost = _gathered(num_rows, args.data, world)
+    else:
+        words = [*_LOSS, "--table.update", args.rank, "--engine.zero_stage", "3"]
+        own = with_rows(OwnLoop(args.data, "mambarec", words, world), num_rows)
+        own.steps(2)
+        began = time.perf_counter()
+        own.steps(5)
+        cost = (time.perf_counter() - began) / 5
+    if world.is_rank0:
+        print(json.dumps(1e3 * cost), flush=True)
+    close_world()
+
+
+class _Gathered(nn.Module):
+    """The table as an ordinary embedding inside the module that ZeRO-3 shards: gathered whole at each use."""
+
+    def __init__(self, encoder: nn.Module, num_rows: int, width: int) -> None:
+        super().__init__()
+        self.encoder, self.table = encoder, nn.Embedding(num_rows + 1, width)
+
+    def forward(self, batch: Batch, keys: Tensor, negatives: Tensor) -> Tensor:
+        valid = batch.targets > 0
+        wanted = [batch.item_ids, batch.targets, negatives]
+        inputs, positive, negative = self.table(torch.stack(wanted)).unbind()
+        hidden = self.encoder(inputs, batch.seq_idx, keys)
+        for_one, for_other = ((hidden * rows).sum(-1)[valid] for rows in (positive, negative))
+        return F.softplus(-for_one).sum() + F.softplus(for_other).sum()
+
+
+def _gathered(num_rows: int, data: Path, world: World) -> float:
+    """Seconds of a step in which DeepSpeed does with the table what it does with every weight."""
+    own = OwnLoop(data, "mambarec", [*_LOSS, "--engine.zero_stage", "3"], world)
+    config = own.config
+    model = _Gathered(own.model.encoder, num_rows, config.encoder.d_model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        config=deepspeed_config(config.engine),
+    )
+    batches = iter(own.stream)
+
+    def step() -> None:
+        batch = next(batches)
+        negatives = torch.randint(1, num_rows + 1, batch.targets.shape)
+        engine.backward(engine(batch, rows_keys(own.model, batch, 1), negatives) / batch.targets.numel())
+        engine.step()
+
+    step()
+    return seconds(lambda: [step() for _ in range(2)]) / 2
+
+
+def _optimizers(args: argparse.Namespace) -> None:
+    """Milliseconds of an update of `touched` rows."""
+    (num_rows,) = args.rows or [1_000_000]
+    width = 64
+    config = RowOptimizerConfig()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(num_rows, generator=generator)[: args.touched].sort().values
+    grads = torch.randn(args.touched, width, generator=generator)
+    pieces: dict[str, Callable[[], float]] = {}
+    for name, kind in (("lazy Adam", LazyAdam), ("row Adagrad", RowAdagrad)):
+        weight = torch.zeros(num_rows, width)
+        optimizer = kind(config, weight)
+        pieces[name] = lambda o=optimizer, w=weight: seconds(lambda: o.step(w, rows, grads, lr=1e-3, step=9))
+    sparse, dense = (nn.Parameter(torch.zeros(num_rows, width)) for _ in range(2))
+    sparse.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), grads, (num_rows, width), is_coalesced=True)
+    dense.grad = torch.zeros(num_rows, width).index_copy_(0, rows, grads)
+    pieces["torch's SparseAdam"] = _timed(torch.optim.SparseAdam([sparse], lr=1e-3))
+    pieces["torch's Adam, whole table"] = _timed(torch.optim.Adam([dense], lr=1e-3))
+    times = interleaved(pieces, repeats=args.repeats)
+    base = median(times["lazy Adam"])
+    print(f"{args.touched:,} touched rows of {num_rows:,} x {width}")
+    for name, values in times.items():
+        print(f"{name:<28}{1e3 * median(values):9.2f} ms {median(values) / base:8.2f}")
+
+
+def _timed(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+    return lambda: seconds(optimizer.step)
+
+
+if __name__ == "__main__":
+    main()

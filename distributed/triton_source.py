@@ -1,0 +1,88 @@
+"""The Triton kernels that `triton_kernels` launches and describes; importing this needs Triton."""
+
+from typing import Any
+
+import triton  # pyright: ignore[reportMissingImports] -- optional
+import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional
+
+
+@triton.jit
+def lazy_adam(
+    weight: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    rows: Any,
+    grads: Any,
+    num_rows: Any,
+    beta1: Any,
+    beta2: Any,
+    step_size: Any,
+    eps: Any,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    row = tl.load(rows + at, mask=at < num_rows, other=0)
+    mask = (at < num_rows)[:, None] & (column < WIDTH)[None, :]
+    place = row[:, None] * WIDTH + column[None, :]
+    grad = tl.load(grads + at.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=mask, other=0.0)
+    first = tl.load(exp_avg + place, mask=mask, other=0.0)
+    first += (1 - beta1) * (grad - first)
+    second = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
+    second = beta2 * second + (1 - beta2) * grad * grad
+    value = tl.load(weight + place, mask=mask, other=0.0)
+    tl.store(exp_avg + place, first, mask=mask)
+    tl.store(exp_avg_sq + place, second, mask=mask)
+    tl.store(weight + place, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)
+
+
+@triton.jit
+def count_above(
+    queries: Any,
+    rows: Any,
+    above: Any,
+    below: Any,
+    counts: Any,
+    near: Any,
+    num_near: Any,
+    num_queries: Any,
+    num_rows: Any,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    ROWS: tl.constexpr,
+    ROWS_PER_PROGRAM: tl.constexpr,
+    CAPACITY: tl.constexpr,
+):
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    column = tl.arange(0, PADDED)
+    is_query = query < num_queries
+    query_place = query.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    is_element = column < WIDTH
+    q = tl.load(queries + query_place, mask=is_query[:, None] & is_element[None, :], other=0.0)
+    high = tl.load(above + query, mask=is_query, other=float("inf"))
+    low = tl.load(below + query, mask=is_query, other=float("inf"))
+    count = tl.zeros((QUERIES,), tl.int32)
+    begin = tl.program_id(1) * ROWS_PER_PROGRAM
+    for first in range(begin, begin + ROWS_PER_PROGRAM, ROWS):
+        row = first + tl.arange(0, ROWS)
+        is_row = row < num_rows
+        row_place = row.to(tl.int64)[None, :] * WIDTH + column[:, None]
+        r = tl.load(rows + row_place, mask=is_element[:, None] & is_row[None, :], other=0.0)
+        score = tl.dot(q, r, input_precision="tf32x3")
+        inside = is_query[:, None] & is_row[None, :]
+        count += tl.sum((inside & (score > high[:, None])).to(tl.int32), 1)
+        undecided = inside & (score >= low[:, None]) & (score <= high[:, None])
+        found = tl.sum(tl.sum(undecided.to(tl.int32), 1), 0)
+        if found > 0:
+            base = tl.atomic_add(num_near, found)
+            flat = tl.reshape(undecided.to(tl.int32), (QUERIES * ROWS,))
+            slot = base + tl.cumsum(flat, 0) - 1
+            flat_query = tl.reshape(query[:, None] + tl.zeros((QUERIES, ROWS), tl.int32), (QUERIES * ROWS,))
+            flat_row = tl.reshape(row[None, :] + tl.zeros((QUERIES, ROWS), tl.int32), (QUERIES * ROWS,))
+            mask = (flat > 0) & (slot < CAPACITY)
+            tl.store(near + 2 * slot.to(tl.int64), flat_query.to(tl.int64), mask=mask)
+            tl.store(near + 2 * slot.to(tl.int64) + 1, flat_row.to(tl.int64), mask=mask)
+    tl.atomic_add(counts + query, count, mask=is_query)

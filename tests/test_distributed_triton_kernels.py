@@ -1,0 +1,129 @@
+"""The Triton kernels against PyTorch, in Triton's interpreter on the CPU, or on a GPU where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from longplay.distributed import score_counts, triton_kernels
+from longplay.distributed.row_optimizers import LazyAdam, RowOptimizerConfig, lazy_adam_kernel
+from longplay.distributed.score_counts import counting_kernel
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not _HAS_TRITON, reason="needs triton")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def interpreted() -> None:
+    """Skips unless Triton runs here; the variable must be there before Triton is imported."""
+    if not triton_kernels.is_present(device()):
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+
+
+@needs_triton
+def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
+    """Runs the tests below in a process that was begun with Triton's interpreter."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("is that process")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not interpreter",
+        __file__,
+    ]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("width", [1, 24, 64])
+def test_the_fused_update_is_lazy_adam(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def updated(switch: str) -> list[Tensor]:
+        monkeypatch.setenv("LONGPLAY_TRITON", switch)
+        triton_kernels.works.cache_clear()
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(300, width, generator=generator).to(device())
+        optimizer = LazyAdam(RowOptimizerConfig(), weight)
+        for step in range(1, 5):
+            rows = torch.randperm(300, generator=generator)[:77].sort().values.to(device())
+            grads = torch.randn(77, width, generator=generator).to(device())
+            optimizer.step(weight, rows, grads, lr=0.01, step=step)
+        assert triton_kernels.works(lazy_adam_kernel, device()) == (switch == "1")
+        return [weight, *optimizer.state.values()]
+
+    for ours, theirs in zip(updated("1"), updated("0"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    monkeypatch.setenv("LONGPLAY_TRITON", switch)
+    if switch == "0":
+        triton_kernels.works.cache_clear()
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(333, 24, generator=generator)
+    ties_and_last_bits(rows)
+    hidden = torch.randn(70, 24, generator=generator)
+    own = torch.randint(-50, 333, (70,), generator=generator)
+    score = score_counts.exact_dot(hidden, rows[own.clamp(min=0)])
+    found = score_counts.count_beating_rows(*(x.to(device()) for x in (hidden, rows, score, own)))
+    return found.cpu()
+
+
+def ties_and_last_bits(rows: Tensor) -> None:
+    """Makes every third row the one before it, and every fifth that but for one last bit."""
+    rows[1::3] = rows[0:-1:3]
+    rows[5::5] = rows[4:-1:5]
+    rows[5::5, 0] = torch.nextafter(rows[5::5, 0], torch.tensor(9.0))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("capacity", [1 << 12, 3])
+def test_the_fused_counts_are_exact(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 3, there are more undecided pairs than the kernel has room for."""
+    monkeypatch.setattr(triton_kernels, "_ROWS_PER_PROGRAM", 128)
+    monkeypatch.setattr(score_counts, "_FUSED_ROWS", 200)
+    plain = count_rows("0", monkeypatch)
+    assert triton_kernels.works(counting_kernel, device()) is False
+    monkeypatch.setenv("LONGPLAY_TRITON", "1")
+    triton_kernels.works.cache_clear()
+    assert triton_kernels.works(counting_kernel, device())  # tried with enough room
+    monkeypatch.setattr(triton_kernels, "NEAR_CAPACITY", capacity)
+    assert torch.equal(count_rows("1", monkeypatch), plain)
+
+
+def test_a_kernel_that_fails_or_differs_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(device: torch.device) -> bool:
+        raise RuntimeError("no such instruction")
+
+    def differs(device: torch.device) -> bool:
+        return False
+
+    monkeypatch.setattr(triton_kernels, "is_present", lambda device: True)
+    cpu = torch.device("cpu")
+    assert not triton_kernels.works(breaks, cpu)
+    assert not triton_kernels.works(differs, cpu)
+    assert "breaks: left alone, PyTorch is used instead: no such instruction" in caplog.text
+    assert "differs: left alone, PyTorch is used instead: results differ" in caplog.text
+
+
+def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGPLAY_TRITON", "0")
+    assert not triton_kernels.is_present(torch.device("cuda"))
