@@ -1,7 +1,7 @@
 """What saving costs a training, and whether a table of 31.6 M rows can be saved and resumed on any ranks.
 
 python -m benchmarks.checkpoint overhead --data data/ml1m      saving every 50 steps against never, in turns
-python -m benchmarks.checkpoint large                          31.6 M x 64 rows: 2 ranks, then 1, then 4
+python -m benchmarks.checkpoint large                          31.6 M x 64 rows: 2 ranks, killed, 1, killed, then 4
 
 `large` writes and reads 8.1 GB three times, needs 20 GB of memory and 30 GB of disk, and measures the disk
 itself beside it.
@@ -13,11 +13,13 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,42 +91,51 @@ def _large(folder: Path, num_items: int) -> None:
     write_rate, read_rate = _disk_rates(folder)
     print(f"disk: writes {write_rate / 1e6:.0f} MB/s, reads {read_rate / 1e6:.0f} MB/s (files of 2 GB)")
     table_gib = num_items * 64 * 4 / 2**30
-    for world_size, steps in ((2, 20), (1, 30), (4, 40)):
-        words = ["mambarec", "--data", str(data), "--run", str(run), *_large_settings(steps)]
+    for world_size, steps, then in ((2, 20, "killed"), (1, 40, "killed"), (4, 60, "ended")):
+        words = ["mambarec", "--data", str(data), "--run", str(run), *_large_settings()]
+
+        def is_saved(step: int = steps) -> bool:
+            return step in read_scalars(run, "perf/save_stall_s")
+
         began = time.perf_counter()
-        peaks = _train(words, world_size, log)
+        if then == "killed":
+            peaks = _train(words, world_size, log, kill_when=is_saved)
+        else:
+            peaks = _train([*words, "--train.max_steps", str(steps)], world_size, log)
         seconds = time.perf_counter() - began
         loaded = re.findall(r"read in ([\d.]+) s", log.read_text())
-        stalls = {at: s for at, s in read_scalars(run, "perf/save_stall_s").items() if at == steps}
+        stalls = read_scalars(run, "perf/save_stall_s")
         shard = table_gib / world_size
         allowed = 1.25 * (shard + shard / 64) + 1.5
         print(
-            f"{world_size} rank(s) to step {steps}: {seconds:.0f} s, peak {max(peaks):.2f} GiB a rank "
+            f"{world_size} rank(s) to step {steps}, {then}: {seconds:.0f} s, peak {max(peaks):.2f} GiB a rank "
             f"(1.25 x shard and state + 1.5: {allowed:.2f}), saved in {stalls[steps]:.1f} s"
             + (f", read in {loaded[0]} s" if loaded else ""),
             flush=True,
         )
     losses = read_scalars(run, "train/loss")
-    print("loss", " ".join(f"{step}: {losses[step]:.4f}" for step in (1, 10, 20, 21, 30, 31, 40)))
+    print("loss", " ".join(f"{step}: {losses[step]:.4f}" for step in (1, 20, 21, 40, 41, 60)))
     num_bytes = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
     print(f"checkpoints {num_bytes / 1e9:.1f} GB")
 
 
 def read_scalars(run: Path, tag: str) -> dict[int, float]:
-    """step -> value of one tag."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """step -> value of one tag; nothing where there is no log yet."""
+    if not (run / "metrics.jsonl").exists():
+        return {}
+    text = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return {line["step"]: line["value"] for line in lines if line["tag"] == tag}
 
 
-def _large_settings(steps: int) -> list[str]:
+def _large_settings() -> list[str]:
     chosen = {
         "encoder.d_model": 64,
         "context_length": 200,
         "table.optimizer.name": "adagrad",
         "loss.name": "sampled_softmax",
         "data.rows_per_step": 24,
-        "train.max_steps": steps,
-        "train.checkpoint_every_steps": 1000,
+        "train.checkpoint_every_steps": 20,
         "train.log_every_steps": 1,
         "train.device": "cpu",
         "evaluation.max_validation_users": 20,
@@ -167,8 +178,12 @@ def _disk_rates(folder: Path) -> tuple[float, float]:
     return total / written, total / read
 
 
-def _train(words: list[str], world_size: int, log: Path) -> list[float]:
-    """Runs `longplay train` on some ranks to its end; each rank's peak memory in GiB."""
+def _train(
+    words: list[str], world_size: int, log: Path, kill_when: Callable[[], bool] | None = None
+) -> list[float]:
+    """Runs `longplay train` on some ranks to its end, or until they are all killed; each rank's peak memory
+    in GiB.
+    """
     port, processes = free_port(), []
     with log.open("w") as output:
         for rank in range(world_size):
@@ -181,12 +196,19 @@ def _train(words: list[str], world_size: int, log: Path) -> list[float]:
                     [*_LONGPLAY, "train", *words], env=env, stdout=output, stderr=subprocess.STDOUT
                 )
             )
+        while kill_when is not None and not kill_when():
+            assert all(process.poll() is None for process in processes), log.read_text()
+            time.sleep(0.2)
+        if kill_when is not None:
+            for process in processes:
+                process.kill()
         peaks = []
         for process in processes:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             peaks.append(usage.ru_maxrss / 2**20)
-    assert all(process.returncode == 0 for process in processes), log.read_text()
+    wanted = 0 if kill_when is None else -signal.SIGKILL
+    assert all(process.returncode == wanted for process in processes), log.read_text()
     return peaks
 
 

@@ -1,0 +1,184 @@
+"""All that needs a GPU, by one command: training, the row update, ranking, memory, and the card's own limits.
+
+python -m benchmarks.gpu             ten minutes on one card with 80 GB
+python -m benchmarks.gpu --small     the same code on sizes for any machine, to see that it runs
+
+Each rate is printed with the fraction of the card's limit that it reaches; the limits are measured first: the
+rate of a copy in its memory, and of a bf16 matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import machine, median
+from benchmarks.own_loop import OwnLoop
+from benchmarks.stream import lfm_lengths, write_dataset
+from benchmarks.table import with_rows
+from longplay.distributed.row_optimizers import LazyAdam, RowOptimizerConfig
+from longplay.distributed.score_counts import count_beating_rows, exact_dot
+from longplay.distributed.world import World, init_world
+
+WIDTH = 64
+# Bytes of device memory that training an event moves at least, one block of MambaRec in bf16: 250 M events/s
+# at 4.3 TB/s.
+_TRAFFIC_PER_EVENT = 17_200
+_STUDY_EVENTS_PER_S, _STUDY_BYTES = 0.375e6, 24e9  # published for MambaRec at L = 5000, batch 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured."""
+
+    num_rows: int
+    touched: int
+    users: int
+    queries_at_once: int
+    events: int
+    batch: int
+    lengths: tuple[int, ...]
+    limit_elements: int
+
+
+_FULL = Sizes(31_634_450, 160_000, 120_000, 8192, 50_000_000, 64, (250, 500, 1000, 2000, 5000), 1 << 28)
+_SMALL = Sizes(50_000, 2_000, 300, 128, 200_000, 2, (50, 100), 1 << 20)
+
+
+def main() -> None:
+    """Prints one line per measurement."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="sizes for any machine")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    if not (args.small or torch.cuda.is_available()):
+        parser.error("PyTorch sees no GPU here; --small shows on a CPU that everything runs")
+    sizes = _SMALL if args.small else _FULL
+    world = init_world(device="auto")
+    timer = Timer(world.device, args.repeats)
+    print(machine())
+    copy_rate, product_rate = _limits(sizes, timer)
+    _update(sizes, timer, copy_rate)
+    _rank(sizes, timer, product_rate)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        write_dataset(data, lfm_lengths(sizes.events))
+        _train(sizes, data, world, timer, copy_rate)
+
+
+class Timer:
+    """Times work on a device."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        """Median seconds, after one call that does not count."""
+        times = []
+        for _ in range(self.repeats + 1):
+            self.wait()
+            began = time.perf_counter()
+            work()
+            self.wait()
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forget_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int:
+        """Device memory at its peak; 0 without a GPU, where nobody counts it."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+
+
+def _limits(sizes: Sizes, timer: Timer) -> tuple[float, float]:
+    """Bytes a second of a copy, read and written, and multiply-adds times two a second of a bf16 product."""
+    source = torch.ones(sizes.limit_elements, device=timer.device)
+    target = torch.empty_like(source)
+    copy_rate = 8 * source.numel() / timer(lambda: target.copy_(source))
+    side = int(sizes.limit_elements**0.5)
+    factor = torch.ones(side, side, device=timer.device, dtype=torch.bfloat16)
+    product_rate = 2 * side**3 / timer(lambda: factor @ factor)
+    print(f"limits: copies {copy_rate / 1e12:.2f} TB/s, bf16 products {product_rate / 1e12:.0f} TFLOP/s")
+    return copy_rate, product_rate
+
+
+def _update(sizes: Sizes, timer: Timer, copy_rate: float) -> None:
+    """Lazy Adam on the touched rows of a large table."""
+    weight = torch.zeros(sizes.num_rows, WIDTH, device=timer.device)
+    optimizer = LazyAdam(RowOptimizerConfig(), weight)
+    rows = torch.randperm(sizes.num_rows, device=timer.device)[: sizes.touched].sort().values
+    grads = torch.randn(sizes.touched, WIDTH, device=timer.device)
+    took = timer(lambda: optimizer.step(weight, rows, grads, lr=1e-3, step=9))
+    limit = 7 * grads.numel() * 4 / copy_rate
+    print(
+        f"update of {sizes.touched:,} rows of {sizes.num_rows:,} x {WIDTH}: {1e3 * took:.3f} ms, "
+        f"{limit / took:.0%} of the limit"
+    )
+
+
+def _rank(sizes: Sizes, timer: Timer, product_rate: float) -> None:
+    """Exact ranks of all users over all rows."""
+    generator = torch.Generator(timer.device).manual_seed(0)
+    rows = torch.randn(sizes.num_rows, WIDTH, device=timer.device, generator=generator)
+    hidden = torch.randn(sizes.users, WIDTH, device=timer.device, generator=generator)
+    own = torch.randint(sizes.num_rows, (sizes.users,), device=timer.device, generator=generator)
+    # As trained models have it, targets score well: the own row's direction is mixed in.
+    hidden += rows[own]
+    score = exact_dot(hidden, rows[own])
+    timer.forget_peak()
+    before = timer.peak_bytes()
+
+    def rank() -> None:
+        parts = (each.split(sizes.queries_at_once) for each in (hidden, score, own))
+        for some, scores, owns in zip(*parts, strict=True):
+            count_beating_rows(some, rows, scores, owns)
+
+    took = timer(rank)
+    limit = 2 * sizes.users * sizes.num_rows * WIDTH / product_rate
+    extra = (timer.peak_bytes() - before) / 2**30
+    print(
+        f"exact ranks of {sizes.users:,} users among {sizes.num_rows:,} items: {took:.2f} s, "
+        f"{limit / took:.0%} of the limit, {extra:.2f} GiB beside the table"
+    )
+
+
+def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: float) -> None:
+    """Events a second from tar shards, with a table of full size, and the memory beside that table."""
+    slots = sizes.batch * max(sizes.lengths)
+    for length in sizes.lengths:
+        for recipe in ("mambarec", "sasrec"):
+            words = ["--context_length", str(length), "--data.rows_per_step", str(slots // length)]
+            words += ["--data.num_lanes", "1", "--loss.name", "bce", "--engine.precision", "bf16"]
+            timer.forget_peak()
+            own = with_rows(OwnLoop(data, recipe, words, world), sizes.num_rows)
+            table = sum(own.model.table.bytes_per_rank().values())
+            took = timer(lambda own=own: own.steps(4))
+            rate = 4 * slots / took
+            line = f"{recipe:<9} L={length:<6,}{rate / 1e6:9.2f} M slots/s"
+            if recipe == "mambarec":
+                line += f", {rate * _TRAFFIC_PER_EVENT / copy_rate:.0%} of the limit"
+                if length == 5000:
+                    memory = timer.peak_bytes() - table
+                    line += f", {rate / _STUDY_EVENTS_PER_S:.0f} x the study's rate"
+                    line += f"; {memory / 1e9:.2f} GB beside the table"
+                    line += f", {memory / _STUDY_BYTES:.2f} of the study's memory"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
