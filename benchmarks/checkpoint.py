@@ -1,7 +1,7 @@
 """What saving costs a training, and whether a table of 31.6 M rows can be saved and resumed on any ranks.
 
-python -m benchmarks.checkpoint overhead --data data/ml1m      saving every 50 steps against never, in turns
-python -m benchmarks.checkpoint large                          31.6 M x 64 rows: 2 ranks, killed, 1, killed, then 4
+python -m benchmarks.checkpoint overhead --data data/ml1m   saving every 50 steps against never, in turns
+python -m benchmarks.checkpoint large                       31.6 M x 64 rows: 2 ranks, killed, 1, killed, 4
 
 `large` writes and reads 8.1 GB three times, needs 20 GB of memory and 30 GB of disk, and measures the disk
 itself beside it.
@@ -108,8 +108,8 @@ def _large(folder: Path, num_items: int) -> None:
         shard = table_gib / world_size
         allowed = 1.25 * (shard + shard / 64) + 1.5
         print(
-            f"{world_size} rank(s) to step {steps}, {then}: {seconds:.0f} s, peak {max(peaks):.2f} GiB a rank "
-            f"(1.25 x shard and state + 1.5: {allowed:.2f}), saved in {stalls[steps]:.1f} s"
+            f"{world_size} rank(s) to step {steps}, {then}: {seconds:.0f} s, "
+            f"peak {max(peaks):.2f} GiB a rank (1.25 x shard and state + 1.5: {allowed:.2f}), saved in {stalls[steps]:.1f} s"
             + (f", read in {loaded[0]} s" if loaded else ""),
             flush=True,
         )
