@@ -109,8 +109,8 @@ def _large(folder: Path, num_items: int) -> None:
         allowed = 1.25 * (shard + shard / 64) + 1.5
         print(
             f"{world_size} rank(s) to step {steps}, {then}: {seconds:.0f} s, "
-            f"peak {max(peaks):.2f} GiB a rank (1.25 x shard and state + 1.5: {allowed:.2f}), saved in {stalls[steps]:.1f} s"
-            + (f", read in {loaded[0]} s" if loaded else ""),
+            f"peak {max(peaks):.2f} GiB a rank (1.25 x shard and state + 1.5: {allowed:.2f}), "
+            f"saved in {stalls[steps]:.1f} s" + (f", read in {loaded[0]} s" if loaded else ""),
             flush=True,
         )
     losses = read_scalars(run, "train/loss")
