@@ -3,6 +3,8 @@
 python -m benchmarks.ranks --data data/ml1m
 
 Each rank has one thread and one core of its own, as far as there are cores; the global batch is the same.
+Beside them as many separate trainings as there are cores, of one rank each and at the same time: what the
+machine's cores can do together where nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 
 from benchmarks.measure import interleaved, machine, median, spread
 from benchmarks.own_loop import OwnLoop
-from longplay.distributed.world import close_world, init_world
+from longplay.distributed.world import close_world, free_port, init_world
 
 _WARM_UP_STEPS = 2
 
@@ -35,46 +37,52 @@ def main() -> None:
     parser.add_argument("--recipe", default="mambarec")
     parser.add_argument("--loss", default="bce")
     parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         _run_rank(args)
         return
     print(machine())
-    pieces = {world_size: lambda w=world_size: _rate(args, w) for world_size in args.ranks}
-    rates = interleaved({str(w): piece for w, piece in pieces.items()}, repeats=args.repeats)
-    base = median(rates[str(args.ranks[0])])
-    for world_size, values in rates.items():
+    pieces = {f"{w} rank(s)": lambda w=w: sum(_rates(args, world_size=w)) for w in args.ranks}
+    cores = len(os.sched_getaffinity(0))
+    ceiling = f"{cores} trainings of 1 rank each"
+    pieces[ceiling] = lambda: sum(_rates(args, world_size=1, at_once=cores))
+    rates = interleaved(pieces, repeats=args.repeats)
+    base = median(next(iter(rates.values())))
+    for name, values in rates.items():
         middle = median(values)
-        print(f"{world_size} rank(s) {middle:10,.0f} targets/s  {middle / base:5.2f}  ({spread(values)})")
+        print(f"{name:<26} {middle:10,.0f} targets/s  {middle / base:5.2f}  ({spread(values)})")
 
 
-def _rate(args: argparse.Namespace, world_size: int) -> float:
-    """Targets a second of one start."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    command += ["--master-port", "0", "-m", "benchmarks.ranks", "--rank", "--data", str(args.data)]
-    command += [
-        "--steps",
-        str(args.steps),
-        "--recipe",
-        args.recipe,
-        "--loss",
-        args.loss,
-        "--rows",
-        str(args.rows),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    if done.returncode:
-        raise SystemExit(f"{world_size} ranks failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _rates(args: argparse.Namespace, *, world_size: int, at_once: int = 1) -> list[float]:
+    """Targets a second of some trainings that run at the same time, each on `world_size` ranks."""
+    processes = []
+    for core in range(at_once):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+        command += ["--master-port", str(free_port()), "-m", "benchmarks.ranks", "--rank"]
+        command += ["--data", str(args.data), "--steps", str(args.steps), "--recipe", args.recipe]
+        command += ["--loss", args.loss, "--rows", str(args.rows), "--core", str(core)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        )
+    rates = []
+    for process in processes:
+        printed, complaints = process.communicate(timeout=900)
+        if process.returncode:
+            raise SystemExit(f"{world_size} ranks failed:\n{complaints}")
+        rates.append(json.loads(printed.splitlines()[-1]))
+    return rates
 
 
 def _run_rank(args: argparse.Namespace) -> None:
     """One rank of one start; rank 0 prints the rate."""
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
+    os.sched_setaffinity(0, {cores[(args.core + int(os.environ["LOCAL_RANK"])) % len(cores)]})
     world = init_world(device="auto")
     words = ["--loss.name", args.loss, "--data.rows_per_step", str(args.rows)]
     own = OwnLoop(args.data, args.recipe, words, world)
