@@ -20,6 +20,7 @@ from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import write_dataset
 from longplay.distributed.world import init_world
 
+_TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
 _MODELS = {"mambarec": "MambaRec", "sasrec": "SASRec"}
 
 
@@ -82,6 +83,9 @@ def _draw(args: argparse.Namespace, costs: dict[str, list[float]]) -> None:
         xscale="log", yscale="log", xlabel="context length (events)", ylabel="time per trained event (µs)"
     )
     axes.set_xticks(args.lengths, [f"{length:,}" for length in args.lengths])
+    smallest, largest = (each(value for values in costs.values() for value in values) for each in (min, max))
+    ticks = [tick for tick in _TICKS if smallest / 2 < tick < 2 * largest]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_title(f"{args.slots:,} slots a step, width 64, {args.blocks} block(s)")
     axes.grid(alpha=0.3)
