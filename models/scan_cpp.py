@@ -52,16 +52,16 @@ class _CppScan(torch.autograd.Function):
         sizes = ctx.sizes
         sizes.threads = torch.get_num_threads()
         du, ddt = torch.empty_like(u), torch.empty_like(dt)
-        dA_of_row = A.new_empty(sizes.rows, *A.shape)
+        dA_of_row, carried = A.new_zeros(2, sizes.rows, *A.shape)
         dB_of_part, dC_of_part = B.new_zeros(2, sizes.parts, *B.shape)
-        grads = (du, ddt, dA_of_row, dB_of_part, dC_of_part)
+        outputs = (du, ddt, dA_of_row, dB_of_part, dC_of_part, carried)
         call_native(
             _SOURCE,
             "selective_scan_backward",
             sizes,
             *ctx.saved_tensors,
             grad_outputs[0].contiguous(),
-            *grads,
+            *outputs,
         )
         return du, ddt, dA_of_row.sum(0), dB_of_part.sum(0), dC_of_part.sum(0), None
 

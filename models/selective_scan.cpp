@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kLanes = 8;      // floats in a vector: one AVX register; wider or narrower machines split or pair it
 constexpr int64_t kChunk = 32;     // slots between kept states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
+constexpr int64_t kBlock = 128;    // slots that all channels pass before the next ones: B, C and their gradients stay in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
 
 typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
@@ -84,10 +85,15 @@ struct ChannelGroup {
     return ((row * s.chunks + chunk) * s.channels + channel + w) * s.state;
   }
 
-  void forward(const float* u, const float* dt, const float* B, const float* C, const bool* starts, float* y,
-               float* entries) const {
+  // Slots from begin to end, both at a chunk's start or the row's end; the entry of begin's chunk is there already, that of
+  // end's is written.
+  void forward(int64_t begin, int64_t end, const float* u, const float* dt, const float* B, const float* C,
+               const bool* starts, float* y, float* entries) const {
     Vec h[W][kBound] = {};
-    for (int64_t t = 0; t < s.slots; t++) {
+    if (begin)
+      for (int w = 0; w < W; w++)
+        for (int64_t v = 0; v < count(); v++) h[w][v] = load(entries + entry(begin / kChunk, w) + v * kLanes);
+    for (int64_t t = begin; t < end; t++) {
       if (t % kChunk == 0)
         for (int w = 0; w < W; w++)
           for (int64_t v = 0; v < count(); v++) store(entries + entry(t / kChunk, w) + v * kLanes, h[w][v]);
@@ -106,11 +112,16 @@ struct ChannelGroup {
         y[i] = sum(out);
       }
     }
+    if (end < s.slots)
+      for (int w = 0; w < W; w++)
+        for (int64_t v = 0; v < count(); v++) store(entries + entry(end / kChunk, w) + v * kLanes, h[w][v]);
   }
 
-  // Adds to dB and dC of the row; writes du, ddt; writes this row's part of dA.
-  void backward(const float* u, const float* dt, const float* B, const float* C, const bool* starts,
-                const float* entries, const float* dy, float* du, float* ddt, float* dA, float* dB, float* dC) const {
+  // The same slots, blocks from last to first. Adds to dB, dC and this row's part of dA; writes du, ddt. `carried` (W, N) is
+  // the gradient of the state at `end`, zero at the row's, and becomes that at `begin`.
+  void backward(int64_t first, int64_t last, const float* u, const float* dt, const float* B, const float* C,
+                const bool* starts, const float* entries, const float* dy, float* carried, float* du, float* ddt,
+                float* dA, float* dB, float* dC) const {
     thread_local std::vector<float> buffer;
     const int64_t per_slot = W * count() * kLanes;
     buffer.resize((2 * kChunk + 2) * per_slot);
@@ -118,8 +129,14 @@ struct ChannelGroup {
     float* states = decays + kChunk * per_slot;  // states[0] is the chunk's entry
     float* zeros = states + (kChunk + 1) * per_slot;
     std::fill(zeros, zeros + per_slot, 0.f);
-    Vec g[W][kBound] = {}, dA_sum[W][kBound] = {};
-    for (int64_t chunk = s.chunks - 1; chunk >= 0; chunk--) {
+    Vec g[W][kBound], dA_sum[W][kBound];
+    float* dA_row = dA + (row * s.channels + channel) * s.state;
+    for (int w = 0; w < W; w++)
+      for (int64_t v = 0; v < count(); v++) {
+        g[w][v] = load(carried + w * s.state + v * kLanes);
+        dA_sum[w][v] = load(dA_row + w * s.state + v * kLanes);
+      }
+    for (int64_t chunk = (last - 1) / kChunk; chunk >= first / kChunk; chunk--) {
       const int64_t begin = chunk * kChunk, end = std::min(s.slots, begin + kChunk);
       for (int w = 0; w < W; w++)
         std::copy_n(entries + entry(chunk, w), count() * kLanes, states + w * count() * kLanes);
@@ -138,8 +155,10 @@ struct ChannelGroup {
       }
     }
     for (int w = 0; w < W; w++)
-      for (int64_t v = 0; v < count(); v++)
-        store(dA + (row * s.channels + channel + w) * s.state + v * kLanes, dA_sum[w][v]);
+      for (int64_t v = 0; v < count(); v++) {
+        store(carried + w * s.state + v * kLanes, g[w][v]);
+        store(dA_row + w * s.state + v * kLanes, dA_sum[w][v]);
+      }
   }
 
  private:
@@ -194,28 +213,32 @@ struct ChannelGroup {
   }
 };
 
-// Calls work(ChannelGroup, part) for every channel of every row, one row's part of the channels per job.
+// Calls work(ChannelGroup, part, begin, end) for every channel of every row and every block of slots, in the order of the
+// blocks or against it. One row's part of the channels is one job, so that a job's calls may hand each other what they carry.
 template <int V, typename Work>
-void run_jobs(const Sizes& s, const float* A, const Work& work) {
-  const int64_t width = (s.channels + s.parts - 1) / s.parts;
+void run_jobs(const Sizes& s, const float* A, bool reversed, const Work& work) {
+  const int64_t width = (s.channels + s.parts - 1) / s.parts, blocks = (s.slots + kBlock - 1) / kBlock;
 #pragma omp parallel for schedule(dynamic) num_threads(s.threads)
   for (int64_t job = 0; job < s.rows * s.parts; job++) {
     const int64_t row = job / s.parts, part = job % s.parts, last = std::min(s.channels, (part + 1) * width);
-    int64_t channel = part * width;
-    for (; channel + kChannels <= last; channel += kChannels)
-      work(ChannelGroup<V, kChannels>(s, A, row, channel), part);
-    for (; channel < last; channel++) work(ChannelGroup<V, 1>(s, A, row, channel), part);
+    for (int64_t number = 0; number < blocks; number++) {
+      const int64_t begin = (reversed ? blocks - 1 - number : number) * kBlock, end = std::min(s.slots, begin + kBlock);
+      int64_t channel = part * width;
+      for (; channel + kChannels <= last; channel += kChannels)
+        work(ChannelGroup<V, kChannels>(s, A, row, channel), part, begin, end);
+      for (; channel < last; channel++) work(ChannelGroup<V, 1>(s, A, row, channel), part, begin, end);
+    }
   }
 }
 
 template <typename Work>
-void for_each_job(const Sizes& s, const float* A, const Work& work) {
+void for_each_job(const Sizes& s, const float* A, bool reversed, const Work& work) {
   switch (s.state / kLanes) {
-    case 1: return run_jobs<1>(s, A, work);
-    case 2: return run_jobs<2>(s, A, work);
-    case 4: return run_jobs<4>(s, A, work);
-    case 8: return run_jobs<8>(s, A, work);
-    default: return run_jobs<0>(s, A, work);
+    case 1: return run_jobs<1>(s, A, reversed, work);
+    case 2: return run_jobs<2>(s, A, reversed, work);
+    case 4: return run_jobs<4>(s, A, reversed, work);
+    case 8: return run_jobs<8>(s, A, reversed, work);
+    default: return run_jobs<0>(s, A, reversed, work);
   }
 }
 
@@ -226,16 +249,21 @@ extern "C" {
 
 void selective_scan_forward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
                             const float* C, const bool* starts, float* y, float* entries) {
-  for_each_job(*sizes, A, [=](const auto& group, int64_t) { group.forward(u, dt, B, C, starts, y, entries); });
+  for_each_job(*sizes, A, false, [=](const auto& group, int64_t, int64_t begin, int64_t end) {
+    group.forward(begin, end, u, dt, B, C, starts, y, entries);
+  });
 }
 
-// dA (B, E, N) has a part for each row; dB and dC (parts, B, L, N), zero on entry, have one for each part of the channels.
+// dA (B, E, N), zero on entry, has a part for each row; dB and dC (parts, B, L, N), zero on entry, have one for each part of
+// the channels. `carried` (B, E, N), zero on entry, is work space.
 void selective_scan_backward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
                              const float* C, const bool* starts, const float* entries, const float* dy, float* du,
-                             float* ddt, float* dA, float* dB, float* dC) {
+                             float* ddt, float* dA, float* dB, float* dC, float* carried) {
   const int64_t part_elements = sizes->rows * sizes->slots * sizes->state;
-  for_each_job(*sizes, A, [=](const auto& group, int64_t part) {
-    group.backward(u, dt, B, C, starts, entries, dy, du, ddt, dA, dB + part * part_elements,
+  const int64_t channels = sizes->channels, state = sizes->state;
+  for_each_job(*sizes, A, true, [=](const auto& group, int64_t part, int64_t begin, int64_t end) {
+    group.backward(begin, end, u, dt, B, C, starts, entries, dy,
+                   carried + (group.row * channels + group.channel) * state, du, ddt, dA, dB + part * part_elements,
                    dC + part * part_elements);
   });
 }
