@@ -109,7 +109,7 @@ def _efficiency(dataset: str, groups: Sequence[Group]) -> Plot:
     for axes, (name, label) in zip(cells, panels, strict=True):
         _against_length(axes, groups, lambda group, n=name: group.cost(n))
         axes.set_ylabel(label)
-        _spread_or_zero(axes, [stat.mean for group in groups if (stat := group.cost(name))])
+        _spread_or_zero(axes, [stat for group in groups if (stat := group.cost(name))])
     if len({group.context_length for group in groups}) > 1:
         _legend(figure, groups)
     return Plot(
@@ -256,14 +256,15 @@ def _points(axes: Axes, points: Sequence[tuple[float, Stat]], group: Group, grou
     )
 
 
-def _spread_or_zero(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis for values that are far apart, else one from zero."""
+def _spread_or_zero(axes: Axes, stats: Sequence[Stat]) -> None:
+    """A logarithmic axis for means that are far apart, else one from zero that has room for the bars."""
+    values = [stat.mean for stat in stats]
     if values and min(values) > 0 and max(values) / min(values) > 15:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(0, 1.08 * max(values, default=1.0))
+        axes.set_ylim(0, 1.08 * max((stat.mean + (stat.sd or 0.0) for stat in stats), default=1.0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
