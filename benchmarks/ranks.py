@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,10 +46,12 @@ def main() -> None:
         _run_rank(args)
         return
     print(machine())
-    pieces = {f"{w} rank(s)": lambda w=w: sum(_rates(args, world_size=w)) for w in args.ranks}
+    pieces: dict[str, Callable[[], float]] = {}
+    for world_size in args.ranks:
+        pieces[f"{world_size} rank(s)"] = lambda w=world_size: math.fsum(_rates(args, world_size=w))
     cores = len(os.sched_getaffinity(0))
     ceiling = f"{cores} trainings of 1 rank each"
-    pieces[ceiling] = lambda: sum(_rates(args, world_size=1, at_once=cores))
+    pieces[ceiling] = lambda: math.fsum(_rates(args, world_size=1, at_once=cores))
     rates = interleaved(pieces, repeats=args.repeats)
     base = median(next(iter(rates.values())))
     for name, values in rates.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
 from longplay.distributed.item_table import ItemTable
-from longplay.distributed.score_counts import count_beating_rows, exact_dot, exact_scores, half_wins
+from longplay.distributed.score_counts import count_beating_pairs, count_beating_rows, exact_dot, exact_scores
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), per rank
 _TOP_MARGIN = 64  # candidates kept beyond k, against fp32 rounding among near-equal scores
@@ -78,37 +78,26 @@ def rank_targets(queries: Queries, table: ItemTable) -> Ranks:
 
     each = torch.arange(hidden.shape[0], device=hidden.device)
     score = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    pairs, exact = score_pairs(hidden, torch.stack([each, targets], 1), table)
-    score[pairs[:, 0]] = exact
+    query, row = owned_pairs(torch.stack([each, targets], 1), table)
+    score[query] = exact_scores(hidden, query, table.shard, row)
     all_reduce_sum(score, world)
 
     beaten = torch.zeros(3, hidden.shape[0], dtype=torch.float64, device=hidden.device)
     own = table.order.positions(targets) - table.first_row
     beaten[0] = count_beating_rows(hidden, table.shard, score, own)
-    count_pairs(hidden, seen, score, table, beaten[1])
-    count_pairs(hidden, sampled, score, table, beaten[2])
+    for number, pairs in ((1, seen), (2, sampled)):
+        query, row = owned_pairs(pairs, table)
+        beaten[number] = count_beating_pairs(hidden, query, table.shard, row, score)
     all_reduce_sum(beaten, world)
     full, among_seen, among_sampled = beaten[:, start : start + counts[world.rank]]
     return Ranks(full=1 + full, full_unseen=1 + full - among_seen, sampled=1 + among_sampled)
 
 
-def score_pairs(hidden: Tensor, pairs: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
-    """Float64 scores of the (query, item) `pairs` (P, 2) whose item this rank owns: those pairs, and their
-    scores.
-    """
+def owned_pairs(pairs: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
+    """Of (query, item) pairs (P, 2) those whose item this rank owns: query (N,), row in its shard (N,)."""
     rows = table.order.positions(pairs[:, 1]) - table.first_row
     owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
-    pairs, rows = pairs[owned], rows[owned]
-    return pairs, exact_scores(hidden, pairs[:, 0], table.shard, rows)
-
-
-def count_pairs(hidden: Tensor, pairs: Tensor, score: Tensor, table: ItemTable, beaten: Tensor) -> None:
-    """Add to `beaten` (Q,) how many of its `pairs` beat each query's target `score` (Q,); a tie adds one
-    half.
-    """
-    pairs, scores = score_pairs(hidden, pairs, table)
-    against = score[pairs[:, 0]]
-    beaten.index_add_(0, pairs[:, 0], half_wins(scores, against))
+    return pairs[owned, 0], rows[owned]
 
 
 def top_items(

@@ -12,7 +12,8 @@ from longplay.distributed import triton_kernels
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
 _FUSED_ROWS = 1 << 22  # rows of one call of the kernel
-_PAIR_ELEMENTS = 1 << 22  # row elements gathered at once when single pairs are scored
+_PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
+_TINY = 1e-30  # for queries and rows of zeros
 
 
 def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
@@ -35,6 +36,29 @@ def half_wins(scores: Tensor, against: Tensor) -> Tensor:
     return (scores > against).double() + 0.5 * (scores == against).double()
 
 
+def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor, score: Tensor) -> Tensor:
+    """How many of its pairs beat each query's `score`; a tie counts half.
+
+    Args:
+        hidden: (Q, D) and rows: (R, D) fp32.
+        query, row: (P,) the pairs.
+        score: (Q,) float64, the target's.
+    Returns:
+        (Q,) float64.
+    """
+    beaten = torch.zeros_like(score)
+    slack = _slack(hidden, fused=False)
+    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
+    for at in range(0, query.shape[0], step):
+        of, theirs = query[at : at + step], rows[row[at : at + step]]
+        lead = (hidden[of] * theirs).sum(1).double() - score[of]
+        wins = (lead > 0).double()
+        unsure = (lead.abs() <= slack[of] * theirs.norm(dim=1).max() + _TINY).nonzero().squeeze(1)
+        wins[unsure] = half_wins(exact_dot(hidden[of[unsure]], theirs[unsure]), score[of[unsure]])
+        beaten.index_add_(0, of, wins)
+    return beaten
+
+
 def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor) -> Tensor:
     """How many rows beat each query's `score`; a tie counts half.
 
@@ -49,14 +73,12 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     if hidden.shape[0] == 0 or rows.shape[0] == 0:
         return beaten
     fused = triton_kernels.works(counting_kernel, hidden.device)
-    # |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
-    error = triton_kernels.score_error(hidden.shape[1]) if fused else hidden.shape[1] * 2.0**-24
-    slack = 2 * error * hidden.double().norm(dim=1)
+    slack = _slack(hidden, fused=fused)
     step = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
     size = _FUSED_ROWS if fused else step
     for first in range(0, rows.shape[0], size):
         block = rows[first : first + size]
-        tolerance = slack * block.norm(dim=1).max().double() + 1e-30
+        tolerance = slack * block.norm(dim=1).max() + _TINY
         above = _round_up((score + tolerance).float())
         below = -_round_up(-(score - tolerance).float())
         counted = triton_kernels.count_above(hidden, block, above, below) if fused else None
@@ -107,6 +129,15 @@ def counting_kernel(device: torch.device) -> bool:
         and int((fused[0] - surely).abs().sum()) <= 2
         and abs(fused[1].shape[0] - query.shape[0]) <= 2
     )
+
+
+def _slack(hidden: Tensor, *, fused: bool) -> Tensor:
+    """(Q,) float64: how far a score may be from the exact one, per unit of the row's norm.
+
+    |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
+    """
+    error = triton_kernels.score_error(hidden.shape[1]) if fused else hidden.shape[1] * 2.0**-24
+    return 2 * error * hidden.double().norm(dim=1)
 
 
 def _round_up(value: Tensor) -> Tensor:

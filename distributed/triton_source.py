@@ -76,7 +76,7 @@ def count_above(
         count += tl.sum((inside & (score > high[:, None])).to(tl.int32), 1)
         undecided = inside & (score >= low[:, None]) & (score <= high[:, None])
         found = tl.sum(tl.sum(undecided.to(tl.int32), 1), 0)
-        if found > 0:
+        if found > 0:  # pyright: ignore[reportOperatorIssue] -- a scalar, unknown to Triton's types
             base = tl.atomic_add(num_near, found)
             flat = tl.reshape(undecided.to(tl.int32), (QUERIES * ROWS,))
             slot = base + tl.cumsum(flat, 0) - 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.splits import Part, train_item_counts
-from longplay.distributed.ranking import half_wins
+from longplay.distributed.score_counts import half_wins
 from longplay.launch.candidates import sample_unseen
 from longplay.launch.config import RunConfig
 from longplay.launch.evaluation import Evaluation
