@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 _BLOCK_BYTES = 8 << 20
+_FLUSH_BYTES = (
+    256 << 20
+)  # after each, the disk is told to take what there is, so that little is left to wait for
 _TYPE_NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -49,12 +53,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> WrittenFile:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest, num_bytes = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file:
+    flushes: list[Future[None]] = []
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1, "longplay-flush") as flusher:
         for block in _blocks(len(text).to_bytes(8, "little") + text, tensors):
             digest.update(block)
             num_bytes += len(block)
             while block:
                 block = block[file.write(block) :]
+            if num_bytes >= (len(flushes) + 1) * _FLUSH_BYTES:
+                flushes.append(flusher.submit(os.fdatasync, file.fileno()))
+        for flush in flushes:
+            flush.result()  # a failure is told to one flush alone
         os.fsync(file.fileno())
     return WrittenFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
 
