@@ -4,7 +4,7 @@ python -m benchmarks.checkpoint overhead --data data/ml1m   saving every 50 step
 python -m benchmarks.checkpoint large                       31.6 M x 64 rows: 2 ranks, killed, 1, killed, 4
 
 `large` writes and reads 8.1 GB three times, needs 20 GB of memory and 30 GB of disk, and measures the disk
-itself beside it.
+itself before each start, by a file as large as a checkpoint.
 """
 
 from __future__ import annotations
@@ -88,8 +88,6 @@ def _large(folder: Path, num_items: int) -> None:
     data, run, log = folder / "data", folder / "run", folder / "log"
     print(f"a dataset in which each of {num_items:,} items occurs once", flush=True)
     _make_dataset(data, num_items)
-    write_rate, read_rate = _disk_rates(folder)
-    print(f"disk: writes {write_rate / 1e6:.0f} MB/s, reads {read_rate / 1e6:.0f} MB/s (files of 2 GB)")
     table_gib = num_items * 64 * 4 / 2**30
     for world_size, steps, then in ((2, 20, "killed"), (1, 40, "killed"), (4, 60, "ended")):
         words = ["mambarec", "--data", str(data), "--run", str(run), *_large_settings()]
@@ -97,6 +95,8 @@ def _large(folder: Path, num_items: int) -> None:
         def is_saved(step: int = steps) -> bool:
             return step in read_scalars(run, "perf/save_stall_s")
 
+        write_rate, read_rate = _disk_rates(folder, num_items * 65 * 4)
+        print(f"disk: writes {write_rate / 1e6:.0f} MB/s, reads {read_rate / 1e6:.0f} MB/s", flush=True)
         began = time.perf_counter()
         if then == "killed":
             peaks = _train(words, world_size, log, kill_when=is_saved)
@@ -158,9 +158,9 @@ def _make_dataset(data: Path, num_items: int) -> None:
     path.unlink()
 
 
-def _disk_rates(folder: Path) -> tuple[float, float]:
-    """Bytes per second of writing 2 GB with fsync, and of reading them with the page cache dropped."""
-    path, total = folder / "rate", 2 << 30
+def _disk_rates(folder: Path, total: int) -> tuple[float, float]:
+    """Bytes per second of writing a file of `total` bytes with fsync, and of reading it, not from memory."""
+    path = folder / "rate"
     block = os.urandom(_BLOCK)
     began = time.perf_counter()
     with path.open("wb", buffering=0) as file:
