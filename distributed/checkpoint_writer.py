@@ -153,10 +153,7 @@ class CheckpointWriter:
 
     def _write(self, job: _Job) -> None:
         """Writes this rank's part, and on rank 0 makes the checkpoint whole."""
-        if not self.root.is_dir():
-            raise CheckpointError(
-                f"{self.root}: the folder was removed while the run was going; nothing can be saved there"
-            )
+        self._check_root()
         job.partial.mkdir(exist_ok=True)
         written = [write_tensors(job.partial / name, tensors) for name, tensors in job.tensors.items()]
         account = {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in written}
@@ -172,6 +169,12 @@ class CheckpointWriter:
         _sync_directory(self.root)
         job.when_whole()
 
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise CheckpointError(
+                f"{self.root}: the folder was removed while the run was going; nothing can be saved there"
+            )
+
     def _gather(self, partial: Path) -> dict[str, Any]:
         """Every file's size and checksum, once all ranks have written theirs."""
         files: dict[str, Any] = {}
@@ -184,6 +187,7 @@ class CheckpointWriter:
                         f"{partial}: rank {rank} has not written its part within {self._timeout_s:g} s; "
                         "is the run folder on a file system that all nodes share?"
                     )
+                self._check_root()
                 if not partial.exists():
                     raise CheckpointError(f"{partial}: was removed while it was written")
                 time.sleep(_POLL_S)

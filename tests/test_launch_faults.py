@@ -75,7 +75,10 @@ def test_a_checkpoint_folder_removed_under_us_is_named(tmp_path: Path, data: Pat
     )
     assert command.wait(timeout_s=90) != 0
     last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert "checkpoints: the folder was removed while the run was going" in last
+    # A save that is under way at that moment finds its own file gone.
+    assert re.search(
+        r"checkpoints(: the folder was removed|/\.writing-\S+: (was removed|No such file))", last
+    ), last
 
 
 def test_a_read_only_run_folder_ends_all_ranks_before_they_train(tmp_path: Path, data: Path) -> None:
