@@ -57,8 +57,16 @@ class LazyAdam:
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
             return
         if triton_kernels.works(lazy_adam_kernel, weight.device):
-            sizes = {"betas": self.betas, "step_size": step_size, "eps": eps}
-            triton_kernels.lazy_adam(weight, exp_avg, exp_avg_sq, rows, grads.contiguous(), **sizes)
+            triton_kernels.lazy_adam(
+                weight,
+                exp_avg,
+                exp_avg_sq,
+                rows,
+                grads.contiguous(),
+                betas=self.betas,
+                step_size=step_size,
+                eps=eps,
+            )
             return
         first = exp_avg.index_select(0, rows).lerp_(grads, 1 - beta1)
         second = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(grads, grads, value=1 - beta2)

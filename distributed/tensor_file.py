@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 _BLOCK_BYTES = 8 << 20
-_FLUSH_BYTES = (
-    256 << 20
-)  # after each, the disk is told to take what there is, so that little is left to wait for
+_FLUSH_BYTES = 256 << 20  # as often the disk is told to take what there is, so that the end comes soon
 _TYPE_NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",

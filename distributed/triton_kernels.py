@@ -153,7 +153,8 @@ def score_error(width: int) -> float:
 
     TF32 keeps 11 bits. Each factor is split into two TF32 numbers with a rest of at most 2^-22 of it, and
     the product of the two small parts, at most 2^-22, is left out; sums in fp32 round by at most 2^-24 a
-    term, and there are three products.
+    term, and there are three products. Tensor cores may cut a sum off instead, which is up to twice as far:
+    the bound is doubled where it is used.
     """
     return 3 * 2.0**-22 + 3 * width * 2.0**-24
 
