@@ -14,9 +14,11 @@ import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 import numpy as np
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from longplay.data_shards.errors import DataError
@@ -24,7 +26,6 @@ from longplay.data_shards.row_builder import Batch, RowBuilder
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 """What a launcher sends to a whole job; the training process answers them, saves, and ends its workers."""
-_START_METHOD = "spawn"  # a fork would inherit locks of the threads of gloo and PyTorch
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,30 @@ class _Part:
     batch: Batch | None
     skipped: dict[int, str]
     error: str | None = None
+
+
+class _Flag:
+    """An event of one process; another has a copy that is never set."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+class _Context(SpawnContext):
+    """How workers are started: spawned, as a fork would inherit locks of the threads of gloo and PyTorch.
+
+    A DataLoader tells its workers to end by an event whose lock it and they take all the time, and for which
+    it waits for ever once a worker was killed with it. They are killed here, and need no such event.
+    """
+
+    def Event(self) -> Any:
+        return _Flag()
 
 
 class WorkerBatches:
@@ -62,7 +87,7 @@ class WorkerBatches:
                 batch_size=None,
                 num_workers=self.num_workers,
                 prefetch_factor=max(1, self._builder.config.prefetch_steps),
-                multiprocessing_context=_START_METHOD,
+                multiprocessing_context=_Context(),
                 worker_init_fn=_settle,
             )
             incoming: Any = iter(loader)
@@ -72,8 +97,11 @@ class WorkerBatches:
             while True:
                 yield Batch.joined([self._receive(incoming) for _ in range(self.num_workers)])
         finally:
-            incoming._shutdown_workers()
+            if incoming._worker_pids_set:  # or their end would be taken for a failure
+                _remove_worker_pids(id(incoming))
+                incoming._worker_pids_set = False
             kill()
+            incoming._shutdown_workers()
             atexit.unregister(kill)
 
     def _receive(self, incoming: Iterator[_Part]) -> Batch:

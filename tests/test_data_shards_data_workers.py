@@ -11,11 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from data_shards_support import log_normal_lengths, make_dataset
+from torch.utils.data import DataLoader
 
+from longplay.data_shards import data_workers
 from longplay.data_shards.data_workers import WorkerBatches
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.epoch_plan import StreamConfig
@@ -91,6 +94,31 @@ def test_a_killed_worker_ends_the_stream_with_an_error_and_ignores_what_ends_a_j
         next(batches)
     worker.kill()
     with pytest.raises(DataError, match=r"a data worker ended unexpectedly \(.+\)"):
+        for _ in batches:
+            pass
+
+
+def test_training_and_its_workers_share_no_lock_that_a_killed_one_could_keep(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the loader's locks is taken for good, where it has one, before the worker is killed."""
+    started: list[Any] = []
+
+    class Noted(DataLoader):
+        def __iter__(self) -> Any:
+            started.append(super().__iter__())
+            return started[-1]
+
+    monkeypatch.setattr(data_workers, "DataLoader", Noted)
+    batches = iter(TrainStream(dataset, replace(CONFIG, workers=1)))
+    next(batches)
+    incoming = started[0]
+    assert not hasattr(incoming._workers_done_event, "_cond"), "an event with a lock"
+    for kept in (incoming._worker_result_queue._wlock, incoming._index_queues[0]._rlock):
+        kept.acquire(block=False)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(DataError, match="a data worker ended unexpectedly"):
         for _ in batches:
             pass
 
