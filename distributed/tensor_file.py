@@ -1,4 +1,4 @@
-"""Tensors as a safetensors file, written in blocks and hashed on the way."""
+"""Tensors as a safetensors file, written in blocks, each hashed while it is written."""
 
 import hashlib
 import json
@@ -52,12 +52,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> WrittenFile:
     text += b" " * (-len(text) % 8)
     digest, num_bytes = hashlib.sha256(), 0
     flushes: list[Future[None]] = []
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1, "longplay-flush") as flusher:
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(1, "longplay-hash") as hasher,
+        ThreadPoolExecutor(1, "longplay-flush") as flusher,
+    ):
         for block in _blocks(len(text).to_bytes(8, "little") + text, tensors):
-            digest.update(block)
+            hashed = hasher.submit(digest.update, block)
             num_bytes += len(block)
             while block:
                 block = block[file.write(block) :]
+            hashed.result()
             if num_bytes >= (len(flushes) + 1) * _FLUSH_BYTES:
                 flushes.append(flusher.submit(os.fdatasync, file.fileno()))
         for flush in flushes:
