@@ -13,6 +13,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t kLanes = 8;      // floats in a vector: one AVX register; wider or narrower machines split or pair it
@@ -20,6 +24,7 @@ constexpr int64_t kChunk = 32;     // slots between kept states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
 constexpr int64_t kBlock = 128;    // slots that all channels pass before the next ones: B, C and their gradients stay in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
+constexpr int64_t kAhead = 4;      // slots ahead that are fetched: a slot's channels lie far from the next slot's
 
 typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(32)));
@@ -28,30 +33,50 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 
-inline float sum(Vec v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+inline float sum(Vec v) { return ((v[0] + v[2]) + (v[1] + v[3])) + ((v[4] + v[6]) + (v[5] + v[7])); }
 
-// 2^x to 2 ulp for x in [-126, 127], clamped outside: 2^x = 2^n 2^r with n = round(x), r in [-1/2, 1/2]. NaN stays NaN,
-// as both comparisons are false for it.
+// out[w] = sum(v[w]), to the same bits.
+template <int W>
+inline void sums(const Vec (&v)[W], float* out) {
+#ifdef __AVX__
+  if constexpr (W == 4) {
+    const __m256 low = _mm256_add_ps(_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+    const __m256 high = _mm256_add_ps(_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+    const __m256 all = _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    return;
+  }
+#endif
+  for (int w = 0; w < W; w++) out[w] = sum(v[w]);
+}
+
+// The larger one; x where it is NaN.
+inline Vec at_least(Vec x, Vec low) {
+#ifdef __AVX__
+  return _mm256_max_ps(low, x);
+#else
+  return low > x ? low : x;
+#endif
+}
+
+// 2^x to 2 ulp for x in [-125, 127], 2^-125 below: 2^x = 2^n 2^r with n = round(x), r in [-1/2, 1/2]. NaN stays NaN.
 inline Vec exp2_vec(Vec x) {
-  const Vec low = splat(-126.f), high = splat(127.f);
-  x = x < low ? low : x;
-  x = x > high ? high : x;
+  x = at_least(x, splat(-125.f));
   const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const Vec shifted = x + magic;
   const Vec r = x - (shifted - magic);
-  Vec p = splat(1.535336188319500e-4f);
-  p = p * r + splat(1.339887440266574e-3f);
-  p = p * r + splat(9.618437357674640e-3f);
-  p = p * r + splat(5.550332471162809e-2f);
-  p = p * r + splat(2.402264791363012e-1f);
-  p = p * r + splat(6.931472028550421e-1f);
+  Vec p = splat(1.32647e-3f);  // of least largest relative error, 9e-8, among those that are 1 at 0
+  p = p * r + splat(9.67151e-3f);
+  p = p * r + splat(5.550734e-2f);
+  p = p * r + splat(2.4022242e-1f);
+  p = p * r + splat(6.9314698e-1f);
   p = p * r + splat(1.f);
-  IntVec bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;
-  Vec scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return p * scale;
+  IntVec n, bits;
+  std::memcpy(&n, &shifted, sizeof n);
+  std::memcpy(&bits, &p, sizeof bits);
+  bits += n << 23;  // p in [0.7, 1.5] times 2^n, by its exponent
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
 }
 
 // Mirrored by scan_cpp._Sizes.
@@ -100,17 +125,19 @@ struct ChannelGroup {
       if (starts[slot(t)])
         for (int w = 0; w < W; w++)
           for (int64_t v = 0; v < count(); v++) h[w][v] = splat(0.f);
+      for (const float* next : {u, dt, static_cast<const float*>(y)}) __builtin_prefetch(next + element(t + kAhead));
       const float *Bt = B + slot(t) * s.state, *Ct = C + slot(t) * s.state;
+      Vec out[W];
       for (int w = 0; w < W; w++) {
         const int64_t i = element(t) + w;
         const Vec step = splat(dt[i]), x = splat(dt[i] * u[i]);
-        Vec out = splat(0.f);
+        out[w] = splat(0.f);
         for (int64_t v = 0; v < count(); v++) {
           h[w][v] = exp2_vec(step * rate[w][v]) * h[w][v] + x * load(Bt + v * kLanes);
-          out += h[w][v] * load(Ct + v * kLanes);
+          out[w] += h[w][v] * load(Ct + v * kLanes);
         }
-        y[i] = sum(out);
       }
+      sums(out, y + element(t));
     }
     if (end < s.slots)
       for (int w = 0; w < W; w++)
@@ -142,6 +169,8 @@ struct ChannelGroup {
         std::copy_n(entries + entry(chunk, w), count() * kLanes, states + w * count() * kLanes);
       for (int64_t t = begin; t < end; t++) {
         const float* before = starts[slot(t)] ? zeros : states + (t - begin) * per_slot;
+        for (const float* next : {u, dt, dy}) __builtin_prefetch(next + element(t - kChunk));
+        for (const float* next : {du, ddt}) __builtin_prefetch(next + element(t), 1);
         recompute(t, u, dt, B, before, decays + (t - begin) * per_slot, states + (t - begin + 1) * per_slot);
       }
       for (int64_t t = end - 1; t >= begin; t--) {
@@ -204,11 +233,13 @@ struct ChannelGroup {
       store(dB + n, dBt);
       store(dC + n, dCt);
     }
+    float dx_sums[W], dstep_sums[W];
+    sums(dx, dx_sums);
+    sums(dstep, dstep_sums);
     for (int w = 0; w < W; w++) {
       const int64_t i = element(t) + w;
-      const float dxi = sum(dx[w]);
-      du[i] = dxi * dt[i];
-      ddt[i] = dxi * u[i] + sum(dstep[w]) * ln2;
+      du[i] = dx_sums[w] * dt[i];
+      ddt[i] = dx_sums[w] * u[i] + dstep_sums[w] * ln2;
     }
   }
 };
@@ -241,7 +272,6 @@ void for_each_job(const Sizes& s, const float* A, bool reversed, const Work& wor
     default: return run_jobs<0>(s, A, reversed, work);
   }
 }
-
 
 }  // namespace
 
