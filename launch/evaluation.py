@@ -21,7 +21,7 @@ from longplay.launch.config import RunConfig
 from longplay.launch.data_arguments import share_skipped
 from longplay.models.metrics import ranking_metrics
 
-Encoder = Callable[[Tensor, Tensor], Tensor]
+Encoder = Callable[[Tensor, Tensor, None, Tensor], Tensor]
 KINDS = ("full", "full_unseen", "sampled")
 
 
@@ -55,7 +55,8 @@ def evaluate(
     """Rank the held-out event of every user of `part`. Every rank must call, and gets the same result.
 
     Args:
-        encoder: (x (B, L, D), seq_idx (B, L)) -> (B, L, D), in eval mode; called equally often on every rank.
+        encoder: (x (B, L, D), seq_idx (B, L), None, at (Q,)) -> (Q, D), hidden states at flat slots, in eval
+            mode; called equally often on every rank.
         progress: told (rounds done, rounds in all).
         beat: of the watchdog, called at each round.
         max_rounds: stop after so many batches of each rank, to see whether they fit into memory.
@@ -117,18 +118,18 @@ def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, co
     if batch is None:
         item_ids = torch.zeros(1, config.context_length, dtype=torch.int64, device=device)
         seq_idx = torch.zeros(1, config.context_length, dtype=torch.int32, device=device)
+        at = torch.empty(0, dtype=torch.int64, device=device)
     else:
         item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
+        at = (batch.query_rows * config.context_length + batch.query_slots).to(device)
     plan, index = table.plan(item_ids.flatten())
     rows = plan.rows_from_owners(table.shard)
-    hidden = encoder(torch.nn.functional.embedding(index.view(item_ids.shape), rows), seq_idx)
-    nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
-    if batch is None:
-        empty = nothing[:, 0]
-        finite_everywhere(hidden[:0], table)
-        return Queries(hidden=hidden[0, :0].float(), targets=empty, seen=nothing, sampled=nothing)
-    hidden = hidden[batch.query_rows.to(device), batch.query_slots.to(device)].float()
+    embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
+    hidden = encoder(embedded, seq_idx, None, at).float()
     finite_everywhere(hidden, table)
+    if batch is None:
+        nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
+        return Queries(hidden=hidden, targets=at, seen=nothing, sampled=nothing)
     query = torch.repeat_interleave(torch.arange(batch.targets.shape[0]), batch.seen_ptr.diff())
     sampled = sample_unseen(
         batch.users,

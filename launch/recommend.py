@@ -81,7 +81,8 @@ def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tenso
     plan, index = table.plan(history)
     rows = plan.rows_from_owners(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
-    return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx)[:, -1].float()
+    last = seq_idx.new_tensor([seq_idx.numel() - 1], dtype=torch.int64)
+    return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()
 
 
 def read_history(dataset: Dataset, path: Path) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 
 class SegmentAttention(nn.Module):
@@ -25,9 +25,9 @@ class SegmentAttention(nn.Module):
         self.qkv_proj = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        return self.out_proj(layout.buckets.map(self._attend, self.qkv_proj(x)))
+    def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        return self.out_proj(select_slots(layout.buckets.map(self._attend, self.qkv_proj(x)), at))
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """qkv (S, T, 3 D) of the segments of one bucket -> (S, T, D)."""

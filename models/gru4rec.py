@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import MixerBlock
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 
 class GRUState(NamedTuple):
@@ -40,10 +40,12 @@ class SegmentGRU(nn.GRU):
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model, d_model, batch_first=True)
 
-    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:  # type: ignore[override]  # takes the layout, not a state
-        """(B, L, D) -> (B, L, D)."""
+    def forward(  # type: ignore[override]  # takes the layout, not a state
+        self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
         run = super().forward
-        return layout.buckets.map(lambda segments: run(segments)[0], x)
+        return select_slots(layout.buckets.map(lambda segments: run(segments)[0], x), at)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> GRUState:
         """The state before the first event."""

@@ -10,7 +10,7 @@ from longplay.models.config import ActivationName, EncoderConfig
 from longplay.models.dropout import LaneDropout
 from longplay.models.mamba import Mamba
 from longplay.models.mamba2 import Mamba2
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 _LAYERS_PER_BLOCK = 8  # dropout layer ids reserved for each block; id 0 is the input's
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -47,7 +47,7 @@ class MixerBlock(nn.Module):
     Args:
         config: switches and dropout.
         block_index: counts from 0; keys the dropout.
-        mixer: `mixer(x, layout)`, with `init_state` and `step`.
+        mixer: `mixer(x, layout, at)`, with `init_state` and `step`.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int, mixer: nn.Module) -> None:
@@ -57,10 +57,12 @@ class MixerBlock(nn.Module):
         self.mixer: Any = mixer
         self.dropout = build_dropout(config, block_index, 0)
 
-    def forward(self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        update = self.dropout(self.mixer(self.norm(x), layout), dropout_keys)
-        return x + update if self.residual else update
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        update = self.dropout(self.mixer(self.norm(x), layout, at), dropout_keys)
+        return select_slots(x, at) + update if self.residual else update
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The mixer's state before the first event."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from longplay.models.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.config import ScanName
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 from longplay.models.selective_scan import selective_scan, selective_step
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -61,13 +61,19 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(initial_dt_bias(self.d_inner))
 
-    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
-        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype."""
-        u, z = self.in_proj(x).chunk(2, dim=2)
+    def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
+        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype; (Q, d_model) at flat slots
+        `at`.
+        """
+        if at is None:
+            u, z = self.in_proj(x).chunk(2, dim=2)
+        else:
+            of_u, of_z = self.in_proj.weight.chunk(2)
+            u, z = F.linear(x, of_u), F.linear(select_slots(x, at), of_z)
         u = causal_conv_silu(u, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
         u32, dt, A, B, C = self._scan_inputs(u)
         y = selective_scan(u32, dt, A, B, C, layout.starts, self.scan)
-        return self.out_proj(self._skip_and_gate(y, u, z))
+        return self.out_proj(self._skip_and_gate(select_slots(y, at), select_slots(u, at), z))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """The state before the first event; `dtype` is the parameters'."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from longplay.models.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.config import ScanName
 from longplay.models.mamba import MambaState, initial_dt_bias
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 from longplay.models.ssd import ssd, ssd_step
 
 _A_INIT_RANGE = (1.0, 16.0)
@@ -55,13 +55,15 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
-    def forward(self, x: Tensor, layout: SegmentLayout) -> Tensor:
-        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype."""
+    def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
+        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype; (Q, d_model) at flat slots
+        `at`.
+        """
         z, xBC, dt = self._project(x)
         xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
         y = ssd(u, dt, A, B, C, layout, self.scan)
-        return self._skip_norm_project(y, u, z)
+        return self._skip_norm_project(*(select_slots(tensor, at) for tensor in (y, u, z)))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """The state before the first event; `dtype` is the parameters'."""

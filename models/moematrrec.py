@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from longplay.models.attention import SegmentAttention
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import AddNorm, build_dropout, build_feed_forward, build_mixer
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 
 class MoEMaTrRecBlock(nn.Module):
@@ -32,26 +32,28 @@ class MoEMaTrRecBlock(nn.Module):
         self.feed_forward_join = AddNorm(config)
         self.mean_gate: Tensor | None = None
 
-    def forward(self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        weights = self._gate_weights(x, layout)
-        self.mean_gate = weights.detach().mean((0, 1))
-        of_mamba, of_attention = weights.to(x.dtype).unsqueeze(3).unbind(2)
-        mixed = of_mamba * self.mamba(x, layout) + of_attention * self.attention(x, layout)
-        x = self.mix_join(x, self.mix_dropout(mixed, dropout_keys))
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        weights = self._gate_weights(x, layout, at)
+        self.mean_gate = weights.detach().flatten(0, -2).mean(0)
+        of_mamba, of_attention = weights.to(x.dtype).unsqueeze(-1).unbind(-2)
+        mixed = of_mamba * self.mamba(x, layout, at) + of_attention * self.attention(x, layout, at)
+        x = self.mix_join(select_slots(x, at), self.mix_dropout(mixed, dropout_keys))
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
-    def _gate_weights(self, x: Tensor, layout: SegmentLayout) -> Tensor:
-        """(B, L, 2) float32: softmax over the branches; under top-1 the smaller weight is 0 and the other
-        stays as it is.
+    def _gate_weights(self, x: Tensor, layout: SegmentLayout, at: Tensor | None) -> Tensor:
+        """(B, L, 2) or (Q, 2) float32: softmax over the branches; under top-1 the smaller weight is 0 and the
+        other stays as it is.
 
         Scaling the chosen branch by its own probability is what gives the gate a gradient.
         Source: Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022, equation 2.
         """
-        logits = self.gate(torch.cat([x, running_mean(x, layout)], dim=2))
-        weights = logits.softmax(dim=2, dtype=torch.float32)
+        logits = self.gate(select_slots(torch.cat([x, running_mean(x, layout)], dim=2), at))
+        weights = logits.softmax(dim=-1, dtype=torch.float32)
         if self.top1:
-            chosen = torch.zeros_like(weights).scatter_(2, weights.argmax(2, keepdim=True), 1.0)
+            chosen = torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1.0)
             weights = weights * chosen
         return weights
 

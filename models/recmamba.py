@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import AddNorm, build_dropout, build_feed_forward, build_mixer
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 
 class RecMambaBlock(nn.Module):
@@ -22,9 +22,12 @@ class RecMambaBlock(nn.Module):
         self.feed_forward_dropout = build_dropout(config, block_index, 1)
         self.feed_forward_join = AddNorm(config)
 
-    def forward(self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x = self.mixer_join(x, self.mixer_dropout(self.mixer(x, layout), dropout_keys))
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        update = self.mixer_dropout(self.mixer(x, layout, at), dropout_keys)
+        x = self.mixer_join(select_slots(x, at), update)
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longplay.models.attention import SegmentAttention
 from longplay.models.config import EncoderConfig
 from longplay.models.layers import build_dropout, build_feed_forward, build_norm
-from longplay.models.segments import SegmentLayout
+from longplay.models.segments import SegmentLayout, select_slots
 
 
 class SASRecBlock(nn.Module):
@@ -25,9 +25,11 @@ class SASRecBlock(nn.Module):
         self.feed_forward = build_feed_forward(config)
         self.feed_forward_dropout = build_dropout(config, block_index, 1)
 
-    def forward(self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        update = self.attention_dropout(self.attention(self.attention_norm(x), layout), dropout_keys)
-        x = x + update if self.residual else update
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        update = self.attention_dropout(self.attention(self.attention_norm(x), layout, at), dropout_keys)
+        x = select_slots(x, at) + update if self.residual else update
         update = self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), dropout_keys)
         return x + update if self.residual else update

@@ -115,6 +115,11 @@ class SegmentLayout:
         return PaddedBuckets(shapes, torch.cat(sources), target, torch.cat(paddings).unsqueeze(1))
 
 
+def select_slots(x: Tensor, at: Tensor | None) -> Tensor:
+    """x (B, L, ...) itself, or (Q, ...), what it has at the flat slots `at` (Q,), b * L + t."""
+    return x if at is None else x.flatten(0, 1)[at]
+
+
 class _Regroup(torch.autograd.Function):
     """x[index] whose backward is a gather by the inverse index, not a scatter-add: same bits on every run."""
 

@@ -215,10 +215,9 @@ class ExportedModel:
             for row, number in enumerate(batch):
                 items[row, : lengths[number]] = torch.from_numpy(recent[number])
             seq_idx = (items == 0).int().to(self.device)  # what stands behind a history is no part of it
-            last = torch.from_numpy(lengths[batch] - 1).to(self.device)
-            encoded = self.encoder(self.rows.lookup(items), seq_idx)
-            each = torch.arange(len(batch), device=self.device)
-            hidden[torch.from_numpy(batch).to(self.device)] = encoded[each, last].float()
+            last = torch.from_numpy(np.arange(len(batch)) * longest + lengths[batch] - 1).to(self.device)
+            encoded = self.encoder(self.rows.lookup(items), seq_idx, at=last)
+            hidden[torch.from_numpy(batch).to(self.device)] = encoded.float()
         return hidden
 
     @torch.inference_mode()

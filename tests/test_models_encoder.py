@@ -97,6 +97,23 @@ def test_packed_row_equals_separate_rows(switches: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max() + 1))
 
 
+@pytest.mark.parametrize("switches", _cases())
+def test_chosen_slots_equal_those_of_the_full_forward(switches: dict[str, Any]) -> None:
+    encoder = _encoder(**switches)
+    x, seq_idx = _rows([[5, 20, 7], [12, 12, 8]])
+    at = torch.tensor([4, 24, 31, 32 + 11, 0])
+    with torch.no_grad():
+        whole = encoder(x, seq_idx).flatten(0, 1)
+        torch.testing.assert_close(encoder(x, seq_idx, at=at), whole[at], rtol=1e-5, atol=1e-5)
+        assert encoder(x, seq_idx, at=at[:0]).shape == (0, _WIDTH)
+
+
+def test_slots_are_chosen_in_eval_mode_only() -> None:
+    x, seq_idx = _rows([[4]])
+    with pytest.raises(ValueError, match="eval mode"):
+        _encoder(model="mambarec").train()(x, seq_idx, torch.zeros(1, dtype=torch.int64), torch.tensor([3]))
+
+
 @pytest.mark.parametrize(
     "switches", [c for c in _cases() if c.values[0]["model"] not in ("sasrec", "moematrrec")]
 )
