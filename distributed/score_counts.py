@@ -5,15 +5,20 @@ on a GPU in a kernel that stores no score at all; the pairs whose rounding could
 scored again in float64, so the counts do not depend on the block size, the kernel or the device.
 """
 
+import ctypes
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from longplay.distributed import triton_kernels
+from longplay.distributed.native import call_native, load_native
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
 _FUSED_ROWS = 1 << 22  # rows of one call of the kernel
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
 _TINY = 1e-30  # for queries and rows of zeros
+_SOURCE = Path(__file__).with_name("pair_scores.cpp")
 
 
 def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
@@ -50,13 +55,33 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
     slack = _slack(hidden, fused=False)
     step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
     for at in range(0, query.shape[0], step):
-        of, theirs = query[at : at + step], rows[row[at : at + step]]
-        lead = (hidden[of] * theirs).sum(1).double() - score[of]
+        of, theirs = query[at : at + step], row[at : at + step]
+        theirs_score, norm = _pair_scores(hidden, of, rows, theirs)
+        lead = theirs_score.double() - score[of]
         wins = (lead > 0).double()
-        unsure = (lead.abs() <= slack[of] * theirs.norm(dim=1).max() + _TINY).nonzero().squeeze(1)
-        wins[unsure] = half_wins(exact_dot(hidden[of[unsure]], theirs[unsure]), score[of[unsure]])
+        unsure = (lead.abs() <= slack[of] * norm + _TINY).nonzero().squeeze(1)
+        exact = exact_dot(hidden[of[unsure]], rows[theirs[unsure]])
+        wins[unsure] = half_wins(exact, score[of[unsure]])
         beaten.index_add_(0, of, wins)
     return beaten
+
+
+class _PairSizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("pairs", "width", "threads")]
+
+
+def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Fp32 scores (P,) of hidden[query] with rows[row], and the norms (P,) of these rows."""
+    if hidden.device.type == "cpu" and load_native(_SOURCE) is not None:
+        sizes = _PairSizes(query.shape[0], hidden.shape[1], torch.get_num_threads())
+        scores, norms = hidden.new_empty(2, query.shape[0])
+        inputs = [tensor.contiguous() for tensor in (hidden, query, rows, row)]
+        call_native(_SOURCE, "pair_scores", sizes, *inputs, scores, norms)
+        return scores, norms
+    theirs = rows[row]
+    return (hidden[query] * theirs).sum(1), theirs.norm(dim=1)
 
 
 def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor) -> Tensor:

@@ -34,10 +34,9 @@ def sample_unseen(
     """
     num_queries, width = users.shape[0], num_items + 1
     query = torch.arange(num_queries)
-    seen_query = torch.repeat_interleave(query, seen_ptr.diff())
-    blocked = torch.cat([seen_query * width + seen_items, query * width + targets]).sort().values
-    wanted = torch.minimum(num_items - 1 - seen_ptr.diff(), torch.tensor(count))
-    taken = torch.zeros(num_queries, dtype=torch.int64)
+    counts = seen_ptr.diff()
+    blocked = torch.repeat_interleave(query, counts) * width + seen_items  # rising, as codes all are
+    wanted = torch.minimum(num_items - 1 - counts, torch.tensor(count))
     found: list[Tensor] = []
     open_queries = query[wanted > 0]
     for round_number in range(_MAX_ROUNDS):
@@ -45,39 +44,39 @@ def sample_unseen(
             break
         keys = row_keys(seed, _STREAM, users[open_queries], torch.full_like(open_queries, round_number))
         drawn = keyed_integers(keys, 0, 2 * count, num_items) + 1
-        codes = _first_occurrences((open_queries.unsqueeze(1) * width + drawn).flatten())
-        codes = codes[~_contains(blocked, codes)]
-        codes = _first_per_query(codes, width, (wanted - taken))
-        found.append(codes)
-        taken += torch.bincount(codes // width, minlength=num_queries)
-        blocked = torch.cat([blocked, codes]).sort().values
-        open_queries = query[taken < wanted]
+        codes = open_queries.unsqueeze(1) * width + drawn
+        fit = ~_repeats(drawn) & (drawn != targets[open_queries].unsqueeze(1)) & ~_contains(blocked, codes)
+        fit &= fit.cumsum(1) <= wanted[open_queries].unsqueeze(1)
+        found.append(codes[fit])
+        wanted[open_queries] -= fit.sum(1)
+        open_queries = open_queries[wanted[open_queries] > 0]
+        if open_queries.numel():
+            blocked = torch.cat([blocked, found[-1]]).sort().values
     for each in open_queries.tolist():  # almost everything is seen: shuffle what is left
         left = torch.arange(1, width) + each * width
-        left = left[~_contains(blocked, left)]
+        left = left[~_contains(blocked, left) & (left != each * width + targets[each])]
         keys = row_keys(seed, _STREAM, users[each : each + 1], torch.tensor([_MAX_ROUNDS]))
         order = keyed_integers(keys, 1, left.shape[0], 2**62)[0].argsort()
-        found.append(left[order[: int(wanted[each] - taken[each])]])
-    codes = torch.cat(found).sort().values if found else torch.empty(0, dtype=torch.int64)
-    return torch.stack([codes // width, codes % width], 1)
+        found.append(left[order[: int(wanted[each])]])
+    codes = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    drawn_for = codes // width
+    if len(found) > 1:
+        drawn_for, order = drawn_for.sort(stable=True)
+        codes = codes[order]
+    return torch.stack([drawn_for, codes - drawn_for * width], 1)
 
 
 def _contains(ordered: Tensor, values: Tensor) -> Tensor:
-    at = torch.searchsorted(ordered, values).clamp(max=ordered.shape[0] - 1)
+    """Whether each value is among the `ordered` ones."""
+    if not ordered.numel():
+        return torch.zeros_like(values, dtype=torch.bool)
+    at = torch.searchsorted(ordered, values).clamp_(max=ordered.shape[0] - 1)
     return ordered[at] == values
 
 
-def _first_occurrences(codes: Tensor) -> Tensor:
-    """The distinct codes, in the order in which they first occur."""
-    order = codes.argsort(stable=True)
-    ordered = codes[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return codes[order[first].sort().values]
-
-
-def _first_per_query(codes: Tensor, width: int, limit: Tensor) -> Tensor:
-    """The first `limit[query]` codes of each query; codes are grouped by query, which is code // width."""
-    query = codes // width
-    starts = torch.searchsorted(query, query)
-    return codes[torch.arange(codes.shape[0]) - starts < limit[query]]
+def _repeats(values: Tensor) -> Tensor:
+    """(Q, n) bool: whether a value has occurred before in its row of values (Q, n)."""
+    ordered, order = values.sort(dim=1, stable=True)
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(
+        1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1]
+    )

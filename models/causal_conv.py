@@ -2,16 +2,17 @@
 
 import ctypes
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.models.native import call_native, load_native
+from longplay.distributed.native import call_native, load_native
 from longplay.models.segments import SegmentLayout
 
-_SOURCE = "causal_conv.cpp"
+_SOURCE = Path(__file__).with_name("causal_conv.cpp")
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:

@@ -1,15 +1,16 @@
 """Mamba-1's selective scan by the C++ of `selective_scan.cpp`, where a compiler is there."""
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.models.native import call_native, load_native
+from longplay.distributed.native import call_native, load_native
 
-_SOURCE = "selective_scan.cpp"
+_SOURCE = Path(__file__).with_name("selective_scan.cpp")
 _LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the source
 
 

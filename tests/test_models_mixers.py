@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from longplay.distributed.native import load_native
 from longplay.models import scan_cpp, scan_kernel
 from longplay.models import ssd as ssd_module
 from longplay.models.causal_conv import causal_conv_silu
 from longplay.models.mamba import Mamba
 from longplay.models.mamba2 import Mamba2
-from longplay.models.native import load_native
 from longplay.models.scan_chunk import selective_scan_chunk
 from longplay.models.segments import SegmentLayout
 from longplay.models.selective_scan import selective_scan, selective_scan_ref

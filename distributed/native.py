@@ -1,4 +1,4 @@
-"""Builds and loads the package's C++ source: by the compiler alone, once, into a cache; never required.
+"""Builds and loads C++ sources of this package: by the compiler alone, once, into a cache; never required.
 
 The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's
 headers and takes seconds. Where CXX names no compiler, PyTorch is used instead. A build serves only the
@@ -34,17 +34,16 @@ _BUILD_LIMIT_S = 300
 
 
 @cache
-def load_native(source_name: str) -> ctypes.CDLL | None:
-    """The library built from a C++ file of this package; None, with one line in the log, where it cannot be
+def load_native(source: Path) -> ctypes.CDLL | None:
+    """The library built from a C++ file; None, with one line in the log, where it cannot be
     built.
 
     Safe from several processes at once: each builds under a name of its own and renames.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        _log.info("%s: no C++ compiler found, using PyTorch instead", source_name)
+        _log.info("%s: no C++ compiler found, using PyTorch instead", source.name)
         return None
-    source = Path(__file__).with_name(source_name)
     try:
         library = _cache_folder() / f"{source.stem}-{_identity(source, compiler)}.so"
         if not library.is_file():
@@ -52,17 +51,17 @@ def load_native(source_name: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        _log.warning("%s: could not be built, using PyTorch instead: %s", source_name, reason)
+        _log.warning("%s: could not be built, using PyTorch instead: %s", source.name, reason)
         return None
 
 
-def call_native(source_name: str, function: str, sizes: ctypes.Structure, *tensors: Tensor) -> None:
+def call_native(source: Path, function: str, sizes: ctypes.Structure, *tensors: Tensor) -> None:
     """Calls a function of a library that `load_native` gave: `sizes` by reference, then each tensor's first
     element.
 
     The interpreter's lock is released meanwhile.
     """
-    library = load_native(source_name)
+    library = load_native(source)
     assert library is not None
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
     getattr(library, function)(ctypes.byref(sizes), *pointers)
