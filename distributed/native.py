@@ -89,7 +89,9 @@ def _identity(source: Path, compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
-    parts = [source.read_text(), version, *_FLAGS, platform.system(), platform.machine(), _cpu_features()]
+    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    machine = platform.system(), platform.machine(), _cpu_features()
+    parts = [source.read_text(), *headers, version, *_FLAGS, *machine]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from longplay.models.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.config import ScanName
+from longplay.models.elementwise import skip_and_gate, softplus
 from longplay.models.segments import SegmentLayout, select_slots
 from longplay.models.selective_scan import selective_scan, selective_step
 
@@ -99,12 +100,12 @@ class Mamba(nn.Module):
         """u (..., E) -> u, dt (..., E), A (E, N), B, C (..., N), all float32 or wider."""
         wide = torch.promote_types(u.dtype, torch.float32)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + self.dt_proj.bias.to(wide))
+        dt = softplus(F.linear(dt, self.dt_proj.weight).to(wide), self.dt_proj.bias.to(wide))
         return u.to(wide), dt, -torch.exp(self.A_log.to(wide)), B.to(wide), C.to(wide)
 
     def _skip_and_gate(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """(y + D u) silu(z), in u's dtype."""
-        return torch.addcmul(y.to(u.dtype), u, self.D.to(u.dtype)) * F.silu(z)
+        return skip_and_gate(y.to(u.dtype), u, self.D.to(u.dtype), z)
 
 
 def initial_dt_bias(count: int) -> Tensor:

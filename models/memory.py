@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from longplay.models import scan_cpp, scan_kernel
+from longplay.models import elementwise, scan_cpp, scan_kernel
 from longplay.models.config import EncoderConfig
 
 _CHUNK_LENGTH = 32  # of scan_cpp, scan_chunk and ssd
@@ -116,7 +116,7 @@ def _mixer(config: EncoderConfig, bf16: bool, device_type: str) -> _Floats:
 
 def _mamba(config: EncoderConfig, bf16: bool, device_type: str) -> _Floats:
     """in_proj's output (2 E), around the convolution (2 E), x_proj's output, around the softplus (2 E), the
-    scan's inputs and chunk states, and the gate's operands and product (3 E).
+    scan's inputs and chunk states, and the gate's operands and product (3 E, or 2 E where it takes one pass).
     """
     E, N = config.expand * config.d_model, 8 * math.ceil(config.d_state / 8)
     rank = math.ceil(config.d_model / 16)
@@ -125,7 +125,9 @@ def _mamba(config: EncoderConfig, bf16: bool, device_type: str) -> _Floats:
         scanned += E  # the convolved input again, in fp32
     if scan_form(config, device_type=device_type) == "chunk":
         scanned += E  # the inputs again, time-major
-    return _Floats(wide=2 * E + scanned, narrow=7 * E + rank + 2 * config.d_state)
+    one_pass = device_type == "cpu" and not bf16 and elementwise.is_available(E)
+    around = (6 if one_pass else 7) * E
+    return _Floats(wide=2 * E + scanned, narrow=around + rank + 2 * config.d_state)
 
 
 def _mamba2(config: EncoderConfig) -> _Floats:

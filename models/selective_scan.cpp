@@ -10,28 +10,17 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace {
 
-constexpr int64_t kLanes = 8;      // floats in a vector: one AVX register; wider or narrower machines split or pair it
 constexpr int64_t kChunk = 32;     // slots between kept states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
 constexpr int64_t kBlock = 128;    // slots that all channels pass before the next ones: B, C and their gradients stay in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
 constexpr int64_t kAhead = 4;      // slots ahead that are fetched: a slot's channels lie far from the next slot's
-
-typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(32)));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 
 inline float sum(Vec v) { return ((v[0] + v[2]) + (v[1] + v[3])) + ((v[4] + v[6]) + (v[5] + v[7])); }
 
@@ -48,35 +37,6 @@ inline void sums(const Vec (&v)[W], float* out) {
   }
 #endif
   for (int w = 0; w < W; w++) out[w] = sum(v[w]);
-}
-
-// The larger one; x where it is NaN.
-inline Vec at_least(Vec x, Vec low) {
-#ifdef __AVX__
-  return _mm256_max_ps(low, x);
-#else
-  return low > x ? low : x;
-#endif
-}
-
-// 2^x to 2 ulp for x in [-125, 127], 2^-125 below: 2^x = 2^n 2^r with n = round(x), r in [-1/2, 1/2]. NaN stays NaN.
-inline Vec exp2_vec(Vec x) {
-  x = at_least(x, splat(-125.f));
-  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  const Vec shifted = x + magic;
-  const Vec r = x - (shifted - magic);
-  Vec p = splat(1.32647e-3f);  // of least largest relative error, 9e-8, among those that are 1 at 0
-  p = p * r + splat(9.67151e-3f);
-  p = p * r + splat(5.550734e-2f);
-  p = p * r + splat(2.4022242e-1f);
-  p = p * r + splat(6.9314698e-1f);
-  p = p * r + splat(1.f);
-  IntVec n, bits;
-  std::memcpy(&n, &shifted, sizeof n);
-  std::memcpy(&bits, &p, sizeof bits);
-  bits += n << 23;  // p in [0.7, 1.5] times 2^n, by its exponent
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
 }
 
 // Mirrored by scan_cpp._Sizes.

@@ -1,0 +1,97 @@
+"""What Mamba's mixer does element by element around its scan: on the CPU in one pass each, by C++."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longplay.distributed.native import call_native, load_native
+
+_SOURCE = Path(__file__).with_name("elementwise.cpp")
+_LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of the source
+
+
+def is_available(num_channels: int) -> bool:
+    """Whether float32 CPU tensors of so many channels take one pass; the first call may compile."""
+    return num_channels % _LANES == 0 and load_native(_SOURCE) is not None
+
+
+def softplus(x: Tensor, bias: Tensor) -> Tensor:
+    """log(1 + exp(x + bias)): x (..., E), bias (E,), of one dtype -> (..., E)."""
+    if _takes(x):
+        return _Softplus.apply(x, bias)
+    return F.softplus(x + bias)
+
+
+def skip_and_gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
+    """(y + D u) silu(z): y, u, z (..., E), D (E,), of one dtype -> (..., E)."""
+    if _takes(y):
+        return _SkipGate.apply(y, u, D, z)
+    return torch.addcmul(y, u, D) * F.silu(z)
+
+
+class _Sizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("slots", "channels", "stride", "threads")]
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        x, bias = x.contiguous(), bias.contiguous()
+        y = torch.empty_like(x)
+        call_native(_SOURCE, "softplus_forward", _sizes_of(x), x, bias, y)
+        ctx.save_for_backward(x, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, bias = ctx.saved_tensors
+        dx, dbias = torch.empty_like(x), _parts(x)
+        call_native(
+            _SOURCE, "softplus_backward", _sizes_of(x), x, bias, grad_outputs[0].contiguous(), dx, dbias
+        )
+        return dx, dbias.sum(0)
+
+
+class _SkipGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
+        y, u, D = y.contiguous(), u.contiguous(), D.contiguous()
+        if z.stride(-1) != 1 or any(
+            z.stride(i) != z.stride(i + 1) * z.shape[i + 1] for i in range(z.dim() - 2)
+        ):
+            z = z.contiguous()
+        out = torch.empty_like(y)
+        call_native(_SOURCE, "skip_gate_forward", _sizes_of(y, z), y, u, D, z, out)
+        ctx.save_for_backward(y, u, D, z)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, u, D, z = ctx.saved_tensors
+        dy, du, dz = (torch.empty_like(y) for _ in range(3))
+        dD = _parts(y)
+        inputs = (y, u, D, z, grad_outputs[0].contiguous())
+        call_native(_SOURCE, "skip_gate_backward", _sizes_of(y, z), *inputs, dy, du, dD, dz)
+        return dy, du, dD.sum(0), dz
+
+
+def _takes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and is_available(x.shape[-1])
+
+
+def _sizes_of(x: Tensor, strided: Tensor | None = None) -> _Sizes:
+    channels = x.shape[-1]
+    stride = channels if strided is None or strided.dim() < 2 else strided.stride(-2)
+    return _Sizes(x.numel() // channels, channels, stride, torch.get_num_threads())
+
+
+def _parts(x: Tensor) -> Tensor:
+    """(blocks of slots, E) of 0."""
+    channels = x.shape[-1]
+    return x.new_zeros(-(-x.numel() // (channels * _BLOCK)), channels)
