@@ -18,7 +18,7 @@ _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where th
 _FUSED_ROWS = 1 << 22  # rows of one call of the kernel
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
 _TINY = 1e-30  # for queries and rows of zeros
-_SOURCE = Path(__file__).with_name("pair_scores.cpp")
+_SOURCE = Path(__file__).with_name("score_counts.cpp")
 
 
 def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
@@ -66,16 +66,16 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
     return beaten
 
 
-class _PairSizes(ctypes.Structure):
+class _Sizes(ctypes.Structure):
     """Sizes of the source."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("pairs", "width", "threads")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("count", "width", "threads")]
 
 
 def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """Fp32 scores (P,) of hidden[query] with rows[row], and the norms (P,) of these rows."""
     if hidden.device.type == "cpu" and load_native(_SOURCE) is not None:
-        sizes = _PairSizes(query.shape[0], hidden.shape[1], torch.get_num_threads())
+        sizes = _Sizes(query.shape[0], hidden.shape[1], torch.get_num_threads())
         scores, norms = hidden.new_empty(2, query.shape[0])
         inputs = [tensor.contiguous() for tensor in (hidden, query, rows, row)]
         call_native(_SOURCE, "pair_scores", sizes, *inputs, scores, norms)
@@ -130,13 +130,22 @@ def _count(
     scores = hidden @ rows[begin:end].T
     inside = ((own >= begin) & (own < begin + scores.shape[1])).nonzero().squeeze(1)
     scores[inside, own[inside] - begin] = -torch.inf
-    surely = (scores > above.unsqueeze(1)).sum(1)
-    perhaps = (scores >= below.unsqueeze(1)).sum(1)
+    surely, perhaps = _count_scores(scores, above, below)
     unsure = (perhaps > surely).nonzero().squeeze(1)
     near = scores[unsure]
     is_near = (near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))
     query, row = is_near.nonzero(as_tuple=True)
     return surely, unsure[query], begin + row
+
+
+def _count_scores(scores: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of each query's scores (Q, R) are above `above` (Q,), and how many at least `below`."""
+    if scores.device.type == "cpu" and load_native(_SOURCE) is not None:
+        sizes = _Sizes(*scores.shape, torch.get_num_threads())
+        surely, perhaps = torch.empty(2, scores.shape[0], dtype=torch.int64)
+        call_native(_SOURCE, "count_scores", sizes, scores, above, below, surely, perhaps)
+        return surely, perhaps
+    return (scores > above.unsqueeze(1)).sum(1), (scores >= below.unsqueeze(1)).sum(1)
 
 
 def counting_kernel(device: torch.device) -> bool:

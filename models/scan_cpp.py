@@ -24,7 +24,7 @@ def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, s
     padding = -A.shape[1] % _LANES
     if padding:
         A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))
-    return _CppScan.apply(u, dt, A, B, C, starts)
+    return _CppScan.apply(u, dt, A, B, C, starts, torch.is_grad_enabled())
 
 
 class _Sizes(ctypes.Structure):
@@ -38,9 +38,11 @@ class _Sizes(ctypes.Structure):
 
 class _CppScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, with_grad: bool
+    ) -> Tensor:
         inputs = [tensor.contiguous() for tensor in (u, dt, A, B, C, starts)]
-        ctx.sizes = sizes = _sizes_of(u, A)
+        ctx.sizes = sizes = _sizes_of(u, A, with_grad)
         y = torch.empty_like(inputs[0])
         entries = u.new_empty(sizes.rows, sizes.chunks, sizes.channels, sizes.state)
         call_native(_SOURCE, "selective_scan_forward", sizes, *inputs, y, entries)
@@ -64,13 +66,13 @@ class _CppScan(torch.autograd.Function):
             grad_outputs[0].contiguous(),
             *outputs,
         )
-        return du, ddt, dA_of_row.sum(0), dB_of_part.sum(0), dC_of_part.sum(0), None
+        return du, ddt, dA_of_row.sum(0), dB_of_part.sum(0), dC_of_part.sum(0), None, None
 
 
-def _sizes_of(u: Tensor, A: Tensor) -> _Sizes:
+def _sizes_of(u: Tensor, A: Tensor, with_grad: bool) -> _Sizes:
     num_rows, num_slots, channels = u.shape
     parts = (
         1 if num_rows >= 16 else min(8, -(-channels // 16))
     )  # by the shapes alone: it decides the order of sums
-    chunks = -(-num_slots // _CHUNK_LENGTH)
+    chunks = -(-num_slots // _CHUNK_LENGTH) if with_grad else 1
     return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())

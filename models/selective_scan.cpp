@@ -3,7 +3,8 @@
 //   h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 //
 // Shapes: u, dt, y (B, L, E); A (E, N); B, C (B, L, N); starts (B, L) bool. All contiguous, N a multiple of 8.
-// Forward keeps the state at every chunk's entry, (B, K, E, N); backward recomputes one chunk of states at a time.
+// Forward keeps the state at every chunk's entry, (B, K, E, N); backward recomputes one chunk of states at a time. Without a
+// backward to come, K is 1: what a row hands from block to block.
 //
 // Every sum is taken in an order that depends on the shapes alone, so results are bitwise equal at any thread count.
 // Compiled without -ffast-math: NaN and infinity in the input reach the output.
@@ -42,7 +43,7 @@ inline void sums(const Vec (&v)[W], float* out) {
 // Mirrored by scan_cpp._Sizes.
 struct Sizes {
   int64_t rows, slots, channels, state;
-  int64_t chunks;   // of kChunk slots in a row, the last one perhaps shorter
+  int64_t chunks;   // whose entries are kept: all those of kChunk slots in a row, the last perhaps shorter, or 1
   int64_t parts;    // that a row's channels are cut into, so that few rows can still use several threads
   int64_t threads;
 };
@@ -67,7 +68,7 @@ struct ChannelGroup {
   int64_t slot(int64_t t) const { return row * s.slots + t; }
   int64_t element(int64_t t) const { return slot(t) * s.channels + channel; }
   int64_t entry(int64_t chunk, int w) const {
-    return ((row * s.chunks + chunk) * s.channels + channel + w) * s.state;
+    return ((row * s.chunks + std::min(chunk, s.chunks - 1)) * s.channels + channel + w) * s.state;
   }
 
   // Slots from begin to end, both at a chunk's start or the row's end; the entry of begin's chunk is there already, that of
@@ -79,7 +80,7 @@ struct ChannelGroup {
       for (int w = 0; w < W; w++)
         for (int64_t v = 0; v < count(); v++) h[w][v] = load(entries + entry(begin / kChunk, w) + v * kLanes);
     for (int64_t t = begin; t < end; t++) {
-      if (t % kChunk == 0)
+      if (t % kChunk == 0 && t / kChunk < s.chunks)
         for (int w = 0; w < W; w++)
           for (int64_t v = 0; v < count(); v++) store(entries + entry(t / kChunk, w) + v * kLanes, h[w][v]);
       if (starts[slot(t)])

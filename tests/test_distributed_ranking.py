@@ -91,6 +91,16 @@ def test_ranks_equal_a_brute_force_sort_ties_included(world_size: int, block_ele
         assert torch.equal(torch.cat([part[kind] for part in parts]), expected)
 
 
+def ranks_without_a_compiler(world: World) -> list[torch.Tensor]:
+    score_counts.load_native = lambda source: None
+    return ranks_of_this_rank(world, 1 << 23)
+
+
+def test_ranks_without_a_compiler_are_the_same() -> None:
+    (found,) = run_ranks(ranks_without_a_compiler, 1)
+    assert all(torch.equal(ours, expected) for ours, expected in zip(found, brute_force(), strict=True))
+
+
 def top_of_this_rank(world: World, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     hidden, _, seen, _ = make_queries()
     return top_items(hidden, make_table(world), k, seen)

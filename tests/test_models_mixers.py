@@ -388,3 +388,14 @@ def test_mixer_on_cuda_equals_the_cpu(kind: type[Mamba] | type[Mamba2]) -> None:
     exact = mixer(x, SegmentLayout(seq_idx))
     got = mixer.cuda()(x.cuda(), SegmentLayout(seq_idx.cuda()))
     torch.testing.assert_close(got.cpu(), exact, rtol=5e-3, atol=5e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_slots", [20, 300])
+def test_scan_without_a_backward_to_come_has_the_same_bits(num_slots: int) -> None:
+    inputs, seq_idx = _scan_inputs((2, num_slots, 20, 12), 0)
+    u, dt, A, B, C = (tensor.float() for tensor in inputs)
+    starts = SegmentLayout(seq_idx).starts
+    with torch.no_grad():
+        alone = scan_cpp.selective_scan_cpp(u, dt, A, B, C, starts)
+    assert torch.equal(alone, scan_cpp.selective_scan_cpp(u, dt, A, B, C, starts))
