@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.distributed.native import call_native, load_native
+from longplay.native.library import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
 _LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of the source
@@ -21,14 +21,14 @@ def is_available(num_channels: int) -> bool:
 
 def softplus(x: Tensor, bias: Tensor) -> Tensor:
     """log(1 + exp(x + bias)): x (..., E), bias (E,), of one dtype -> (..., E)."""
-    if _takes(x):
+    if _takes(x, bias):
         return _Softplus.apply(x, bias)
     return F.softplus(x + bias)
 
 
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
     """(y + D u) silu(z): y, u, z (..., E), D (E,), of one dtype -> (..., E)."""
-    if _takes(y):
+    if _takes(y, u, D, z):
         return _SkipGate.apply(y, u, D, z)
     return torch.addcmul(y, u, D) * F.silu(z)
 
@@ -81,8 +81,10 @@ class _SkipGate(torch.autograd.Function):
         return dy, du, dD.sum(0), dz
 
 
-def _takes(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and is_available(x.shape[-1])
+def _takes(*tensors: Tensor) -> bool:
+    """Whether all are float32 on the CPU, as autocast mixes types, and the source is built."""
+    fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return fits and is_available(tensors[0].shape[-1])
 
 
 def _sizes_of(x: Tensor, strided: Tensor | None = None) -> _Sizes:

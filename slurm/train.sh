@@ -119,8 +119,11 @@ if { ((code == 0)) && [[ -e $saved ]]; } || { ((code > 128)) && [[ $stopped == U
   rm -f "$saved"
   ((${SLURM_RESTART_COUNT:-0} < MAX_REQUEUES)) || fail 75 "was requeued ${SLURM_RESTART_COUNT:-0} times; submit again to go on"
   say "stopped to be resumed; back into the queue"
-  answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) ||
+  answer=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) || {
+    code=$?
+    ((code > 128)) && exit 0 # the requeue has ended this job's processes, scontrol among them
     fail 75 "cannot be requeued (${answer//$'\n'/ }); submit again, and the run resumes"
+  }
   exit 0
 fi
 [[ ! -s $failed ]] || code=$(< "$failed")

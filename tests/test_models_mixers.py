@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.distributed.native import load_native
 from longplay.models import scan_cpp, scan_kernel
 from longplay.models import ssd as ssd_module
 from longplay.models.causal_conv import causal_conv_silu
@@ -21,6 +20,7 @@ from longplay.models.scan_chunk import selective_scan_chunk
 from longplay.models.segments import SegmentLayout
 from longplay.models.selective_scan import selective_scan, selective_scan_ref
 from longplay.models.ssd import ssd_chunk, ssd_ref
+from longplay.native.library import load_native
 
 needs_compiler = pytest.mark.skipif(not scan_cpp.is_available(16), reason="needs a C++ compiler")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

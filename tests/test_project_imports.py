@@ -1,4 +1,4 @@
-"""Imports run one way: launch -> everything, serving -> {models, data_shards}, models -> distributed."""
+"""Imports run one way: launch -> everything, serving -> {models, data_shards}, models -> distributed -> native."""
 
 import ast
 import importlib.util
@@ -9,8 +9,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "data_shards": {"data_shards"},
-    "distributed": {"distributed"},
-    "models": {"models", "distributed"},
+    "native": {"native"},
+    "distributed": {"distributed", "native"},
+    "models": {"models", "distributed", "native"},
     "serving": {"serving", "models", "data_shards"},
     "api": {"serving"},
     "launch": {"launch", "serving", "models", "distributed", "data_shards"},
