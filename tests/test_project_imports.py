@@ -1,4 +1,4 @@
-"""Imports run one way: launch -> everything, serving -> {models, data_shards}, models -> distributed -> native."""
+"""Imports run one way: launch to everything, serving to models and data, models to distributed to native."""
 
 import ast
 import importlib.util
