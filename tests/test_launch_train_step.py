@@ -99,6 +99,21 @@ def test_metrics_do_not_depend_on_how_many_queries_share_a_pass(data: Path, worl
         assert one == few == every
 
 
+def metrics_of_stage(world: World, data: Path, stage: int, model_name: str) -> dict[str, float]:
+    """What an untrained model's evaluation gives under a ZeRO stage."""
+    dataset, config = Dataset.open(data), small_config("--engine.zero_stage", str(stage), model=model_name)
+    model = build_model(config, dataset, world)
+    model.engine.train(False)
+    return evaluate(model.engine, model.table, dataset, config, "test").flat()
+
+
+@pytest.mark.parametrize("model", ["mambarec", "moematrrec"])
+def test_metrics_do_not_depend_on_the_zero_stage(data: Path, model: str) -> None:
+    expected = run_ranks(metrics_of_stage, 1, data, 1, model)[0]
+    for found in run_ranks(metrics_of_stage, 2, data, 3, model):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
 def test_bf16_trains_close_to_fp32(data: Path, mixer: str) -> None:
     overrides = ["--encoder.mixer", mixer]
