@@ -1,5 +1,6 @@
 """Jobs on the cluster of the fixture `slurm_cluster`: submitted, watched, disturbed."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -105,4 +106,5 @@ def sbatch(
 
 def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # the first one's end may have ended it
+            os.kill(pid, number)
