@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed import triton_kernels
-from longplay.native.library import call_native, load_native
+from longplay.native.loading import call_native, load_native
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
 _FUSED_ROWS = 1 << 22  # rows of one call of the kernel

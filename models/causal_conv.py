@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longplay.models.segments import SegmentLayout
-from longplay.native.library import call_native, load_native
+from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.native.library import call_native, load_native
+from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
 _LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of the source

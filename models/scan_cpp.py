@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longplay.native.library import call_native, load_native
+from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("selective_scan.cpp")
 _LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the source

@@ -20,7 +20,7 @@ from longplay.models.scan_chunk import selective_scan_chunk
 from longplay.models.segments import SegmentLayout
 from longplay.models.selective_scan import selective_scan, selective_scan_ref
 from longplay.models.ssd import ssd_chunk, ssd_ref
-from longplay.native.library import load_native
+from longplay.native.loading import load_native
 
 needs_compiler = pytest.mark.skipif(not scan_cpp.is_available(16), reason="needs a C++ compiler")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
