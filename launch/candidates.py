@@ -28,7 +28,7 @@ def sample_unseen(
 
     Args:
         users, targets: (Q,) int64; a query's draw depends on (seed, user) alone.
-        seen_ptr: (Q + 1,), seen_items: distinct items of each query, the target not among them.
+        seen_ptr: (Q + 1,), seen_items: distinct items of each query, rising, the target not among them.
     Returns:
         (query, item) int64 pairs (S, 2), grouped by query.
     """
