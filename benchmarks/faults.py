@@ -7,6 +7,12 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longplay.launch.model import Model
+    from longplay.launch.step_plan import PlannedStep
+    from longplay.launch.train_step import StepResult
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,14 @@ class AtStep:
     def __call__(self, this_rank: int) -> None:
         from longplay.launch import training
 
-        original = training.train_step
+        original = training.run_step
 
-        def faulty(*args: object, **settings: object) -> object:
-            if settings["step"] == self.step and this_rank == self.rank:
+        def faulty(model: Model, planned: PlannedStep, **settings: Any) -> StepResult:
+            if planned.step == self.step and this_rank == self.rank:
                 self.action()
-            return original(*args, **settings)  # pyright: ignore[reportArgumentType]
+            return original(model, planned, **settings)
 
-        training.train_step = faulty  # pyright: ignore[reportAttributeAccessIssue]
+        training.run_step = faulty
 
 
 def kill_self() -> None:

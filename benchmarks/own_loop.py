@@ -12,7 +12,8 @@ from longplay.distributed.world import World, init_world
 from longplay.launch.config import RunConfig, resolve
 from longplay.launch.model import build_model
 from longplay.launch.recipes import get_recipe
-from longplay.launch.train_step import train_step
+from longplay.launch.step_plan import StepsAhead
+from longplay.launch.train_step import run_step
 
 warnings.filterwarnings("ignore", module="deepspeed|torch")
 
@@ -37,15 +38,15 @@ class OwnLoop:
             pin_memory=self.world.device.type == "cuda",
         )
         self.model = build_model(self.config, self.dataset, self.world)
-        self._batches = iter(self.stream)
-        self._step = 0
+        self._ahead: StepsAhead | None = None
 
     def steps(self, number: int) -> int:
         """That many optimizer steps; the targets of all ranks that they trained on."""
         targets = 0
+        if self._ahead is None:
+            self._ahead = StepsAhead(self.model, iter(self.stream))
         for _ in range(number):
-            self._step += 1
-            result = train_step(self.model, next(self._batches), step=self._step, lr=1e-3)
+            result = run_step(self.model, self._ahead.take(), lr=1e-3, ahead=self._ahead)
             targets += result.num_targets
         return targets
 

@@ -8,6 +8,7 @@ python -m benchmarks.table optimizers                  updating the touched rows
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,8 +29,7 @@ from longplay.distributed.engine import EncoderEngine, deepspeed_config
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
 from longplay.distributed.world import World, close_world, init_world
-from longplay.launch.model import Model
-from longplay.launch.train_step import rows_keys
+from longplay.launch.step_plan import rows_keys
 from longplay.models.build import build_encoder
 
 _LOSS = ["--loss.name", "bce"]
@@ -63,7 +63,7 @@ def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
     engine = EncoderEngine(encoder, table, config.engine, world)
-    own.model = Model(config=config, world=world, encoder=encoder, table=table, engine=engine, negatives=None)
+    own.model = dataclasses.replace(own.model, encoder=encoder, table=table, engine=engine, negatives=None)
     return own
 
 

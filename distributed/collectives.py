@@ -1,6 +1,7 @@
 """The few collectives we use, over deepspeed.comm; one rank alone never touches the network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +57,37 @@ def all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out:
         rows: (sum(send), ...), ordered by destination.
         out: (sum(recv), ...), filled ordered by source; must be contiguous.
     """
+    return begin_all_to_all_rows(rows, send, recv, out).wait()
+
+
+def begin_all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor) -> "UnderWay":
+    """`all_to_all_rows` that returns at once; `wait` gives `out`, filled. Every rank must call."""
     if len(send) == 1:
-        out.copy_(rows)
-    else:
-        comm.all_to_all_single(out, rows.contiguous(), list(recv), list(send))
-    return out
+        return UnderWay(out.copy_(rows))
+    rows = rows.contiguous()
+    return UnderWay(out, comm.all_to_all_single(out, rows, list(recv), list(send), async_op=True), rows)
+
+
+def begin_all_reduce_sum(tensor: Tensor, world: World) -> "UnderWay":
+    """`all_reduce_sum` that returns at once; `wait` gives `tensor`, summed. Every rank must call."""
+    return UnderWay(tensor, comm.all_reduce(tensor, async_op=True) if world.world_size > 1 else None)
+
+
+class UnderWay:
+    """A collective that has begun.
+
+    Args:
+        result: what it fills; nobody may touch it before `wait`.
+        work: what torch calls a collective that has not ended; None: it has.
+        sent: kept until it has ended.
+    """
+
+    def __init__(self, result: Tensor, work: Any = None, sent: Tensor | None = None) -> None:
+        self._result, self._work, self._sent = result, work, sent
+
+    def wait(self) -> Tensor:
+        """Wait for it (on a GPU the current stream does) and return its result."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._sent = None
+        return self._result

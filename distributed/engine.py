@@ -86,6 +86,15 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """The same on every rank: the step's loss, its gradient norm, and whether any rank raised the flag."""
+
+    loss: float
+    grad_norm: float
+    flag: bool
+
+
 class _Trained(nn.Module):
     """What DeepSpeed trains: the encoder, and the table's holder where DeepSpeed's optimizer updates the
     table.
@@ -166,22 +175,24 @@ class EncoderEngine:
         if not last:
             self.engine.step()  # DeepSpeed counts micro-batches here
 
-    def step(self, *, lr: float, loss: float, at: str) -> float:
-        """Update encoder and table by one step and return the global gradient norm. Every rank must call.
+    def step(self, *, lr: float, loss: Tensor, at: str, flag: bool = False) -> StepOutcome:
+        """Update encoder and table by one step. Every rank must call.
 
         Args:
             lr: learning rate of this step.
-            loss: the step's global loss, the same number on every rank.
+            loss: scalar: this rank's share of the step's loss; shares add up over ranks.
             at: says where in the data the step stands, for the error.
+            flag: the outcome says whether any rank has raised it.
         Raises:
             NonFiniteError: the loss or the norm is not finite; no weight has changed.
         """
         with phase("row update"):
-            table_norm_sq = self.table.finish_gradients()
-            self._table_norm_sq = float(all_reduce_sum(table_norm_sq.double(), self.world))
-        if not (math.isfinite(loss) and math.isfinite(self._table_norm_sq)):
+            shares = [loss.double(), self.table.finish_gradients().double(), loss.new_tensor(flag).double()]
+            summed = all_reduce_sum(torch.stack(shares), self.world).tolist()
+        total_loss, self._table_norm_sq, flags = summed
+        if not (math.isfinite(total_loss) and math.isfinite(self._table_norm_sq)):
             raise NonFiniteError(
-                _non_finite(f"loss {loss}, squared table gradient {self._table_norm_sq}", at)
+                _non_finite(f"loss {total_loss}, squared table gradient {self._table_norm_sq}", at)
             )
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -194,7 +205,7 @@ class EncoderEngine:
         scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
         with phase("row update"):
             self.table.step(lr=lr, grad_scale=scale)
-        return self.grad_norm
+        return StepOutcome(loss=total_loss, grad_norm=self.grad_norm, flag=flags > 0)
 
     def _clip_by_joint_norm(self, gradients: Any, encoder_norm: Any) -> None:
         """Stands in for DeepSpeed's clipping of each gradient group: the norm also covers the table."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from longplay.distributed.row_exchange import RowPlan, make_row_plan
+from longplay.distributed.row_exchange import RowPlan, RowPlanning
 from longplay.distributed.row_optimizers import RowOptimizerConfig, build_row_optimizer
 from longplay.distributed.row_order import RowOrder
 from longplay.distributed.world import World
@@ -120,19 +120,25 @@ class ItemTable:
 
     # ------------------------------------------------------------------ reading rows
 
-    def plan(self, items: Tensor) -> tuple[RowPlan, Tensor]:
-        """Plan one exchange for all `items` of a micro-batch. Every rank must call.
+    def begin_plan(self, items: Tensor) -> tuple[RowPlanning, Tensor]:
+        """Begin to plan one exchange for all `items` of a micro-batch. Every rank must call.
 
         Args:
             items: (n,) int64 item ids with repeats; 0 is padding.
         Returns:
-            The plan, and for each item its index into the rows that `lookup` returns (0 for padding).
+            The plan in the making, and for each item its index into the rows that `lookup` returns (0 for
+            padding).
         """
         positions = torch.where(items > 0, self.order.positions(items), -1)
         unique, index = torch.unique(positions, return_inverse=True)
         if unique.numel() and unique[0] == -1:
-            return make_row_plan(unique[1:], self.rows_per_rank, self.world), index
-        return make_row_plan(unique, self.rows_per_rank, self.world), index + 1
+            return RowPlanning(unique[1:], self.rows_per_rank, self.world), index
+        return RowPlanning(unique, self.rows_per_rank, self.world), index + 1
+
+    def plan(self, items: Tensor) -> tuple[RowPlan, Tensor]:
+        """`begin_plan` and its end, in one."""
+        planning, index = self.begin_plan(items)
+        return planning.finish(), index
 
     def lookup(self, plan: RowPlan) -> Tensor:
         """Fetch the planned rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Every rank

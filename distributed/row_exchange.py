@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from longplay.distributed.collectives import all_to_all_rows
-from longplay.distributed.deepspeed_env import comm
+from longplay.distributed.collectives import UnderWay, all_to_all_rows, begin_all_to_all_rows
 from longplay.distributed.world import World
 
 
@@ -82,26 +81,49 @@ class RowPlan:
         return rows, total
 
 
-def make_row_plan(positions: Tensor, rows_per_rank: int, world: World) -> RowPlan:
-    """Plan the exchange of distinct row `positions` (U,), ascending. Every rank must call."""
-    if world.world_size == 1:
-        count = [positions.shape[0]]
-        return RowPlan(world=world, positions=positions, send=count, recv=count, local_rows=positions)
-    edges = torch.arange(1, world.world_size, device=positions.device) * rows_per_rank
-    cuts = torch.searchsorted(positions, edges)
-    ends = torch.cat([cuts, cuts.new_tensor([positions.shape[0]])])
-    asked = torch.diff(ends, prepend=ends.new_zeros(1))
-    answered = torch.empty_like(asked)
-    comm.all_to_all_single(answered, asked)
-    send, recv = asked.tolist(), answered.tolist()
-    wanted = positions.new_empty(sum(recv))
-    all_to_all_rows(positions, send, recv, wanted)
-    plan = RowPlan(
-        world=world,
-        positions=positions,
-        send=send,
-        recv=recv,
-        local_rows=wanted - world.rank * rows_per_rank,
-    )
-    plan.count_sent(positions.shape[0] - send[world.rank], positions.element_size())
-    return plan
+class RowPlanning:
+    """The plan of an exchange in the making; what it takes from other ranks may travel beside other work.
+
+    Making it sends how many rows are wanted of each rank, `send_positions` which ones, and `finish` waits for
+    what the others want of us. Every rank must make it and call each, in the same order.
+
+    Args:
+        positions: (U,) distinct row positions, ascending.
+    """
+
+    def __init__(self, positions: Tensor, rows_per_rank: int, world: World) -> None:
+        self._positions, self._rows_per_rank, self._world = positions, rows_per_rank, world
+        self._send = self._recv = [positions.shape[0]]
+        self._wanted = UnderWay(positions)
+        self._counts: tuple[Tensor, UnderWay] | None = None
+        if world.world_size > 1:
+            edges = torch.arange(1, world.world_size, device=positions.device) * rows_per_rank
+            cuts = torch.searchsorted(positions, edges)
+            ends = torch.cat([cuts, cuts.new_tensor([positions.shape[0]])])
+            asked = torch.diff(ends, prepend=ends.new_zeros(1))
+            ones = [1] * world.world_size
+            self._counts = asked, begin_all_to_all_rows(asked, ones, ones, torch.empty_like(asked))
+
+    def send_positions(self) -> None:
+        """Wait for the numbers of rows and send the positions, once."""
+        if self._counts is None:
+            return
+        asked, answered = self._counts
+        self._counts = None
+        self._send, self._recv = asked.tolist(), answered.wait().tolist()
+        wanted = self._positions.new_empty(sum(self._recv))
+        self._wanted = begin_all_to_all_rows(self._positions, self._send, self._recv, wanted)
+
+    def finish(self) -> RowPlan:
+        """Wait for all and return the plan."""
+        self.send_positions()
+        rank = self._world.rank
+        plan = RowPlan(
+            world=self._world,
+            positions=self._positions,
+            send=self._send,
+            recv=self._recv,
+            local_rows=self._wanted.wait() - rank * self._rows_per_rank,
+        )
+        plan.count_sent(plan.num_unique - self._send[rank], self._positions.element_size())
+        return plan

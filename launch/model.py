@@ -8,6 +8,7 @@ from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.splits import train_item_counts
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.item_table import ItemTable
+from longplay.distributed.side_stream import SideStream
 from longplay.distributed.world import World
 from longplay.launch.config import RunConfig
 from longplay.models.build import build_encoder
@@ -18,7 +19,7 @@ from longplay.models.negatives import SharedNegatives
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What one training step works on."""
+    """What one training step works on; on `side` the next one is planned."""
 
     config: RunConfig
     world: World
@@ -26,6 +27,7 @@ class Model:
     table: ItemTable
     engine: EncoderEngine
     negatives: SharedNegatives | None
+    side: SideStream
 
 
 def build_model(config: RunConfig, dataset: Dataset, world: World) -> Model:
@@ -43,6 +45,7 @@ def build_model(config: RunConfig, dataset: Dataset, world: World) -> Model:
         table=table,
         engine=engine,
         negatives=None if negatives is None else negatives.to(world.device),
+        side=SideStream(world.device),
     )
 
 

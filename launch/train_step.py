@@ -1,6 +1,5 @@
 """One optimizer step, from packed rows to updated weights."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longplay.data_shards.train_stream import Batch
-from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
 from longplay.distributed.full_softmax import full_softmax_loss
 from longplay.distributed.phases import phase
 from longplay.distributed.row_exchange import RowPlan
 from longplay.launch.model import Model
-from longplay.models.keyed_random import keyed_integers, row_keys
+from longplay.launch.step_plan import PlannedRows, PlannedStep, StepsAhead
 from longplay.models.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss
-from longplay.models.negatives import target_keys, uniform_negatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,86 +26,79 @@ class StepResult:
     table_bytes: int
 
 
-def train_step(
-    model: Model, batch: Batch, *, step: int, lr: float, stop_requested: bool = False
+def train_step(model: Model, batch: Batch, *, step: int, lr: float) -> StepResult:
+    """Plan step number `step` (from 1) of this rank's rows and run it. Every rank must call."""
+    return run_step(model, StepsAhead(model, iter([batch]), first_step=step).take(), lr=lr)
+
+
+def run_step(
+    model: Model,
+    planned: PlannedStep,
+    *,
+    lr: float,
+    stop_requested: bool = False,
+    ahead: StepsAhead | None = None,
 ) -> StepResult:
-    """Run step number `step` (from 1) on this rank's rows. Every rank must call.
+    """Run a planned step. Every rank must call.
 
     The loss is the sum over all valid targets of the global batch divided by their number, so that it depends
     neither on how rows are packed nor on how many ranks or micro-batches share them.
 
     Args:
         stop_requested: whether this rank was told to stop; the result says whether any rank was.
+        ahead: plans the next step beside this one.
     Raises:
         NonFiniteError: the loss or a gradient is not finite; no weight has changed.
     """
-    device = model.world.device
-    counts = torch.tensor([int((batch.targets > 0).sum()), int(stop_requested)], device=device)
-    num_targets, stops = all_reduce_sum(counts, model.world).tolist()
+    model.side.mark()
+    with model.side.beside(), phase("exchange"):
+        num_targets = int(planned.num_targets.wait())
+        plans = [rows.planning.finish() for rows in planned.micro_batches]
+    model.side.join()
     divisor = max(1, num_targets)  # all rows of a step may be of skipped shards
-    with phase("negatives"):
-        shared = draw_shared(model, batch, step)
 
     model.engine.train()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    micro_batches = list(split_rows(batch, model.config.engine.accumulation))
-    for number, rows in enumerate(micro_batches):
-        loss, looked_up, plan = micro_batch_loss(model, rows, shared, step)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=model.world.device)
+    for rows, plan in zip(planned.micro_batches, plans, strict=True):
+        last = rows is planned.micro_batches[-1]
+        loss, looked_up = micro_batch_loss(model, rows, plan, planned.shared)
+        if last and ahead is not None:
+            ahead.plan_next()
         with phase("backward"):
-            model.engine.backward(loss / divisor, last=number + 1 == len(micro_batches))
+            model.engine.backward(loss / divisor, last=last)
         assert looked_up.grad is not None
         with phase("exchange"):
             model.table.add_row_gradients(plan, looked_up.grad)
         loss_sum += loss.detach()
+    if ahead is not None:
+        ahead.send_positions()
 
-    mean_loss = float(all_reduce_sum(loss_sum, model.world)) / divisor
-    at = f"at step {step} (epoch {batch.epoch}, step {batch.step} of it, rows of lanes {lanes_of(batch)})"
-    grad_norm = model.engine.step(lr=lr, loss=mean_loss, at=at)
+    batch = planned.batch
+    where = f"epoch {batch.epoch}, step {batch.step} of it, rows of lanes {lanes_of(batch)}"
+    at = f"at step {planned.step} ({where})"
+    outcome = model.engine.step(lr=lr, loss=loss_sum / divisor, at=at, flag=stop_requested)
     return StepResult(
-        loss=mean_loss,
-        grad_norm=grad_norm,
+        loss=outcome.loss,
+        grad_norm=outcome.grad_norm,
         num_targets=num_targets,
-        stop_requested=stops > 0,
+        stop_requested=outcome.flag,
         table_bytes=model.table.take_bytes_sent(),
     )
 
 
 def micro_batch_loss(
-    model: Model, batch: Batch, shared: Tensor | None, step: int
-) -> tuple[Tensor, Tensor, RowPlan]:
-    """Summed loss of one micro-batch, the table rows it looked up, and their exchange plan. Every rank must
-    call.
-
-    Inputs, targets and negatives travel in one exchange.
-    """
-    loss, table, device = model.config.loss, model.table, model.world.device
-    item_ids = batch.item_ids.to(device, non_blocking=True)
-    seq_idx = batch.seq_idx.to(device, non_blocking=True)
-    targets = batch.targets.to(device, non_blocking=True)
-    keys = rows_keys(model, batch, step)
-    valid = targets > 0
-    positives = targets[valid]
-    with phase("negatives"):
-        if loss.name == "full_softmax":
-            wanted = [item_ids.flatten()]
-        elif shared is not None:
-            wanted = [item_ids.flatten(), positives, shared]
-        else:
-            row, slot = valid.nonzero(as_tuple=True)
-            target_key = target_keys(keys[row], slot)
-            drawn = uniform_negatives(target_key, positives, loss.num_negatives, table.num_items)
-            wanted = [item_ids.flatten(), positives, drawn.flatten()]
+    model: Model, micro_batch: PlannedRows, plan: RowPlan, shared: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of one micro-batch, and the table rows it looked up by `plan`. Every rank must call."""
     with phase("exchange"):
-        plan, index = table.plan(torch.cat(wanted))
-        rows = table.lookup(plan)
-    inputs, *candidates = index.split([ids.numel() for ids in wanted])
-
+        rows = model.table.lookup(plan)
     with phase("encoder"):
-        embedded = F.embedding(inputs.view(item_ids.shape), rows)
-        hidden = model.engine(embedded, seq_idx, keys)[valid].float()
+        embedded = F.embedding(micro_batch.inputs, rows)
+        hidden = model.engine(embedded, micro_batch.seq_idx, micro_batch.keys)
+        hidden = hidden.flatten(0, 1).index_select(0, micro_batch.slots).float()
     with phase("loss"):
-        value = summed_loss(model, hidden, positives, rows, candidates, shared)
-    return value, rows, plan
+        value = summed_loss(model, hidden, micro_batch.positives, rows, micro_batch.candidates, shared)
+    return value, rows
 
 
 def summed_loss(
@@ -146,44 +136,6 @@ def summed_loss(
             return gbce_loss(hidden, rows, positive, negative, num_items=table.num_items, t=loss.gbce_t)
         case "bpr":
             return bpr_loss(hidden, rows, positive, negative)
-
-
-def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:
-    """Negatives (M,) that all targets of the global batch share, the same on every rank. Every rank must
-    call.
-    """
-    loss, device = model.config.loss, model.world.device
-    if model.negatives is None:
-        return None
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    key = row_keys(model.config.seed, step, zero - 1, zero)  # no row is of lane -1
-    if loss.negatives != "in_batch":
-        return model.negatives.draw(key, loss.num_negatives)
-    everyone, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)
-    if not everyone.shape[0]:
-        return torch.ones(
-            loss.num_negatives, dtype=torch.int64, device=device
-        )  # no target is compared to them
-    return everyone[keyed_integers(key, 0, loss.num_negatives, everyone.shape[0])[0]]
-
-
-def rows_keys(model: Model, batch: Batch, step: int) -> Tensor:
-    """(B,) key of each row's random numbers: its place in the data, whatever the rank and micro-batch."""
-    device = model.world.device
-    lanes = batch.row_lanes.to(device, non_blocking=True)
-    return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))
-
-
-def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Cut a rank's rows into `parts` micro-batches; one that would be empty becomes a row of padding."""
-    split = {
-        name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()
-    }  # views stay pinned
-    for number in range(parts):
-        fields = {name: pieces[number] for name, pieces in split.items()}
-        if fields["item_ids"].shape[0] == 0:
-            fields = {name: value.new_zeros(1, *value.shape[1:]) for name, value in fields.items()}
-        yield Batch(batch.epoch, batch.step, **fields)
 
 
 def lanes_of(batch: Batch) -> str:

@@ -32,8 +32,9 @@ from longplay.launch.profiling import StepProfile
 from longplay.launch.progress import Progress, StopRequest
 from longplay.launch.run_folder import MetricsLog, RunFolder, git_commit
 from longplay.launch.schedule import learning_rate
+from longplay.launch.step_plan import StepsAhead
 from longplay.launch.terminal import Terminal, describe
-from longplay.launch.train_step import StepResult, train_step
+from longplay.launch.train_step import StepResult, run_step
 
 _SURELY_TOO_LARGE = 1.25  # times the memory there is: plans have been off by up to 14 %
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on
@@ -137,23 +138,25 @@ class Training:
         total = min(plan.num_steps * config.train.max_epochs, config.train.max_steps or sys.maxsize)
         self.terminal.start_bar(done=at.step, total=total)
         self.stream.load_state_dict({"epoch": at.epoch, "step": at.step_in_epoch})
-        batches = iter(self.stream)
+        ahead = StepsAhead(self.model, iter(self.stream), first_step=at.step + 1, beat=self.watchdog.beat)
         self._try_validation()
         while True:
             began = time.perf_counter()
-            self.watchdog.beat(f"reading the batch of step {at.step + 1}")
             with phase(STEP):
-                with phase("data wait"):
-                    batch = next(batches)
-                data_wait = time.perf_counter() - began
-                self.watchdog.beat(f"training step {at.step + 1}")
+                planned = ahead.take()
+                batch = planned.batch
+                self.watchdog.beat(f"training step {planned.step}")
                 steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
                 lr = self._learning_rate(steps_per_epoch)
-                with memory_is_enough_for(f"step {at.step + 1}"):
-                    result = train_step(
-                        self.model, batch, step=at.step + 1, lr=lr, stop_requested=self.stop.asked
+                with memory_is_enough_for(f"step {planned.step}"):
+                    result = run_step(
+                        self.model,
+                        planned,
+                        lr=lr,
+                        stop_requested=self.stop.asked,
+                        ahead=None if self._is_last(batch, steps_per_epoch) else ahead,
                     )
-            seconds = time.perf_counter() - began
+            seconds, data_wait = time.perf_counter() - began, ahead.take_data_wait()
             self._say(self.profile.step_done())
             at.advance(
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds
@@ -178,6 +181,12 @@ class Training:
     def _say(self, lines: list[str]) -> None:
         for line in lines:
             self.terminal.say(line)
+
+    def _is_last(self, batch: Batch, steps_per_epoch: int) -> bool:
+        """Whether no step follows, as far as steps and epochs say."""
+        train = self.config.train
+        ended = batch.epoch + 1 == train.max_epochs and batch.step + 1 == steps_per_epoch
+        return ended or self.progress.step + 1 == train.max_steps
 
     def _learning_rate(self, steps_per_epoch: int) -> float:
         train = self.config.train

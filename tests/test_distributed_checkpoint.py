@@ -40,7 +40,7 @@ def one_step(table: ItemTable, engine: EncoderEngine) -> None:
     engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
     assert rows.grad is not None
     table.add_row_gradients(plan, rows.grad)
-    engine.step(lr=0.01, loss=1.0, at="in a test")
+    engine.step(lr=0.01, loss=torch.ones(()), at="in a test")
 
 
 def everything(table: ItemTable, engine: EncoderEngine) -> dict[str, torch.Tensor]:
