@@ -289,11 +289,18 @@ class EncoderEngine:
 
 
 def optimizer_groups(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those that decay (matrices) and those that do not (biases, norms, A_log, D)."""
+    """Split parameters into those that decay (matrices) and those that do not (biases, norms, A_log, D).
+
+    Without decay they are one group, since DeepSpeed runs its collectives for each.
+    """
     named = {name: p for name, p in named.items() if not name.startswith("item_table.")}
 
     def decays(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2 and not name.endswith(("A_log", ".D", "position_embedding.weight"))
+        return (
+            weight_decay > 0
+            and parameter.ndim >= 2
+            and not name.endswith(("A_log", ".D", "position_embedding.weight"))
+        )
 
     decayed = [p for n, p in named.items() if decays(n, p)]
     plain = [p for n, p in named.items() if not decays(n, p)]

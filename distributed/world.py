@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 
+from longplay.distributed.allocator import keep_freed_memory
 from longplay.distributed.deepspeed_env import comm
 
 
@@ -75,6 +76,8 @@ def first_host(nodelist: str) -> str:
 def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the process group (NCCL on GPU, gloo on CPU) and return this rank's `World`. Every rank must call.
 
+    On a CPU it also settles how freed memory is kept, see `keep_freed_memory`.
+
     Args:
         device: "auto" takes a GPU when there is one; "cpu" or "cuda" insists.
         timeout_s: a rank that hears nothing from the others for this long gives up, so that a dead rank ends
@@ -94,6 +97,7 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
         where = torch.device("cuda", torch.cuda.current_device())
     else:
         where = torch.device("cpu")
+        keep_freed_memory()
 
     if launcher == "srun" and "MASTER_ADDR" not in os.environ:
         address, port = slurm_rendezvous(os.environ)
