@@ -28,7 +28,11 @@ _SILENCE_S = 30.0
 _STARTING, _START_S = "starting", 180.0  # imports and the first engine alone can take a busy machine a minute
 _LAST_WORDS_S = 5.0
 _FAILURE, _CLOSED, _WAITING = "failure", "closed", "waiting"
-_COLLECTIVES = ("distributed_c10d.py", os.path.join("deepspeed", "comm", ""))
+_COLLECTIVES = (
+    "distributed_c10d.py",
+    os.path.join("deepspeed", "comm", ""),
+    os.path.join("distributed", "collectives.py"),
+)
 _BROKEN_CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "timed out", "socket")
 
 Beat = Callable[[str], None]
@@ -37,6 +41,14 @@ Beat = Callable[[str], None]
 
 def no_beat(doing: str) -> None:
     """For those whom nobody watches."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What ends the run; and the rank that cannot end itself."""
+
+    cause: str
+    to_end: int | None = None
 
 
 @dataclass
@@ -124,21 +136,24 @@ class Watchdog:
                 self._tell()
                 if self._store.check([_FAILURE]):
                     self._make_way()
-                cause = self._look_around()
+                fault = self._look_around()
             except RuntimeError:  # the store went away with its holder
                 if self._stop.is_set():
                     return
                 self._report("rank 0 ended without a word: it was killed, or its node is gone", primary=True)
             else:
-                if cause is not None:
-                    self._report(cause, primary=self._announce(cause))
+                if fault is not None:
+                    primary = self._announce(fault.cause)
+                    if fault.to_end is not None:  # only now, or another rank would announce its death
+                        self._end(fault.to_end)
+                    self._report(fault.cause, primary=primary)
 
     def _tell(self) -> None:
         self._rounds += 1
         state = _WAITING if _waits_for_others() else "busy"
         self._store.set(self._key(self.world.rank), f"{self._rounds} {self._moves} {state} {self._doing}")
 
-    def _look_around(self) -> str | None:
+    def _look_around(self) -> _Fault | None:
         """What is wrong with a rank, if anything: the dead nearby on every rank, all else on rank 0."""
         ranks = range(self.world.world_size) if self.world.is_rank0 else self._pids
         now = time.monotonic()
@@ -149,15 +164,15 @@ class Watchdog:
             if text == _CLOSED or rank == self.world.rank:
                 continue
             if rank in self._pids and not _lives(self._pids[rank]):
-                return f"rank {rank} ended without a word: it was killed, perhaps for want of memory"
+                return _Fault(f"rank {rank} ended without a word: it was killed, perhaps for want of memory")
             if now - self._seen[rank].at > self._silence_s:
-                self._end(rank)
-                return (
-                    f"rank {rank} has not been heard of for {self._silence_s:g} s: it is stopped or cut off"
+                return _Fault(
+                    f"rank {rank} has not been heard of for {self._silence_s:g} s: it is stopped or cut off",
+                    to_end=rank,
                 )
         return self._who_hangs(texts, now) if self.world.is_rank0 else None
 
-    def _who_hangs(self, texts: dict[int, str], now: float) -> str | None:
+    def _who_hangs(self, texts: dict[int, str], now: float) -> _Fault | None:
         """The rank that is behind when no rank has moved for the timeout."""
         running = {rank: text.split(" ", 3) for rank, text in texts.items() if text != _CLOSED}
         if len(running) < self.world.world_size:
@@ -174,11 +189,11 @@ class Watchdog:
         behind = [rank for rank in running if moves[rank] == least]
         busy = [rank for rank in behind if running[rank][2] != _WAITING]
         if len(busy) != 1 and len(behind) != 1:
-            return f"nothing has moved for {allowed_s:g} s while {running[behind[0]][3]}"
+            return _Fault(f"nothing has moved for {allowed_s:g} s while {running[behind[0]][3]}")
         culprit = busy[0] if len(busy) == 1 else behind[0]
-        self._end(culprit)
-        return (
-            f"nothing has moved for {self._timeout_s:g} s: rank {culprit} hangs while {running[culprit][3]}"
+        return _Fault(
+            f"nothing has moved for {self._timeout_s:g} s: rank {culprit} hangs while {running[culprit][3]}",
+            to_end=culprit,
         )
 
     def _end(self, rank: int) -> None:

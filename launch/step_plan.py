@@ -170,7 +170,7 @@ class StepsAhead:
         beat: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self._model, self._batches, self._beat = model, batches, beat
-        self._step = first_step
+        self._step, self._under_way = first_step, first_step
         self._planned: PlannedStep | None = None
         self._data_wait = 0.0
 
@@ -183,7 +183,7 @@ class StepsAhead:
         with phase("data wait"):
             batch = next(self._batches)
         self._data_wait += time.perf_counter() - began
-        self._beat(f"planning step {self._step}")
+        self._beat(f"training step {self._under_way}")
         self._planned = plan_step(self._model, batch, self._step)
         self._step += 1
 
@@ -200,6 +200,8 @@ class StepsAhead:
             self.plan_next()
         planned, self._planned = self._planned, None
         assert planned is not None
+        self._under_way = planned.step
+        self._beat(f"training step {planned.step}")
         return planned
 
     def take_data_wait(self) -> float:

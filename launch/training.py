@@ -145,7 +145,6 @@ class Training:
             with phase(STEP):
                 planned = ahead.take()
                 batch = planned.batch
-                self.watchdog.beat(f"training step {planned.step}")
                 steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
                 lr = self._learning_rate(steps_per_epoch)
                 with memory_is_enough_for(f"step {planned.step}"):
