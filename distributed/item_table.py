@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from longplay.distributed.host_memory import page_lock
 from longplay.distributed.row_exchange import RowPlan, RowPlanning
 from longplay.distributed.row_optimizers import RowOptimizerConfig, build_row_optimizer
 from longplay.distributed.row_order import RowOrder
@@ -26,9 +27,14 @@ _INIT_BLOCK = 16384  # rows drawn from one generator; part of what a seed means
 
 @dataclass(frozen=True, kw_only=True)
 class ItemTableConfig:
-    """How the table is initialised and updated; `lr_scale` multiplies the encoder's learning rate."""
+    """How the table is initialised and updated; `lr_scale` multiplies the encoder's learning rate.
+
+    `placement` is where rows and optimizer state lie: on the encoder's device, or page-locked in the memory
+    of the host, for tables larger than the GPU. On a CPU both are the same.
+    """
 
     update: Literal["row_sparse", "zero_dense"] = "row_sparse"
+    placement: Literal["device", "host"] = "device"
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
     lr_scale: float = 1.0
     init_std: float = 0.02
@@ -40,6 +46,12 @@ class ItemTableConfig:
             raise ValueError(
                 f"table.optimizer.name: {self.optimizer.name!r} needs table.update row_sparse; "
                 "with zero_dense DeepSpeed's Adam updates the table"
+            )
+        if self.placement not in ("device", "host"):
+            raise ValueError(f"table.placement: {self.placement!r} is not one of device, host")
+        if self.placement == "host" and self.update == "zero_dense":
+            raise ValueError(
+                "table.placement host needs table.update row_sparse: zero_dense visits every row at each step"
             )
         if self.lr_scale <= 0 or self.init_std <= 0:
             raise ValueError(
@@ -83,7 +95,9 @@ class ItemTable:
         self.rows_per_rank = math.ceil(num_items / world.world_size)
         self.first_row = min(world.rank * self.rows_per_rank, num_items)
         self.num_rows = min(self.first_row + self.rows_per_rank, num_items) - self.first_row
-        partition = torch.zeros(self.rows_per_rank, width, device=world.device)
+        on_host = config.placement == "host"
+        where = torch.device("cpu") if on_host else world.device
+        partition = torch.zeros(self.rows_per_rank, width, device=where)
         fill_initial_rows(partition[: self.num_rows], self.first_row, std=config.init_std, seed=seed)
         self.zero_dense = config.update == "zero_dense" and not read_only
         weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=self.zero_dense)
@@ -94,6 +108,10 @@ class ItemTable:
         self.row_optimizer = None
         if not (self.zero_dense or read_only):
             self.row_optimizer = build_row_optimizer(config.optimizer, self.shard)
+        if on_host:
+            kept = self.row_optimizer.state.values() if self.row_optimizer else ()
+            for tensor in (partition, *kept):
+                page_lock(tensor, self)
         self.step_count = 0
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._dense: Tensor | None = None
@@ -105,7 +123,10 @@ class ItemTable:
 
     @property
     def shard(self) -> Tensor:
-        """(num_rows, D) fp32: the rows this rank owns, as a view into ZeRO-3's partition."""
+        """(num_rows, D) fp32: the rows this rank owns, as a view into ZeRO-3's partition.
+
+        On the CPU where `placement` is host.
+        """
         held: Any = self._weight[0]
         return held.ds_tensor.data.view(self.rows_per_rank, self.width)[: self.num_rows]
 
@@ -202,7 +223,7 @@ class ItemTable:
         if len(pending) == 1:
             return pending[0]
         if not pending:
-            nothing = self.shard.new_zeros(0, self.width)
+            nothing = torch.zeros(0, self.width, device=self.world.device)
             return torch.empty(0, dtype=torch.int64, device=nothing.device), nothing
         rows, where = torch.unique(torch.cat([rows for rows, _ in pending]), return_inverse=True)
         total = pending[0][1].new_zeros(rows.shape[0], self.width)
@@ -232,6 +253,8 @@ class ItemTable:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's rows and optimizer state by name: views, each (num_rows, ...), to read or to fill."""
+        if self.world.device.type == "cuda" and self.config.placement == "host":
+            torch.cuda.synchronize(self.world.device)  # kernels may still be writing what the CPU will read
         if not self.zero_dense:
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         weight: Any = self._weight[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.collectives import all_gather_rows, all_reduce_sum
+from longplay.distributed.host_memory import take_rows
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.score_counts import count_beating_pairs, count_beating_rows, exact_dot, exact_scores
 
@@ -124,7 +125,7 @@ def top_items(
         excluded = torch.empty(0, 2, dtype=torch.int64, device=hidden.device)
     banned = table.order.positions(excluded[:, 1]) - table.first_row
     for first in range(0, shard.shape[0], block):
-        rows = shard[first : first + block]
+        rows = shard[first : first + block].to(hidden.device, non_blocking=True)
         scores = hidden @ rows.T
         inside = ((banned >= first) & (banned < first + rows.shape[0])).nonzero().squeeze(1)
         scores[excluded[inside, 0], banned[inside] - first] = -torch.inf
@@ -140,7 +141,7 @@ def _merge_top(hidden: Tensor, mine: Tensor, table: ItemTable, k: int) -> tuple[
     query, slot = mine.nonzero(as_tuple=True)
     scores = torch.full(mine.shape, -torch.inf, dtype=torch.float64, device=hidden.device)
     rows = table.order.positions(mine[query, slot]) - table.first_row
-    scores[query, slot] = exact_dot(hidden[query], table.shard[rows])
+    scores[query, slot] = exact_dot(hidden[query], take_rows(table.shard, rows))
     items = all_gather_rows(mine.T.contiguous(), table.world)[0].T
     scores = all_gather_rows(scores.T.contiguous(), table.world)[0].T
     by_item = items.argsort(dim=1, stable=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.collectives import UnderWay, all_to_all_rows, begin_all_to_all_rows
+from longplay.distributed.host_memory import take_rows
 from longplay.distributed.world import World
 
 
@@ -42,9 +43,9 @@ class RowPlan:
         Returns:
             (U + 1, D): row 0 is zero and stands for padding, row 1 + i belongs to `positions[i]`.
         """
-        out = shard.new_empty(self.num_unique + 1, shard.shape[1])
+        rows = take_rows(shard, self.local_rows)
+        out = rows.new_empty(self.num_unique + 1, shard.shape[1])
         out[0] = 0
-        rows = shard.index_select(0, self.local_rows)
         all_to_all_rows(rows, self.recv, self.send, out[1:])
         sent = sum(self.recv) - self.recv[self.world.rank]
         self.count_sent(sent, shard.shape[1] * shard.element_size())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed import triton_kernels
+from longplay.distributed.host_memory import kernels_reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class LazyAdam:
         """Update `weight` in place.
 
         Args:
-            weight: (R, D) this rank's rows.
+            weight: (R, D) this rank's rows; they may lie in page-locked memory while the rest is on a GPU.
             rows: (U,) distinct row numbers, or None for all rows in order.
             grads: (U, D) the gradient of each.
             step: 1 for the first update.
@@ -56,7 +57,7 @@ class LazyAdam:
             exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
             return
-        if triton_kernels.works(lazy_adam_kernel, weight.device):
+        if triton_kernels.works(lazy_adam_kernel, grads.device) and kernels_reach(weight, grads.device):
             triton_kernels.lazy_adam(
                 weight,
                 exp_avg,
@@ -68,6 +69,7 @@ class LazyAdam:
                 eps=eps,
             )
             return
+        rows, grads = rows.to(weight.device), grads.to(weight.device)
         first = exp_avg.index_select(0, rows).lerp_(grads, 1 - beta1)
         second = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         exp_avg.index_copy_(0, rows, first)
@@ -102,10 +104,31 @@ class RowAdagrad:
         """Update `weight` in place; arguments as in `LazyAdam.step`."""
         if rows is None:
             rows = torch.arange(grads.shape[0], device=grads.device)
+        if triton_kernels.works(row_adagrad_kernel, grads.device) and kernels_reach(weight, grads.device):
+            triton_kernels.row_adagrad(
+                weight, self.state["sum_sq"], rows, grads.contiguous(), step_size=lr, eps=self.eps
+            )
+            return
+        rows, grads = rows.to(weight.device), grads.to(weight.device)
         total = self.state["sum_sq"].index_select(0, rows).add_(grads.square().mean(1))
         self.state["sum_sq"].index_copy_(0, rows, total)
         scaled = grads / total.sqrt_().add_(self.eps).unsqueeze(1)
         weight.index_copy_(0, rows, weight.index_select(0, rows).add_(scaled, alpha=-lr))
+
+
+def row_adagrad_kernel(device: torch.device) -> bool:
+    """Whether the fused update does on `device` what PyTorch does, on a small problem."""
+    generator = torch.Generator().manual_seed(0)
+    weight, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 40))
+    total = torch.rand(100, generator=generator).to(device)
+    rows = torch.randperm(100, generator=generator)[:40].to(device)
+    expected = [weight.clone(), total.clone()]
+    triton_kernels.row_adagrad(weight, total, rows, grads, step_size=0.1, eps=1e-8)
+    expected[1][rows] += grads.square().mean(1)
+    expected[0][rows] -= 0.1 * grads / (expected[1][rows].sqrt() + 1e-8).unsqueeze(1)
+    return all(
+        torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip([weight, total], expected, strict=True)
+    )
 
 
 def build_row_optimizer(config: RowOptimizerConfig, weight: Tensor) -> LazyAdam | RowAdagrad:

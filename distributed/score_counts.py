@@ -2,7 +2,8 @@
 
 A score is the float64 dot product of the float32 query and the float32 row. Every pair is scored in float32,
 on a GPU in a kernel that stores no score at all; the pairs whose rounding could change the comparison are
-scored again in float64, so the counts do not depend on the block size, the kernel or the device.
+scored again in float64, so the counts do not depend on the block size, the kernel or the device. Rows in
+page-locked memory are brought to the queries' device block by block.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed import triton_kernels
+from longplay.distributed.host_memory import take_rows
 from longplay.native.loading import call_native, load_native
 
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
@@ -32,7 +34,7 @@ def exact_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> Te
     step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
     for at in range(0, query.shape[0], step):
         chunk = slice(at, at + step)
-        scores[chunk] = exact_dot(hidden[query[chunk]], rows[row[chunk]])
+        scores[chunk] = exact_dot(hidden[query[chunk]], take_rows(rows, row[chunk]))
     return scores
 
 
@@ -60,7 +62,7 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
         lead = theirs_score.double() - score[of]
         wins = (lead > 0).double()
         unsure = (lead.abs() <= slack[of] * norm + _TINY).nonzero().squeeze(1)
-        exact = exact_dot(hidden[of[unsure]], rows[theirs[unsure]])
+        exact = exact_dot(hidden[of[unsure]], take_rows(rows, theirs[unsure]))
         wins[unsure] = half_wins(exact, score[of[unsure]])
         beaten.index_add_(0, of, wins)
     return beaten
@@ -80,7 +82,7 @@ def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tu
         inputs = [tensor.contiguous() for tensor in (hidden, query, rows, row)]
         call_native(_SOURCE, "pair_scores", sizes, *inputs, scores, norms)
         return scores, norms
-    theirs = rows[row]
+    theirs = take_rows(rows, row)
     return (hidden[query] * theirs).sum(1), theirs.norm(dim=1)
 
 
@@ -102,7 +104,7 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     step = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
     size = _FUSED_ROWS if fused else step
     for first in range(0, rows.shape[0], size):
-        block = rows[first : first + size]
+        block = rows[first : first + size].to(hidden.device, non_blocking=True)
         tolerance = slack * block.norm(dim=1).max() + _TINY
         above = _round_up((score + tolerance).float())
         below = -_round_up(-(score - tolerance).float())

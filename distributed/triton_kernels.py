@@ -1,6 +1,7 @@
-"""Triton kernels for the table on a GPU: the touched rows' update, and counting scores that are never stored.
+"""Triton kernels for the table on a GPU: the touched rows' reading and update, and counting scores unstored.
 
-Each has a twin in PyTorch that defines what it computes: `row_optimizers.LazyAdam` and `score_counts._count`.
+Each has a twin in PyTorch that defines what it computes: `index_select`, the `row_optimizers`, and
+`score_counts._count`.
 With TRITON_INTERPRET=1 they run on the CPU, which is how the tests compare them. On a GPU each is tried on a
 small problem against its twin before its first use, and left alone, with one line in the log, where it cannot
 be compiled or differs.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _SWITCH = "LONGPLAY_TRITON"  # 0 leaves all of them alone
-_UPDATE_ELEMENTS = 2048  # of a program of the row update
+_ROW_ELEMENTS = 2048  # of a program that takes rows
 _QUERIES, _ROWS = 64, 64  # a tile of scores
 _ROWS_PER_PROGRAM = 1 << 14  # rows that one program of the count passes over
 NEAR_CAPACITY = 1 << 22  # undecided pairs of one call, 64 MiB
@@ -56,7 +57,7 @@ def works(check: Callable[[torch.device], bool], device: torch.device) -> bool:
     return good
 
 
-# ---------------------------------------------------------------------- the touched rows' update
+# ---------------------------------------------------------------------- touched rows
 
 
 def lazy_adam(
@@ -77,28 +78,40 @@ def lazy_adam(
         grads: (U, D) fp32, contiguous.
         step_size, eps: with Adam's bias corrections folded in.
     """
-    num_rows, width = grads.shape
+    _launch_by_rows("lazy_adam", [weight, exp_avg, exp_avg_sq, rows, grads], [*betas, step_size, eps], grads)
+
+
+def row_adagrad(
+    weight: Tensor, sum_sq: Tensor, rows: Tensor, grads: Tensor, *, step_size: float, eps: float
+) -> None:
+    """Row-wise Adagrad's update of `rows` (U,) distinct, in place; arguments as in `lazy_adam`.
+
+    Args:
+        sum_sq: (R,) fp32.
+    """
+    _launch_by_rows("row_adagrad", [weight, sum_sq, rows, grads], [step_size, eps], grads)
+
+
+def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """(n, D) rows of `table` (R, D) fp32 by their numbers (n,), on the numbers' device.
+
+    The table may lie in page-locked memory of the machine.
+    """
+    out = torch.empty(rows.shape[0], table.shape[1], dtype=table.dtype, device=rows.device)
+    _launch_by_rows("take_rows", [table, rows, out], [], out)
+    return out
+
+
+def _launch_by_rows(name: str, tensors: list[Tensor], numbers: list[float], like: Tensor) -> None:
+    """Launch a kernel whose programs take some rows each of `like` (n, D)."""
+    num_rows, width = like.shape
     if not num_rows:
         return
-    source = _source()
-    assert source is not None
     padded = _power_of_two(width)
-    rows_at_once = max(1, _UPDATE_ELEMENTS // padded)
-    source.lazy_adam[(-(-num_rows // rows_at_once),)](
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        rows,
-        grads,
-        num_rows,
-        betas[0],
-        betas[1],
-        step_size,
-        eps,
-        WIDTH=width,
-        PADDED=padded,
-        ROWS=rows_at_once,
-    )
+    rows_at_once = max(1, _ROW_ELEMENTS // padded)
+    kernel = getattr(_source(), name)
+    grid = (-(-num_rows // rows_at_once),)
+    kernel[grid](*tensors, num_rows, *numbers, WIDTH=width, PADDED=padded, ROWS=rows_at_once)
 
 
 # ---------------------------------------------------------------------- counting scores

@@ -39,6 +39,50 @@ def lazy_adam(
 
 
 @triton.jit
+def row_adagrad(
+    weight: Any,
+    sum_sq: Any,
+    rows: Any,
+    grads: Any,
+    num_rows: Any,
+    step_size: Any,
+    eps: Any,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    is_row = at < num_rows
+    row = tl.load(rows + at, mask=is_row, other=0)
+    mask = is_row[:, None] & (column < WIDTH)[None, :]
+    place = row[:, None] * WIDTH + column[None, :]
+    grad = tl.load(grads + at.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=mask, other=0.0)
+    total = tl.load(sum_sq + row, mask=is_row, other=0.0) + tl.sum(grad * grad, 1) / WIDTH
+    value = tl.load(weight + place, mask=mask, other=0.0)
+    tl.store(sum_sq + row, total, mask=is_row)
+    tl.store(weight + place, value - step_size * grad / (tl.sqrt(total) + eps)[:, None], mask=mask)
+
+
+@triton.jit
+def take_rows(
+    table: Any,
+    rows: Any,
+    out: Any,
+    num_rows: Any,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    row = tl.load(rows + at, mask=at < num_rows, other=0)
+    mask = (at < num_rows)[:, None] & (column < WIDTH)[None, :]
+    value = tl.load(table + row[:, None] * WIDTH + column[None, :], mask=mask)
+    tl.store(out + at.to(tl.int64)[:, None] * WIDTH + column[None, :], value, mask=mask)
+
+
+@triton.jit
 def count_above(
     queries: Any,
     rows: Any,

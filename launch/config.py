@@ -131,6 +131,11 @@ class RunConfig:
                 f"engine.zero_stage={self.engine.zero_stage}: table.update=zero_dense needs 3, as it writes "
                 "into ZeRO-3's gradient partition; set --engine.zero_stage 3 or --table.update row_sparse"
             )
+        if self.table.placement == "host" and self.loss.name == "full_softmax":
+            raise ValueError(
+                "table.placement=host: loss.name=full_softmax visits every row at each step; "
+                "take another loss, such as --loss.name sampled_softmax, or --table.placement device"
+            )
         measured = self.evaluation.metric_names()
         if self.train.metric not in measured:
             near = difflib.get_close_matches(self.train.metric, measured, n=1, cutoff=0.0)
@@ -146,6 +151,7 @@ _MAY_CHANGE = (
     "train",
     "evaluation",
     "engine.zero_stage",
+    "table.placement",
     "engine.reduce_bucket_elements",
     "data.prefetch_steps",
     "data.workers",

@@ -87,6 +87,12 @@ def _single_changes(config: RunConfig, workload: Workload, plan: RunPlan) -> Ite
         adagrad = dataclasses.replace(table.optimizer, name="adagrad")
         yield [change("--table.optimizer.name adagrad", table=dataclasses.replace(table, optimizer=adagrad))]
     if plan.device_type == "cuda":
+        if (
+            table.update == "row_sparse"
+            and config.loss.name != "full_softmax"
+            and table.placement == "device"
+        ):
+            yield [change("--table.placement host", table=dataclasses.replace(table, placement="host"))]
         fewer = max(1 << 20, num_encoder_weights(encoder))
         if fewer < engine.reduce_bucket_elements:
             smaller = dataclasses.replace(engine, reduce_bucket_elements=fewer)

@@ -150,7 +150,10 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     rows = int(distinct * width * 4)
     weights = num_encoder_weights(config.encoder)
 
-    kept = _table_bytes(config, shard) | _encoder_bytes(config, weights, world_size, device_type)
+    kept = _encoder_bytes(config, weights, world_size, device_type)
+    table_on_host = config.table.placement == "host" and device_type == "cuda"
+    if not table_on_host:
+        kept = _table_bytes(config, shard) | kept
     bf16 = config.engine.precision == "bf16"
     per_slot = encoder_slot_bytes(
         config.encoder, padding=workload.padding, bf16=bf16, device_type=device_type
@@ -172,6 +175,8 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     if step_work > sum(passing.values()):
         passing = {"table, the optimizer's step at work": step_work}
     host = _host_bytes(config, workload, rows_of_rank, world_size)
+    if table_on_host:
+        host = _table_bytes(config, shard) | host
     if device_type == "cuda":
         kept["batch"] = _SLOT_BYTES * slots
     else:

@@ -4,13 +4,21 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from longplay.distributed import score_counts, triton_kernels
-from longplay.distributed.row_optimizers import LazyAdam, RowOptimizerConfig, lazy_adam_kernel
+from longplay.distributed.host_memory import host_rows_kernel, page_lock
+from longplay.distributed.row_optimizers import (
+    LazyAdam,
+    RowAdagrad,
+    RowOptimizerConfig,
+    lazy_adam_kernel,
+    row_adagrad_kernel,
+)
 from longplay.distributed.score_counts import counting_kernel
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -53,22 +61,39 @@ def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("width", [1, 24, 64])
-def test_the_fused_update_is_lazy_adam(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "kernel"), [(LazyAdam, lazy_adam_kernel), (RowAdagrad, row_adagrad_kernel)])
+def test_the_fused_update_is_the_row_optimizers(
+    width: int,
+    kind: type[LazyAdam] | type[RowAdagrad],
+    kernel: Callable[[torch.device], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def updated(switch: str) -> list[Tensor]:
         monkeypatch.setenv("LONGPLAY_TRITON", switch)
         triton_kernels.works.cache_clear()
         generator = torch.Generator().manual_seed(1)
         weight = torch.randn(300, width, generator=generator).to(device())
-        optimizer = LazyAdam(RowOptimizerConfig(), weight)
+        optimizer = kind(RowOptimizerConfig(), weight)
         for step in range(1, 5):
             rows = torch.randperm(300, generator=generator)[:77].sort().values.to(device())
             grads = torch.randn(77, width, generator=generator).to(device())
             optimizer.step(weight, rows, grads, lr=0.01, step=step)
-        assert triton_kernels.works(lazy_adam_kernel, device()) == (switch == "1")
+        assert triton_kernels.works(kernel, device()) == (switch == "1")
         return [weight, *optimizer.state.values()]
 
     for ours, theirs in zip(updated("1"), updated("0"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("width", [1, 24, 64])
+def test_rows_are_taken_as_index_select_takes_them(width: int) -> None:
+    table, rows = torch.randn(300, width), torch.tensor([299, 0, 5, 5, *range(100, 200)])
+    page_lock(table, owner := type("Owner", (), {})())
+    assert torch.equal(triton_kernels.take_rows(table, rows.to(device())).cpu(), table[rows])
+    assert triton_kernels.take_rows(table, rows[:0].to(device())).shape == (0, width)
+    assert triton_kernels.works(host_rows_kernel, device())
+    del owner
 
 
 def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:

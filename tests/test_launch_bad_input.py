@@ -147,6 +147,14 @@ BAD_SETTINGS = {
     ),
     "split": ("--data.split.val_fraction 2", r" data\.split\.val_fraction is 2\.0, it must lie between"),
     "row optimizer": ("--table.optimizer.eps -1", r" table\.optimizer\.eps: -1\.0 must be positive"),
+    "zero_dense in the host's memory": (
+        "--table.update zero_dense --engine.zero_stage 3 --table.placement host",
+        r" table\.placement host needs table\.update row_sparse",
+    ),
+    "full softmax in the host's memory": (
+        "--loss.name full_softmax --table.placement host",
+        r"table\.placement=host: loss\.name=full_softmax visits every row.*--loss\.name sampled_softmax",
+    ),
     "zero_dense in stage 1": (
         "--table.update zero_dense",
         r"engine\.zero_stage=1: .* needs 3.*set --engine\.zero_stage 3 or --table\.update row_sparse",

@@ -102,6 +102,21 @@ def table_bytes(world: World, data: Path, config: RunConfig) -> dict[str, int]:
     return build_model(config, Dataset.open(data), world).table.bytes_per_rank()
 
 
+def test_a_table_in_the_hosts_memory_leaves_the_gpu_to_the_encoder(data: Path) -> None:
+    dataset = Dataset.open(data)
+    beside, apart = (
+        plan_run(
+            small_config("--loss.name", "bce", "--table.placement", placement), dataset, device_type="cuda"
+        )
+        for placement in ("device", "host")
+    )
+    table = {name: size for name, size in beside.kept.items() if name.startswith("table ")}
+    assert set(table) == {"table weights", "table optimizer"}
+    assert not set(table) & set(apart.kept)
+    assert table.items() <= apart.host.items()
+    assert beside.total_bytes - apart.total_bytes == sum(table.values())
+
+
 def test_more_ranks_hold_less_each(data: Path) -> None:
     dataset = Dataset.open(data)
     plans = [plan_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]

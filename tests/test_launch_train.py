@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import Command, longplay
 from runs import read_metrics, small_dataset
 
@@ -147,6 +148,20 @@ def test_the_run_folder_says_what_ran(data: Path, finished: Path) -> None:
     values = read_metrics(finished, "eval_full_unseen/ndcg@10")
     assert best["value"] == max(values.values())
     assert (finished / "checkpoints" / best["checkpoint"]).is_dir()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_a_gpu_trains_as_the_cpu_does(data: Path, tmp_path: Path, placement: str, optimizer: str) -> None:
+    settings = ["--loss.name", "bce", "--table.optimizer.name", optimizer]
+    longplay(train_words(data, tmp_path / "cpu", *settings), tmp_path / "log")
+    settings += ["--train.device", "cuda", "--table.placement", placement]
+    longplay(train_words(data, tmp_path / "gpu", *settings), tmp_path / "log")
+    for tag in ("train/loss", "optim/grad_norm", "eval_full/ndcg@10"):
+        on_cpu, on_gpu = (read_metrics(tmp_path / name, tag) for name in ("cpu", "gpu"))
+        assert on_gpu == pytest.approx(on_cpu, rel=2e-2, abs=1e-3)
 
 
 def test_early_stopping_stops_after_patience_validations(data: Path, tmp_path: Path) -> None:

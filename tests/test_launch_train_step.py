@@ -15,7 +15,8 @@ from longplay.distributed.errors import NonFiniteError
 from longplay.distributed.world import World
 from longplay.launch.evaluation import evaluate
 from longplay.launch.model import build_model
-from longplay.launch.train_step import train_step
+from longplay.launch.step_plan import StepsAhead
+from longplay.launch.train_step import run_step, train_step
 
 STEPS = 20
 
@@ -39,6 +40,18 @@ def train(
     trained.engine.train(False)
     metrics = evaluate(trained.engine, trained.table, dataset, config, "validation").metrics
     return [*history, (metrics["full"]["hit@10"], metrics["sampled100"]["mrr"])]
+
+
+def train_ahead(
+    world: World, data: Path, overrides: list[str], model: str, steps: int
+) -> list[tuple[float, float]]:
+    """As `train` without the validation; each step is planned while the one before is under way."""
+    config, dataset = small_config(*overrides, model=model), Dataset.open(data)
+    trained = build_model(config, dataset, world)
+    stream = TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)
+    ahead = StepsAhead(trained, iter(stream))
+    results = [run_step(trained, ahead.take(), lr=0.01, ahead=ahead) for _ in range(steps)]
+    return [(result.loss, result.grad_norm) for result in results]
 
 
 def assert_same(history: list[tuple[float, float]], expected: list[tuple[float, float]]) -> None:
@@ -80,6 +93,24 @@ def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batch
         overrides = ["--engine.zero_stage", str(stage), "--engine.accumulation", str(accumulation)]
         for history in run_ranks(train, 2, data, overrides, model, 6):
             assert_same(history, expected)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--loss.name", "bce", "--table.placement", "host"],
+        [
+            *("--loss.name", "sampled_softmax", "--loss.num_negatives", "64", "--loss.negatives", "in_batch"),
+            *("--engine.accumulation", "2", "--engine.zero_stage", "2"),
+        ],
+    ],
+    ids=["bce", "in_batch"],
+)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_planning_a_step_ahead_changes_nothing(data: Path, overrides: list[str], world_size: int) -> None:
+    plain = run_ranks(train, world_size, data, overrides, "mambarec", 8)
+    ahead = run_ranks(train_ahead, world_size, data, overrides, "mambarec", 8)
+    assert [history[:8] for history in plain] == ahead
 
 
 def metrics_by_pass(world: World, data: Path) -> list[dict[str, float]]:
