@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import machine, median
+from benchmarks.measure import interleaved, machine, median, seconds
 from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import lfm_lengths, write_dataset
 from benchmarks.table import with_rows
@@ -72,6 +72,7 @@ def main() -> None:
         data = Path(folder) / "data"
         write_dataset(data, lfm_lengths(sizes.events))
         _train(sizes, data, world, timer, copy_rate)
+        _variants(sizes, data, world, timer)
 
 
 class Timer:
@@ -162,10 +163,9 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
     slots = sizes.batch * max(sizes.lengths)
     for length in sizes.lengths:
         for recipe in ("mambarec", "sasrec"):
-            words = ["--context_length", str(length), "--data.rows_per_step", str(slots // length)]
-            words += ["--data.num_lanes", "1", "--loss.name", "bce", "--engine.precision", "bf16"]
+            own = None  # lets the table before go
             timer.forget_peak()
-            own = with_rows(OwnLoop(data, recipe, words, world), sizes.num_rows)
+            own = with_rows(OwnLoop(data, recipe, _words(sizes, length), world), sizes.num_rows)
             table = sum(own.model.table.bytes_per_rank().values())
             took = timer(lambda own=own: own.steps(4))
             rate = 4 * slots / took
@@ -178,6 +178,41 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
                     line += f"; {memory / 1e9:.2f} GB beside the table"
                     line += f", {memory / _STUDY_BYTES:.2f} of the study's memory"
             print(line, flush=True)
+
+
+def _words(sizes: Sizes, length: int) -> list[str]:
+    rows = sizes.batch * max(sizes.lengths) // length
+    words = ["--context_length", str(length), "--data.rows_per_step", str(rows), "--data.num_lanes", "1"]
+    return [*words, "--loss.name", "bce", "--engine.precision", "bf16"]
+
+
+def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
+    """MambaRec's step at one length by what was done to make it fast, in turns, over a smaller table."""
+    length, rows = sizes.lengths[len(sizes.lengths) // 2], sizes.num_rows // 8
+    words = {
+        "as it is": [],
+        "next step not planned beside": [],
+        "encoder through torch.compile": [],
+        "table in the host's memory": ["--table.placement", "host"],
+    }
+    pieces: dict[str, Callable[[], float]] = {}
+    for name, more in words.items():
+        beside = name != "next step not planned beside"
+        loop = OwnLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=beside)
+        own = with_rows(loop, rows)
+        if name == "encoder through torch.compile":
+            own.model.encoder.compile()
+
+        def step(own: OwnLoop = own) -> float:
+            timer.wait()
+            return 1e3 * seconds(lambda: (own.steps(4), timer.wait())) / 4
+
+        pieces[name] = step
+    times = interleaved(pieces, repeats=timer.repeats)
+    base = median(times["as it is"])
+    for name, values in times.items():
+        middle = median(values)
+        print(f"mambarec L={length:<6,}{name:<32}{middle:9.2f} ms a step {middle / base:6.2f}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,18 @@ class OwnLoop:
     Args:
         recipe: whose settings are taken.
         overrides: as on the command line, "--encoder.num_blocks", "2".
+        plan_ahead: plan each step while the one before is under way, as a training does.
     """
 
-    def __init__(self, data: Path, recipe: str, overrides: list[str], world: World | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        recipe: str,
+        overrides: list[str],
+        world: World | None = None,
+        *,
+        plan_ahead: bool = True,
+    ) -> None:
         self.world = world or init_world(device="auto")
         self.config: RunConfig = resolve(recipe, get_recipe(recipe), overrides)
         self.dataset = Dataset.open(data)
@@ -38,15 +47,17 @@ class OwnLoop:
             pin_memory=self.world.device.type == "cuda",
         )
         self.model = build_model(self.config, self.dataset, self.world)
-        self._ahead: StepsAhead | None = None
+        self._plan_ahead = plan_ahead
+        self._steps: StepsAhead | None = None
 
     def steps(self, number: int) -> int:
         """That many optimizer steps; the targets of all ranks that they trained on."""
         targets = 0
-        if self._ahead is None:
-            self._ahead = StepsAhead(self.model, iter(self.stream))
+        if self._steps is None:
+            self._steps = StepsAhead(self.model, iter(self.stream))
+        ahead = self._steps if self._plan_ahead else None
         for _ in range(number):
-            result = run_step(self.model, self._ahead.take(), lr=1e-3, ahead=self._ahead)
+            result = run_step(self.model, self._steps.take(), lr=1e-3, ahead=ahead)
             targets += result.num_targets
         return targets
 
