@@ -10,22 +10,15 @@ machine's cores can do together where nothing is exchanged. All trainings are st
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from benchmarks.measure import interleaved, machine, median, spread
 from benchmarks.own_loop import OwnLoop
-from longplay.distributed.collectives import all_reduce_max
-from longplay.distributed.world import close_world, free_port, init_world
-
-_WARM_UP_STEPS = 2
+from benchmarks.turns import Worker, take_turns, workers
+from longplay.distributed.world import World
 
 
 def main() -> None:
@@ -40,21 +33,23 @@ def main() -> None:
     parser.add_argument("--recipe", default="mambarec")
     parser.add_argument("--loss", default="bce")
     parser.add_argument("--rows", type=int, default=120)
-    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--first-core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--turns", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.turns:
-        _run_rank(args)
+        take_turns(args.turns, args.first_core, lambda world: _prepare(args, world))
         return
     print(machine())
     cores = len(os.sched_getaffinity(0))
-    with contextlib.ExitStack() as stack:
+    words = ["--data", str(args.data), "--steps", str(args.steps), "--recipe", args.recipe]
+    words += ["--loss", args.loss, "--rows", str(args.rows)]
+    with workers() as start:
 
-        def start(world_size: int, core: int = 0) -> _Training:
-            return stack.enter_context(_Training(args, world_size, core))
+        def training(world_size: int, core: int = 0) -> Worker:
+            return start("benchmarks.ranks", words, world_size=world_size, first_core=core)
 
-        apart = [start(1, core) for core in range(cores)]
-        groups = {f"{n} rank(s)": [apart[0] if n == 1 else start(n)] for n in args.ranks}
+        apart = [training(1, core) for core in range(cores)]
+        groups = {f"{n} rank(s)": [apart[0] if n == 1 else training(n)] for n in args.ranks}
         groups[f"{cores} trainings of 1 rank each"] = apart
         pieces = {name: lambda group=group: _turn(group) for name, group in groups.items()}
         rates = interleaved(pieces, repeats=args.repeats)
@@ -64,78 +59,18 @@ def main() -> None:
         print(f"{name:<26} {middle:10,.0f} targets/s  {middle / base:5.2f}  ({spread(values)})")
 
 
-def _turn(trainings: list[_Training]) -> float:
+def _turn(trainings: list[Worker]) -> float:
     """Targets a second of trainings that have their turn together."""
     for training in trainings:
         training.go()
-    return math.fsum([training.rate() for training in trainings])
+    return math.fsum([training.result() for training in trainings])
 
 
-class _Training:
-    """A training under torchrun that does some steps whenever it is told to, and sleeps otherwise."""
-
-    def __init__(self, args: argparse.Namespace, world_size: int, core: int) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        turns = Path(self._folder.name) / "turns"
-        os.mkfifo(turns)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-        command += ["--master-port", str(free_port()), "-m", "benchmarks.ranks", "--turns", str(turns)]
-        command += ["--data", str(args.data), "--steps", str(args.steps), "--recipe", args.recipe]
-        command += ["--loss", args.loss, "--rows", str(args.rows), "--core", str(core)]
-        self._complaints = (Path(self._folder.name) / "stderr").open("w+")
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        # For reading too, or opening would wait for ever where rank 0 fails before it reads.
-        self._turns = os.fdopen(os.open(turns, os.O_RDWR), "w")
-        self.rate()  # of the steps that do not count
-
-    def go(self) -> None:
-        """Give it its turn."""
-        self._turns.write("go\n")
-        self._turns.flush()
-
-    def rate(self) -> float:
-        """Wait for the end of its turn; targets a second of all its ranks."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._complaints.seek(0)
-            raise SystemExit(f"a training failed:\n{self._complaints.read()}")
-        return float(line)
-
-    def __enter__(self) -> _Training:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._turns.close()  # which ends it
-        self._process.communicate(timeout=60)
-        self._folder.cleanup()
-
-
-def _run_rank(args: argparse.Namespace) -> None:
-    """One rank of a training; rank 0 reads when it is its turn and prints the rate."""
-    torch.set_num_threads(1)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[(args.core + int(os.environ["LOCAL_RANK"])) % len(cores)]})
-    world = init_world(device="auto")
-    turns = args.turns.open() if world.is_rank0 else None
+def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
+    """A turn of one rank's training, which returns the targets a second of all ranks."""
     words = ["--loss.name", args.loss, "--data.rows_per_step", str(args.rows)]
     own = OwnLoop(args.data, args.recipe, words, world)
-    number = torch.tensor(_WARM_UP_STEPS, device=world.device)
-    while number:
-        rate = own.targets_per_s(int(number))
-        if turns is not None:
-            print(rate, flush=True)
-            number.fill_(args.steps if turns.readline() else 0)
-        else:
-            number.zero_()
-        all_reduce_max(number, world)  # rank 0 says it to all
-    close_world()
+    return lambda: own.targets_per_s(args.steps)
 
 
 if __name__ == "__main__":

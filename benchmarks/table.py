@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,12 +18,13 @@ from torch.nn import functional as F
 
 from benchmarks.measure import interleaved, machine, median, seconds, spread
 from benchmarks.own_loop import OwnLoop
+from benchmarks.turns import take_turns, workers
 from longplay.data_shards.train_stream import Batch
 from longplay.distributed.deepspeed_env import deepspeed
 from longplay.distributed.engine import EncoderEngine, deepspeed_config
 from longplay.distributed.item_table import ItemTable
 from longplay.distributed.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
-from longplay.distributed.world import World, close_world, init_world
+from longplay.distributed.world import World, init_world
 from longplay.launch.step_plan import rows_keys
 from longplay.models.build import build_encoder
 
@@ -46,10 +42,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", help="of the table")
     parser.add_argument("--touched", type=int, default=20_000, help="rows of a step, of `optimizers`")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", help=argparse.SUPPRESS)
+    parser.add_argument("--first-core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rank:
-        _run_rank(args)
+    if args.turns:
+        take_turns(args.turns, args.first_core, lambda world: _prepare(args, world))
         return
     if args.part != "optimizers" and args.data is None:
         parser.error(f"{args.part} needs --data, for example data/ml1m")
@@ -83,47 +81,30 @@ def _size(args: argparse.Namespace) -> None:
 
 
 def _exchange(args: argparse.Namespace) -> None:
-    """Milliseconds and bytes of looking rows up, returning their gradients and updating them."""
+    """Milliseconds of a training step on 2 ranks, by how the table's rows reach them."""
     for num_rows in args.rows or [200_000, 1_000_000]:
-        pieces = {mode: lambda m=mode, n=num_rows: _two_ranks(args, m, n) for mode in _MODES}
-        times = interleaved(pieces, repeats=args.repeats)
+        with workers() as start:
+            pieces = {}
+            for mode in ("row_sparse", "zero_dense", "gathered"):
+                words = ["exchange", "--mode", mode, "--data", str(args.data), "--rows", str(num_rows)]
+                pieces[mode] = start("benchmarks.table", words, world_size=2).turn
+            times = interleaved(pieces, repeats=args.repeats)
         base = median(times["row_sparse"])
         for mode, values in times.items():
             middle = median(values)
-            print(f"{num_rows:>10,} rows {mode:<12}{middle:9.1f} ms a step {middle / base:7.1f}")
+            line = f"{num_rows:>10,} rows {mode:<12}{middle:9.1f} ms a step {middle / base:7.2f}"
+            print(f"{line}  ({spread(values)})", flush=True)
 
 
-_MODES = ("row_sparse", "zero_dense", "gathered")
-
-
-def _two_ranks(args: argparse.Namespace, mode: str, num_rows: int) -> float:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["-m", "benchmarks.table", "exchange", "--rank", mode, "--data", str(args.data)]
-    command += ["--rows", str(num_rows)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    if done.returncode:
-        raise SystemExit(f"{mode} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _run_rank(args: argparse.Namespace) -> None:
-    """One rank of `exchange`; rank 0 prints milliseconds a step."""
-    torch.set_num_threads(1)
-    world = init_world(device="auto")
+def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
+    """A turn of one rank of `exchange`, which returns milliseconds a step."""
     (num_rows,) = args.rows
-    if args.rank == "gathered":
-        cost = _gathered(num_rows, args.data, world)
+    if args.mode == "gathered":
+        steps = _gathered(num_rows, args.data, world)
     else:
-        words = [*_LOSS, "--table.update", args.rank, "--engine.zero_stage", "3"]
-        own = with_rows(OwnLoop(args.data, "mambarec", words, world), num_rows)
-        own.steps(2)
-        began = time.perf_counter()
-        own.steps(5)
-        cost = (time.perf_counter() - began) / 5
-    if world.is_rank0:
-        print(json.dumps(1e3 * cost), flush=True)
-    close_world()
+        words = [*_LOSS, "--table.update", args.mode, "--engine.zero_stage", "3"]
+        steps = with_rows(OwnLoop(args.data, "mambarec", words, world), num_rows).steps
+    return lambda: 1e3 * seconds(lambda: steps(3)) / 3
 
 
 class _Gathered(nn.Module):
@@ -142,26 +123,27 @@ class _Gathered(nn.Module):
         return F.softplus(-for_one).sum() + F.softplus(for_other).sum()
 
 
-def _gathered(num_rows: int, data: Path, world: World) -> float:
-    """Seconds of a step in which DeepSpeed does with the table what it does with every weight."""
+def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
+    """Runs steps in which DeepSpeed does with the table what it does with every weight."""
     own = OwnLoop(data, "mambarec", [*_LOSS, "--engine.zero_stage", "3"], world)
     config = own.config
     model = _Gathered(own.model.encoder, num_rows, config.encoder.d_model)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
-        config=deepspeed_config(config.engine),
+        # DeepSpeed fails on a parameter that is larger than what it may fetch ahead.
+        config=deepspeed_config(dataclasses.replace(config.engine, reduce_bucket_elements=1 << 30)),
     )
     batches = iter(own.stream)
 
-    def step() -> None:
-        batch = next(batches)
-        negatives = torch.randint(1, num_rows + 1, batch.targets.shape)
-        engine.backward(engine(batch, rows_keys(own.model, batch, 1), negatives) / batch.targets.numel())
-        engine.step()
+    def steps(number: int) -> None:
+        for _ in range(number):
+            batch = next(batches)
+            negatives = torch.randint(1, num_rows + 1, batch.targets.shape)
+            engine.backward(engine(batch, rows_keys(own.model, batch, 1), negatives) / batch.targets.numel())
+            engine.step()
 
-    step()
-    return seconds(lambda: [step() for _ in range(2)]) / 2
+    return steps
 
 
 def _optimizers(args: argparse.Namespace) -> None:
