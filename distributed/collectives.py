@@ -10,6 +10,26 @@ from longplay.distributed.deepspeed_env import comm
 from longplay.distributed.world import World
 
 
+class UnderWay:
+    """A collective that has begun.
+
+    Args:
+        result: what it fills; nobody may touch it before `wait`.
+        work: what torch calls a collective that has not ended; None: it has.
+        sent: kept until it has ended.
+    """
+
+    def __init__(self, result: Tensor, work: Any = None, sent: Tensor | None = None) -> None:
+        self._result, self._work, self._sent = result, work, sent
+
+    def wait(self) -> Tensor:
+        """Wait for it (on a GPU the current stream does) and return its result."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._sent = None
+        return self._result
+
+
 def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
     """Sum `tensor` over the ranks in place and return it. Every rank must call."""
     if world.world_size > 1:
@@ -60,7 +80,7 @@ def all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out:
     return begin_all_to_all_rows(rows, send, recv, out).wait()
 
 
-def begin_all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor) -> "UnderWay":
+def begin_all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor) -> UnderWay:
     """`all_to_all_rows` that returns at once; `wait` gives `out`, filled. Every rank must call."""
     if len(send) == 1:
         return UnderWay(out.copy_(rows))
@@ -68,26 +88,6 @@ def begin_all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int]
     return UnderWay(out, comm.all_to_all_single(out, rows, list(recv), list(send), async_op=True), rows)
 
 
-def begin_all_reduce_sum(tensor: Tensor, world: World) -> "UnderWay":
+def begin_all_reduce_sum(tensor: Tensor, world: World) -> UnderWay:
     """`all_reduce_sum` that returns at once; `wait` gives `tensor`, summed. Every rank must call."""
     return UnderWay(tensor, comm.all_reduce(tensor, async_op=True) if world.world_size > 1 else None)
-
-
-class UnderWay:
-    """A collective that has begun.
-
-    Args:
-        result: what it fills; nobody may touch it before `wait`.
-        work: what torch calls a collective that has not ended; None: it has.
-        sent: kept until it has ended.
-    """
-
-    def __init__(self, result: Tensor, work: Any = None, sent: Tensor | None = None) -> None:
-        self._result, self._work, self._sent = result, work, sent
-
-    def wait(self) -> Tensor:
-        """Wait for it (on a GPU the current stream does) and return its result."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = self._sent = None
-        return self._result

@@ -1,33 +1,41 @@
 """The Triton kernels that `triton_kernels` launches and describes; importing this needs Triton."""
 
-from typing import Any
-
 import triton  # pyright: ignore[reportMissingImports] -- optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional
 
 
 @triton.jit
+def _places(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of this program's part of `rows`: which there are (ROWS,), their numbers (ROWS,), the places of their
+    elements in the table and in what is ordered as `rows`, and which elements there are (ROWS, PADDED).
+    """
+    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    is_row = at < num_rows
+    row = tl.load(rows + at, mask=is_row, other=0)
+    in_table = row[:, None] * WIDTH + column[None, :]
+    in_order = at.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    return is_row, row, in_table, in_order, is_row[:, None] & (column < WIDTH)[None, :]
+
+
+@triton.jit
 def lazy_adam(
-    weight: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    rows: Any,
-    grads: Any,
-    num_rows: Any,
-    beta1: Any,
-    beta2: Any,
-    step_size: Any,
-    eps: Any,
+    weight,
+    exp_avg,
+    exp_avg_sq,
+    rows,
+    grads,
+    num_rows,
+    beta1,
+    beta2,
+    step_size,
+    eps,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    row = tl.load(rows + at, mask=at < num_rows, other=0)
-    mask = (at < num_rows)[:, None] & (column < WIDTH)[None, :]
-    place = row[:, None] * WIDTH + column[None, :]
-    grad = tl.load(grads + at.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=mask, other=0.0)
+    _, _, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
+    grad = tl.load(grads + in_order, mask=mask, other=0.0)
     first = tl.load(exp_avg + place, mask=mask, other=0.0)
     first += (1 - beta1) * (grad - first)
     second = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
@@ -40,24 +48,19 @@ def lazy_adam(
 
 @triton.jit
 def row_adagrad(
-    weight: Any,
-    sum_sq: Any,
-    rows: Any,
-    grads: Any,
-    num_rows: Any,
-    step_size: Any,
-    eps: Any,
+    weight,
+    sum_sq,
+    rows,
+    grads,
+    num_rows,
+    step_size,
+    eps,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    is_row = at < num_rows
-    row = tl.load(rows + at, mask=is_row, other=0)
-    mask = is_row[:, None] & (column < WIDTH)[None, :]
-    place = row[:, None] * WIDTH + column[None, :]
-    grad = tl.load(grads + at.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=mask, other=0.0)
+    is_row, row, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
+    grad = tl.load(grads + in_order, mask=mask, other=0.0)
     total = tl.load(sum_sq + row, mask=is_row, other=0.0) + tl.sum(grad * grad, 1) / WIDTH
     value = tl.load(weight + place, mask=mask, other=0.0)
     tl.store(sum_sq + row, total, mask=is_row)
@@ -66,33 +69,29 @@ def row_adagrad(
 
 @triton.jit
 def take_rows(
-    table: Any,
-    rows: Any,
-    out: Any,
-    num_rows: Any,
+    table,
+    rows,
+    out,
+    num_rows,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    row = tl.load(rows + at, mask=at < num_rows, other=0)
-    mask = (at < num_rows)[:, None] & (column < WIDTH)[None, :]
-    value = tl.load(table + row[:, None] * WIDTH + column[None, :], mask=mask)
-    tl.store(out + at.to(tl.int64)[:, None] * WIDTH + column[None, :], value, mask=mask)
+    _, _, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
+    tl.store(out + in_order, tl.load(table + place, mask=mask), mask=mask)
 
 
 @triton.jit
 def count_above(
-    queries: Any,
-    rows: Any,
-    above: Any,
-    below: Any,
-    counts: Any,
-    near: Any,
-    num_near: Any,
-    num_queries: Any,
-    num_rows: Any,
+    queries,
+    rows,
+    above,
+    below,
+    counts,
+    near,
+    num_near,
+    num_queries,
+    num_rows,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     QUERIES: tl.constexpr,

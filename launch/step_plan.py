@@ -67,7 +67,7 @@ def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
     """Plan step number `step` of this rank's rows. Every rank must call.
 
     It reads neither weights nor gradients, so that it may run beside the step before. On a GPU it does, on
-    the model's side stream.
+    the model's side stream; `model.side.mark()` comes before it, at the latest where no step is under way.
     """
     device = model.world.device
     with model.side.beside():

@@ -11,7 +11,7 @@ from longplay.distributed.full_softmax import full_softmax_loss
 from longplay.distributed.phases import phase
 from longplay.distributed.row_exchange import RowPlan
 from longplay.launch.model import Model
-from longplay.launch.step_plan import PlannedRows, PlannedStep, StepsAhead
+from longplay.launch.step_plan import PlannedRows, PlannedStep, StepsAhead, plan_step
 from longplay.models.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss
 
 
@@ -28,7 +28,8 @@ class StepResult:
 
 def train_step(model: Model, batch: Batch, *, step: int, lr: float) -> StepResult:
     """Plan step number `step` (from 1) of this rank's rows and run it. Every rank must call."""
-    return run_step(model, StepsAhead(model, iter([batch]), first_step=step).take(), lr=lr)
+    model.side.mark()
+    return run_step(model, plan_step(model, batch, step), lr=lr)
 
 
 def run_step(

@@ -59,6 +59,36 @@ def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
 
 
+_F, _I, _N = "*fp32", "*i64", "i32"
+SIGNATURES = {
+    "lazy_adam": [_F, _F, _F, _I, _F, _N, "fp32", "fp32", "fp32", "fp32"],
+    "row_adagrad": [_F, _F, _I, _F, _N, "fp32", "fp32"],
+    "take_rows": [_F, _I, _F, _N],
+    "count_above": [_F, _F, _F, _F, "*i32", _I, "*i32", _N, _N],
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_a_gpu_gets_code_which_the_interpreter_does_not_tell(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes more of Python than the compiler does, which needs no GPU."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the kernels are interpreted here")
+    import triton  # pyright: ignore[reportMissingImports] -- optional
+    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports] -- optional
+    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports] -- optional
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is not said
+    kernel = getattr(triton_kernels._source(), name)
+    sizes = {"WIDTH": 24, "PADDED": 32, "QUERIES": 64, "ROWS": 64, "ROWS_PER_PROGRAM": 128, "CAPACITY": 9}
+    constants = {size: value for size, value in sizes.items() if size in kernel.arg_names}
+    types = SIGNATURES[name] + ["constexpr"] * len(constants)
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), constants)
+    assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("width", [1, 24, 64])
 @pytest.mark.parametrize(("kind", "kernel"), [(LazyAdam, lazy_adam_kernel), (RowAdagrad, row_adagrad_kernel)])
