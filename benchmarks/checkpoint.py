@@ -10,7 +10,6 @@ itself before each start, by a file as large as a checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -26,6 +25,7 @@ import numpy as np
 import polars as pl
 
 from longplay.distributed.world import free_port
+from longplay.launch.metrics_file import read_scalars
 
 _BLOCK = 64 << 20
 _LONGPLAY = [sys.executable, "-m", "longplay.launch.cli"]
@@ -93,7 +93,7 @@ def _large(folder: Path, num_items: int) -> None:
         words = ["mambarec", "--data", str(data), "--run", str(run), *_large_settings()]
 
         def is_saved(step: int = steps) -> bool:
-            return step in read_scalars(run, "perf/save_stall_s")
+            return step in read_scalars(run).get("perf/save_stall_s", {})
 
         write_rate, read_rate = _disk_rates(folder, num_items * 65 * 4)
         print(f"disk: writes {write_rate / 1e6:.0f} MB/s, reads {read_rate / 1e6:.0f} MB/s", flush=True)
@@ -104,7 +104,7 @@ def _large(folder: Path, num_items: int) -> None:
             peaks = _train([*words, "--train.max_steps", str(steps)], world_size, log)
         seconds = time.perf_counter() - began
         loaded = re.findall(r"read in ([\d.]+) s", log.read_text())
-        stalls = read_scalars(run, "perf/save_stall_s")
+        stalls = read_scalars(run)["perf/save_stall_s"]
         shard = table_gib / world_size
         allowed = 1.25 * (shard + shard / 64) + 1.5
         print(
@@ -113,19 +113,10 @@ def _large(folder: Path, num_items: int) -> None:
             f"saved in {stalls[steps]:.1f} s" + (f", read in {loaded[0]} s" if loaded else ""),
             flush=True,
         )
-    losses = read_scalars(run, "train/loss")
+    losses = read_scalars(run)["train/loss"]
     print("loss", " ".join(f"{step}: {losses[step]:.4f}" for step in (1, 20, 21, 40, 41, 60)))
     num_bytes = sum(path.stat().st_size for path in (run / "checkpoints").rglob("*.safetensors"))
     print(f"checkpoints {num_bytes / 1e9:.1f} GB")
-
-
-def read_scalars(run: Path, tag: str) -> dict[int, float]:
-    """step -> value of one tag; nothing where there is no log yet."""
-    if not (run / "metrics.jsonl").exists():
-        return {}
-    text = (run / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return {line["step"]: line["value"] for line in lines if line["tag"] == tag}
 
 
 def _large_settings() -> list[str]:

@@ -11,7 +11,6 @@ of ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import random
@@ -26,6 +25,7 @@ from typing import Protocol
 
 from benchmarks.faults import FAULTS, AtStep
 from longplay.distributed.world import free_port
+from longplay.launch.metrics_file import Series, read_scalars
 
 Fault = Callable[[int], None]
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT}
@@ -64,14 +64,14 @@ class Soak:
         self.draws = random.Random(seed)
         self.history: list[str] = []
 
-    def undisturbed(self, world_size: int) -> dict[str, dict[int, float]]:
+    def undisturbed(self, world_size: int) -> dict[str, Series]:
         """Losses and metrics of a run to which nothing happens."""
         run = self.folder / "undisturbed"
         code = self._begin(run, world_size, None).wait(LIMIT_S)
         assert code == 0, self._log(run)
-        return read_scalars(run)
+        return losses_and_metrics(run)
 
-    def disturbed(self, num_faults: int, world_sizes: list[int]) -> dict[str, dict[int, float]]:
+    def disturbed(self, num_faults: int, world_sizes: list[int]) -> dict[str, Series]:
         """Losses and metrics of a run that meets `num_faults` faults and is started again after each.
 
         Raises:
@@ -90,7 +90,7 @@ class Soak:
             self.history.append(f"{number + 1:>3}  {kind:<14} {world_size} ranks  at step {step:>4}  {took}")
         code = self._begin(self.run, self.draws.choice(world_sizes), None).wait(LIMIT_S)
         assert code == 0, self._log(self.run)
-        return read_scalars(self.run)
+        return losses_and_metrics(self.run)
 
     def _disturb(self, kind: str, step: int, world_size: int) -> None:
         if kind in FAULTS:
@@ -142,14 +142,10 @@ class Soak:
         return run.with_suffix(".log").read_text()
 
 
-def read_scalars(run: Path) -> dict[str, dict[int, float]]:
-    """tag -> step -> value, of the loss and the metrics."""
-    found: dict[str, dict[int, float]] = {}
-    for text in (run / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if line["tag"] == "train/loss" or line["tag"].startswith("eval_"):
-            found.setdefault(line["tag"], {})[line["step"]] = line["value"]
-    return found
+def losses_and_metrics(run: Path) -> dict[str, Series]:
+    """By tag; a start that was disturbed leaves out or repeats other scalars, as of saving."""
+    scalars = read_scalars(run)
+    return {tag: scalars[tag] for tag in scalars if tag == "train/loss" or tag.startswith("eval_")}
 
 
 def last_step(run: Path) -> int:
@@ -159,13 +155,10 @@ def last_step(run: Path) -> int:
 
 def last_logged(run: Path) -> int:
     """The last step whose loss was logged, 0 if there is none."""
-    try:
-        return max(read_scalars(run).get("train/loss", {0: 0.0}))
-    except (OSError, ValueError):  # not there yet, or a line is being written
-        return 0
+    return max(read_scalars(run).get("train/loss", {}), default=0)
 
 
-def largest_difference(one: dict[str, dict[int, float]], other: dict[str, dict[int, float]]) -> float:
+def largest_difference(one: dict[str, Series], other: dict[str, Series]) -> float:
     """Over all scalars; they must be of the same tags and steps."""
     assert {tag: set(values) for tag, values in one.items()} == {
         tag: set(values) for tag, values in other.items()

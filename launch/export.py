@@ -24,6 +24,7 @@ from longplay.distributed.row_order import RowOrder
 from longplay.launch.config import ConfigError, read_config
 from longplay.launch.data_arguments import data_location
 from longplay.launch.evaluate import find_checkpoint, open_dataset
+from longplay.launch.metrics_file import read_scalars
 from longplay.serving.export_format import (
     CONFIG_NAME,
     ENCODER_NAME,
@@ -199,19 +200,11 @@ def rows_by_position(checkpoint: Checkpoint) -> Iterator[tuple[int, Tensor]]:
 
 def validation_metrics(run: Path, step: int) -> dict[str, float]:
     """The validation at `step` in the run's log, as {"full/ndcg@10": ...}; empty if there was none."""
-    found: dict[str, float] = {}
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        try:
-            scalar = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed while writing it
-        if scalar["step"] == step and scalar["tag"].startswith("eval_"):
-            found[scalar["tag"].removeprefix("eval_")] = scalar["value"]
-    return found
+    return {
+        tag.removeprefix("eval_"): series[step]
+        for tag, series in read_scalars(run).items()
+        if tag.startswith("eval_") and step in series
+    }
 
 
 def put_in_place(partial: Path, out: Path) -> None:

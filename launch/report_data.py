@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longplay.launch.job_log import last_error, since_start
-from longplay.launch.report_scalars import Costs, Curve, read_scalars
+from longplay.launch.report_scalars import Costs, Curve, finite_scalars
 
 MODEL_NAMES = {
     "gru4rec": "GRU4Rec",
@@ -182,7 +182,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
     """What became of a run: the fields of Run that its folder and logs tell."""
     asked = config.get("config", {})
     metric = str(asked.get("train", {}).get("metric", "full_unseen/ndcg@10"))
-    scalars = read_scalars(path / "metrics.jsonl", metric)
+    scalars = finite_scalars(path, metric)
     report, damage = _evaluation(path / "evaluation" / "test.json")
     error = damage or last_error(logs) or _slurm_said(logs)
     progress = scalars.progress(asked.get("train", {}).get("max_epochs"))

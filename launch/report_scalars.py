@@ -1,13 +1,12 @@
 """What a run's metrics.jsonl tells: what training cost, and how the metric grew with the time spent."""
 
-import json
 import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Series = dict[int, float]
+from longplay.launch.metrics_file import Series, read_scalars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +88,13 @@ class Scalars:
         return statistics.median(values[1:] or values) if values else None
 
 
-def read_scalars(file: Path, metric: str) -> Scalars:
-    """Read a metrics.jsonl, also one that is cut off or being written; empty where there is none."""
+def finite_scalars(run: Path, metric: str) -> Scalars:
+    """A run's scalars, those that are not finite left out, with the curve of `metric`; it may be training."""
     series: dict[str, Series] = {}
-    try:
-        lines = file.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            tag, step, value = entry["tag"], int(entry["step"]), float(entry["value"])
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off, or being written
-        if math.isfinite(value):
-            series.setdefault(tag, {})[step] = value
+    for tag, logged in read_scalars(run).items():
+        finite = {step: value for step, value in logged.items() if math.isfinite(value)}
+        if finite:
+            series[tag] = finite
     return Scalars(series=series, curve=_curve(series, metric))
 
 

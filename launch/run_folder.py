@@ -1,7 +1,7 @@
 """A run's folder: what was asked, with which code, every scalar, and the checkpoints.
 
 config.json        resolved configuration, dataset, git commit, package versions
-metrics.jsonl      one line per scalar: {"step": 120, "tag": "train/loss", "value": 6.91}
+metrics.jsonl      every scalar; see longplay.launch.metrics_file
 best.json          the best checkpoint's name, its metric and step
 tensorboard/       the same scalars for TensorBoard; a resumed run goes on in its curves
 checkpoints/       see longplay.distributed.checkpoint
@@ -10,7 +10,6 @@ logs/              what a batch script's jobs printed; it is there before the ru
 
 import fcntl
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from longplay.data_shards.locations import Location, absolute
 from longplay.distributed.checkpoint import write_json
 from longplay.launch.board import write_model, write_settings
 from longplay.launch.config import ConfigError, RunConfig, changed_settings, from_json, to_json
+from longplay.launch.metrics_file import METRICS_FILE, Scalar, drop_scalars_after
 
 _PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
 
@@ -137,16 +137,15 @@ class MetricsLog:
     """Every scalar, to metrics.jsonl and TensorBoard; a resumed run drops lines past its checkpoint."""
 
     def __init__(self, path: Path, *, from_step: int) -> None:
-        self.file_path = path / "metrics.jsonl"
-        _drop_lines_after(self.file_path, from_step)
-        self.file = open(self.file_path, "a", buffering=1)
+        drop_scalars_after(path, from_step)
+        self.file = open(path / METRICS_FILE, "a", buffering=1)
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=from_step + 1 if from_step else None)
         write_settings(self.board, path)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line per scalar."""
         for tag, value in scalars.items():
-            self.file.write(json.dumps({"step": step, "tag": tag, "value": value}) + "\n")
+            self.file.write(Scalar(step, tag, value).line())
             self.board.add_scalar(tag, value, step)
 
     def write_model(self, step: int, gate_weights: Mapping[str, float], shard: Tensor) -> None:
@@ -157,21 +156,6 @@ class MetricsLog:
     def close(self) -> None:
         self.file.close()
         self.board.close()
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # the last line of a run that was killed while writing it
-    partial = path.with_name(".metrics.jsonl.writing")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
 
 
 def git_commit() -> str | None:

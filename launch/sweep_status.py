@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longplay.launch.config import ConfigError
 from longplay.launch.job_log import STARTS, last_error, since_start, tail
+from longplay.launch.metrics_file import METRICS_FILE, parse_scalars
 from longplay.launch.sweep_cluster import QueueState, queue_states
 from longplay.launch.sweep_folder import SweepFolder
 from longplay.launch.sweep_grid import SweepJobSpec
@@ -149,13 +150,8 @@ class Progress:
     @classmethod
     def read(cls, run: Path, spec: SweepJobSpec) -> "Progress":
         """From the end of metrics.jsonl, and best.json."""
-        last: dict[str, tuple[int, float]] = {}
-        for line in tail(run / "metrics.jsonl").splitlines():
-            try:
-                entry = json.loads(line)
-                last[entry["tag"]] = (entry["step"], entry["value"])
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off, or being written
+        scalars = parse_scalars(tail(run / METRICS_FILE).splitlines())
+        last = {tag: (step, value) for step, tag, value in scalars}
         try:
             metric = float(json.loads((run / "best.json").read_text())["value"])
         except (OSError, ValueError, KeyError, TypeError):

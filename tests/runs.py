@@ -1,12 +1,12 @@
 """Small datasets and runs shared by the tests of launch/."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
 from longplay.data_shards.synthetic import SyntheticSource
 from longplay.launch.config import RunConfig, resolve
+from longplay.launch.metrics_file import Series, read_scalars
 
 
 def small_dataset(folder: Path) -> Path:
@@ -40,7 +40,11 @@ def small_config(*overrides: str, model: str = "mambarec") -> RunConfig:
     return resolve("small", small_settings(model), overrides)
 
 
-def read_metrics(run: Path, tag: str) -> dict[int, float]:
-    """step -> value of one tag in a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["value"] for line in lines if line["tag"] == tag}
+def read_metrics(run: Path, tag: str) -> Series:
+    """step -> value of one tag, empty where it was never logged."""
+    return read_scalars(run).get(tag, {})
+
+
+def steps_logged(run: Path) -> int:
+    """How many steps a run's log tells of; 0 before there is a log."""
+    return len(read_metrics(run, "train/loss"))

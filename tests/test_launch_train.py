@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from commands import Command, longplay
-from runs import read_metrics, small_dataset
+from runs import read_metrics, small_dataset, steps_logged
 
 from longplay.data_shards.dataset import Dataset
+from longplay.launch.metrics_file import read_scalars
 
 EVERY = ["--train.checkpoint_every_steps", "3"]
 
@@ -36,11 +37,6 @@ def train_words(data: Path, run: Path, *overrides: str) -> list[str]:
     return ["train", "small", "--data", str(data), "--run", str(run), *overrides]
 
 
-def lines_logged(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b'"train/loss"') if file.exists() else 0
-
-
 def last_state(run: Path) -> dict[str, str]:
     """The sha256 of every tensor file in the newest checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
@@ -56,6 +52,7 @@ def assert_bitwise_equal(run: Path, expected: Path) -> None:
         "eval_full_unseen/mrr",
         "eval_sampled100/hit@10",
     ):
+        assert read_metrics(expected, tag), tag
         assert read_metrics(run, tag) == read_metrics(expected, tag), tag
     assert last_state(run) == last_state(expected)
 
@@ -82,7 +79,7 @@ def test_a_run_killed_mid_epoch_resumes_bitwise(
     words = train_words(data, tmp_path / "run", *EVERY, *overrides)
     for step in (5, 17):
         command = Command(words, tmp_path / "log")
-        command.signal_when(signal.SIGKILL, lambda step=step: lines_logged(tmp_path / "run") >= step)
+        command.signal_when(signal.SIGKILL, lambda step=step: steps_logged(tmp_path / "run") >= step)
         command.wait()
     printed = longplay(words, tmp_path / "log")
     assert re.search(r"resuming from .*/step-0000000\d\d \(step \d+, read in [\d.]+ s\)", printed)
@@ -105,7 +102,7 @@ def test_two_ranks_go_on_as_one_and_as_three(data: Path, tmp_path: Path, update:
 def test_sigterm_saves_and_asks_to_be_requeued(data: Path, finished: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
     command = Command(words, tmp_path / "log", world_size=1)
-    command.signal_when(signal.SIGTERM, lambda: lines_logged(tmp_path / "run") >= 4)
+    command.signal_when(signal.SIGTERM, lambda: steps_logged(tmp_path / "run") >= 4)
     assert command.wait() == 75
     assert "stopped on request at step" in (tmp_path / "log").read_text()
     longplay(words, tmp_path / "log")
@@ -139,8 +136,7 @@ def test_the_run_folder_says_what_ran(data: Path, finished: Path) -> None:
     assert saved["packages"]["torch"]
     assert saved["data"] == str(data)
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
-    tags = {json.loads(line)["tag"] for line in (finished / "metrics.jsonl").read_text().splitlines()}
-    assert tags >= {
+    assert set(read_scalars(finished)) >= {
         *("train/loss", "optim/lr", "optim/grad_norm", "perf/events_per_s", "perf/data_wait_ms"),
         *("perf/padding_fraction", "comm/table_bytes", "memory/peak_gib", "eval_full/ndcg@10"),
     }

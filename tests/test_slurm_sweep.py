@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import longplay
 from local_cluster import LocalCluster
-from runs import read_metrics, small_dataset
+from runs import read_metrics, small_dataset, steps_logged
 from slurm_support import Job, signal_all
 
 from longplay.launch.cli import main
@@ -70,9 +70,12 @@ def wait_for_end(out: Path) -> dict[str, JobStatus]:
 
 
 def back_in_the_queue(job: Job) -> None:
-    """Wait until the job is to start again, and let it do so without the seconds that Slurm has it wait."""
+    """Wait until the job is to start again, and let it do so without the seconds that Slurm has it wait.
+
+    Not at once: of a job that was requeued, a node refuses the credential of a start in the same second.
+    """
     job.wait_for("PENDING")
-    job.update(StartTime="now")
+    job.update(StartTime="now+2")
 
 
 def ranks_of(job: Job) -> list[int]:
@@ -136,15 +139,11 @@ def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
     assert sweep(*words)[0] == 0
     job, run = job_of(cluster, out, name), out / "runs" / name
 
-    def steps(count: int) -> Callable[[], bool]:
-        file = run / "metrics.jsonl"
-        return lambda: file.exists() and max(read_metrics(run, "train/loss"), default=0) >= count
-
-    job.wait(steps(5), "step 5")
+    job.wait(lambda: steps_logged(run) >= 5, "step 5")
     cluster.call("scancel", "--signal=USR2", job.number)  # as Slurm does before the limit
     back_in_the_queue(job)
-    began = max(read_metrics(run, "train/loss"))
-    job.wait(steps(began + 5), "steps after the first start")
+    began = steps_logged(run)
+    job.wait(lambda: steps_logged(run) >= began + 5, "steps after the first start")
     cluster.call(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--chdir={tmp_path}", "--wrap=true"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import longplay
 from local_cluster import LocalCluster
-from runs import read_metrics, small_dataset
+from runs import read_metrics, small_dataset, steps_logged
 from slurm_support import REPOSITORY, Job, signal_all, submit
 
 SCRIPT = REPOSITORY / "slurm" / "train_ml1m.sh"
@@ -28,10 +28,6 @@ def start(cluster: LocalCluster, folder: Path, data: Path, run: Path, *options: 
     return submit(cluster, folder, SCRIPT, *SMALL, options=options, variables=variables)
 
 
-def steps_done(run: Path) -> int:
-    return len(read_metrics(run, "train/loss")) if (run / "metrics.jsonl").exists() else 0
-
-
 def ranks(job: Job) -> list[int]:
     return job.processes("longplay.launch.train", "-m", str(REPOSITORY / ".venv" / "bin" / "python"))
 
@@ -43,23 +39,23 @@ def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_a
     job = start(slurm_cluster, tmp_path, data, run, "--signal=B:USR1@59")
 
     # Preempted: a job in a higher partition takes both nodes.
-    job.wait(lambda: steps_done(run) > 5, "first steps")
+    job.wait(lambda: steps_logged(run) > 5, "first steps")
     slurm_cluster.call(
         *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
         *(f"--output={tmp_path}/urgent.out", "--wrap=true"),
     )
     job.wait_for("PENDING")
-    reached = steps_done(run)
+    reached = steps_logged(run)
 
     # A node goes down under it.
-    job.wait(lambda: steps_done(run) > reached + 5, "steps after the preemption")
+    job.wait(lambda: steps_logged(run) > reached + 5, "steps after the preemption")
     slurm_cluster.call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     job.wait_for("PENDING")
-    reached = steps_done(run)
+    reached = steps_logged(run)
     slurm_cluster.call("scontrol", "update", "NodeName=node2", "State=RESUME")
 
     # Its time is up. The ranks hold still until Slurm's look at the clock, which comes every 30 seconds.
-    job.wait(lambda: steps_done(run) > reached + 5, "steps after the node came back")
+    job.wait(lambda: steps_logged(run) > reached + 5, "steps after the node came back")
     signal_all(ranks(job), signal.SIGSTOP)
     job.update(TimeLimit=1)
     job.wait(lambda: "the time is nearly up" in job.says(), "signal before the time limit", timeout_s=50)
