@@ -56,7 +56,8 @@ def test_a_fault_on_one_rank_ends_all_and_the_last_line_says_why(
     assert re.search(LAST_LINES[fault], printed.splitlines()[-1]), printed
     checkpoint, problems = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.step == 10
+    # A save lasts into later steps and the next one waits for it: the last may not have been through.
+    assert checkpoint.step in (8, 10)
     assert problems == []
 
 
