@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,22 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
         raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(lacking[:3])}")
 
 
-def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint under `root`, and a line for each newer one that is damaged.
+def checkpoint_name(step: int) -> str:
+    """The folder's; names sort as their steps do."""
+    return f"step-{step:09d}"
+
+
+def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest whole checkpoint under `root`, None if there is none at all; and what is wrong with each
+    newer one.
 
     Args:
         world: where several ranks take part: each checks some of the files, and all agree. Every rank must
             call.
+    Raises:
+        CheckpointError: there are checkpoints and none is whole; on every rank alike.
     """
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     paths = sorted(root.glob("step-*"), reverse=True)
     if world is not None and world.world_size > 1:
         listings: list[Any] = [None] * world.world_size
@@ -100,7 +108,9 @@ def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoin
         try:
             return open_checkpoint(path, world), problems
         except CheckpointError as error:
-            problems.append(str(error))
+            problems[path] = str(error)
+    if problems:
+        raise CheckpointError(f"no checkpoint in {root} is whole: {'; '.join(problems.values())}")
     return None, problems
 
 
@@ -178,12 +188,16 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def prune_checkpoints(root: Path, keep: set[str], last: int) -> None:
-    """Delete all but the `last` newest checkpoints and those named in `keep`; one rank only."""
-    paths = sorted(root.glob("step-*"))
-    for path in paths[: max(0, len(paths) - last)]:
-        if path.name not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection[Path] = ()) -> None:
+    """Delete all but the `last` newest checkpoints and those named in `keep`; one rank only.
+
+    Args:
+        damaged: are deleted too, whatever their number.
+    """
+    paths = sorted(path for path in root.glob("step-*") if path not in damaged)
+    older = [path for path in paths[: max(0, len(paths) - last)] if path.name not in keep]
+    for path in (*older, *damaged):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------- parts

@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from longplay.distributed.checkpoint import SCHEMA_VERSION, state_sha256, write_json
+from longplay.distributed.checkpoint import SCHEMA_VERSION, checkpoint_name, state_sha256, write_json
 from longplay.distributed.deepspeed_env import comm
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.errors import CheckpointError
@@ -98,7 +98,7 @@ class CheckpointWriter:
         tensors = {f"table-{first:09d}-{last:09d}.safetensors": rows} if rows else {}
         if self.world.is_rank0:
             tensors["encoder.safetensors"] = encoder
-        name = f"step-{step:09d}"
+        name = checkpoint_name(step)
         state = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
@@ -208,7 +208,7 @@ def save_checkpoint(
     writer.save(engine, table, step=step, extra=extra)
     if table.world.world_size > 1:
         comm.barrier()
-    return root / f"step-{step:09d}"
+    return root / checkpoint_name(step)
 
 
 def _sync_directory(path: Path) -> None:

@@ -76,6 +76,7 @@ class ItemTable:
         num_items: items are 1..num_items; 0 is padding and has no row.
         width: D.
         seed: fixes the initial rows, whatever the number of ranks.
+        initial_rows: draw them; False leaves zeros, for a table that a checkpoint fills.
         read_only: keep no optimizer state; for evaluation and recommendation.
     """
 
@@ -87,6 +88,7 @@ class ItemTable:
         width: int,
         world: World,
         seed: int = 0,
+        initial_rows: bool = True,
         read_only: bool = False,
     ) -> None:
         self.config, self.world = config, world
@@ -98,7 +100,8 @@ class ItemTable:
         on_host = config.placement == "host"
         where = torch.device("cpu") if on_host else world.device
         partition = torch.zeros(self.rows_per_rank, width, device=where)
-        fill_initial_rows(partition[: self.num_rows], self.first_row, std=config.init_std, seed=seed)
+        if initial_rows:
+            fill_initial_rows(partition[: self.num_rows], self.first_row, std=config.init_std, seed=seed)
         self.zero_dense = config.update == "zero_dense" and not read_only
         weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=self.zero_dense)
         self.holder = _Holder(weight)

@@ -36,7 +36,8 @@ class TrainConfig:
         metric: what "best" means, on the validation split.
         patience: stop after this many validations in a row without a better metric; None = never.
         checkpoint_every_steps: save every so many steps; None = at each validation.
-        keep_checkpoints: how many of the newest to keep, beside the best.
+        keep_checkpoints: how many of the newest to keep, beside the best; with one, damage to it may lose
+            the run.
         background_save: whether checkpoints are written while training goes on, from a copy in host memory;
             `auto`: if half of the free memory can hold it.
         timeout_s: without any progress for this long the rank that is behind is taken for hanging, and all
@@ -54,7 +55,7 @@ class TrainConfig:
     metric: str = "full_unseen/ndcg@10"
     patience: int | None = None
     checkpoint_every_steps: int | None = None
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
     background_save: Background = "auto"
     log_every_steps: int = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -119,6 +119,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
 
     Raises:
         ConfigError: there is none.
+        CheckpointError: it is damaged; of "last", all are.
     """
     folder = RunFolder(run)
     if name == "best":
@@ -131,9 +132,9 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
                 f"--checkpoint {name}: is not in {folder.checkpoints}; there are best, last, {there}"
             )
         return open_checkpoint(folder.checkpoints / name)
-    checkpoint, problems = latest_checkpoint(folder.checkpoints)
+    checkpoint, _ = latest_checkpoint(folder.checkpoints)
     if checkpoint is None:
-        raise ConfigError(problems[0] if problems else f"{run}: has no checkpoint yet; train first")
+        raise ConfigError(f"{run}: has no checkpoint yet; train first")
     return checkpoint
 
 
@@ -144,7 +145,12 @@ def load_model(
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     load_encoder_weights(checkpoint, encoder)
     table = ItemTable(
-        config.table, num_items=dataset.num_items, width=config.encoder.d_model, world=world, read_only=True
+        config.table,
+        num_items=dataset.num_items,
+        width=config.encoder.d_model,
+        world=world,
+        initial_rows=False,
+        read_only=True,
     )
     load_checkpoint(checkpoint, None, table)
     return encoder.to(world.device).eval(), table

@@ -30,11 +30,20 @@ class Model:
     side: SideStream
 
 
-def build_model(config: RunConfig, dataset: Dataset, world: World) -> Model:
-    """Build encoder, table and engine; the initial weights depend on the seed alone. Every rank must call."""
+def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_rows: bool = True) -> Model:
+    """Build encoder, table and engine; the initial weights depend on the seed alone. Every rank must call.
+
+    Args:
+        initial_rows: False where a checkpoint's rows follow, see `ItemTable`.
+    """
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(
-        config.table, num_items=dataset.num_items, width=config.encoder.d_model, world=world, seed=config.seed
+        config.table,
+        num_items=dataset.num_items,
+        width=config.encoder.d_model,
+        world=world,
+        seed=config.seed,
+        initial_rows=initial_rows,
     )
     engine = EncoderEngine(encoder, table, config.engine, world)
     negatives = shared_negatives(config.loss, dataset, config)

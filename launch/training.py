@@ -9,12 +9,15 @@ import torch
 from longplay.data_shards.dataset import Dataset
 from longplay.data_shards.train_stream import Batch, TrainStream
 from longplay.distributed.checkpoint import (
+    Checkpoint,
+    checkpoint_name,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     write_json,
 )
 from longplay.distributed.checkpoint_writer import CheckpointWriter
+from longplay.distributed.errors import CheckpointError
 from longplay.distributed.phases import STEP, phase
 from longplay.distributed.watchdog import Watchdog
 from longplay.distributed.world import World
@@ -71,7 +74,8 @@ class Training:
             pin_memory=world.device.type == "cuda",
         )
         self._see_that_it_fits()
-        self.model: Model = build_model(config, dataset, world)
+        checkpoint = self._last_checkpoint()
+        self.model: Model = build_model(config, dataset, world, initial_rows=checkpoint is None)
         check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
         self.profile = StepProfile(folder.path / "profile", world, profile_steps)
@@ -81,7 +85,8 @@ class Training:
             background=config.train.background_save,
             timeout_s=config.train.timeout_s,
         )
-        self._resume()
+        if checkpoint is not None:
+            self._resume(checkpoint)
         self.log = MetricsLog(folder.path, from_step=self.progress.step) if world.is_rank0 else None
 
     def _see_that_it_fits(self) -> None:
@@ -259,8 +264,10 @@ class Training:
 
         def when_whole() -> None:
             self._write_best(at)
-            best = set() if at.best_step is None else {f"step-{at.best_step:09d}"}
-            prune_checkpoints(self.folder.checkpoints, best, keep)
+            best = set() if at.best_step is None else {checkpoint_name(at.best_step)}
+            self.damaged.pop(self.folder.checkpoints / checkpoint_name(at.step), None)  # written anew
+            prune_checkpoints(self.folder.checkpoints, best, keep, self.damaged)
+            self.damaged.clear()
 
         self.writer.save(
             self.model.engine,
@@ -279,23 +286,36 @@ class Training:
 
     def _write_best(self, at: Progress) -> None:
         if at.best_step is not None:
-            best = {"checkpoint": f"step-{at.best_step:09d}", "metric": self.config.train.metric}
+            best = {"checkpoint": checkpoint_name(at.best_step), "metric": self.config.train.metric}
             write_json(self.folder.best_file, {**best, "value": at.best_value, "step": at.best_step})
 
-    def _resume(self) -> None:
-        began = time.perf_counter()
-        checkpoint, problems = latest_checkpoint(self.folder.checkpoints, self.world)
-        for problem in problems:
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The one to go on from, None at the beginning; newer ones, if any, are damaged.
+
+        Raises:
+            CheckpointError: all are damaged. To begin anew would overwrite what a user may still restore.
+        """
+        root = self.folder.checkpoints
+        try:
+            checkpoint, self.damaged = latest_checkpoint(root, self.world)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Nothing was changed; restore one, or to begin anew remove {root}"
+            ) from None
+        for problem in self.damaged.values():
             self.terminal.say(f"warning: {problem}; taking the one before it")
-        if checkpoint is not None:
-            load_checkpoint(checkpoint, self.model.engine, self.model.table)
-            self.progress = Progress(**checkpoint.state["progress"])
-            if self.world.is_rank0:
-                self._write_best(self.progress)
-            seconds = time.perf_counter() - began
-            self.terminal.say(
-                f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
-            )
+        return checkpoint
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        began = time.perf_counter()
+        load_checkpoint(checkpoint, self.model.engine, self.model.table)
+        self.progress = Progress(**checkpoint.state["progress"])
+        if self.world.is_rank0:
+            self._write_best(self.progress)
+        seconds = time.perf_counter() - began
+        self.terminal.say(
+            f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
+        )
 
     # ------------------------------------------------------------------ scalars
 

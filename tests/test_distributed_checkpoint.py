@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from longplay.distributed.checkpoint import (
+    checkpoint_name,
     latest_checkpoint,
     load_checkpoint,
     load_encoder_weights,
@@ -90,7 +91,8 @@ def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> 
     checkpoint, problems = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 2
-    assert problems == [f"{tmp_path / 'step-000000008'}: there is no checkpoint (no state.json)"]
+    empty = tmp_path / "step-000000008"
+    assert problems == {empty: f"{empty}: there is no checkpoint (no state.json)"}
 
     for damage in ("bit", "length", "gone"):
         file = next(checkpoint.path.glob("table-*"))
@@ -103,6 +105,8 @@ def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> 
             file.unlink()
         with pytest.raises(CheckpointError, match=file.name):
             open_checkpoint(checkpoint.path)
+        with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path} is whole: .*{file.name}"):
+            latest_checkpoint(tmp_path)
         file.write_bytes(content)
     assert open_checkpoint(checkpoint.path).step == 2
 
@@ -133,9 +137,17 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
-        (tmp_path / f"step-{step:09d}").mkdir()
-    prune_checkpoints(tmp_path, {"step-000000001"}, last=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:09d}" for step in (1, 3, 4)]
+        (tmp_path / checkpoint_name(step)).mkdir()
+    prune_checkpoints(tmp_path, {checkpoint_name(1)}, last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint_name(step) for step in (1, 3, 4)]
+
+
+def test_pruning_does_not_count_the_damaged_and_deletes_them(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        (tmp_path / checkpoint_name(step)).mkdir()
+    damaged = [tmp_path / checkpoint_name(step) for step in (2, 4)]
+    prune_checkpoints(tmp_path, set(), last=1, damaged=damaged)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(3)]
 
 
 def test_json_is_replaced_whole(tmp_path: Path) -> None:

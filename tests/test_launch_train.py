@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,18 +110,54 @@ def test_sigterm_saves_and_asks_to_be_requeued(data: Path, finished: Path, tmp_p
     assert_bitwise_equal(tmp_path / "run", finished)
 
 
+def damage(checkpoint: Path) -> Path:
+    """Changes the last byte of one of its files, which is returned."""
+    torn = next(checkpoint.glob("table-*"))
+    content = torn.read_bytes()
+    torn.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return torn
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
-    words = train_words(data, tmp_path / "run", *EVERY, "--train.keep_checkpoints", "3")
+    words = train_words(data, tmp_path / "run", *EVERY)
     longplay([*words, "--train.max_steps", "12"], tmp_path / "log")
-    newest = max((tmp_path / "run/checkpoints").glob("step-*"))
-    torn = next(newest.glob("table-*"))
-    torn.write_bytes(torn.read_bytes()[:-1] + b"\x00")
+    torn = damage(max((tmp_path / "run/checkpoints").glob("step-*")))
     printed = longplay(words, tmp_path / "log")
     assert f"warning: {torn}: its content differs" in printed
     assert "resuming from" in printed
     assert_bitwise_equal(tmp_path / "run", finished)
+
+
+def test_a_damaged_checkpoint_makes_way_for_a_whole_one_before_it(data: Path, tmp_path: Path) -> None:
+    words = train_words(data, tmp_path / "run", *EVERY)
+    longplay([*words, "--train.max_steps", "12"], tmp_path / "log")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    damage(checkpoints / "step-000000012")
+    longplay([*words, "--train.max_steps", "10", "--train.keep_checkpoints", "1"], tmp_path / "log")
+    assert max(checkpoints.glob("step-*")).name == "step-000000010"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+    data: Path, tmp_path: Path, ranks: int
+) -> None:
+    words = train_words(data, tmp_path / "run", *EVERY)
+    longplay([*words, "--train.max_steps", "4"], tmp_path / "log")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    torn = [damage(checkpoint) for checkpoint in checkpoints.glob("step-*")]
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    command = Command(words, tmp_path / "log", world_size=ranks)
+    assert command.wait() == 2
+    (said,) = (line for line in (tmp_path / "log").read_text().splitlines() if "error" in line)
+    assert f"no checkpoint in {checkpoints} is whole: " in said
+    assert all(str(file) in said for file in torn)
+    assert f"Nothing was changed; restore one, or to begin anew remove {checkpoints}" in said
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != "config.json")
+    shutil.rmtree(checkpoints)
+    longplay([*words, "--train.max_steps", "4"], tmp_path / "log")
+    assert (max(checkpoints.glob("step-*")) / "state.json").is_file()
 
 
 def test_a_finished_run_says_so_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
