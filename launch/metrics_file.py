@@ -28,12 +28,12 @@ class Scalar(NamedTuple):
 
 
 def parse_scalars(lines: Iterable[str]) -> Iterator[Scalar]:
-    """The scalars of these lines, in their order; lines that are cut off are passed over."""
+    """The scalars of these lines, in their order; lines that are cut off or damaged are passed over."""
     for line in lines:
         try:
             entry = json.loads(line)
             yield Scalar(int(entry["step"]), str(entry["tag"]), float(entry["value"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
 
 
@@ -50,11 +50,11 @@ def read_scalars(run: Path) -> dict[str, Series]:
 
 
 def drop_scalars_after(run: Path, step: int) -> None:
-    """Leave out what was logged after `step`, and a line that was cut off; whole before or whole after."""
+    """Leave out what was logged after `step`, and lines cut off or damaged. A kill leaves the file whole."""
     file = run / METRICS_FILE
     if not file.exists():
         return
-    lines = file.read_text().splitlines()
+    lines = file.read_text(errors="replace").splitlines()
     kept = [line for line in lines if any(scalar.step <= step for scalar in parse_scalars([line]))]
     partial = file.with_name(f".{METRICS_FILE}.writing")
     partial.write_text("".join(line + "\n" for line in kept))

@@ -29,9 +29,10 @@ def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
         assert all(step / 3 == value for series in read.values() for step, value in series.items())
 
 
-def test_lines_past_a_step_and_a_cut_one_are_dropped(tmp_path: Path) -> None:
+def test_lines_past_a_step_and_cut_or_damaged_ones_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / METRICS_FILE
-    file.write_text(LINES + '{"step": 1, "ta')
+    damaged = b'{"step": 1, "tag": "a", "val\xffe": 3}\n[1]\n\n{"step": Infinity, "tag": "a", "value": 3}\n'
+    file.write_bytes(damaged + LINES.encode() + b'{"step": 1, "ta')
     drop_scalars_after(tmp_path, 2)
     assert file.read_text() == "".join(LINES.splitlines(keepends=True)[:4])
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
