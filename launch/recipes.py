@@ -51,8 +51,8 @@ def moematrrec() -> Settings:
 
 
 def ml1m() -> Settings:
-    """MovieLens-1M on two CPU cores in under twenty minutes: one Mamba block, packed rows of 200."""
-    settings = _study("mambarec")
+    """MovieLens-1M on two CPU cores in under twenty minutes: RecMamba with one block, packed rows of 200."""
+    settings = _study("recmamba")
     settings["train"] |= {"max_minutes": 19.0, "patience": None}
     return settings
 
