@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -70,7 +70,8 @@ def test_rank_0_killed_ends_the_others(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_checkpoint_folder_removed_under_us_is_named(tmp_path: Path, data: Path) -> None:
-    remove = functools.partial(shutil.rmtree, tmp_path / "run" / "checkpoints")
+    # Moved and not deleted: a save that is under way would get in the way of deleting, file by file.
+    remove = functools.partial(os.rename, tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
     command = Command(
         words(data, tmp_path / "run"), tmp_path / "log", world_size=2, fault=AtStep(12, 0, remove)
     )
