@@ -74,7 +74,9 @@ class Training:
             pin_memory=world.device.type == "cuda",
         )
         self._see_that_it_fits()
+        began = time.perf_counter()
         checkpoint = self._last_checkpoint()
+        check_s = time.perf_counter() - began
         self.model: Model = build_model(config, dataset, world, initial_rows=checkpoint is None)
         check_agreement(dataset, agreed, config, world)
         self.progress = Progress()
@@ -86,7 +88,7 @@ class Training:
             timeout_s=config.train.timeout_s,
         )
         if checkpoint is not None:
-            self._resume(checkpoint)
+            self._resume(checkpoint, check_s)
         self.log = MetricsLog(folder.path, from_step=self.progress.step) if world.is_rank0 else None
 
     def _see_that_it_fits(self) -> None:
@@ -306,13 +308,14 @@ class Training:
             self.terminal.say(f"warning: {problem}; taking the one before it")
         return checkpoint
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
+    def _resume(self, checkpoint: Checkpoint, check_s: float) -> None:
+        """Go on from a checkpoint that took `check_s` seconds to find and to check."""
         began = time.perf_counter()
         load_checkpoint(checkpoint, self.model.engine, self.model.table)
         self.progress = Progress(**checkpoint.state["progress"])
         if self.world.is_rank0:
             self._write_best(self.progress)
-        seconds = time.perf_counter() - began
+        seconds = check_s + time.perf_counter() - began
         self.terminal.say(
             f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
         )
