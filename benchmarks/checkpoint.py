@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from longplay.distributed.world import free_port
-from longplay.launch.metrics_file import read_scalars
+from longplay.distributed.runtime.world import free_port
+from longplay.launch.run_folders.metrics_file import read_scalars
 
 _BLOCK = 64 << 20
 _LONGPLAY = [sys.executable, "-m", "longplay.launch.cli"]

@@ -18,8 +18,8 @@ import torch
 from benchmarks.measure import interleaved, machine, median, seconds, spread
 from benchmarks.own_loop import OwnLoop
 from benchmarks.research_loop import NUM_SAMPLED, PaddedMambaRec, evaluate_by_user
-from longplay.data_shards.dataset import Dataset
-from longplay.launch.evaluation import evaluate
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch.evaluation.evaluation import evaluate
 
 _LENGTH, _WIDTH, _STATE = 200, 64, 32
 

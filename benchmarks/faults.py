@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longplay.launch.model import Model
-    from longplay.launch.step_plan import PlannedStep
-    from longplay.launch.train_step import StepResult
+    from longplay.launch.training.model import Model
+    from longplay.launch.training.step_pipeline import PlannedStep
+    from longplay.launch.training.train_step import StepResult
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AtStep:
     action: Callable[[], object]
 
     def __call__(self, this_rank: int) -> None:
-        from longplay.launch import training
+        from longplay.launch.training import loop as training
 
         original = training.run_step
 
@@ -58,7 +58,7 @@ def run_out_of_memory() -> None:
 
 def fill_the_disk() -> None:
     """From here on there is no room for tensors."""
-    from longplay.distributed import checkpoint_writer
+    from longplay.distributed.checkpoints import writer as checkpoint_writer
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -68,7 +68,7 @@ def fill_the_disk() -> None:
 
 def spoil_the_loss() -> None:
     """From here on the rank's loss is not a number."""
-    from longplay.launch import train_step
+    from longplay.launch.training import train_step
 
     original = train_step.micro_batch_loss
 

@@ -22,9 +22,9 @@ from benchmarks.measure import interleaved, machine, median, seconds
 from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import lfm_lengths, write_dataset
 from benchmarks.table import with_rows
-from longplay.distributed.row_optimizers import LazyAdam, RowOptimizerConfig
-from longplay.distributed.score_counts import count_beating_rows, exact_dot
-from longplay.distributed.world import World, init_world
+from longplay.distributed.runtime.world import World, init_world
+from longplay.distributed.table.row_optimizers import LazyAdam, RowOptimizerConfig
+from longplay.distributed.table.score_counts import count_beating_rows, exact_dot
 
 WIDTH = 64
 # Bytes of device memory that training an event moves at least, one block of MambaRec in bf16: 250 M events/s

@@ -18,7 +18,7 @@ import torch
 from benchmarks.measure import interleaved, machine, median
 from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import write_dataset
-from longplay.distributed.world import init_world
+from longplay.distributed.runtime.world import init_world
 
 _TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
 _MODELS = {"mambarec": "MambaRec", "sasrec": "SASRec"}

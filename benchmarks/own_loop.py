@@ -6,14 +6,14 @@ import time
 import warnings
 from pathlib import Path
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.train_stream import TrainStream
-from longplay.distributed.world import World, init_world
-from longplay.launch.config import RunConfig, resolve
-from longplay.launch.model import build_model
-from longplay.launch.recipes import get_recipe
-from longplay.launch.step_plan import StepsAhead
-from longplay.launch.train_step import run_step
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.train_stream import TrainStream
+from longplay.distributed.runtime.world import World, init_world
+from longplay.launch.settings.config import RunConfig, resolve
+from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.training.model import build_model
+from longplay.launch.training.step_pipeline import StepPipeline
+from longplay.launch.training.train_step import run_step
 
 warnings.filterwarnings("ignore", module="deepspeed|torch")
 
@@ -48,13 +48,13 @@ class OwnLoop:
         )
         self.model = build_model(self.config, self.dataset, self.world)
         self._plan_ahead = plan_ahead
-        self._steps: StepsAhead | None = None
+        self._steps: StepPipeline | None = None
 
     def steps(self, number: int) -> int:
         """That many optimizer steps; the targets of all ranks that they trained on."""
         targets = 0
         if self._steps is None:
-            self._steps = StepsAhead(self.model, iter(self.stream))
+            self._steps = StepPipeline(self.model, iter(self.stream))
         ahead = self._steps if self._plan_ahead else None
         for _ in range(number):
             result = run_step(self.model, self._steps.take(), lr=1e-3, ahead=ahead)

@@ -95,8 +95,8 @@ def main() -> None:
 
 def make_data(folder: Path) -> Path:
     """A prepared dataset of 600 users, 20,000 items and 120,000 events."""
-    from longplay.data_shards.prepare import PrepareOptions, prepare_dataset
-    from longplay.data_shards.synthetic import SyntheticSource
+    from longplay.data_shards.generators.synthetic import SyntheticSource
+    from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 
     source = SyntheticSource(users=600, items=20_000, events=120_000, seed=5)
     prepare_dataset(source, folder / "data", PrepareOptions())
@@ -120,14 +120,14 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from longplay.data_shards.dataset import Dataset
-    from longplay.data_shards.train_stream import TrainStream
-    from longplay.distributed.world import init_world
-    from longplay.launch.config import resolve
-    from longplay.launch.model import build_model
-    from longplay.launch.planning import ALLOCATOR, num_encoder_weights, plan_run
-    from longplay.launch.recipes import get_recipe
-    from longplay.launch.train_step import train_step
+    from longplay.data_shards.storage.dataset import Dataset
+    from longplay.data_shards.stream.train_stream import TrainStream
+    from longplay.distributed.runtime.world import init_world
+    from longplay.launch.estimates.memory_estimate import ALLOCATOR, num_encoder_weights, plan_run
+    from longplay.launch.settings.config import resolve
+    from longplay.launch.settings.recipes import get_recipe
+    from longplay.launch.training.model import build_model
+    from longplay.launch.training.train_step import train_step
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from longplay.data_shards.manifest import Manifest
+from longplay.data_shards.storage.manifest import Manifest
 from longplay.launch.synth import parse_count
 
 _POLL_S = 0.5

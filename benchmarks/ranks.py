@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.measure import interleaved, machine, median, spread
 from benchmarks.own_loop import OwnLoop
 from benchmarks.turns import Worker, take_turns, workers
-from longplay.distributed.world import World
+from longplay.distributed.runtime.world import World
 
 
 def main() -> None:

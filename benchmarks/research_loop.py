@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longplay.models.config import ScanName
-from longplay.models.mamba import Mamba
-from longplay.models.segments import SegmentLayout
+from longplay.models.base.config import ScanName
+from longplay.models.base.segments import SegmentLayout
+from longplay.models.mixers.mamba import Mamba
 
 _DROPOUT, _NUM_HEADS = 0.2, 2
 NUM_SAMPLED = 100

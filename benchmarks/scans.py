@@ -17,10 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import interleaved, machine, median, seconds
 from benchmarks.plan import allocation_peak
-from longplay.models import scan_cpp, scan_kernel
-from longplay.models.mamba import Mamba
-from longplay.models.mamba2 import Mamba2
-from longplay.models.segments import SegmentLayout
+from longplay.models.base.segments import SegmentLayout
+from longplay.models.mixers.mamba import Mamba
+from longplay.models.mixers.mamba2 import Mamba2
+from longplay.models.scans import cpp as scan_cpp
+from longplay.models.scans import kernel as scan_kernel
 
 _WIDTH, _STATE, _SEGMENT = 64, 32, 150
 _REF_LENGTH = 300  # the reference's backward grows with the square of the length: no longer ones

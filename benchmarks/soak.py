@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.faults import FAULTS, AtStep
-from longplay.distributed.world import free_port
-from longplay.launch.metrics_file import Series, read_scalars
+from longplay.distributed.runtime.world import free_port
+from longplay.launch.run_folders.metrics_file import Series, read_scalars
 
 Fault = Callable[[int], None]
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT}

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.epoch_plan import EpochPlan, StreamConfig
-from longplay.data_shards.manifest import NUM_QUANTILES, Manifest
-from longplay.data_shards.shard_layout import ShardWriter
-from longplay.data_shards.shard_writer import assign_users, default_num_shards
-from longplay.data_shards.train_stream import TrainStream
+from longplay.data_shards.preparation.writing import assign_users, default_num_shards
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.manifest import NUM_QUANTILES, Manifest
+from longplay.data_shards.storage.shard_layout import ShardWriter
+from longplay.data_shards.stream.epoch_order import EpochPlan, StreamConfig
+from longplay.data_shards.stream.train_stream import TrainStream
 
 LFM_EVENTS, LFM_MEAN, LFM_CAP = 1_088_161_692, 9_044, 20_000
 PARTS = ("read", "seek", "padding", "workers")

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from benchmarks.measure import interleaved, machine, median, seconds, spread
 from benchmarks.own_loop import OwnLoop
 from benchmarks.turns import take_turns, workers
-from longplay.data_shards.train_stream import Batch
-from longplay.distributed.deepspeed_env import deepspeed
+from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.engine import EncoderEngine, deepspeed_config
-from longplay.distributed.item_table import ItemTable
-from longplay.distributed.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
-from longplay.distributed.world import World, init_world
-from longplay.launch.step_plan import rows_keys
+from longplay.distributed.runtime.world import World, init_world
+from longplay.distributed.table.item_table import ItemTable
+from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
+from longplay.distributed.zero.deepspeed_env import deepspeed
+from longplay.launch.training.step_pipeline import rows_keys
 from longplay.models.build import build_encoder
 
 _LOSS = ["--loss.name", "bce"]

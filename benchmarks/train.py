@@ -21,8 +21,8 @@ import torch
 from benchmarks.measure import interleaved, machine, median, spread
 from benchmarks.own_loop import OwnLoop
 from benchmarks.research_loop import PaddedMambaRec, PaddedSASRec, PaddedUsers, ResearchLoop
-from longplay.data_shards.dataset import Dataset
-from longplay.distributed.world import init_world
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.runtime.world import init_world
 
 _LENGTH, _WIDTH, _STATE, _ROWS = 200, 64, 32, 128
 MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from longplay.distributed.collectives import all_reduce_max
-from longplay.distributed.world import World, close_world, free_port, init_world
+from longplay.distributed.runtime.collectives import all_reduce_max
+from longplay.distributed.runtime.world import World, close_world, free_port, init_world
 
 
 class Worker:

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from longplay.distributed.collectives import all_reduce_sum
-from longplay.distributed.deepspeed_env import deepspeed
-from longplay.distributed.errors import NonFiniteError
-from longplay.distributed.item_table import ItemTable
-from longplay.distributed.phases import phase
-from longplay.distributed.world import World
-from longplay.distributed.zero_parameter import forbid_gather
+from longplay.distributed.runtime.collectives import all_reduce_sum
+from longplay.distributed.runtime.errors import NonFiniteError
+from longplay.distributed.runtime.phases import phase
+from longplay.distributed.runtime.world import World
+from longplay.distributed.table.item_table import ItemTable
+from longplay.distributed.zero.deepspeed_env import deepspeed
+from longplay.distributed.zero.parameter import forbid_gather
 
 from deepspeed.utils import (  # isort: skip
     safe_get_full_fp32_param,

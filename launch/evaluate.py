@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.locations import Location, parse_location
-from longplay.data_shards.shard_store import OnBadShard
-from longplay.distributed.checkpoint import (
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.locations import Location, parse_location
+from longplay.data_shards.storage.shard_store import OnBadShard
+from longplay.distributed.checkpoints.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -20,17 +20,17 @@ from longplay.distributed.checkpoint import (
     open_checkpoint,
     write_json,
 )
-from longplay.distributed.collectives import all_reduce_max
-from longplay.distributed.item_table import ItemTable
-from longplay.distributed.watchdog import Watchdog
-from longplay.distributed.world import World, close_world, init_world
-from longplay.launch.board import write_final_metrics
-from longplay.launch.config import ConfigError, RunConfig, read_config
-from longplay.launch.data_arguments import agree_on_bad_shards, data_location
-from longplay.launch.evaluation import Evaluation, evaluate
-from longplay.launch.memory_use import peak_memory_gib
-from longplay.launch.popularity import evaluate_popularity
-from longplay.launch.run_folder import RunFolder
+from longplay.distributed.runtime.collectives import all_reduce_max
+from longplay.distributed.runtime.memory import peak_memory_gib
+from longplay.distributed.runtime.watchdog import Watchdog
+from longplay.distributed.runtime.world import World, close_world, init_world
+from longplay.distributed.table.item_table import ItemTable
+from longplay.launch.evaluation.evaluation import Evaluation, evaluate
+from longplay.launch.evaluation.popularity import evaluate_popularity
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.run_folders.tensorboard_log import write_final_metrics
+from longplay.launch.settings.config import ConfigError, RunConfig, read_config
+from longplay.launch.settings.data_arguments import agree_on_bad_shards, data_location
 from longplay.models.build import build_encoder
 from longplay.models.encoder import SequenceEncoder
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
         encoder, table = load_model(config, dataset, checkpoint, world)
-        result = evaluate(encoder, table, dataset, config, args.split, beat=watchdog.beat)
+        result = evaluate(encoder, table, dataset, config, args.split, heartbeat=watchdog.heartbeat)
     peak_gib = all_reduce_max(torch.tensor([peak_memory_gib(world)], device=world.device), world).item()
     baseline = evaluate_popularity(dataset, config, args.split) if args.baseline else None
     if world.is_rank0:

@@ -17,14 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longplay.data_shards.dataset import Dataset
-from longplay.distributed.checkpoint import Checkpoint
-from longplay.distributed.errors import CheckpointError
-from longplay.distributed.row_order import RowOrder
-from longplay.launch.config import ConfigError, read_config
-from longplay.launch.data_arguments import data_location
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.checkpoints.checkpoint import Checkpoint
+from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.table.row_order import RowOrder
 from longplay.launch.evaluate import find_checkpoint, open_dataset
-from longplay.launch.metrics_file import read_scalars
+from longplay.launch.run_folders.metrics_file import read_scalars
+from longplay.launch.settings.config import ConfigError, read_config
+from longplay.launch.settings.data_arguments import data_location
 from longplay.serving.export_format import (
     CONFIG_NAME,
     ENCODER_NAME,

@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.inspection import Inspection, Spread, inspect_dataset
-from longplay.data_shards.verification import find_problems
-from longplay.launch.inspection_plot import draw
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.inspection import Inspection, Spread, inspect_dataset
+from longplay.data_shards.storage.verification import find_problems
+from longplay.launch.reports.inspection_plot import draw
 
 PNG_NAME = "inspect.png"
 _EXIT_PROBLEMS = 1

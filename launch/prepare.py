@@ -13,20 +13,20 @@ from typing import Any
 from tqdm import tqdm
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.fields import Columns
-from longplay.data_shards.parquet_reader import ParquetSource
-from longplay.data_shards.prepare import (
+from longplay.data_shards.generators.synthetic import SyntheticSource
+from longplay.data_shards.preparation.pipeline import (
     SCRATCH_BYTES_PER_EVENT,
     Prepared,
     PrepareOptions,
     check_output,
     prepare_dataset,
 )
-from longplay.data_shards.raw_formats import TIME_UNIT_S, KuaiRandSource, Lfm1bSource, Ml1mSource
-from longplay.data_shards.sources import Source
-from longplay.data_shards.synthetic import SyntheticSource
-from longplay.data_shards.text_reader import CsvSource
-from longplay.launch.termination import terminable
+from longplay.data_shards.readers.delimited import CsvSource
+from longplay.data_shards.readers.fields import Columns
+from longplay.data_shards.readers.parquet import ParquetSource
+from longplay.data_shards.readers.presets import TIME_UNIT_S, KuaiRandSource, Lfm1bSource, Ml1mSource
+from longplay.data_shards.readers.sources import Source
+from longplay.launch.console.signals import terminable
 
 _SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longplay.data_shards.dataset import Dataset
-from longplay.distributed.item_table import ItemTable
-from longplay.distributed.ranking import top_items
-from longplay.distributed.world import close_world, init_world
-from longplay.launch.config import ConfigError, read_config
-from longplay.launch.data_arguments import data_location
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.runtime.world import close_world, init_world
+from longplay.distributed.table.item_table import ItemTable
+from longplay.distributed.table.ranking import top_items
 from longplay.launch.evaluate import find_checkpoint, load_model, open_dataset
+from longplay.launch.settings.config import ConfigError, read_config
+from longplay.launch.settings.data_arguments import data_location
 
 
 def register(subparsers: Any) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longplay.launch.report_data import ReportError, Run, collect
-from longplay.launch.report_groups import Group, group_runs
-from longplay.launch.report_page import Picture, Section, as_html, as_markdown
-from longplay.launch.report_tables import (
+from longplay.launch.reports.data import ReportError, Run, collect
+from longplay.launch.reports.groups import Group, group_runs
+from longplay.launch.reports.page import Picture, Section, as_html, as_markdown
+from longplay.launch.reports.tables import (
     ablation_csv,
     ablation_tables,
     accuracy_csv,
@@ -120,7 +120,7 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
 
 def _draw(groups: Sequence[Group], out: Path) -> list[tuple[str, Picture]]:
     """The figures' names and what the pages show of them; figures of an earlier report go."""
-    from longplay.launch.report_plots import plots, save
+    from longplay.launch.reports.plots import plots, save
 
     folder = out / "plots"
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.locations import parse_location
-from longplay.launch.config import ConfigError
-from longplay.launch.sweep_arguments import (
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.locations import parse_location
+from longplay.launch.console.signals import terminable
+from longplay.launch.settings.config import ConfigError
+from longplay.launch.sweeps.arguments import (
     add_grid_arguments,
     add_resource_arguments,
     read_resources,
     split_words,
     whole_numbers,
 )
-from longplay.launch.sweep_cluster import (
+from longplay.launch.sweeps.cluster import (
     ClusterName,
     LocalQueue,
     Resources,
@@ -31,8 +32,8 @@ from longplay.launch.sweep_cluster import (
     run_here,
     submit_to_slurm,
 )
-from longplay.launch.sweep_folder import SweepFolder
-from longplay.launch.sweep_grid import (
+from longplay.launch.sweeps.folder import SweepFolder
+from longplay.launch.sweeps.grid import (
     MODELS,
     STUDY_LENGTHS,
     SweepGrid,
@@ -40,9 +41,8 @@ from longplay.launch.sweep_grid import (
     named_datasets,
     prepared_datasets,
 )
-from longplay.launch.sweep_job import SweepJob
-from longplay.launch.sweep_status import JobStatus, as_table, open_sweep, summary, sweep_status
-from longplay.launch.termination import terminable
+from longplay.launch.sweeps.job import SweepJob
+from longplay.launch.sweeps.status import JobStatus, as_table, open_sweep, summary, sweep_status
 
 _REFRESH_S = 5.0
 _GRID_OPTIONS = ("data", "models", "context_lengths", "seeds", "slots_per_step")
@@ -189,8 +189,8 @@ def _run_on_this_machine(
 
 
 def _dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources) -> int:
-    from longplay.launch.planning import estimate, gib
-    from longplay.launch.workload import Workload, measure_workload
+    from longplay.launch.estimates.memory_estimate import estimate, gib
+    from longplay.launch.estimates.workload import Workload, measure_workload
 
     device = "cuda" if resources.gpus_per_node else "cpu"
     datasets: dict[str, Dataset] = {}

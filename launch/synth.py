@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.raw_synthetic import RAW_FORMATS, RawSynthetic, check_raw_output, write_raw
-from longplay.launch.termination import terminable
+from longplay.data_shards.generators.raw_files import RAW_FORMATS, RawSynthetic, check_raw_output, write_raw
+from longplay.launch.console.signals import terminable
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 _HELP = {

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from longplay.data_shards.dataset import Dataset
-from longplay.data_shards.train_stream import check_stream
-from longplay.distributed.watchdog import Watchdog
-from longplay.distributed.world import close_world, init_world, read_environment
-from longplay.launch.config import resolve
-from longplay.launch.data_arguments import (
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.train_stream import check_stream
+from longplay.distributed.runtime.watchdog import Watchdog
+from longplay.distributed.runtime.world import close_world, init_world, read_environment
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.config import resolve
+from longplay.launch.settings.data_arguments import (
     agree_on_bad_shards,
     data_location,
 )
-from longplay.launch.progress import StopRequest
-from longplay.launch.recipes import RECIPES, get_recipe
-from longplay.launch.run_folder import RunFolder
-from longplay.launch.training import Training
+from longplay.launch.settings.recipes import RECIPES, get_recipe
+from longplay.launch.training.loop import Training
+from longplay.launch.training.progress import StopRequest
 
 _PROFILED_STEPS = 20
 

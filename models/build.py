@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from longplay.models.config import EncoderConfig
+from longplay.models.base.config import EncoderConfig
+from longplay.models.blocks.gru4rec import GRU4RecBlock
+from longplay.models.blocks.layers import build_norm
+from longplay.models.blocks.mambarec import MambaRecBlock
+from longplay.models.blocks.moematrrec import MoEMaTrRecBlock
+from longplay.models.blocks.recmamba import RecMambaBlock
+from longplay.models.blocks.sasrec import SASRecBlock
 from longplay.models.encoder import SequenceEncoder
-from longplay.models.gru4rec import GRU4RecBlock
-from longplay.models.layers import build_norm
-from longplay.models.mambarec import MambaRecBlock
-from longplay.models.moematrrec import MoEMaTrRecBlock
-from longplay.models.recmamba import RecMambaBlock
-from longplay.models.sasrec import SASRecBlock
 
 _BLOCKS = {
     "gru4rec": GRU4RecBlock,

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from longplay.models.config import EncoderConfig
-from longplay.models.dropout import LaneDropout
-from longplay.models.segments import SegmentLayout
+from longplay.models.base.config import EncoderConfig
+from longplay.models.base.dropout import KeyedDropout
+from longplay.models.base.segments import SegmentLayout
 
 _POSITION_STD = 0.02
 
@@ -51,7 +51,7 @@ class SequenceEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, blocks: list[nn.Module], final_norm: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.input_dropout = LaneDropout(config.input_dropout_p, layer_id=0)
+        self.input_dropout = KeyedDropout(config.input_dropout_p, layer_id=0)
         self.position_embedding: nn.Embedding | None = None
         if config.has_positions:
             self.position_embedding = nn.Embedding(config.context_length, config.d_model)

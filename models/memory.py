@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 
-from longplay.models import elementwise, scan_cpp, scan_kernel
-from longplay.models.config import EncoderConfig
+from longplay.models.base.config import EncoderConfig
+from longplay.models.mixers import elementwise
+from longplay.models.scans import cpp as scan_cpp
+from longplay.models.scans import kernel as scan_kernel
 
 _CHUNK_LENGTH = 32  # of scan_cpp, scan_chunk and ssd
 _CHUNK_SCRATCH = 4  # tensors (chunk, B, E, N) that scan_chunk's backward works in

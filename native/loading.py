@@ -20,6 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
+_INCLUDE = Path(__file__).parent  # where vectors.h is
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -73,7 +74,7 @@ def _build(source: Path, library: Path, compiler: str) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         built = Path(folder) / library.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(built)]
+        command = [compiler, *_FLAGS, f"-I{_INCLUDE}", str(source), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)
         built.replace(library)
     _log.info("%s: built in %.1f s, kept as %s", source.name, time.perf_counter() - started, library)
@@ -89,7 +90,7 @@ def _identity(source: Path, compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
-    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    headers = [header.read_text() for header in sorted(_INCLUDE.glob("*.h"))]
     machine = platform.system(), platform.machine(), _cpu_features()
     parts = [source.read_text(), *headers, version, *_FLAGS, *machine]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

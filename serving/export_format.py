@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longplay.models.config import EncoderConfig
+from longplay.models.base.config import EncoderConfig
 
 FORMAT = "longplay-export"
 FORMAT_VERSION = 1

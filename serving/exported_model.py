@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from longplay.data_shards.vocabulary import ItemVocabulary
+from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.build import build_encoder
 from longplay.models.encoder import EncoderState, SequenceEncoder
 from longplay.serving.export_format import (

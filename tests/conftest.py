@@ -23,7 +23,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the tests on the Slurm cluster: they wait a lot, and under `pytest -n` others fill in."""
-    items.sort(key=lambda item: not item.path.name.startswith("test_slurm_"))
+    items.sort(key=lambda item: not item.path.parent.name == "slurm")
 
 
 @pytest.fixture(scope="session")

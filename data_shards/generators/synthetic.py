@@ -1,0 +1,200 @@
+"""Generated events in which order carries information, so that a sequence model has something to find.
+
+The model, per user: a handful of favourite interests, which drift; a Markov chain that stays in the current
+interest for some events and then moves, mostly to a favourite, sometimes to a new one that replaces a
+favourite. Items of an interest lie on a ring: the next item is one of the few that follow the current one on
+the ring (`follow_probability`) or any of the interest's, by popularity. Popularity is Zipf-Mandelbrot over
+the catalogue, lengths are log-normal. Knowing the interest and the ring predicts the next item far better
+than popularity does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.sources import Block, ParsedBlock
+
+_ITEMS_PER_INTEREST = 50
+_NUM_FAVOURITES = 5
+_MIN_LENGTH = 5
+_ZIPF_SHIFT = 0.01
+_MEAN_STAY = 25
+_NEW_INTEREST = 0.2
+_RING_STEPS = np.array([1, 2, 3, 4])
+_RING_WEIGHTS = np.array([0.5, 0.25, 0.15, 0.1])
+_FIRST_TIME_S = 1_600_000_000
+_YEAR_S = 365 * 86_400
+_MEDIAN_GAP_S = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSource:
+    """A seeded generator of listening histories, all in one block.
+
+    Attributes:
+        users, items, events: how many; every user has at least 5 events, `events` is met exactly.
+        zipf: exponent of the popularity law; 0 makes all items alike.
+        length_sigma: spread of the log-normal lengths; 0 makes all histories alike.
+        follow_probability: share of the events that follow the ring.
+    """
+
+    users: int = 2_500
+    items: int = 5_000
+    events: int = 250_000
+    zipf: float = 1.0
+    length_sigma: float = 0.9
+    follow_probability: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("users", 1),
+            ("items", _ITEMS_PER_INTEREST),
+            ("events", self.users * _MIN_LENGTH),
+        ):
+            if getattr(self, name) < least:
+                raise DataError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
+        for name in ("zipf", "length_sigma", "seed"):
+            if getattr(self, name) < 0:
+                raise DataError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, it must not be negative"
+                )
+        if not 0 <= self.follow_probability <= 1:
+            raise DataError(f"--follow-probability is {self.follow_probability}, it must lie between 0 and 1")
+
+    def describe(self) -> dict[str, Any]:
+        return {"format": "synthetic", "paths": [], "options": dataclasses.asdict(self)}
+
+    def fingerprint(self) -> list[Any]:
+        return []
+
+    def max_events(self) -> int:
+        return self.events
+
+    def total_weight(self) -> int:
+        return self.events
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        yield self
+
+    @property
+    def part(self) -> str:
+        return "generated"
+
+    @property
+    def weight(self) -> int:
+        return self.events
+
+    def parse(self) -> ParsedBlock:
+        rng = np.random.default_rng(self.seed)
+        lengths = self._lengths(rng)
+        catalogue = Catalogue.draw(self.items, self.zipf, rng)
+        items = self._walk(lengths, catalogue, rng)
+        user = np.repeat(rng.permutation(self.users * 4)[: self.users], lengths)
+        original_ids = rng.choice(self.items * 10, self.items, replace=False)
+        columns = (user, original_ids[items], _times(lengths, rng))
+        return ParsedBlock(*(values.astype(np.int64) for values in columns), rows_in=self.events)
+
+    def _lengths(self, rng: np.random.Generator) -> np.ndarray:
+        """(users,) history lengths, at least `_MIN_LENGTH`, that add up to `events`."""
+        weights = rng.lognormal(0.0, self.length_sigma, self.users)
+        spare = self.events - self.users * _MIN_LENGTH
+        ends = np.rint(np.cumsum(weights) / weights.sum() * spare).astype(np.int64)
+        return _MIN_LENGTH + np.diff(ends, prepend=0)
+
+    def _walk(self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator) -> np.ndarray:
+        """(events,) items of all users one after the other, drawn for all users at once, step by step."""
+        order = np.argsort(-lengths, kind="stable")
+        first = (np.cumsum(lengths) - lengths)[order]
+        num_active = np.searchsorted(-lengths[order], -np.arange(lengths.max()), side="left")
+        favourites = catalogue.draw_interests(rng, (self.users, _NUM_FAVOURITES))
+        interest = favourites[:, 0].copy()
+        item = catalogue.draw_items(rng, interest)
+        items = np.empty(self.events, np.int64)
+        for step, n in enumerate(num_active):
+            if step:
+                moved = np.flatnonzero(rng.random(n) < 1 / _MEAN_STAY)
+                interest[moved] = _next_interests(favourites, moved, catalogue, rng)
+                drawn = catalogue.draw_items(rng, interest[:n])
+                follows = rng.random(n) < self.follow_probability
+                follows[moved] = False
+                item[:n] = np.where(follows, catalogue.follow(rng, item[:n]), drawn)
+            items[first[:n] + step] = item[:n]
+        return items
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items in interests: item i belongs to interest i % num_interests, on its ring at i // num_interests.
+
+    Attributes:
+        item_cdf: (items,) cumulative popularity within each interest plus the interest's number, in interest
+            order.
+        interest_cdf: (interests,) cumulative popularity of the interests.
+    """
+
+    num_items: int
+    num_interests: int
+    by_interest: np.ndarray
+    item_cdf: np.ndarray
+    interest_cdf: np.ndarray
+
+    @classmethod
+    def draw(cls, num_items: int, zipf: float, rng: np.random.Generator) -> Catalogue:
+        """A catalogue whose popularity ranks are dealt to the items at random."""
+        num_interests = max(1, num_items // _ITEMS_PER_INTEREST)
+        weights = (np.arange(1, num_items + 1) + _ZIPF_SHIFT * num_items) ** -zipf
+        weights = rng.permutation(weights)
+        interest = np.arange(num_items) % num_interests
+        by_interest = np.argsort(interest, kind="stable")
+        totals = np.bincount(interest, weights, num_interests)
+        share = weights[by_interest] / totals[interest[by_interest]]
+        ends = np.cumsum(np.bincount(interest, minlength=num_interests))
+        within = np.cumsum(share)
+        within -= np.repeat(np.concatenate([[0.0], within[ends[:-1] - 1]]), np.diff(ends, prepend=0))
+        item_cdf = interest[by_interest] + np.minimum(within, 1.0)
+        item_cdf[ends - 1] = np.arange(1, num_interests + 1)
+        return cls(num_items, num_interests, by_interest, item_cdf, np.cumsum(totals) / totals.sum())
+
+    def draw_interests(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
+        """Interests by popularity."""
+        at = np.searchsorted(self.interest_cdf, rng.random(shape), side="right")
+        return np.minimum(at, self.num_interests - 1)
+
+    def draw_items(self, rng: np.random.Generator, interest: np.ndarray) -> np.ndarray:
+        """One item of each given interest, by popularity."""
+        at = np.searchsorted(self.item_cdf, interest + rng.random(len(interest)), side="right")
+        return self.by_interest[np.minimum(at, self.num_items - 1)]
+
+    def follow(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """An item that follows each given one on its ring."""
+        interest, place = item % self.num_interests, item // self.num_interests
+        ring = (self.num_items - interest + self.num_interests - 1) // self.num_interests
+        place = (place + rng.choice(_RING_STEPS, len(item), p=_RING_WEIGHTS)) % ring
+        return place * self.num_interests + interest
+
+
+def _next_interests(
+    favourites: np.ndarray, users: np.ndarray, catalogue: Catalogue, rng: np.random.Generator
+) -> np.ndarray:
+    """The interests that `users` move to; a new one takes a favourite's place in `favourites`."""
+    slot = rng.integers(0, _NUM_FAVOURITES, len(users))
+    renewed = rng.random(len(users)) < _NEW_INTEREST
+    favourites[users[renewed], slot[renewed]] = catalogue.draw_interests(rng, int(renewed.sum()))
+    return favourites[users, slot]
+
+
+def _times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(events,) Unix seconds, rising within a user from a start within one year."""
+    gaps = rng.lognormal(np.log(_MEDIAN_GAP_S), 1.5, int(lengths.sum())).astype(np.int64)
+    first = np.cumsum(lengths) - lengths
+    gaps[first] = _FIRST_TIME_S + rng.integers(0, _YEAR_S, len(lengths))
+    elapsed = np.cumsum(gaps)
+    before = elapsed[first] - gaps[first]
+    return elapsed - np.repeat(before, lengths)

@@ -1,0 +1,1 @@
+"""Turn events into users' sequences and write them as tar shards."""

@@ -1,0 +1,275 @@
+"""The second pass of `prepare`: each bucket's events sorted into sequences.
+
+A user is in one bucket only, so whatever concerns one user alone is done here, in memory: the order in time,
+repeats, the greatest length. Items become codes: their distance from the least item where the ids are dense,
+their place among all distinct ids where they are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.preparation.array_file import ArrayFile
+from longplay.data_shards.preparation.partition import RunTotals, bucket_parts, open_runs
+from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
+from longplay.data_shards.preparation.workers import in_order
+from longplay.data_shards.readers.sources import Progress, no_progress
+
+REPEATED_ITEM = "repeated_item"
+OVER_MAX_USER_EVENTS = "over_max_user_events"
+SORT_BYTES_PER_EVENT = 72
+"""Memory that sorting takes at its peak, measured with `benchmarks/prepare.py`."""
+_ALWAYS_DENSE = 1 << 20
+_MOST_SPARSE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketOptions:
+    """How a user's events become a sequence.
+
+    Attributes:
+        dedup_latest: of a user's events with the same item only the latest is kept.
+        max_user_events: only so many of a user's latest events are kept; None: all.
+        memory_bytes: what one thread may use.
+    """
+
+    num_buckets: int
+    num_workers: int
+    dedup_latest: bool
+    max_user_events: int | None
+    memory_bytes: int
+
+
+class Buckets:
+    """The sorted events on disk: each bucket's users, one sequence after the other.
+
+    Attributes:
+        num_codes: item codes run from 0 to below this.
+        time_least, time_bits: times are stored as their distance from the least, which has so many bits.
+        dropped: reason -> events left out while sorting.
+    """
+
+    def __init__(self, folder: Path, num_buckets: int, codes: ItemCodes, totals: RunTotals) -> None:
+        self.codes = codes
+        self.time_least = totals.time_range[0]
+        self.time_bits = (totals.time_range[1] - totals.time_range[0]).bit_length()
+        self.dropped: dict[str, int] = {}
+        self._files = [ArrayFile(folder / f"bucket-{number:05d}") for number in range(num_buckets)]
+        self._codes_in = [
+            file if codes.dense else ArrayFile(folder / f"codes-{number:05d}")
+            for number, file in enumerate(self._files)
+        ]
+        for file in self._files:
+            for reason, count in file.meta["dropped"].items():
+                self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def users(self, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+        """(users,) int64 original ids, rising, and numbers of events."""
+        return self._files[bucket].read("user"), self._files[bucket].read("length")
+
+    def item_codes(
+        self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Codes of all events, or of those in some ranges."""
+        return self._part(self._codes_in[bucket], "item", begins, lengths)
+
+    def times(
+        self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Times of all events, or of those in some ranges, int64."""
+        times = self._part(self._files[bucket], "time", begins, lengths)
+        return times.astype(np.int64) + self.time_least if times.dtype == np.uint32 else times
+
+    def time_offsets(self, bucket: int) -> np.ndarray:
+        """(events,) uint64 distance of each time from the least of all."""
+        times = self._files[bucket].read("time")
+        return (
+            times.astype(np.uint64)
+            if times.dtype == np.uint32
+            else (times.astype(np.uint64) - np.uint64(self.time_least % (1 << 64)))
+        )
+
+    @staticmethod
+    def _part(
+        file: ArrayFile, name: str, begins: np.ndarray | None, lengths: np.ndarray | None
+    ) -> np.ndarray:
+        if begins is None or lengths is None:
+            return file.read(name)
+        return file.read_ranges(name, begins, lengths)
+
+
+@dataclass(frozen=True)
+class ItemCodes:
+    """Original ids <-> codes.
+
+    Attributes:
+        least: the least original id, code 0, if the ids are dense.
+        distinct: (items,) int64 rising original ids whose places are the codes; None if the ids are dense.
+    """
+
+    least: int
+    num_codes: int
+    distinct: np.ndarray | None = None
+
+    @property
+    def dense(self) -> bool:
+        return self.distinct is None
+
+    def originals(self, codes: np.ndarray) -> np.ndarray:
+        """(N,) codes -> (N,) int64 original ids."""
+        return codes.astype(np.int64) + self.least if self.distinct is None else self.distinct[codes]
+
+
+def ids_are_dense(totals: RunTotals) -> bool:
+    """Whether a table over the whole range of item ids is small beside the events."""
+    low, high = totals.item_range
+    return high - low < max(_ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31))
+
+
+def sort_buckets(
+    runs_folder: Path,
+    folder: Path,
+    totals: RunTotals,
+    options: BucketOptions,
+    progress: Progress = no_progress,
+) -> None:
+    """Writes `bucket-00000`... into `folder`, all but those that are there already.
+
+    Raises:
+        DataError: the events of one bucket do not fit into the memory.
+    """
+    runs, done = open_runs(runs_folder, totals.num_runs), 0
+
+    def work(bucket: int) -> int:
+        path = folder / f"bucket-{bucket:05d}"
+        if not path.exists():
+            _sort_bucket(path, _load(runs, bucket, options), totals, options)
+        return ArrayFile(path).meta["num_read"]
+
+    for num_read in in_order(work, range(options.num_buckets), options.num_workers):
+        done += num_read
+        progress("sorting", done, totals.num_events)
+
+
+@dataclass(frozen=True)
+class _Events:
+    """The events of one bucket in source order: users rising, `user` the place of each event's among them."""
+
+    users: np.ndarray
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+
+
+def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events:
+    """Gathers a bucket from all runs.
+
+    Raises:
+        DataError: it is larger than memory allows.
+    """
+    sizes = [run.meta["event_ptr"][bucket + 1] - run.meta["event_ptr"][bucket] for run in runs]
+    num_events = sum(sizes)
+    if num_events * SORT_BYTES_PER_EVENT > max(options.memory_bytes, 1 << 20):
+        needed = -(-num_events * SORT_BYTES_PER_EVENT * options.num_workers * 2 >> 30)
+        raise DataError(
+            f"{num_events} events of users that must be sorted together do not fit into --memory; pass "
+            f"--memory {needed}GiB, or check that --user names the user"
+        )
+    item, time = np.empty(num_events, np.int64), np.empty(num_events, np.int64)
+    users, counts, at = [], [], 0
+    for part_users, part_counts, part_items, part_times in bucket_parts(runs, bucket):
+        item[at : at + len(part_items)], time[at : at + len(part_items)] = part_items, part_times
+        at += len(part_items)
+        users.append(part_users)
+        counts.append(part_counts)
+    if not users:
+        return _Events(*(np.empty(0, np.int64) for _ in range(4)))
+    distinct, place = np.unique(np.concatenate(users), return_inverse=True)
+    return _Events(distinct, np.repeat(place, np.concatenate(counts)), item, time)
+
+
+def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: BucketOptions) -> None:
+    """Sorts, drops what is not wanted, and writes."""
+    num_read, dropped = len(events.user), {}
+    order = stable_order(events.user, events.time)
+    if options.dedup_latest:
+        latest = latest_of_each_item(events.user[order], events.item[order])
+        if len(latest) < len(order):
+            dropped[REPEATED_ITEM] = len(order) - len(latest)
+        order = order[latest]
+    length = (
+        np.bincount(events.user, minlength=len(events.users))
+        if not options.dedup_latest
+        else (np.bincount(events.user[order], minlength=len(events.users)))
+    )
+    if options.max_user_events is not None and len(length) and length.max() > options.max_user_events:
+        kept = np.minimum(length, options.max_user_events)
+        dropped[OVER_MAX_USER_EVENTS] = int((length - kept).sum())
+        order = order[concatenated_ranges(np.cumsum(length) - kept, kept)]
+        length = kept
+    item, time = events.item[order], events.time[order]
+    arrays = {
+        "user": events.users,
+        "length": length,
+        "item": narrowest(item, *totals.item_range) if ids_are_dense(totals) else item,
+        "time": narrowest(time, *totals.time_range),
+    }
+    ArrayFile.write(path, arrays, {"num_read": num_read, "dropped": dropped})
+
+
+def latest_of_each_item(user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The positions, rising, of the last event of each user with each item, in events sorted by user."""
+    order = stable_order(user, item)
+    user, item = user[order], item[order]
+    last = np.ones(len(order), bool)
+    last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    return np.sort(order[last])
+
+
+def number_items(
+    folder: Path, totals: RunTotals, options: BucketOptions, progress: Progress = no_progress
+) -> ItemCodes:
+    """Decides on the items' codes; where ids are sparse, writes `codes-00000`... into `folder`."""
+    low, high = totals.item_range
+    if ids_are_dense(totals):
+        return ItemCodes(low, high - low + 1)
+    path = folder / "distinct-items"
+    if not path.exists():
+        ArrayFile.write(path, {"item": _distinct_items(folder, options)})
+    distinct, done = ArrayFile(path).read("item"), 0
+
+    def work(bucket: int) -> int:
+        coded = folder / f"codes-{bucket:05d}"
+        items = ArrayFile(folder / f"bucket-{bucket:05d}")
+        if not coded.exists():
+            found, place = np.unique(items.read("item"), return_inverse=True)
+            codes = np.searchsorted(distinct, found)[place].astype(np.uint32)
+            ArrayFile.write(coded, {"item": codes})
+        return items.length("item")
+
+    for num_read in in_order(work, range(options.num_buckets), options.num_workers):
+        done += num_read
+        progress("numbering items", done, totals.num_events)
+    return ItemCodes(0, len(distinct), distinct)
+
+
+def _distinct_items(folder: Path, options: BucketOptions) -> np.ndarray:
+    """All distinct items, rising; merged whenever as many are waiting as are known."""
+    known, waiting, num_waiting = np.empty(0, np.int64), [], 0
+
+    def work(bucket: int) -> np.ndarray:
+        return np.unique(ArrayFile(folder / f"bucket-{bucket:05d}").read("item"))
+
+    for found in in_order(work, range(options.num_buckets), options.num_workers):
+        waiting.append(found)
+        num_waiting += len(found)
+        if num_waiting >= len(known):
+            known, waiting, num_waiting = np.unique(np.concatenate([known, *waiting])), [], 0
+    return np.unique(np.concatenate([known, *waiting]))

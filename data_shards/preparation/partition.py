@@ -1,0 +1,200 @@
+"""The first pass of `prepare`: blocks of a source, each parsed and split by user into buckets on disk.
+
+A run is one block's events grouped by user, users grouped by bucket: a bucket takes its part of every run in
+order, so that events of a user meet again in the order of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longplay.data_shards.preparation.array_file import ArrayFile
+from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
+from longplay.data_shards.preparation.workers import in_order
+from longplay.data_shards.readers.bad_rows import BadRows
+from longplay.data_shards.readers.sources import Block, ParsedBlock, Progress, Source, no_progress
+
+BEFORE_FROM = "before_from"
+AFTER_UNTIL = "after_until"
+_HASH = np.uint64(0x9E3779B97F4A7C15)
+_LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
+
+
+@dataclass
+class RunTotals:
+    """What all runs hold together.
+
+    Attributes:
+        rows_in, num_events: rows read, and events kept of them.
+        dropped: reason -> rows left out although sound.
+        item_range, time_range: the least and the greatest; (0, 0) without events.
+    """
+
+    num_runs: int = 0
+    rows_in: int = 0
+    num_events: int = 0
+    bad_rows: BadRows = field(default_factory=BadRows)
+    dropped: dict[str, int] = field(default_factory=dict)
+    item_range: tuple[int, int] = (0, 0)
+    time_range: tuple[int, int] = (0, 0)
+
+    def account(self) -> str:
+        """Rows left out, by reason, as one line."""
+        reasons = {**self.bad_rows.counts, **self.dropped}
+        return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads."""
+        return {**vars(self), "bad_rows": self.bad_rows.to_json()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> RunTotals:
+        """What `to_json` gave."""
+        ranges = {name: tuple(content[name]) for name in ("item_range", "time_range")}
+        return cls(**{**content, **ranges, "bad_rows": BadRows.from_json(content["bad_rows"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How blocks become runs.
+
+    Attributes:
+        from_time, until_time: events before the one, and from the other on, are left out.
+        max_bad_fraction: the run stops once more rows than this share of the source can be seen to be bad.
+    """
+
+    block_bytes: int
+    num_buckets: int
+    num_workers: int
+    from_time: int | None
+    until_time: int | None
+    max_bad_fraction: float
+
+
+def write_runs(
+    source: Source, folder: Path, options: RunOptions, progress: Progress = no_progress
+) -> RunTotals:
+    """Writes `run-0000000`... into `folder`, all but those that are there already.
+
+    Raises:
+        DataError: the source cannot be read, or too many of its rows are bad.
+    """
+    totals, weight, total_weight = RunTotals(), 0, max(1, source.total_weight())
+    part, rows_before = None, 0
+
+    def run_path(number: int) -> Path:
+        return folder / f"run-{number:07d}"
+
+    def work(numbered: tuple[int, Block]) -> tuple[Block, dict]:
+        number, block = numbered
+        path = run_path(number)
+        if not path.exists():
+            _write_run(path, block.parse(), options)
+        return block, ArrayFile(path).meta
+
+    for block, meta in in_order(work, enumerate(source.blocks(options.block_bytes)), options.num_workers):
+        if block.part != part:
+            part, rows_before = block.part, 0
+        totals.bad_rows.add(BadRows.from_json(meta["bad_rows"]), rows_before)
+        rows_before += meta["rows_in"]
+        _add(totals, meta)
+        weight += block.weight
+        expected = max(totals.rows_in, totals.rows_in * total_weight // max(1, weight))
+        if weight < total_weight:
+            totals.bad_rows.check(2 * expected, options.max_bad_fraction)
+        progress("reading", totals.rows_in, expected)
+    return totals
+
+
+def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
+    """The runs in the order of the source."""
+    return [ArrayFile(folder / f"run-{number:07d}") for number in range(num_runs)]
+
+
+def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
+    """Groups the events of a block by bucket and user, and writes them."""
+    user, item, time, dropped = block.user, block.item, block.time, dict(block.dropped)
+    for limit, reason in ((options.from_time, BEFORE_FROM), (options.until_time, AFTER_UNTIL)):
+        if limit is None:
+            continue
+        kept = time >= limit if reason == BEFORE_FROM else time < limit
+        if not kept.all():
+            dropped[reason] = int(np.count_nonzero(~kept))
+            user, item, time = user[kept], item[kept], time[kept]
+    by_user = stable_order(user)
+    user = user[by_user]
+    first = np.flatnonzero(np.diff(user, prepend=user[:1] - 1)) if len(user) else np.empty(0, np.int64)
+    users, counts = user[first], np.diff(first, append=len(user))
+    bucket = bucket_of(users, options.num_buckets)
+    order = np.argsort(bucket, kind="stable")
+    events = by_user[concatenated_ranges(first[order], counts[order])]
+    user_ptr = np.searchsorted(bucket[order], np.arange(options.num_buckets + 1))
+    event_ptr = np.concatenate([[0], np.cumsum(counts[order])])[user_ptr]
+    item_range, time_range = _range(item), _range(time)
+    meta = {
+        "rows_in": block.rows_in,
+        "num_events": len(user),
+        "bad_rows": block.bad_rows.to_json(),
+        "dropped": dropped,
+        "item_range": item_range,
+        "time_range": time_range,
+        "user_ptr": user_ptr.tolist(),
+        "event_ptr": event_ptr.tolist(),
+    }
+    arrays = {
+        "user": users[order],
+        "count": counts[order],
+        "item": narrowest(item[events], *item_range),
+        "time": narrowest(time[events], *time_range),
+    }
+    ArrayFile.write(path, arrays, meta)
+
+
+def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
+    """(N,) users -> (N,) int64, spread evenly whatever the ids."""
+    mixed = users.astype(np.uint64) * _HASH
+    return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
+
+
+def bucket_parts(
+    runs: list[ArrayFile], bucket: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each run that has some: users, their numbers of events, items and times, all int64."""
+    for run in runs:
+        (first, end), (begin, stop) = (
+            run.meta[name][bucket : bucket + 2] for name in ("user_ptr", "event_ptr")
+        )
+        if first < end:
+            yield (
+                run.read("user", first, end),
+                run.read("count", first, end),
+                _widened(run.read("item", begin, stop), run.meta["item_range"][0]),
+                _widened(run.read("time", begin, stop), run.meta["time_range"][0]),
+            )
+
+
+def _widened(values: np.ndarray, least: int) -> np.ndarray:
+    """What `narrowest` made narrow, as int64 again."""
+    return values.astype(np.int64) + least if values.dtype == np.uint32 else values
+
+
+def _range(values: np.ndarray) -> tuple[int, int]:
+    return (int(values.min()), int(values.max())) if len(values) else (0, 0)
+
+
+def _add(totals: RunTotals, meta: dict) -> None:
+    """Adds the account of one run to the totals."""
+    totals.num_runs += 1
+    totals.rows_in += meta["rows_in"]
+    for reason, count in meta["dropped"].items():
+        totals.dropped[reason] = totals.dropped.get(reason, 0) + count
+    if meta["num_events"]:
+        for name in ("item_range", "time_range"):
+            low, high = getattr(totals, name) if totals.num_events else (_MOST_INT64, _LEAST_INT64)
+            setattr(totals, name, (min(low, meta[name][0]), max(high, meta[name][1])))
+    totals.num_events += meta["num_events"]

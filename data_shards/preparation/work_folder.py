@@ -1,0 +1,105 @@
+"""The folder in which an interrupted `prepare` is found again by the same command."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.preparation.array_file import write_atomically
+from longplay.data_shards.storage.manifest import fingerprint
+
+_KEY_NAME = "key.json"
+_LOCK_NAME = "lock"
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Scratch space of one job.
+
+    Attributes:
+        path: intermediate files.
+        output: the dataset while it is not whole, beside its final place.
+    """
+
+    path: Path
+    output: Path
+
+    def is_done(self, stage: str) -> bool:
+        """Whether `stage` was marked as finished, by this process or one before."""
+        return (self.path / f"{stage}.done").exists()
+
+    def mark_done(self, stage: str) -> None:
+        """Says that nothing of `stage` need be done again."""
+        (self.path / f"{stage}.done").touch()
+
+    def folder(self, name: str) -> Path:
+        """A folder in the scratch space."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+@contextmanager
+def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolder]:
+    """The scratch space of the job that writes `out`, locked; empty unless a job of the same `key` left it.
+
+    It stays when the work is interrupted; `remove` it when it is not needed.
+
+    Raises:
+        DataError: it cannot be created, or another process works there.
+    """
+    name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
+    path = (out.parent if scratch is None else scratch) / name
+    work = WorkFolder(path, out.with_name(f"{out.name}.partial"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK_NAME).open("w")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be created ({error.strerror}); choose another --out or --scratch"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{path}: another process is preparing {out}; wait for it, or choose another --out"
+            ) from None
+        if _read_key(path) != json.loads(json.dumps(key)):
+            _clear(work)
+            write_atomically(path / _KEY_NAME, json.dumps(key).encode())
+        work.output.mkdir(exist_ok=True)
+        yield work
+
+
+def remove(work: WorkFolder) -> None:
+    """Deletes everything of a job that is not the finished dataset; its key first, as a rest is no use."""
+    (work.path / _KEY_NAME).unlink(missing_ok=True)
+    shutil.rmtree(work.output, ignore_errors=True)
+    shutil.rmtree(work.path, ignore_errors=True)
+
+
+def _clear(work: WorkFolder) -> None:
+    """Deletes what another job left, its key first."""
+    (work.path / _KEY_NAME).unlink(missing_ok=True)
+    shutil.rmtree(work.output, ignore_errors=True)
+    for entry in work.path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK_NAME:
+            entry.unlink()
+
+
+def _read_key(path: Path) -> Any:
+    try:
+        return json.loads((path / _KEY_NAME).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,113 @@
+"""Sequences -> tar shards that WebDataset reads, the same bytes for the same input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from longplay.data_shards.preparation.array_file import write_atomically
+from longplay.data_shards.preparation.buckets import Buckets
+from longplay.data_shards.preparation.selection import Selection
+from longplay.data_shards.preparation.workers import in_order
+from longplay.data_shards.readers.sources import Progress, no_progress
+from longplay.data_shards.storage.manifest import ShardInfo
+from longplay.data_shards.storage.shard_layout import ShardWriter
+
+SHARD_GROUP = 24
+"""Shard counts are multiples of this, so that any usual number of lanes gets equally many."""
+MAX_SHARD_EVENTS = 4_000_000
+
+
+def default_num_shards(num_events: int, num_users: int) -> int:
+    """The smallest multiple of 24 that keeps a shard near 4 M events; never more than there are users."""
+    if num_users < SHARD_GROUP:
+        return num_users
+    wanted = -(-num_events // (MAX_SHARD_EVENTS * SHARD_GROUP)) * SHARD_GROUP
+    return min(max(wanted, SHARD_GROUP), num_users // SHARD_GROUP * SHARD_GROUP)
+
+
+def assign_users(lengths: np.ndarray, num_shards: int, seed: int) -> list[np.ndarray]:
+    """Deals users to shards: equally many to within one, nearly equal events, in an order drawn from `seed`.
+
+    Users are dealt from the longest to the shortest, to the shards forth and back.
+
+    Returns:
+        For each shard, the users (indices into `lengths`) in the order they are written.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    place = np.empty_like(shuffled)
+    place[shuffled] = np.arange(len(lengths))
+    longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    turn, seat = np.divmod(np.arange(len(lengths)), num_shards)
+    shard = np.empty(len(lengths), np.int64)
+    shard[longest_first] = np.where(turn % 2 == 0, seat, num_shards - 1 - seat)
+    in_order = np.lexsort((place, shard))
+    return np.split(in_order, np.cumsum(np.bincount(shard, minlength=num_shards))[:-1])
+
+
+def write_shards(
+    folder: Path,
+    buckets: Buckets,
+    selection: Selection,
+    assignment: list[np.ndarray],
+    *,
+    num_workers: int,
+    progress: Progress = no_progress,
+) -> list[ShardInfo]:
+    """Writes `shard-00000.tar`... into `folder`; users are numbered from 0 as `assignment` orders them.
+
+    A shard that is there already is kept, with what `shard-00000.json` says of it.
+    """
+    first_users = np.cumsum([0, *(len(users) for users in assignment)]).tolist()
+
+    def write(number: int) -> ShardInfo:
+        path = folder / f"shard-{number:05d}.tar"
+        account = path.with_suffix(".json")
+        if account.exists() and path.exists():
+            return ShardInfo(**json.loads(account.read_text()))
+        info = _write_shard(path, buckets, selection, assignment[number], first_users[number])
+        write_atomically(account, json.dumps(dataclasses.asdict(info)).encode())
+        return info
+
+    shards, done = [], 0
+    for info in in_order(write, range(len(assignment)), num_workers):
+        shards.append(info)
+        done += info.num_events
+        progress("writing shards", done, selection.num_events)
+    for info in shards:
+        (folder / info.name).with_suffix(".json").unlink()
+    return shards
+
+
+def _write_shard(
+    path: Path, buckets: Buckets, selection: Selection, users: np.ndarray, first_user: int
+) -> ShardInfo:
+    """Gathers the events of `users`, bucket by bucket, and writes them in the users' order."""
+    items, times = np.empty(len(users), object), np.empty(len(users), object)
+    places = np.lexsort((selection.begin[users], selection.bucket[users]))
+    in_bucket = selection.bucket[users[places]]
+    for part in np.split(places, np.flatnonzero(np.diff(in_bucket)) + 1):
+        of_part = users[part]
+        bucket, stored = int(selection.bucket[of_part[0]]), selection.stored[of_part]
+        ids = selection.item_ids[buckets.item_codes(bucket, selection.begin[of_part], stored)]
+        when = buckets.times(bucket, selection.begin[of_part], stored)
+        if selection.lengths[of_part].sum() != len(ids):
+            stays = ids > 0
+            ids, when = ids[stays], when[stays]
+        ends = np.cumsum(selection.lengths[of_part])[:-1]
+        items[part], times[part] = _split(ids, ends), _split(when, ends)
+    with ShardWriter(path) as shard:
+        for user_index, (user_items, user_times) in enumerate(zip(items, times, strict=True), first_user):
+            shard.add(user_index, user_items, user_times)
+        return shard.close()
+
+
+def _split(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The parts of `values` that end at `ends`, in an array of arrays."""
+    parts = np.empty(len(ends) + 1, object)
+    parts[:] = [values[begin:end] for begin, end in pairwise([0, *ends.tolist(), len(values)])]
+    return parts

@@ -1,0 +1,1 @@
+"""Read source files into blocks of events."""

@@ -1,0 +1,118 @@
+"""Parquet files with named columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.fields import (
+    ROLES,
+    Columns,
+    RowFormat,
+    check_types,
+    find_column,
+    parse_rows,
+)
+from longplay.data_shards.readers.sources import BLOCK_ROWS, Block, ParsedBlock
+from longplay.data_shards.readers.text_blocks import file_identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource:
+    """Parquet files, read one after the other; rows are numbered from 1 in each."""
+
+    paths: tuple[Path, ...]
+    columns: Columns = field(default_factory=Columns)
+
+    def describe(self) -> dict[str, Any]:
+        paths = [str(path) for path in self.paths]
+        return {"format": "parquet", "paths": paths, "options": dict(vars(self.columns))}
+
+    def fingerprint(self) -> list[Any]:
+        return [file_identity(path) for path in self.paths]
+
+    def max_events(self) -> int:
+        return self.total_weight()
+
+    def total_weight(self) -> int:
+        return sum(_num_rows(path) for path in self.paths)
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        if self.total_weight() == 0:
+            raise DataError(f"{', '.join(map(str, self.paths))}: no rows; pass a file that holds events")
+        for path in self.paths:
+            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+                columns = _find_columns(path, file, self.columns)
+                for batch in file.iter_batches(BLOCK_ROWS, columns=list(dict.fromkeys(columns.values()))):
+                    yield _ParquetBlock(path, batch, columns, self.columns)
+
+
+@dataclass(frozen=True)
+class _ParquetBlock:
+    """Some consecutive rows of a file."""
+
+    path: Path
+    batch: pa.RecordBatch
+    found: dict[str, str]
+    columns: Columns
+
+    @property
+    def part(self) -> str:
+        return str(self.path)
+
+    @property
+    def weight(self) -> int:
+        return self.batch.num_rows
+
+    def parse(self) -> ParsedBlock:
+        frame = pl.from_arrow(self.batch)
+        assert isinstance(frame, pl.DataFrame)
+        table = frame.select(pl.col(name).alias(role) for role, name in self.found.items())
+        return parse_rows(table, RowFormat(columns=self.columns), f"{self.path}, row", 1)
+
+
+def _find_columns(path: Path, file: pq.ParquetFile, columns: Columns) -> dict[str, str]:
+    """role -> the name of its column in the file.
+
+    Raises:
+        DataError: missing, or of a type that holds no integers.
+    """
+    names, present = columns.names(), file.schema_arrow.names
+    found = {role: present[find_column(names[role], present, f"--{role}", path)] for role in ROLES}
+    empty = pl.from_arrow(file.schema_arrow.empty_table().select(list(dict.fromkeys(found.values()))))
+    assert isinstance(empty, pl.DataFrame)
+    check_types({role: empty.schema[name] for role, name in found.items()}, names, path)
+    return found
+
+
+def _num_rows(path: Path) -> int:
+    with _reading(path):
+        return pq.read_metadata(path).num_rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes what goes wrong with a file one line.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not a file; name the Parquet files in it")
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
+    except (OSError, pa.ArrowException) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({cause}); check that the file is whole"
+        ) from error

@@ -1,0 +1,193 @@
+"""What is in a prepared dataset: counts, time range, lengths, popularity, repeats and ties."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from longplay.data_shards.readers.presets import TIME_UNIT_S
+from longplay.data_shards.storage.dataset import Dataset
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+TOP_SHARES = (0.01, 0.1)
+
+Track = Callable[[range, str], Iterable[int]]
+"""Passes numbers of shards on one by one; it is given the name of the work too, to show progress."""
+
+
+def untracked(numbers: range, _: str) -> Iterable[int]:
+    """The track of those who want no progress."""
+    return numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How whole numbers are distributed.
+
+    Attributes:
+        quantiles: "1%" -> the least of the numbers that 1 % of them do not exceed; for each of `QUANTILES`.
+    """
+
+    min: int
+    quantiles: dict[str, int]
+    max: int
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Popularity:
+    """How events are spread over items.
+
+    Attributes:
+        counts: events per item.
+        top_shares: "1%" -> share of the events that fall on that many of the items, the most frequent ones,
+            rounded up to a whole item; for each of `TOP_SHARES`.
+        num_single: items with one event.
+        gini: 0 where all items are equally frequent, near 1 where one has all events.
+    """
+
+    counts: Spread
+    top_shares: dict[str, float]
+    num_single: int
+    gini: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `inspect_dataset` finds.
+
+    Attributes:
+        source: format, paths and options, as in the manifest.
+        density: share of all pairs of a user and an item that have an event.
+        time_range: first and last time, in the source's unit.
+        time_range_utc: the same as dates, None where the source's format does not fix the unit.
+        lengths: events per user.
+        repeat_fraction: share of the events whose user had the item before.
+        tie_fraction: share of the events at the same time as the same user's event before.
+        shard_events: smallest, median and largest number of events of a shard.
+        num_bytes: of all shards together.
+    """
+
+    dataset_id: str
+    source: dict[str, Any]
+    rows_in: int
+    rows_dropped: dict[str, int]
+    num_events: int
+    num_users: int
+    num_items: int
+    density: float
+    time_range: tuple[int, int]
+    time_range_utc: tuple[str, str] | None
+    lengths: Spread
+    popularity: Popularity
+    repeat_fraction: float
+    tie_fraction: float
+    num_shards: int
+    shard_events: dict[str, int]
+    num_bytes: int
+    bytes_per_event: float
+
+
+def inspect_dataset(dataset: Dataset, track: Track = untracked) -> Inspection:
+    """Reads every shard once, one at a time.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    manifest = dataset.manifest
+    num_pairs = num_ties = 0
+    for number in track(range(dataset.num_shards), "reading shards"):
+        shard = dataset.shard(number)
+        assert shard.times is not None
+        num_pairs += _count_pairs(shard.items, shard.ptr, dataset.num_items)
+        num_ties += _count_ties(shard.times, shard.ptr)
+    time_range = (manifest.time_quantiles[0], manifest.time_quantiles[-1])
+    per_shard = _spread(np.array([shard.num_events for shard in manifest.shards]))
+    return Inspection(
+        dataset_id=dataset.dataset_id,
+        source=manifest.source,
+        rows_in=manifest.rows_in,
+        rows_dropped=manifest.rows_dropped,
+        num_events=dataset.num_events,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        density=num_pairs / (dataset.num_users * dataset.num_items),
+        time_range=time_range,
+        time_range_utc=_as_dates(time_range, manifest.source.get("format")),
+        lengths=_spread(dataset.lengths),
+        popularity=_popularity(dataset.items.counts),
+        repeat_fraction=(dataset.num_events - num_pairs) / dataset.num_events,
+        tie_fraction=num_ties / dataset.num_events,
+        num_shards=dataset.num_shards,
+        shard_events={"min": per_shard.min, "median": per_shard.quantiles["50%"], "max": per_shard.max},
+        num_bytes=manifest.num_bytes,
+        bytes_per_event=manifest.num_bytes / dataset.num_events,
+    )
+
+
+def percent(share: float) -> str:
+    """0.01 -> "1%"."""
+    return f"{100 * share:g}%"
+
+
+def _spread(values: np.ndarray) -> Spread:
+    """Of (n,) integers, n at least 1."""
+    quantiles = np.quantile(values, QUANTILES, method="inverted_cdf").tolist()
+    return Spread(
+        min=int(values.min()),
+        quantiles={percent(share): int(value) for share, value in zip(QUANTILES, quantiles, strict=True)},
+        max=int(values.max()),
+        mean=float(values.mean()),
+    )
+
+
+def _popularity(counts: np.ndarray) -> Popularity:
+    """Of (items,) counts, in any order."""
+    rising = np.sort(counts)
+    num_items, num_events = len(rising), int(rising.sum())
+    # The area under the Lorenz curve, from the sum of i * count_i over i = 1..items by rising count.
+    weighted = float(rising @ np.arange(1, num_items + 1, dtype=np.float64))
+    top = {percent(share): rising[-num_top(share, num_items) :].sum() / num_events for share in TOP_SHARES}
+    return Popularity(
+        counts=_spread(rising),
+        top_shares={name: float(value) for name, value in top.items()},
+        num_single=int(np.searchsorted(rising, 1, side="right")),
+        gini=2 * weighted / (num_items * num_events) - (num_items + 1) / num_items,
+    )
+
+
+def num_top(share: float, num_items: int) -> int:
+    """How many items the top `share` of them are: rounded up."""
+    return math.ceil(round(share * num_items, 6))
+
+
+def _count_pairs(items: np.ndarray, ptr: np.ndarray, num_items: int) -> int:
+    """Distinct pairs of a user and an item."""
+    user = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+    pairs = user * (num_items + 1) + items
+    pairs.sort()
+    return len(pairs) - int(np.count_nonzero(pairs[1:] == pairs[:-1]))
+
+
+def _count_ties(times: np.ndarray, ptr: np.ndarray) -> int:
+    """Events at the same time as the one before of the same user."""
+    tied = times[1:] == times[:-1]
+    tied[ptr[1:-1] - 1] = False
+    return int(np.count_nonzero(tied))
+
+
+def _as_dates(times: tuple[int, int], source_format: str | None) -> tuple[str, str] | None:
+    """In UTC to the second; None where the unit is not known, or the times are no dates in it."""
+    unit_s = TIME_UNIT_S.get(source_format or "")
+    if unit_s is None:
+        return None
+    try:
+        first, last = (datetime.datetime.fromtimestamp(time * unit_s, datetime.UTC) for time in times)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return f"{first:%Y-%m-%d %H:%M:%S}", f"{last:%Y-%m-%d %H:%M:%S}"

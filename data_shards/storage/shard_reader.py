@@ -1,0 +1,151 @@
+"""Tar shard -> flat arrays: read whole, checked against the manifest, its arrays found by their offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.locations import Location, read_whole
+from longplay.data_shards.storage.manifest import ShardInfo
+from longplay.data_shards.storage.shard_layout import (
+    ARRAY_HEADER_BYTES,
+    BLOCK_BYTES,
+    ITEMS_DTYPE,
+    TIMES_DTYPE,
+    array_offsets,
+    read_headers,
+)
+
+WAY_OUT = "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
+
+
+class BadShardError(DataError):
+    """A shard that is missing, truncated or damaged."""
+
+
+@dataclass(frozen=True)
+class DecodedShard:
+    """The sequences of one shard, one after the other.
+
+    Attributes:
+        items: (events,) int32 item ids; 0 throughout if the shard is bad and skipped.
+        times: (events,) int64; None where only the items were asked for.
+        ptr: (users + 1,) int64, where each user's events begin.
+    """
+
+    items: np.ndarray
+    times: np.ndarray | None
+    ptr: np.ndarray
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes."""
+        return self.items.nbytes + self.ptr.nbytes + (0 if self.times is None else self.times.nbytes)
+
+
+def read_shard(
+    location: Location,
+    info: ShardInfo,
+    first_user: int,
+    lengths: np.ndarray,
+    num_items: int,
+    *,
+    with_times: bool = True,
+) -> DecodedShard:
+    """Reads one whole shard and compares its checksum.
+
+    Args:
+        first_user: index of the user of its first sample.
+        lengths: (users,) events of each of its users, in order.
+        num_items: the largest item id there may be.
+
+    Raises:
+        BadShardError: missing, truncated or damaged, or not what the dataset's tables say; names the shard.
+    """
+
+    def check(content: np.ndarray) -> None:
+        if hashlib.sha256(content.data).hexdigest() != info.sha256:
+            raise ValueError("its content differs from its checksum")
+
+    try:
+        content = read_whole(location, info.num_bytes, check)
+        items_at, times_at, num_bytes = array_offsets(lengths)
+        if num_bytes != info.num_bytes or not _holds_users(content, items_at, first_user, lengths):
+            raise ValueError("its users are not those of users.parquet")
+        ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        items = _gather(content, ITEMS_DTYPE, items_at, ptr)
+        if len(items) and not (items.min() >= 1 and items.max() <= num_items):
+            raise ValueError(f"item ids outside 1..{num_items}")
+        times = _gather(content, TIMES_DTYPE, times_at, ptr) if with_times else None
+    except FileNotFoundError:
+        raise BadShardError(f"{location}: shard is missing; {WAY_OUT}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        what = "cannot be read" if isinstance(error, OSError) else "is damaged"
+        raise BadShardError(f"{location}: shard {what} ({cause}); {WAY_OUT}") from error
+    return DecodedShard(items, times, ptr)
+
+
+def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
+    """Whether a sample of each user, of its length, begins where it should."""
+    keys, sizes = read_headers(content, items_at - ARRAY_HEADER_BYTES - BLOCK_BYTES)
+    users = np.arange(first_user, first_user + len(lengths))
+    expected = ARRAY_HEADER_BYTES + ITEMS_DTYPE.itemsize * lengths
+    return np.array_equal(keys, users) and np.array_equal(sizes, expected)
+
+
+def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.ndarray) -> np.ndarray:
+    """The arrays of `dtype` that begin at the bytes `begins`, one after the other as `ptr` cuts them."""
+    usable = len(content) // dtype.itemsize * dtype.itemsize
+    values = content[:usable].view(dtype)
+    starts = begins // dtype.itemsize
+    bounds = zip(starts.tolist(), (starts + np.diff(ptr)).tolist(), strict=True)
+    flat = np.empty(int(ptr[-1]), dtype.newbyteorder("="))
+    return np.concatenate([values[begin:end] for begin, end in bounds], out=flat) if len(starts) else flat
+
+
+class ShardCache:
+    """Keeps the decoded shards used last, up to `max_bytes` of them; safe to share between threads.
+
+    Args:
+        load: (shard, whether with times) -> the decoded shard.
+    """
+
+    def __init__(self, load: Callable[[int, bool], DecodedShard], max_bytes: int) -> None:
+        self._load = load
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[int, DecodedShard] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, shard: int, *, with_times: bool) -> DecodedShard:
+        """The shard, loaded where it is not kept, or is kept without the times that are wanted."""
+        with self._lock:
+            kept = self._kept.get(shard)
+            if kept is not None and (kept.times is not None or not with_times):
+                self._kept.move_to_end(shard)
+                return kept
+            self._drop(shard)
+            decoded = self._load(shard, with_times)
+            self._kept[shard] = decoded
+            self._num_bytes += decoded.num_bytes
+            while self._num_bytes > self._max_bytes:
+                self._drop(next(iter(self._kept)))
+            return decoded
+
+    def drop(self, shard: int) -> None:
+        """Forgets a shard."""
+        with self._lock:
+            self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
+        if shard in self._kept:
+            self._num_bytes -= self._kept.pop(shard).num_bytes

@@ -1,0 +1,127 @@
+"""The shards of a dataset as sequences; bad ones stop the run, or are skipped and accounted for."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.locations import Location, in_folder
+from longplay.data_shards.storage.manifest import ShardInfo
+from longplay.data_shards.storage.shard_reader import (
+    WAY_OUT,
+    BadShardError,
+    DecodedShard,
+    ShardCache,
+    read_shard,
+)
+
+OnBadShard = Literal["stop", "skip"]
+DEFAULT_CACHE_BYTES = 1 << 30
+
+
+class ShardStore:
+    """Reads shards, keeps those used last, and accounts for those that are skipped; can be pickled.
+
+    A skipped shard is one whose items and times are all 0, from the first time it is found to be bad until
+    the end of the process, whatever becomes of its file.
+
+    Args:
+        path: the dataset's folder or URL.
+        lengths: (users,) int64 events per user.
+        shard_ptr: (shards + 1,) int64 the first user of each shard.
+        cache_bytes: memory for decoded shards.
+        on_bad_shard: `stop` raises, `skip` warns once per shard.
+    """
+
+    def __init__(
+        self,
+        path: Location,
+        shards: tuple[ShardInfo, ...],
+        lengths: np.ndarray,
+        shard_ptr: np.ndarray,
+        num_items: int,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        on_bad_shard: OnBadShard = "stop",
+    ) -> None:
+        assert on_bad_shard in ("stop", "skip"), on_bad_shard
+        self.path, self.shards, self.lengths, self.shard_ptr = path, shards, lengths, shard_ptr
+        self.num_items, self.cache_bytes, self.on_bad_shard = num_items, cache_bytes, on_bad_shard
+        self._skipped: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._cache = ShardCache(self._read, cache_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self._cache = ShardCache(self._read, self.cache_bytes)
+
+    def shard(self, index: int, *, with_times: bool) -> DecodedShard:
+        """The sequences of one shard, from memory if it was read lately; zeros if it is skipped.
+
+        Raises:
+            DataError: missing, truncated or damaged, and not to be skipped.
+        """
+        if index in self._skipped:
+            return self._zeros(index)
+        try:
+            return self._cache.get(index, with_times=with_times)
+        except BadShardError as error:
+            self.skip(index, str(error))
+            return self._zeros(index)
+
+    def keep_at_most(self, cache_bytes: int) -> None:
+        """Starts anew with another `cache_bytes`."""
+        self.cache_bytes = cache_bytes
+        self._cache = ShardCache(self._read, cache_bytes)
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Index of each skipped shard -> why, in the order they were found."""
+        with self._lock:
+            return dict(self._skipped)
+
+    @property
+    def num_skipped_events(self) -> int:
+        """Events in the skipped shards."""
+        return sum(self.shards[index].num_events for index in self.skipped)
+
+    def skip(self, index: int, reason: str) -> None:
+        """Leaves a shard out from now on, with a warning the first time.
+
+        Raises:
+            BadShardError: bad shards are not to be skipped.
+            DataError: no shard is left.
+        """
+        if self.on_bad_shard == "stop":
+            raise BadShardError(reason)
+        with self._lock:
+            if index in self._skipped:
+                return
+            self._skipped[index] = reason
+            left = len(self.shards) - len(self._skipped)
+        self._cache.drop(index)
+        if not left:
+            raise DataError(f"{self.path}: all {len(self.shards)} shards are bad; restore them ({reason})")
+        cause = reason.removesuffix(f"; {WAY_OUT}")
+        warnings.warn(f"{cause}; skipped with its {self.shards[index].num_events:,} events", stacklevel=2)
+
+    def _read(self, index: int, with_times: bool) -> DecodedShard:
+        begin, end = int(self.shard_ptr[index]), int(self.shard_ptr[index + 1])
+        info = self.shards[index]
+        location = in_folder(self.path, info.name)
+        return read_shard(
+            location, info, begin, self.lengths[begin:end], self.num_items, with_times=with_times
+        )
+
+    def _zeros(self, index: int) -> DecodedShard:
+        lengths = self.lengths[self.shard_ptr[index] : self.shard_ptr[index + 1]]
+        ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return DecodedShard(np.zeros(ptr[-1], np.int32), np.zeros(ptr[-1], np.int64), ptr)

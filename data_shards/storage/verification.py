@@ -1,0 +1,246 @@
+"""Every checksum and count of a prepared dataset, checked against its content.
+
+Shards are read here with nothing but `tarfile` and NumPy's own reader, so that what writes and reads them
+elsewhere is checked as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.inspection import Track, untracked
+from longplay.data_shards.storage.manifest import (
+    ITEMS_NAME,
+    MANIFEST_NAME,
+    USERS_NAME,
+    Manifest,
+    ShardInfo,
+    dataset_fingerprint,
+)
+
+_ITEMS_COLUMNS = ("item_id", "original_id", "count")
+_USERS_COLUMNS = ("user_index", "original_id", "num_events", "shard", "position")
+
+
+def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
+    """Reads all of a dataset folder; one line for each thing in it that is not as it should be.
+
+    Raises:
+        DataError: `folder` holds no manifest, so it is no dataset.
+    """
+    folder = Path(folder)
+    try:
+        manifest = Manifest.read(folder)
+    except DataError as error:
+        if not (folder / MANIFEST_NAME).exists():
+            raise
+        return [str(error)]
+    problems: list[str] = []
+    users = _table(folder / USERS_NAME, _USERS_COLUMNS, manifest.num_users, problems)
+    items = _table(folder / ITEMS_NAME, _ITEMS_COLUMNS, manifest.num_items, problems)
+    if users is not None:
+        problems += _check_users(users, manifest)
+    if items is not None:
+        problems += _check_items(items, manifest)
+    if users is not None and items is not None:
+        problems += _check_fingerprint(users, items, manifest)
+    return problems + _check_shards(folder, manifest, users, items, track)
+
+
+def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str]) -> pl.DataFrame | None:
+    """The table, or None and a problem where it cannot be compared with anything."""
+    try:
+        table = pl.read_parquet(path, columns=list(columns), glob=False)
+    except FileNotFoundError:
+        problems.append(f"{path.name}: is missing")
+        return None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        problems.append(f"{path.name}: cannot be read ({str(error).splitlines()[0]})")
+        return None
+    unfit = [name for name in columns if table[name].dtype != pl.Int64 or table[name].null_count()]
+    if unfit:
+        problems.append(f"{path.name}: column {unfit[0]} does not hold Int64 without nulls")
+    elif table.height != height:
+        problems.append(f"{path.name}: has {table.height} rows, the manifest says {height}")
+    return None if unfit or table.height != height else table
+
+
+def _check_users(users: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    sizes = [shard.num_samples for shard in manifest.shards]
+    expected = {
+        "user_index": np.arange(users.height),
+        "shard": np.repeat(np.arange(len(sizes)), sizes),
+        "position": np.concatenate([np.arange(size) for size in sizes]),
+    }
+    for column, values in expected.items():
+        yield from _compare(f"{USERS_NAME}: {column} of row", users[column].to_numpy(), values, "expected")
+    if users["original_id"].n_unique() != users.height:
+        yield f"{USERS_NAME}: an original_id occurs twice"
+
+
+def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    ids, counts = items["item_id"].to_numpy(), items["count"].to_numpy()
+    yield from _compare(f"{ITEMS_NAME}: item_id of row", ids, np.arange(1, len(ids) + 1), "expected")
+    if counts.sum() != manifest.num_events:
+        yield f"{ITEMS_NAME}: counts add up to {counts.sum()}, the manifest has {manifest.num_events} events"
+    if (np.diff(counts) > 0).any():
+        yield f"{ITEMS_NAME}: counts rise at row {int(np.argmax(np.diff(counts) > 0)) + 1}"
+    if items["original_id"].n_unique() != items.height:
+        yield f"{ITEMS_NAME}: an original_id occurs twice"
+
+
+def _check_fingerprint(users: pl.DataFrame, items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+    """The dataset id is a checksum of both columns of original ids and of the shards' checksums."""
+    item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
+    found = dataset_fingerprint(item_originals, user_originals, manifest.shards)
+    if found != manifest.dataset_id:
+        yield (
+            f"{MANIFEST_NAME}: dataset_id is {manifest.dataset_id}, but {found} by the original ids in "
+            f"{ITEMS_NAME} and {USERS_NAME} and the shards' checksums"
+        )
+
+
+def _check_shards(
+    folder: Path, manifest: Manifest, users: pl.DataFrame | None, items: pl.DataFrame | None, track: Track
+) -> list[str]:
+    problems: list[str] = []
+    seen = _Seen(np.zeros(manifest.num_items + 1, np.int64))
+    first_users = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+    for number in track(range(len(manifest.shards)), "verifying shards"):
+        info, begin, end = manifest.shards[number], first_users[number], first_users[number + 1]
+        lengths = None if users is None else users["num_events"].to_numpy()[begin:end]
+        found = _check_shard(folder / info.name, info, int(begin), lengths, seen)
+        problems += [f"{info.name}: {problem}" for problem in found]
+    missing = len(manifest.shards) - seen.num_shards
+    if missing:
+        problems.append(f"{ITEMS_NAME}: counts not compared with the events, {missing} shards are not usable")
+        return problems
+    if items is not None:
+        counts = items["count"].to_numpy()
+        problems += _compare(f"{ITEMS_NAME}: count of row", counts, seen.counts[1:], "in the shards")
+    first, last = manifest.time_quantiles[0], manifest.time_quantiles[-1]
+    if (first, last) != (seen.first_time, seen.last_time):
+        problems.append(
+            f"{MANIFEST_NAME}: time_quantiles run from {first} to {last}, the events from {seen.first_time} "
+            f"to {seen.last_time}"
+        )
+    return problems
+
+
+@dataclass
+class _Seen:
+    """What usable shards hold together.
+
+    Attributes:
+        counts: (items + 1,) int64 events of each item id.
+    """
+
+    counts: np.ndarray
+    num_shards: int = 0
+    first_time: int = np.iinfo(np.int64).max
+    last_time: int = np.iinfo(np.int64).min
+
+
+def _check_shard(
+    path: Path, info: ShardInfo, first_user: int, lengths: np.ndarray | None, seen: _Seen
+) -> Iterator[str]:
+    """Reads a shard twice, for its checksum and for its arrays, and adds it to `seen` if it is usable.
+
+    Args:
+        lengths: events of its users by users.parquet, if that is usable.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        yield "is missing"
+        return
+    except OSError as error:
+        yield f"cannot be read ({error.strerror})"
+        return
+    if num_bytes != info.num_bytes:
+        yield f"has {num_bytes} bytes, the manifest says {info.num_bytes}"
+    elif sha256 != info.sha256:
+        yield "content differs from its checksum in the manifest"
+    try:
+        items, times = _read_arrays(path, first_user)
+    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+        yield f"is damaged ({(str(error) or type(error).__name__).splitlines()[0]})"
+        return
+    found = np.array([len(array) for array in items], np.int64)
+    if len(found) != info.num_samples:
+        yield f"has {len(found)} users, the manifest says {info.num_samples}"
+    elif lengths is not None:
+        yield from _compare("events of user", found, lengths, f"in {USERS_NAME}", first_user)
+    if found.sum() != info.num_events:
+        yield f"has {found.sum()} events, the manifest says {info.num_events}"
+    if found.any():
+        yield from _check_events(np.concatenate(items), np.concatenate(times), found, first_user, seen)
+
+
+def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Item ids and times of its users, in order.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    items: list[np.ndarray] = []
+    times: list[np.ndarray] = []
+    with tarfile.open(path, "r:") as tar:
+        for place, member in enumerate(tar):
+            arrays, suffix, dtype = ((items, "items", "<i4"), (times, "times", "<i8"))[place % 2]
+            expected = f"{first_user + place // 2:010d}.{suffix}.npy"
+            if member.name != expected:
+                raise ValueError(f"{member.name} where {expected} should be")
+            file = tar.extractfile(member)
+            content = b"" if file is None else file.read()
+            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            if array.dtype != np.dtype(dtype) or array.ndim != 1:
+                raise ValueError(f"{member.name} holds {array.dtype} {array.shape}")
+            arrays.append(array)
+    if [len(array) for array in items] != [len(array) for array in times]:
+        raise ValueError("a user has more or fewer times than items")
+    return items, times
+
+
+def _check_events(
+    items: np.ndarray, times: np.ndarray, lengths: np.ndarray, first_user: int, seen: _Seen
+) -> Iterator[str]:
+    """Args are of one shard: (events,) `items` and `times`, (users,) `lengths`."""
+    ends = np.cumsum(lengths)
+    falls = np.diff(times) < 0
+    inner = ends[(ends > 0) & (ends < len(times))]
+    falls[inner - 1] = False
+    if falls.any():
+        user = first_user + int(np.searchsorted(ends, np.argmax(falls), side="right"))
+        yield f"times fall within a user, {np.count_nonzero(falls)} times, first in user {user}"
+    num_items = len(seen.counts) - 1
+    outside = (items < 1) | (items > num_items)
+    if outside.any():
+        first = items[np.argmax(outside)]
+        yield f"{np.count_nonzero(outside)} item ids are outside 1..{num_items}, first {first}"
+        return
+    ids, counts = np.unique_counts(items)
+    seen.counts[ids] += counts
+    seen.first_time = min(seen.first_time, int(times.min()))
+    seen.last_time = max(seen.last_time, int(times.max()))
+    seen.num_shards += 1
+
+
+def _compare(what: str, found: np.ndarray, expected: np.ndarray, where: str, first: int = 0) -> Iterator[str]:
+    """One line for all differences: the first of them, and how many there are."""
+    different = np.flatnonzero(found != expected)
+    if len(different):
+        at = different[0]
+        more = f" (and {len(different) - 1} more differ)" if len(different) > 1 else ""
+        yield f"{what} {first + at} is {found[at]}, {expected[at]} {where}{more}"

@@ -1,0 +1,1 @@
+"""Deliver packed rows in a reproducible order."""

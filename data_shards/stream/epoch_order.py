@@ -1,0 +1,203 @@
+"""The whole order of an epoch, from lengths alone: a pure function of (seed, epoch) and the dataset.
+
+Shards, in an order drawn per epoch, are dealt round-robin to lanes. A lane takes its shards in pools of
+consecutive ones; the windows of a pool are packed into rows and the rows shuffled. A step takes the same
+number of rows from every lane, so what it holds depends neither on the number of ranks nor on what was read
+before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.shard_store import OnBadShard
+from longplay.data_shards.stream.packing import PackedRows, cut_windows
+from longplay.data_shards.stream.splits import SplitConfig
+
+_MIN_POOL_ROWS = 512
+_MIN_POOL_EVENTS = 1_000_000
+_SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # what a random generator is for
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How training rows are cut, packed and ordered.
+
+    Attributes:
+        context_length: slots in a row.
+        rows_per_step: rows of one optimizer step, over all ranks and micro-batches.
+        num_lanes: independent parts of the stream; ranks own whole lanes, so it bounds the number of ranks.
+        mode: `windows` trains on every transition once per epoch; `last` on the latest `context_length` of a
+            user.
+        pool_rows: rows that are packed and shuffled together, at least; None: 512 rows and a million events.
+        prefetch_steps: steps prepared ahead in a thread, and by each worker; 0: none.
+        workers: processes that read and pack, besides the training process; 0: a thread of it does. Never
+            more than a rank has lanes. Changes no batch.
+        on_bad_shard: what is done about a missing, truncated or damaged shard: `stop`, or `skip` it. The
+            dataset does it: this is what `Dataset.open` is told.
+    """
+
+    context_length: int = 200
+    rows_per_step: int = 120
+    num_lanes: int = 12
+    mode: Literal["windows", "last"] = "windows"
+    split: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0
+    pool_rows: int | None = None
+    prefetch_steps: int = 2
+    workers: int = 0
+    on_bad_shard: OnBadShard = "stop"
+
+    def __post_init__(self) -> None:
+        least = {"context_length": 1, "rows_per_step": 1, "num_lanes": 1}
+        least |= {"seed": 0, "prefetch_steps": 0, "workers": 0}
+        if self.pool_rows is not None:
+            least["pool_rows"] = 1
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise DataError(f"data.{name} is {getattr(self, name)}, it must be at least {minimum}")
+        if self.mode not in ("windows", "last"):
+            raise DataError(f"data.mode is {self.mode!r}, it must be 'windows' or 'last'")
+        if self.on_bad_shard not in ("stop", "skip"):
+            raise DataError(f"data.on_bad_shard is {self.on_bad_shard!r}, it must be 'stop' or 'skip'")
+        if self.rows_per_step % self.num_lanes:
+            below = self.rows_per_step // self.num_lanes * self.num_lanes
+            nearest = " or ".join(str(n) for n in (below, below + self.num_lanes) if n)
+            raise DataError(
+                f"data.rows_per_step is {self.rows_per_step}, it must be divisible by data.num_lanes "
+                f"{self.num_lanes}; nearest: {nearest}"
+            )
+
+    def pool_events(self) -> int:
+        """Events that a pool has at least, unless its lane has fewer."""
+        if self.pool_rows is not None:
+            return self.pool_rows * self.context_length
+        return max(_MIN_POOL_ROWS * self.context_length, _MIN_POOL_EVENTS)
+
+
+def usable_lanes(config: StreamConfig, num_shards: int) -> int:
+    """`num_lanes`, lowered with a warning to what few shards can fill and `rows_per_step` divides by."""
+    if config.num_lanes <= num_shards:
+        return config.num_lanes
+    lanes = max(n for n in range(1, num_shards + 1) if config.rows_per_step % n == 0)
+    warnings.warn(
+        f"data.num_lanes {config.num_lanes} is lowered to {lanes}: the dataset has {num_shards} shards",
+        stacklevel=2,
+    )
+    return lanes
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some consecutive shards of a lane, and the rows packed of their training transitions.
+
+    Attributes:
+        rows: `sources` are positions in the items of `shards`, one shard after the other.
+    """
+
+    shards: tuple[int, ...]
+    rows: PackedRows
+
+
+class EpochPlan:
+    """The rows of every lane in one epoch.
+
+    Args:
+        lengths, num_train: (users,) events of each user, and those that are trained on.
+        shard_ptr: (shards + 1,) the first user of each shard.
+        num_lanes: at most the number of shards.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        num_train: np.ndarray,
+        shard_ptr: np.ndarray,
+        config: StreamConfig,
+        *,
+        num_lanes: int,
+        epoch: int,
+    ) -> None:
+        assert num_lanes <= len(shard_ptr) - 1, "more lanes than shards"
+        self._lengths, self._num_train, self._shard_ptr = lengths, num_train, shard_ptr
+        self._config, self.epoch = config, epoch
+        self.rows_per_lane_step = config.rows_per_step // num_lanes
+        order = self._rng(_SHARD_ORDER).permutation(len(shard_ptr) - 1)
+        self.lanes: list[list[Pool]] = []
+        for lane in range(num_lanes):
+            pools = group_shards(order[lane::num_lanes], lengths, shard_ptr, config.pool_events())
+            self.lanes.append([self._pack(shards, lane, number) for number, shards in enumerate(pools)])
+        self._lane_rows = [np.cumsum([0, *(pool.rows.num_rows for pool in lane)]) for lane in self.lanes]
+        self.num_rows = sum(int(rows[-1]) for rows in self._lane_rows)
+        self.num_targets = sum(pool.rows.num_filled for lane in self.lanes for pool in lane)
+        self.num_steps = max(-(-int(rows[-1]) // self.rows_per_lane_step) for rows in self._lane_rows)
+        self.padding_fraction = 1 - self.num_targets / max(1, self.num_rows * config.context_length)
+
+    def step_rows(self, lane: int, step: int) -> Iterator[tuple[int, PackedRows]]:
+        """The rows of `lane` in `step`, as parts of its pools: (number of the pool in the lane, rows)."""
+        begin = step * self.rows_per_lane_step
+        end = begin + self.rows_per_lane_step
+        starts = self._lane_rows[lane]
+        for number, pool in enumerate(self.lanes[lane]):
+            low, high = max(begin, int(starts[number])), min(end, int(starts[number + 1]))
+            if low < high:
+                yield number, pool.rows.rows(low - int(starts[number]), high - int(starts[number]))
+
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.seed, self.epoch, *purpose])
+
+    def _pack(self, shards: tuple[int, ...], lane: int, number: int) -> Pool:
+        """Cuts and packs the training transitions of some shards."""
+        users, begins = pool_users(shards, self._lengths, self._shard_ptr)
+        limit = self._config.context_length
+        if self._config.mode == "windows":
+            draws = [
+                self._rng(_OFFSETS, shard).integers(
+                    1, limit + 1, self._shard_ptr[shard + 1] - self._shard_ptr[shard]
+                )
+                for shard in shards
+            ]
+            offsets = np.concatenate(draws)
+        else:
+            offsets = np.full(len(users), limit)
+        num_transitions = self._num_train[users] - 1
+        kept = num_transitions >= 1
+        users, begins, offsets, num_transitions = (
+            values[kept] for values in (users, begins, offsets, num_transitions)
+        )
+        if self._config.mode == "windows":
+            run, start, length = cut_windows(num_transitions, limit, offsets)
+        else:
+            run, length = np.arange(len(users)), np.minimum(num_transitions, limit)
+            start = num_transitions - length
+        rng = self._rng(_PACKING, lane, number)
+        return Pool(shards, PackedRows.pack(users[run], begins[run] + start, length, limit, rng))
+
+
+def group_shards(
+    order: np.ndarray, lengths: np.ndarray, shard_ptr: np.ndarray, min_events: int
+) -> list[tuple[int, ...]]:
+    """Cuts a list of shards into runs of at least `min_events` events; the last may have fewer."""
+    events = np.add.reduceat(lengths, shard_ptr[:-1])
+    groups, current, held = [], [], 0
+    for shard in order.tolist():
+        current.append(shard)
+        held += int(events[shard])
+        if held >= min_events:
+            groups.append(tuple(current))
+            current, held = [], 0
+    return [*groups, tuple(current)] if current else groups
+
+
+def pool_users(
+    shards: tuple[int, ...], lengths: np.ndarray, shard_ptr: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The users of some shards, and where their events begin when the shards lie one after the other."""
+    users = np.concatenate([np.arange(shard_ptr[shard], shard_ptr[shard + 1]) for shard in shards])
+    return users, np.cumsum(lengths[users]) - lengths[users]

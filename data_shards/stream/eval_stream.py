@@ -1,0 +1,198 @@
+"""The packed histories whose next event is ranked in validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.epoch_order import group_shards, pool_users
+from longplay.data_shards.stream.packing import PackedRows
+from longplay.data_shards.stream.prefetch import prefetch
+from longplay.data_shards.stream.splits import Part, SplitConfig, split_bounds
+
+_MIN_POOL_EVENTS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How histories are cut, packed and dealt.
+
+    Attributes:
+        context_length: the latest events of a history that are kept, and slots in a row.
+        rows_per_batch: rows of one batch of one rank.
+        max_users: evaluate only that many users, drawn by `seed`; None: all.
+    """
+
+    context_length: int = 200
+    rows_per_batch: int = 32
+    split: SplitConfig = field(default_factory=SplitConfig)
+    max_users: int | None = None
+    seed: int = 0
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        least = {"context_length": 1, "rows_per_batch": 1, "seed": 0, "prefetch_batches": 0}
+        if self.max_users is not None:
+            least["max_users"] = 1
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise DataError(f"eval.{name} is {getattr(self, name)}, it must be at least {minimum}")
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Histories of Q users packed in B rows; query q is about the event after the one at its row and slot.
+
+    Attributes:
+        number: of the batch among all ranks' batches.
+        item_ids: (B, L) int64, 0 = padding.
+        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment
+            too.
+        query_rows, query_slots: (Q,) int64, where each history ends.
+        targets: (Q,) int64, the item to be found.
+        users: (Q,) int64 user indices.
+        seen_ptr: (Q + 1,) int64; `seen_items[seen_ptr[q]:seen_ptr[q + 1]]` are, rising, the distinct item ids
+            of the whole history of query q, its target excluded.
+    """
+
+    number: int
+    item_ids: torch.Tensor
+    seq_idx: torch.Tensor
+    query_rows: torch.Tensor
+    query_slots: torch.Tensor
+    targets: torch.Tensor
+    users: torch.Tensor
+    seen_ptr: torch.Tensor
+    seen_items: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Consecutive shards, the histories packed of them, and where their events lie in the shards' items."""
+
+    shards: tuple[int, ...]
+    rows: PackedRows
+    first_batch: int
+    num_batches: int
+
+
+class EvalStream:
+    """The batches of one rank for one part; the plan is the same at every number of ranks.
+
+    Attributes:
+        num_users: users to be evaluated, over all ranks; those of shards that turn out to be bad and are
+            skipped have no query in any batch.
+        num_batches: batches of all ranks together; batch i belongs to rank i % world_size.
+        num_rounds: batches of the busiest rank, so that all ranks can take part in as many collectives.
+
+    Raises:
+        DataError: no user to evaluate.
+    """
+
+    def __init__(
+        self, dataset: Dataset, config: EvalConfig, part: Part, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        self.dataset, self.config, self.part = dataset, config, part
+        self._rank, self._world_size = rank, world_size
+        self._target_at = _sample_users(split_bounds(dataset, config.split).targets[part], config)
+        self.num_users = int(np.count_nonzero(self._target_at >= 0))
+        if self.num_users == 0:
+            raise DataError(f"{dataset.path}: the split leaves no user for {part}; change data.split")
+        self._pools: list[_Pool] = []
+        self.num_batches = 0
+        order = np.arange(dataset.num_shards)
+        min_events = max(_MIN_POOL_EVENTS, config.rows_per_batch * config.context_length)
+        for shards in group_shards(order, dataset.lengths, dataset.shard_ptr, min_events):
+            rows = self._pack(shards)
+            batches = -(-rows.num_rows // config.rows_per_batch)
+            self._pools.append(_Pool(shards, rows, self.num_batches, batches))
+            self.num_batches += batches
+        self.num_rounds = -(-self.num_batches // world_size)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """The rank's batches, from the first, those without a query left out; may be iterated again.
+
+        Raises:
+            DataError: a missing or damaged shard, by name.
+        """
+        return prefetch(self._produce(), self.config.prefetch_batches)
+
+    def _pack(self, shards: tuple[int, ...]) -> PackedRows:
+        """Packs the histories of the evaluated users of some shards."""
+        users, begins = pool_users(shards, self.dataset.lengths, self.dataset.shard_ptr)
+        target_at = self._target_at[users]
+        kept = target_at >= 0
+        length = np.minimum(target_at[kept], self.config.context_length)
+        return PackedRows.pack(
+            users[kept], begins[kept] + target_at[kept] - length, length, self.config.context_length
+        )
+
+    def _produce(self) -> Iterator[EvalBatch]:
+        for pool in self._pools:
+            mine = [
+                number
+                for number in range(pool.first_batch, pool.first_batch + pool.num_batches)
+                if number % self._world_size == self._rank
+            ]
+            if mine:
+                items = np.concatenate(
+                    [self.dataset.shard(shard, with_times=False).items for shard in pool.shards]
+                )
+                for number in mine:
+                    start = (number - pool.first_batch) * self.config.rows_per_batch
+                    stop = min(start + self.config.rows_per_batch, pool.rows.num_rows)
+                    batch = self._batch(number, pool.rows.rows(start, stop), items)
+                    if len(batch.users):
+                        yield batch
+
+    def _batch(self, number: int, rows: PackedRows, items: np.ndarray) -> EvalBatch:
+        """Fills some rows; the target of a history is the event after its segment."""
+        item_ids = np.zeros((rows.num_rows, self.config.context_length), np.int64)
+        sources, destinations, seq_idx = rows.slots(self.config.context_length)
+        item_ids.reshape(-1)[destinations] = items[sources]
+        query_rows, query_slots = rows.last_slots()
+        target_in_items = rows.sources + rows.lengths
+        targets = items[target_in_items].astype(np.int64)
+        read = targets > 0  # not so in a skipped shard
+        query_rows, query_slots, targets, users, target_in_items = (
+            values[read] for values in (query_rows, query_slots, targets, rows.users, target_in_items)
+        )
+        history = self._target_at[users]
+        seen_ptr, seen_items = _seen(items, target_in_items - history, history, targets)
+        arrays = (item_ids, seq_idx, query_rows, query_slots, targets, users, seen_ptr, seen_items)
+        return EvalBatch(number, *(torch.from_numpy(values) for values in arrays))
+
+
+def _sample_users(target_at: np.ndarray, config: EvalConfig) -> np.ndarray:
+    """`target_at` with all but `max_users` of the evaluated users set to -1."""
+    evaluated = np.flatnonzero(target_at >= 0)
+    if config.max_users is None or len(evaluated) <= config.max_users:
+        return target_at
+    chosen = np.random.default_rng(config.seed).choice(evaluated, config.max_users, replace=False)
+    sampled = np.full_like(target_at, -1)
+    sampled[chosen] = target_at[chosen]
+    return sampled
+
+
+def _seen(
+    items: np.ndarray, begins: np.ndarray, lengths: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct items of histories `items[begin : begin + length]`, each without its target.
+
+    Returns:
+        seen_ptr (Q + 1,) int64 and seen_items int64, rising within a query.
+    """
+    query = np.repeat(np.arange(len(lengths)), lengths)
+    within = np.arange(len(query)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    item = items[begins[query] + within].astype(np.int64)
+    other = item != targets[query]
+    width = np.int64(items.max()) + 1
+    keys = np.unique(query[other] * width + item[other])
+    seen_ptr = np.searchsorted(keys, np.arange(len(lengths) + 1) * width)
+    return seen_ptr, keys % width

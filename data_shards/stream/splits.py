@@ -1,0 +1,135 @@
+"""Which events are trained on, and which are predicted in validation and test: decided when reading."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.manifest import NUM_QUANTILES
+
+Part = Literal["validation", "test"]
+MIN_LEAVE_ONE_OUT = 3
+"""Users with fewer events are trained on whole and not evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How events are divided.
+
+    Attributes:
+        kind: `leave_one_out`: a user's last event is for test, the one before for validation. `temporal`: two
+            points in time, the same for all users, divide all events; validation and test predict a user's
+            first event of the period from everything before it.
+        val_fraction, test_fraction: shares of all events in the two later periods; `temporal` only.
+    """
+
+    kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("leave_one_out", "temporal"):
+            raise DataError(f"data.split.kind is {self.kind!r}, it must be 'leave_one_out' or 'temporal'")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise DataError(f"data.split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise DataError(
+                "data.split.val_fraction + data.split.test_fraction is "
+                f"{self.val_fraction + self.test_fraction:g}, it must be below 1 to leave training events"
+            )
+
+
+@dataclass(frozen=True)
+class SplitBounds:
+    """Where each user's events divide, as positions in the user's sequence.
+
+    Attributes:
+        num_train: (users,) int64; events [0, num_train) are trained on.
+        targets: part -> (users,) int64 position of the event to predict, from all events before it; -1: user
+            not evaluated.
+    """
+
+    num_train: np.ndarray
+    targets: dict[Part, np.ndarray]
+
+
+@functools.lru_cache(maxsize=2)
+def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
+    """Divides every user's sequence; `temporal` reads all shards, once per dataset and split.
+
+    Under `temporal` a skipped shard's users are neither trained on nor evaluated. Under `leave_one_out`,
+    which reads nothing, they are divided like the others, and their events are 0 when they are read.
+    """
+    if split.kind == "leave_one_out":
+        evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
+        return SplitBounds(
+            num_train=np.where(evaluated, dataset.lengths - 2, dataset.lengths),
+            targets={
+                "validation": np.where(evaluated, dataset.lengths - 2, -1),
+                "test": np.where(evaluated, dataset.lengths - 1, -1),
+            },
+        )
+    val_begin, test_begin = cutoffs(dataset, split)
+    before_val, before_test = _count_before(dataset, val_begin), _count_before(dataset, test_begin)
+    in_val = (before_val >= 1) & (before_val < before_test)
+    in_test = (before_test >= 1) & (before_test < dataset.lengths)
+    return SplitBounds(
+        num_train=before_val,
+        targets={"validation": np.where(in_val, before_val, -1), "test": np.where(in_test, before_test, -1)},
+    )
+
+
+def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
+    """When validation and test begin under a `temporal` split, to the nearest 1/1000 of the events.
+
+    Raises:
+        DataError: too many events at one time to divide them.
+    """
+    test = round((1 - split.test_fraction) * NUM_QUANTILES)
+    val = round((1 - split.test_fraction - split.val_fraction) * NUM_QUANTILES)
+    times = dataset.manifest.time_quantiles
+    if not times[0] < times[val] < times[test]:
+        raise DataError(
+            f"data.split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the "
+            "events; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
+            "'leave_one_out'"
+        )
+    return times[val], times[test]
+
+
+def _count_before(dataset: Dataset, time: int) -> np.ndarray:
+    """(users,) number of each user's events earlier than `time`; 0 in a skipped shard."""
+    counts = []
+    for index in range(dataset.num_shards):
+        shard = dataset.shard(index)
+        if index in dataset.store.skipped:
+            counts.append(np.zeros(len(shard.ptr) - 1, np.int64))
+            continue
+        assert shard.times is not None
+        before = np.concatenate([[0], np.cumsum(shard.times < time)])
+        counts.append(before[shard.ptr[1:]] - before[shard.ptr[:-1]])
+    return np.concatenate(counts)
+
+
+def train_item_counts(dataset: Dataset, split: SplitConfig) -> np.ndarray:
+    """(num_items + 1,) int64 events per item id among those trained on; entry 0, the padding's, is 0.
+
+    Skipped shards are left out.
+    """
+    num_train = split_bounds(dataset, split).num_train
+    counts = np.zeros(dataset.num_items + 1, np.int64)
+    for index in range(dataset.num_shards):
+        shard = dataset.shard(index, with_times=False)
+        train = num_train[dataset.shard_ptr[index] : dataset.shard_ptr[index + 1]]
+        position = np.arange(len(shard.items)) - np.repeat(shard.ptr[:-1], np.diff(shard.ptr))
+        counts += np.bincount(
+            shard.items[position < np.repeat(train, np.diff(shard.ptr))], minlength=len(counts)
+        )
+    counts[0] = 0  # the events of skipped shards
+    return counts

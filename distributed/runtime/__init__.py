@@ -1,0 +1,1 @@
+"""Process group, collectives, watchdog, memory."""

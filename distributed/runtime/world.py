@@ -1,0 +1,130 @@
+"""Who we are among the ranks: a plain process, torchrun and srun lead to the same `World`."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+
+from longplay.distributed.runtime.allocator import keep_freed_memory
+from longplay.distributed.zero.deepspeed_env import comm
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One process among `world_size`; `device` is where its encoder and its part of the item table live."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    launcher: str = "single process"
+
+    @property
+    def is_rank0(self) -> bool:
+        return self.rank == 0
+
+
+def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
+    """Read (rank, local_rank, world_size, launcher) from torchrun's or srun's variables.
+
+    A Slurm batch script that was not entered through `srun` is a single process: its SLURM_NTASKS counts
+    tasks that nobody started.
+
+    Raises:
+        ValueError: torchrun's variables are only partly set.
+    """
+    torchrun = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in env]
+    if len(torchrun) == 3:
+        return int(env["RANK"]), int(env["LOCAL_RANK"]), int(env["WORLD_SIZE"]), "torchrun"
+    if torchrun:
+        missing = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} - set(torchrun)
+        raise ValueError(
+            f"{', '.join(torchrun)} is set but {', '.join(sorted(missing))} is not: "
+            "start with torchrun or srun, or unset it"
+        )
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+        return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), size, "srun"
+    return 0, 0, 1, "single process"
+
+
+def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port where the ranks of one Slurm step meet: its first node, a port from the job id."""
+    nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
+    hosts: list[str] = []
+    if shutil.which("scontrol"):
+        command = ["scontrol", "show", "hostnames", nodes]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    first = hosts[0] if hosts else first_host(nodes)
+    job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
+    return first, 20000 + (job * 7 + step) % 12000  # below the ports that Linux hands out
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a Slurm node list such as `gpu[003-006,9],login1`, for nodes without `scontrol`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\]\-,]+))?", nodelist)
+    assert match, f"empty node list {nodelist!r}"
+    return match.group(1) + (match.group(2) or "")
+
+
+def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
+    """Join the process group (NCCL on GPU, gloo on CPU) and return this rank's `World`. Every rank must call.
+
+    On a CPU it also settles how freed memory is kept, see `keep_freed_memory`.
+
+    Args:
+        device: "auto" takes a GPU when there is one; "cpu" or "cuda" insists.
+        timeout_s: a rank that hears nothing from the others for this long gives up, so that a dead rank ends
+            the job instead of hanging it.
+
+    Raises:
+        ValueError: the device is unknown or absent, or the launcher's variables make no sense.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for but torch sees no GPU; take cpu or auto")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    rank, local_rank, world_size, launcher = read_environment(os.environ)
+    if use_cuda:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        where = torch.device("cuda", torch.cuda.current_device())
+    else:
+        where = torch.device("cpu")
+        keep_freed_memory()
+
+    if launcher == "srun" and "MASTER_ADDR" not in os.environ:
+        address, port = slurm_rendezvous(os.environ)
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    elif launcher == "single process":
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
+    comm.init_distributed(
+        dist_backend="nccl" if use_cuda else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
+        rank=rank,
+        world_size=world_size,
+    )
+    return World(rank=rank, local_rank=local_rank, world_size=world_size, device=where, launcher=launcher)
+
+
+def close_world() -> None:
+    """Leave the process group; only on the way out of a run that ended well, never while an error unwinds."""
+    if torch.distributed.is_initialized():
+        comm.barrier()
+        comm.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

@@ -1,0 +1,1 @@
+"""The sharded item table: lookup, update, ranking, softmax."""

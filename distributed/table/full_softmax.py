@@ -1,0 +1,105 @@
+"""Full cross-entropy over a sharded table: a rank scores its own rows, and logits exist a chunk at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longplay.distributed.runtime.collectives import all_gather_rows, all_reduce_max, all_reduce_sum
+from longplay.distributed.runtime.world import World
+from longplay.distributed.table.item_table import ItemTable
+
+# Logits in memory at once, per rank. On a CPU a chunk that stays in cache is nearly twice as fast as one that
+# does not; with several ranks each chunk costs two small all-reduces, so chunks are fewer; a GPU wants large
+# products.
+_CHUNK_ELEMENTS_ALONE, _CHUNK_ELEMENTS_SHARED, _CHUNK_ELEMENTS_CUDA = 1 << 19, 1 << 21, 1 << 26
+
+
+def full_softmax_loss(hidden: Tensor, targets: Tensor, table: ItemTable, anchor: Tensor) -> Tensor:
+    """Sum over this rank's targets of -log softmax over all items. Every rank must call.
+
+    The gradient with respect to the table goes straight to `table.add_shard_gradient`, since every row has
+    one.
+
+    Args:
+        hidden: (V, D), the encoder's outputs at this rank's valid targets; V may be 0.
+        targets: (V,) int64 items in 1..num_items.
+        anchor: any fp32 scalar that requires grad; it makes autograd visit us even where V is 0.
+    Returns:
+        fp32 scalar.
+    """
+    return _FullSoftmax.apply(hidden.float(), anchor, targets, table)
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Gradients are computed beside the loss, while a chunk's logits are at hand: three products, no
+    recomputation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, anchor: Tensor, targets: Tensor, table: ItemTable) -> Tensor:
+        world, shard = table.world, table.shard
+        every_hidden, counts = all_gather_rows(hidden.detach(), world)
+        every_target, _ = all_gather_rows(targets, world)
+        owned = table.order.positions(every_target) - table.first_row
+        mine = (owned >= 0) & (owned < table.num_rows)
+
+        start = sum(counts[: world.rank])
+        stop = start + counts[world.rank]
+        hidden_grad = torch.zeros_like(every_hidden)
+        shard_grad = torch.zeros_like(shard)
+        losses = hidden.new_zeros(every_hidden.shape[0])
+        rows = max(1, chunk_elements(world) // table.rows_per_rank)
+        for at in range(0, every_hidden.shape[0], rows):
+            chunk = slice(at, at + rows)
+            losses[chunk] = _chunk(
+                every_hidden[chunk], owned[chunk], mine[chunk], table, hidden_grad[chunk], shard_grad
+            )
+        all_reduce_sum(hidden_grad, world)
+        ctx.table = table
+        ctx.save_for_backward(hidden_grad[start:stop], shard_grad)
+        return losses[start:stop].sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        hidden_grad, shard_grad = ctx.saved_tensors
+        ctx.table.add_shard_gradient(shard_grad * upstream[0])
+        return hidden_grad * upstream[0], None, None, None
+
+
+def _chunk(
+    hidden: Tensor, owned: Tensor, mine: Tensor, table: ItemTable, hidden_grad: Tensor, shard_grad: Tensor
+) -> Tensor:
+    """Losses (n,) of one chunk of all ranks' queries; adds this rank's part of the gradients in place.
+
+    Args:
+        hidden: (n, D), the same on every rank.
+        owned: (n,) each target's row in this rank's shard, meaningful where `mine` (n,) bool.
+        hidden_grad: (n, D) and shard_grad (R, D), added to.
+    """
+    world, shard = table.world, table.shard
+    logits = hidden @ shard.T
+    here = mine.nonzero().squeeze(1)
+    target_logit = logits.new_zeros(logits.shape[0])
+    target_logit[here] = logits[here, owned[here]]
+    low = torch.finfo(logits.dtype).min
+    top = logits.amax(1) if shard.shape[0] else logits.new_full((logits.shape[0],), low)
+    all_reduce_max(top, world)
+    logits.sub_(top.unsqueeze(1)).exp_()
+    sums = torch.stack([logits.sum(1), target_logit])
+    all_reduce_sum(sums, world)
+    # (exp - sum * one_hot) / sum is softmax - one_hot; the division is done on the narrow side of each
+    # product.
+    logits[here, owned[here]] -= sums[0, here]
+    scale = sums[0].reciprocal().unsqueeze(1)
+    torch.mm(logits, shard, out=hidden_grad)
+    hidden_grad.mul_(scale)
+    shard_grad.addmm_(logits.T, hidden * scale)
+    return top + sums[0].log() - sums[1]
+
+
+def chunk_elements(world: World) -> int:
+    """Logits that one chunk may hold on this rank."""
+    if world.device.type == "cuda":
+        return _CHUNK_ELEMENTS_CUDA
+    return _CHUNK_ELEMENTS_ALONE if world.world_size == 1 else _CHUNK_ELEMENTS_SHARED

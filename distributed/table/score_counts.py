@@ -1,0 +1,181 @@
+"""How many of many rows score above each query's target: exact counts, and no score outlives its block.
+
+A score is the float64 dot product of the float32 query and the float32 row. Every pair is scored in float32,
+on a GPU in a kernel that stores no score at all; the pairs whose rounding could change the comparison are
+scored again in float64, so the counts do not depend on the block size, the kernel or the device. Rows in
+page-locked memory are brought to the queries' device block by block.
+"""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from longplay.distributed.table import triton_kernels
+from longplay.distributed.table.host_memory import take_rows
+from longplay.native.loading import call_native, load_native
+
+_BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
+_FUSED_ROWS = 1 << 22  # rows of one call of the kernel
+_PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
+_TINY = 1e-30  # for queries and rows of zeros
+_SOURCE = Path(__file__).with_name("score_counts.cpp")
+
+
+def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
+    """The score by definition: float64 dot products (n,) of matching rows of two (n, D) fp32 tensors."""
+    return (queries.double() * rows.double()).sum(1)
+
+
+def exact_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> Tensor:
+    """Float64 scores (P,) of hidden[query] with rows[row], of which few are gathered at once."""
+    scores = torch.empty(query.shape[0], dtype=torch.float64, device=hidden.device)
+    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
+    for at in range(0, query.shape[0], step):
+        chunk = slice(at, at + step)
+        scores[chunk] = exact_dot(hidden[query[chunk]], take_rows(rows, row[chunk]))
+    return scores
+
+
+def half_wins(scores: Tensor, against: Tensor) -> Tensor:
+    """1 where a score is higher, one half where it is equal, else 0 (float64)."""
+    return (scores > against).double() + 0.5 * (scores == against).double()
+
+
+def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor, score: Tensor) -> Tensor:
+    """How many of its pairs beat each query's `score`; a tie counts half.
+
+    Args:
+        hidden: (Q, D) and rows: (R, D) fp32.
+        query, row: (P,) the pairs.
+        score: (Q,) float64, the target's.
+    Returns:
+        (Q,) float64.
+    """
+    beaten = torch.zeros_like(score)
+    slack = _slack(hidden, fused=False)
+    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
+    for at in range(0, query.shape[0], step):
+        of, theirs = query[at : at + step], row[at : at + step]
+        theirs_score, norm = _pair_scores(hidden, of, rows, theirs)
+        lead = theirs_score.double() - score[of]
+        wins = (lead > 0).double()
+        unsure = (lead.abs() <= slack[of] * norm + _TINY).nonzero().squeeze(1)
+        exact = exact_dot(hidden[of[unsure]], take_rows(rows, theirs[unsure]))
+        wins[unsure] = half_wins(exact, score[of[unsure]])
+        beaten.index_add_(0, of, wins)
+    return beaten
+
+
+class _Sizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("count", "width", "threads")]
+
+
+def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Fp32 scores (P,) of hidden[query] with rows[row], and the norms (P,) of these rows."""
+    if hidden.device.type == "cpu" and load_native(_SOURCE) is not None:
+        sizes = _Sizes(query.shape[0], hidden.shape[1], torch.get_num_threads())
+        scores, norms = hidden.new_empty(2, query.shape[0])
+        inputs = [tensor.contiguous() for tensor in (hidden, query, rows, row)]
+        call_native(_SOURCE, "pair_scores", sizes, *inputs, scores, norms)
+        return scores, norms
+    theirs = take_rows(rows, row)
+    return (hidden[query] * theirs).sum(1), theirs.norm(dim=1)
+
+
+def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor) -> Tensor:
+    """How many rows beat each query's `score`; a tie counts half.
+
+    Args:
+        hidden: (Q, D) and rows: (R, D) fp32.
+        score: (Q,) float64, the target's.
+        own: (Q,) the row of each query's target, which is left out; outside of 0..R-1 if `rows` lacks it.
+    Returns:
+        (Q,) float64.
+    """
+    beaten = torch.zeros_like(score)
+    if hidden.shape[0] == 0 or rows.shape[0] == 0:
+        return beaten
+    fused = triton_kernels.works(counting_kernel, hidden.device)
+    slack = _slack(hidden, fused=fused)
+    step = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
+    size = _FUSED_ROWS if fused else step
+    for first in range(0, rows.shape[0], size):
+        block = rows[first : first + size].to(hidden.device, non_blocking=True)
+        tolerance = slack * block.norm(dim=1).max() + _TINY
+        above = _round_up((score + tolerance).float())
+        below = -_round_up(-(score - tolerance).float())
+        counted = triton_kernels.count_above(hidden, block, above, below) if fused else None
+        if counted is not None:
+            parts = [counted]
+        else:  # not fused, or too many pairs too near to tell
+            begins = range(0, block.shape[0], step)
+            parts = (_count(hidden, block, at, at + step, above, below, own - first) for at in begins)
+        for surely, query, row in parts:
+            beaten += surely
+            other = row != (own - first)[query]
+            query, row = query[other], row[other]
+            exact = exact_scores(hidden, query, block, row)
+            beaten.index_add_(0, query, half_wins(exact, score[query]))
+    return beaten
+
+
+def _count(
+    hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `triton_kernels.count_above` finds, among rows[begin:end] without the targets' own; their scores
+    are in memory meanwhile.
+    """
+    scores = hidden @ rows[begin:end].T
+    inside = ((own >= begin) & (own < begin + scores.shape[1])).nonzero().squeeze(1)
+    scores[inside, own[inside] - begin] = -torch.inf
+    surely, perhaps = _count_scores(scores, above, below)
+    unsure = (perhaps > surely).nonzero().squeeze(1)
+    near = scores[unsure]
+    is_near = (near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))
+    query, row = is_near.nonzero(as_tuple=True)
+    return surely, unsure[query], begin + row
+
+
+def _count_scores(scores: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of each query's scores (Q, R) are above `above` (Q,), and how many at least `below`."""
+    if scores.device.type == "cpu" and load_native(_SOURCE) is not None:
+        sizes = _Sizes(*scores.shape, torch.get_num_threads())
+        surely, perhaps = torch.empty(2, scores.shape[0], dtype=torch.int64)
+        call_native(_SOURCE, "count_scores", sizes, scores, above, below, surely, perhaps)
+        return surely, perhaps
+    return (scores > above.unsqueeze(1)).sum(1), (scores >= below.unsqueeze(1)).sum(1)
+
+
+def counting_kernel(device: torch.device) -> bool:
+    """Whether the kernel finds on `device` what PyTorch finds, on a small problem with wide margins."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, rows = (torch.randn(n, 24, generator=generator).to(device) for n in (70, 150))
+    score = 3 * torch.randn(70, generator=generator).to(device)
+    above, below = score + 0.1, score - 0.1
+    nowhere = torch.full((70,), -1, device=device)
+    fused = triton_kernels.count_above(hidden, rows, above, below)
+    surely, query, _ = _count(hidden, rows, 0, 150, above, below, nowhere)
+    # A score within rounding of a bound may be on either side of it: a few such are no fault.
+    return (
+        fused is not None
+        and int((fused[0] - surely).abs().sum()) <= 2
+        and abs(fused[1].shape[0] - query.shape[0]) <= 2
+    )
+
+
+def _slack(hidden: Tensor, *, fused: bool) -> Tensor:
+    """(Q,) float64: how far a score may be from the exact one, per unit of the row's norm.
+
+    |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
+    """
+    error = triton_kernels.score_error(hidden.shape[1]) if fused else hidden.shape[1] * 2.0**-24
+    return 2 * error * hidden.double().norm(dim=1)
+
+
+def _round_up(value: Tensor) -> Tensor:
+    """The next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
+    return torch.nextafter(value, torch.full_like(value, torch.inf))

@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, checksums, byte sizes and tensors as safetensors."""

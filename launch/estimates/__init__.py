@@ -1,0 +1,1 @@
+"""Estimate memory, traffic and steps before a run starts."""

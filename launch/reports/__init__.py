@@ -1,0 +1,1 @@
+"""Build tables and figures from runs."""

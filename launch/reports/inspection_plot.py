@@ -1,0 +1,79 @@
+"""A picture of a dataset: how long its users' histories are, and how popular its items."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.inspection import Inspection, num_top
+
+_BLUE, _ORANGE, _GREEN = "#4477aa", "#cc6633", "#228833"
+_NUM_BINS = 40
+_NUM_POINTS = 1000
+
+
+def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
+    """Writes a PNG of two panels to `path`; reads no shard.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure = Figure(figsize=(12, 4.8), dpi=120, layout="constrained")
+    lengths, popularity = figure.subplots(1, 2)
+    _draw_lengths(lengths, dataset.lengths, found)
+    _draw_popularity(popularity, dataset.items.counts, found)
+    for axes in (lengths, popularity):
+        axes.grid(color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(framealpha=1, edgecolor="none")
+    figure.savefig(path, format="png")
+
+
+def _draw_lengths(axes: Axes, lengths: np.ndarray, found: Inspection) -> None:
+    """Bars of equal height stand for equally many users per doubling, however narrow they are."""
+    edges = np.geomspace(lengths.min() - 0.5, lengths.max() + 0.5, _NUM_BINS + 1)
+    # Whole numbers and a half, so that a short length's bar holds that length and no more.
+    edges = np.unique(np.ceil(edges - 0.5) + 0.5)
+    users, _ = np.histogram(lengths, edges)
+    axes.stairs(users / np.log2(edges[1:] / edges[:-1]), edges, fill=True, color=_BLUE)
+    median, mean = found.lengths.quantiles["50%"], found.lengths.mean
+    axes.axvline(median, color=_ORANGE, label=f"median {median:,}")
+    axes.axvline(mean, color=_GREEN, linestyle="--", label=f"mean {mean:,.1f}")
+    axes.set(
+        xscale="log",
+        xlabel="events of a user",
+        ylabel="users per doubling of the length",
+        title=f"Lengths of {found.num_users:,} histories",
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain_numbers(axes)
+
+
+def _draw_popularity(axes: Axes, counts: np.ndarray, found: Inspection) -> None:
+    falling = -np.sort(-counts)
+    ranks = np.unique(np.geomspace(1, len(falling), _NUM_POINTS).round().astype(np.int64))
+    axes.plot(ranks, falling[ranks - 1], color=_BLUE, linewidth=2)
+    shares = found.popularity.top_shares.items()
+    for (name, share), color, style in zip(shares, (_ORANGE, _GREEN), ("-", "--"), strict=True):
+        rank = num_top(float(name.rstrip("%")) / 100, len(falling))
+        label = f"top {name} of the items: {share:.1%} of the events"
+        axes.axvline(rank, color=color, linestyle=style, label=label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="rank of the item",
+        ylabel="events of the item",
+        title=f"Popularity of {found.num_items:,} items",
+    )
+    _plain_numbers(axes)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """1,000 rather than 10³, on both axes."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.set_minor_formatter(NullFormatter())

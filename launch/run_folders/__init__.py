@@ -1,0 +1,1 @@
+"""Read and write a run's folder."""

@@ -1,0 +1,1 @@
+"""Run configuration, recipes and shared command arguments."""

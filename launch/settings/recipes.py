@@ -1,0 +1,116 @@
+"""Recipes: a name for a whole configuration. A recipe returns nested settings; dotted overrides go on top."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from longplay.launch.settings.config import ConfigError
+
+Settings = dict[str, Any]
+
+
+def _study(model: str, **encoder: Any) -> Settings:
+    """One setting for every model: width 64, one block, packed rows of 200, full cross-entropy.
+
+    Rate, dropout and rows a step were chosen by a few short runs of MambaRec on ML-1M's validation split; see
+    docs/results_ml1m.md. The other models take the same setting untuned.
+    """
+    return {
+        "seed": 0,
+        "context_length": 200,
+        "encoder": {"model": model, "d_model": 64, "num_blocks": 1, "dropout": 0.2, **encoder},
+        "loss": {"name": "full_softmax"},
+        "data": {"rows_per_step": 36, "num_lanes": 12},
+        "train": {"lr": 8e-3, "max_epochs": 20, "patience": 5},
+    }
+
+
+def gru4rec() -> Settings:
+    """GRU4Rec (Hidasi et al., 2016)."""
+    return _study("gru4rec")
+
+
+def sasrec() -> Settings:
+    """SASRec (Kang and McAuley, 2018)."""
+    return _study("sasrec")
+
+
+def recmamba() -> Settings:
+    """RecMamba: a Transformer block whose self-attention is a Mamba mixer."""
+    return _study("recmamba")
+
+
+def mambarec() -> Settings:
+    """MambaRec: plain Mamba blocks, feed-forward included in none (d_state 32, d_conv 4, expand 2)."""
+    return _study("mambarec")
+
+
+def moematrrec() -> Settings:
+    """MoEMaTrRec: Mamba and causal self-attention side by side, mixed by a causal gate."""
+    return _study("moematrrec")
+
+
+def ml1m() -> Settings:
+    """MovieLens-1M on two CPU cores in under twenty minutes: RecMamba with one block, packed rows of 200."""
+    settings = _study("recmamba")
+    settings["train"] |= {"max_minutes": 19.0, "patience": None}
+    return settings
+
+
+def _lifelong() -> Settings:
+    """MambaRec over 5,000 events a row, on GPUs in bf16: a table too large for a full cross-entropy."""
+    return {
+        "seed": 0,
+        "context_length": 5000,
+        "encoder": {"model": "mambarec", "d_model": 64, "num_blocks": 2, "dropout": 0.1},
+        "loss": {"name": "sampled_softmax", "negatives": "frequency", "num_negatives": 8192},
+        "engine": {"precision": "bf16"},
+        "data": {"rows_per_step": 128, "num_lanes": 64},
+        "train": {
+            "lr": 2e-3,
+            "warmup_steps": 1000,
+            "max_epochs": 5,
+            "eval_every_steps": 2000,
+            "checkpoint_every_steps": 500,
+        },
+        "evaluation": {"rows_per_batch": 4, "max_validation_users": 5000},
+    }
+
+
+def lfm5k() -> Settings:
+    """LFM-1b, 31.6 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    return _lifelong()
+
+
+def kuairand5k() -> Settings:
+    """KuaiRand-27K, 32 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    return _lifelong()
+
+
+def demo() -> Settings:
+    """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
+    settings = _study("mambarec", dropout=0.1)
+    settings["context_length"] = 100
+    settings["train"] |= {"max_epochs": 6, "max_minutes": 4.0, "patience": 3}
+    return settings
+
+
+RECIPES: dict[str, Callable[[], Settings]] = {
+    recipe.__name__: recipe
+    for recipe in (demo, ml1m, gru4rec, sasrec, recmamba, mambarec, moematrrec, lfm5k, kuairand5k)
+}
+
+
+def get_recipe(name: str) -> Settings:
+    """Settings of the recipe `name`.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"recipe {name!r}: there is no such recipe; {hint}the recipes are {', '.join(RECIPES)}"
+        )
+    return RECIPES[name]()

@@ -1,0 +1,1 @@
+"""Submit and follow many runs."""

@@ -1,0 +1,191 @@
+"""A sweep's folder: which runs it is made of, where each was handed in last, and the runs themselves.
+
+sweep.json      {"version", "created", "updated", "git_commit", "jobs": {NAME: {...}}}; each job has `recipe`,
+                `model`, `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`, `run`
+                (relative to this folder) and `submission` ({"cluster", "job_id", "host", "time"}, or null)
+runs/NAME/      the run folder of `longplay train` (config.json, metrics.jsonl, best.json, tensorboard/,
+                checkpoints/) and, once it is trained, evaluation/validation.json and evaluation/test.json:
+                what `longplay evaluate --json` prints. A run with both is finished.
+submitit/       submitit's files; ID_RANK_log.out is what a rank of job ID printed
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from longplay.distributed.checkpoints.checkpoint import write_json
+from longplay.launch.run_folders.run_folder import git_commit
+from longplay.launch.settings.config import ConfigError, RunConfig, to_json
+from longplay.launch.sweeps.cluster import Submission
+from longplay.launch.sweeps.grid import SweepJobSpec, spec_from_json
+from longplay.launch.sweeps.job import SweepJob
+
+_VERSION = 1
+
+# Settings that may differ between two commands for the same sweep: they say how runs are computed, not what.
+_MAY_CHANGE = (
+    *("data.workers", "data.prefetch_steps", "data.on_bad_shard"),
+    *("engine.reduce_bucket_elements", "evaluation.rows_per_batch"),
+    *("train.timeout_s", "train.background_save", "train.device", "train.log_every_steps"),
+    *("train.keep_checkpoints", "train.checkpoint_every_steps"),
+)
+
+
+class SweepFolder:
+    """Reads and writes `sweep.json`; `jobs` and `submissions` are by name, in the order of their addition."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.file = self.path / "sweep.json"
+        self.submitit = self.path / "submitit"
+        self.jobs: dict[str, SweepJobSpec] = {}
+        self.submissions: dict[str, Submission] = {}
+        self.created = datetime.now().astimezone().isoformat(timespec="seconds")
+        if self.file.exists():
+            self._read()
+        elif self.path.exists() and (not self.path.is_dir() or any(self._others())):
+            raise ConfigError(f"--out {path}: is not empty and no sweep's folder; give another one")
+
+    def _others(self) -> Iterator[Path]:
+        return (item for item in self.path.iterdir() if item.name != ".lock")
+
+    def _read(self) -> None:
+        try:
+            saved = json.loads(self.file.read_text())
+            if saved["version"] != _VERSION:
+                raise ConfigError(f"{self.file}: was written by another version; give another --out")
+            self.created = saved["created"]
+            for name, entry in saved["jobs"].items():
+                submission = entry.pop("submission")
+                entry.pop("run")
+                self.jobs[name] = spec_from_json(entry)
+                if submission is not None:
+                    self.submissions[name] = Submission(**submission)
+        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{self.file}: cannot be read ({error}); give another --out") from None
+
+    def write(self) -> None:
+        """Write sweep.json.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        entries: dict[str, Any] = {}
+        for name, spec in self.jobs.items():
+            submission = self.submissions.get(name)
+            entries[name] = {
+                **dataclasses.asdict(spec),
+                "run": str(spec.run(self.path).relative_to(self.path)),
+                "submission": None if submission is None else dataclasses.asdict(submission),
+            }
+        try:
+            self.submitit.mkdir(parents=True, exist_ok=True)
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            about = {"version": _VERSION, "created": self.created, "updated": now, "git_commit": git_commit()}
+            write_json(self.file, {**about, "jobs": entries})
+        except OSError as error:
+            raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+
+    def add(self, specs: Iterable[SweepJobSpec]) -> list[SweepJobSpec]:
+        """Take jobs in; those that are there already must be the same.
+
+        Raises:
+            ConfigError: one has another dataset or other settings than before.
+        """
+        taken = []
+        for spec in specs:
+            before = self.jobs.get(spec.name)
+            if before is not None and before.data != spec.data:
+                raise ConfigError(
+                    f"--out {self.path}: {spec.name} was begun on {before.data}, not {spec.data}; "
+                    "repeat that --data, name the other one with --data NAME=DIR, or give another --out"
+                )
+            changed = [] if before is None else _differences(before.config, spec.config)
+            if changed:
+                raise ConfigError(
+                    f"--out {self.path}: {spec.name} was begun with other settings "
+                    f"({'; '.join(changed[:3])}); repeat those, or give another --out"
+                )
+            self.jobs[spec.name] = spec
+            taken.append(spec)
+        return taken
+
+    def job(self, spec: SweepJobSpec) -> SweepJob:
+        """What is submitted for it."""
+        words = tuple(spec.train_words(self.path))
+        return SweepJob(name=spec.name, words=words, run=str(spec.run(self.path)))
+
+    def logs(self, name: str) -> list[Path]:
+        """What the ranks of a job's last submission printed; rank 0's first."""
+        submission = self.submissions.get(name)
+        if submission is None:
+            return []
+        of_rank = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out")  # job 5 has no 5_1_0_log.out
+        logs = (path for path in self.submitit.glob("*_log.out") if of_rank.fullmatch(path.name))
+        return sorted(logs, key=lambda path: (len(path.name), path.name))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from submitting into this folder.
+
+        Raises:
+            ConfigError: one does.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"--out {self.path}: another sweep command works in it; see it with --status, "
+                    "end it with --cancel"
+                ) from None
+            except OSError:
+                yield  # a file system without locks
+                return
+            lock.truncate(0)
+            lock.write(f"{os.uname().nodename} {os.getpid()}\n")
+            lock.flush()
+            yield
+            lock.truncate(0)
+
+    def holder(self) -> int | None:
+        """The process on this machine that has the lock."""
+        try:
+            with open(self.path / ".lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    host, _, pid = lock.read().partition(" ")
+                    return int(pid) if host == os.uname().nodename and pid.strip().isdigit() else None
+        except OSError:
+            return None
+        return None
+
+
+def _differences(old: RunConfig, new: RunConfig) -> list[str]:
+    before, after = dict(_flat(to_json(old))), dict(_flat(to_json(new)))
+    return [
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in after.items()
+        if name not in _MAY_CHANGE and before.get(name) != value
+    ]
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

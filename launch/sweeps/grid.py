@@ -1,0 +1,179 @@
+"""Which runs a sweep is made of: context lengths x models x datasets x seeds, or one of the ablations."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longplay.data_shards.storage.locations import Location, absolute, parse_location
+from longplay.launch.settings.config import ConfigError, RunConfig, parse_overrides, resolve
+from longplay.launch.settings.recipes import get_recipe
+
+MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
+STUDY_LENGTHS = (250, 500, 1000, 2000, 5000)
+
+# Grid -> the setting that it varies, and its values; the study varies the context length.
+GRIDS: dict[str, tuple[str, tuple[str, ...]] | None] = {
+    "study": None,
+    "positional_embedding": ("encoder.positional_embedding", ("true", "false")),
+    "dropout": ("encoder.dropout", ("0.0", "0.1", "0.2", "0.3", "0.5")),
+    "layer_norm": ("encoder.layer_norm", ("true", "false")),
+    "blocks": ("encoder.num_blocks", ("1", "2", "3", "4")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepGrid:
+    """What was asked for; `jobs` has it one by one.
+
+    Attributes:
+        grid: one of GRIDS.
+        recipes: of the runs; by default the study's five models.
+        context_lengths: none stands for each recipe's own.
+        datasets: label -> folder or URL.
+        overrides: settings of every run, as typed after `longplay train RECIPE`.
+        slots_per_step: choose data.rows_per_step by the context length, so that a step has about as many
+            slots at all of them; none: the recipes' rows.
+    """
+
+    grid: str = "study"
+    recipes: tuple[str, ...] = MODELS
+    context_lengths: tuple[int, ...] = ()
+    datasets: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...] = (0,)
+    overrides: tuple[str, ...] = ()
+    slots_per_step: int | None = None
+
+    def jobs(self) -> list["SweepJobSpec"]:
+        """Every run of the grid, settings checked.
+
+        Raises:
+            ConfigError: a recipe or setting that does not exist, or one that the grid itself sets.
+        """
+        self._check_overrides()
+        return list(self._each())
+
+    def _each(self) -> Iterator["SweepJobSpec"]:
+        lengths: Sequence[int | None] = self.context_lengths or (None,)
+        varied = GRIDS[self.grid]
+        values: Sequence[str | None] = varied[1] if varied else (None,)
+        for (label, data), length, recipe, value, seed in itertools.product(
+            self.datasets, lengths, self.recipes, values, self.seeds
+        ):
+            words = [*self.overrides]
+            if length is not None:
+                words += ["--context_length", str(length)]
+            if varied and value is not None:
+                words += [f"--{varied[0]}", value]
+            words += ["--seed", str(seed)]
+            config = resolve(recipe, get_recipe(recipe), words)
+            if self.slots_per_step is not None:
+                words += ["--data.rows_per_step", str(_rows_per_step(config, self.slots_per_step))]
+            variant = "" if value is None else f"-{self.grid}_{value}"
+            yield SweepJobSpec(
+                name=f"{label}-{recipe}-L{config.context_length}{variant}-s{seed}",
+                recipe=recipe,
+                model=config.encoder.model,
+                context_length=config.context_length,
+                dataset=label,
+                data=data,
+                seed=seed,
+                grid=self.grid,
+                variant=value,
+                overrides=tuple(words),
+            )
+
+    def _check_overrides(self) -> None:
+        varied = GRIDS[self.grid]
+        taken = {"context_length": "--context-lengths", "seed": "--seeds", "encoder.model": "--models"}
+        if varied:
+            taken[varied[0]] = "--grid"
+        if self.slots_per_step is not None:
+            taken["data.rows_per_step"] = "--slots-per-step"
+        for name, _ in parse_overrides(self.overrides):
+            if name in taken:
+                raise ConfigError(f"--{name}: is set by the sweep itself; choose it with {taken[name]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJobSpec:
+    """One run of a sweep; `overrides` are all its settings on top of the recipe."""
+
+    name: str
+    recipe: str
+    model: str
+    context_length: int
+    dataset: str
+    data: str
+    seed: int
+    grid: str
+    variant: str | None
+    overrides: tuple[str, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
+
+    def run(self, sweep: Path) -> Path:
+        """Its run folder."""
+        return sweep / "runs" / self.name
+
+    def train_words(self, sweep: Path) -> list[str]:
+        """The words of the `longplay` command that trains it."""
+        return [
+            "train",
+            self.recipe,
+            "--data",
+            self.data,
+            "--run",
+            str(self.run(sweep)),
+            *self.overrides,
+        ]
+
+
+def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Label -> place of each `DIR`, `URL` or `NAME=DIR`; the label is the folder's name if none is given.
+
+    Raises:
+        ConfigError: two would have the same label, or a folder is no dataset.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        match = re.match(r"([\w.-]+)=(.+)", word)
+        named = bool(match) and not Path(word).exists()
+        location: Location = parse_location(match[2] if match and named else word)
+        place = absolute(location)
+        label = match[1] if match and named else _label(place)
+        if found.get(label, place) != place:
+            raise ConfigError(
+                f"--data {found[label]} and {place}: would both be called {label!r}; "
+                f"write --data OTHER={place}"
+            )
+        if isinstance(location, Path) and not (location / "manifest.json").is_file():
+            raise ConfigError(f"--data {place}: has no manifest.json; give a folder of `longplay prepare`")
+        found[label] = place
+    return tuple(found.items())
+
+
+def prepared_datasets(folder: Path) -> list[str]:
+    """The datasets in `folder`, which `longplay prepare` made."""
+    return [str(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+
+
+def _label(place: str) -> str:
+    parts = [part for part in re.split(r"[/?#]", place) if part]
+    return re.sub(r"[^\w.]+", "_", parts[-1] if parts else "data")
+
+
+def _rows_per_step(config: RunConfig, slots: int) -> int:
+    """Rows that make about so many slots: a multiple of the lanes, and at least one row for each."""
+    lanes = config.data.num_lanes
+    return lanes * max(1, round(slots / (config.context_length * lanes)))
+
+
+def spec_from_json(saved: dict[str, object]) -> SweepJobSpec:
+    """What `dataclasses.asdict` made of a job, read back from JSON."""
+    fields = json.loads(json.dumps(saved))
+    return SweepJobSpec(**{**fields, "overrides": tuple(fields["overrides"])})

@@ -1,0 +1,1 @@
+"""Shared parts of every encoder: configuration, registry, segments, keyed randomness."""

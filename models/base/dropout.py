@@ -1,0 +1,77 @@
+"""Dropout whose mask is a function of the row's key, not of a global generator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longplay.models.base.keyed_random import keyed_bits
+
+_LEVELS = 1 << 16  # a 16-bit threshold: four elements per 64-bit word
+
+
+class KeyedDropout(nn.Module):
+    """Zeroes elements of (B, L, D) with probability p and scales the rest by the inverse of the exact keep
+    probability.
+
+    The mask of row b depends only on (dropout_keys[b], layer_id, slot, channel): a row is masked alike
+    whichever batch, rank or device it meets, and whatever follows it in the row. p is rounded to a multiple
+    of 2^-16.
+
+    Args:
+        p: probability of zeroing an element, 0 <= p < 1.
+        layer_id: distinguishes this layer's masks from those of the model's other layers.
+
+    Raises:
+        ValueError: if p is out of range; in forward, if training with p > 0 and no keys are given.
+    """
+
+    def __init__(self, p: float, layer_id: int) -> None:
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"dropout={p}: must be at least 0 and below 1")
+        self.p = p
+        self.layer_id = layer_id
+        self._threshold = min(round(p * _LEVELS), _LEVELS - 1)
+
+    def forward(self, x: Tensor, dropout_keys: Tensor | None) -> Tensor:
+        """Drops elements of x (B, L, D) in training mode; the identity in eval mode or with p = 0.
+
+        Args:
+            x: (B, L, D), any float dtype.
+            dropout_keys: (B,) int64, see `keyed_random.row_keys`; may be None where nothing is dropped.
+        """
+        if not self.training or self._threshold == 0:
+            return x
+        if dropout_keys is None:
+            raise ValueError(
+                f"dropout_keys=None: training with dropout={self.p} needs one key per row (row_keys)"
+            )
+        dropped = self._dropped(dropout_keys, x.shape)
+        return _MaskedScale.apply(x, dropped, _LEVELS / (_LEVELS - self._threshold))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, layer_id={self.layer_id}"
+
+    def _dropped(self, dropout_keys: Tensor, shape: torch.Size) -> Tensor:
+        """(B, L, D) bool, True where an element is dropped."""
+        num_rows, num_slots, width = shape
+        words_per_slot = -(-width // 4)
+        words = keyed_bits(dropout_keys, self.layer_id, num_slots * words_per_slot)
+        levels = words.view(torch.int16).view(num_rows, num_slots, 4 * words_per_slot)[..., :width]
+        return levels < self._threshold - _LEVELS // 2
+
+
+class _MaskedScale(torch.autograd.Function):
+    """x * scale where not dropped, else 0; keeps only the bool mask for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(dropped)
+        ctx.scale = scale
+        return x.masked_fill(dropped, 0.0).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (dropped,) = ctx.saved_tensors
+        return grad_outputs[0].masked_fill(dropped, 0.0).mul_(ctx.scale), None, None

@@ -1,0 +1,1 @@
+"""The blocks that encoders are stacked from."""

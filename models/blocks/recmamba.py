@@ -1,0 +1,41 @@
+"""RecMamba: a Transformer block whose self-attention is a Mamba mixer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longplay.models.base.config import EncoderConfig
+from longplay.models.base.segments import SegmentLayout, select_slots
+from longplay.models.blocks.layers import AddNorm, build_dropout, build_feed_forward, build_mixer
+
+
+class RecMambaBlock(nn.Module):
+    """Mamba, dropout, add & norm, feed-forward, dropout, add & norm: the post-norm block."""
+
+    def __init__(self, config: EncoderConfig, block_index: int) -> None:
+        super().__init__()
+        self.mixer: Any = build_mixer(config)
+        self.mixer_dropout = build_dropout(config, block_index, 0)
+        self.mixer_join = AddNorm(config)
+        self.feed_forward = build_feed_forward(config)
+        self.feed_forward_dropout = build_dropout(config, block_index, 1)
+        self.feed_forward_join = AddNorm(config)
+
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        update = self.mixer_dropout(self.mixer(x, layout, at), dropout_keys)
+        x = self.mixer_join(select_slots(x, at), update)
+        return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The mixer's state before the first event."""
+        return self.mixer.init_state(batch_size, device, dtype)
+
+    def step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One event: (B, D) -> (B, D)."""
+        update, state = self.mixer.step(x_t, state)
+        x_t = self.mixer_join(x_t, update)
+        return self.feed_forward_join(x_t, self.feed_forward(x_t)), state

@@ -1,0 +1,1 @@
+"""Sequence mixers: attention, Mamba, Mamba-2."""

@@ -1,0 +1,122 @@
+"""Depthwise causal convolution followed by SiLU, in which no tap reaches over a segment's start."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longplay.models.base.segments import SegmentLayout
+from longplay.native.loading import call_native, load_native
+
+_SOURCE = Path(__file__).with_name("causal_conv.cpp")
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+    """silu(bias + sum_k weight[:, k] * x shifted by K - 1 - k slots within its segment).
+
+    Args:
+        x: (B, L, E), any float dtype.
+        weight: (E, K), tap K - 1 being the current slot, as in a causal nn.Conv1d.
+        bias: (E,).
+        layout: the segments of the rows.
+
+    Returns:
+        (B, L, E), of x's dtype.
+    """
+    kernel = _kernel() if x.is_cuda and x.shape[2] % 8 == 0 and 2 <= weight.shape[1] <= 4 else None
+    if kernel is None:
+        by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
+        return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
+    seq_idx = layout.seq_idx.to(torch.int32).contiguous()
+    channel_last = x.contiguous().transpose(1, 2)
+    return kernel(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+
+
+def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """One slot of `causal_conv_silu`.
+
+    Args:
+        x_t: (B, E), the new slot's input.
+        weight: (E, K).
+        bias: (E,).
+        window: (B, K - 1, E), the segment's last inputs, oldest first, 0 before its start.
+
+    Returns:
+        (B, E), the slot's output, and (B, K - 1, E), the new window.
+    """
+    window = torch.cat([window, x_t.unsqueeze(1)], dim=1)
+    return F.silu((window * weight.t()).sum(1) + bias), window[:, 1:]
+
+
+class _TorchConv(torch.autograd.Function):
+    """The convolution by shifted, masked multiply-adds: no unfolding, no transposition."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+        num_taps, num_slots = weight.shape[1], x.shape[1]
+        masks = [layout.same_segment(shift, x.dtype) for shift in range(1, min(num_taps, num_slots))]
+        out = torch.addcmul(bias, x, weight[:, -1])
+        for shift, mask in enumerate(masks, start=1):
+            out[:, shift:].addcmul_(x[:, :-shift] * mask, weight[:, -1 - shift])
+        ctx.save_for_backward(x, weight, *masks)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, *masks = ctx.saved_tensors
+        grad = grad_outputs[0]
+        grad_x = grad * weight[:, -1]
+        grad_weight = torch.zeros_like(weight)
+        grad_weight[:, -1] = (grad * x).sum((0, 1))
+        for shift, mask in enumerate(masks, start=1):
+            reached = grad[:, shift:] * mask
+            grad_x[:, :-shift].addcmul_(reached, weight[:, -1 - shift])
+            grad_weight[:, -1 - shift] = reached.mul_(x[:, :-shift]).sum((0, 1))
+        return grad_x, grad_weight, grad.sum((0, 1)), None
+
+
+class _Sizes(ctypes.Structure):
+    """Sizes of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "slots", "channels", "taps", "stride", "threads")]
+
+
+class _CppConv(torch.autograd.Function):
+    """The convolution by the C++ of `causal_conv.cpp`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+        num_rows, num_slots, channels = x.shape
+        if x.stride(2) != 1 or x.stride(0) != num_slots * x.stride(1):
+            x = x.contiguous()
+        taps = weight.t().contiguous()
+        ctx.sizes = _Sizes(num_rows, num_slots, channels, len(taps), x.stride(1), torch.get_num_threads())
+        y = torch.empty(x.shape)
+        starts = layout.starts
+        call_native(_SOURCE, "causal_conv_forward", ctx.sizes, x, taps, bias.contiguous(), starts, y)
+        ctx.save_for_backward(x, taps, starts)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, taps, starts = ctx.saved_tensors
+        dx = torch.zeros(x.shape)
+        dtaps, dbias = torch.zeros(len(x), *taps.shape), torch.zeros(len(x), x.shape[2])
+        dy = grad_outputs[0].contiguous()
+        ctx.sizes.threads = torch.get_num_threads()
+        call_native(_SOURCE, "causal_conv_backward", ctx.sizes, x, taps, starts, dy, dx, dtaps, dbias)
+        return dx, dtaps.sum(0).t(), dbias.sum(0), None
+
+
+@cache
+def _kernel() -> Any | None:
+    """causal-conv1d's kernel, or None where it cannot be imported."""
+    try:
+        from causal_conv1d import causal_conv1d_fn  # pyright: ignore[reportMissingImports] -- optional
+    except ImportError:
+        return None
+    return causal_conv1d_fn

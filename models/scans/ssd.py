@@ -1,0 +1,151 @@
+"""Mamba-2's recurrence (state space duality) with a reset at each segment's start: matmul form, and one slot
+at a time.
+
+    h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t        per head, A a scalar
+
+Source: Dao and Gu, "Transformers are SSMs", ICML 2024, listing 1.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longplay.models.base.config import ScanName
+from longplay.models.base.segments import SegmentLayout
+
+_CHUNK_LENGTH = 32  # slots; the fastest of 16, 32, 64 on CPU at H=2..8, P=32..64, N=32
+_KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
+
+
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout, scan: ScanName = "auto"
+) -> Tensor:
+    """The recurrence by the kernel where mamba-ssm and CUDA are there, else in matmul form.
+
+    Args:
+        x: (B, L, H, P) float32 or float64.
+        dt: (B, L, H), the step size, at least 0, of x's dtype.
+        A: (H,), negative, of x's dtype.
+        B: (B, L, N), shared by all heads, of x's dtype.
+        C: (B, L, N), shared by all heads, of x's dtype.
+        layout: the segments of the rows.
+        scan: "ref" and "kernel" ask for one form; every other name is the best one here.
+
+    Returns:
+        (B, L, H, P), y.
+
+    Raises:
+        ValueError: if the kernel is asked for and cannot run here.
+    """
+    kernel_runs = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
+    if scan == "kernel" and not kernel_runs:
+        raise ValueError("scan=kernel: needs mamba-ssm, CUDA and float32; use scan=auto")
+    if scan == "ref":
+        return ssd_ref(x, dt, A, B, C, layout)
+    if kernel_runs and scan in ("auto", "kernel"):
+        return ssd_kernel(x, dt, A, B, C, layout)
+    return ssd_chunk(x, dt, A, B, C, layout)
+
+
+def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
+    """The recurrence one slot at a time, by autograd: the definition the others are tested against."""
+    state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[2])
+    outputs = []
+    for t in range(x.shape[1]):
+        state = torch.where(layout.starts[:, t, None, None, None], 0.0, state)
+        state, y = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1)
+
+
+def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One slot: x (B, H, P), dt (B, H), B, C (B, N), state (B, H, P, N) -> the new state and y (B, H, P)."""
+    decay = torch.exp(dt * A)[:, :, None, None]
+    state = decay * state + (dt.unsqueeze(2) * x).unsqueeze(3) * B[:, None, None, :]
+    return state, (state @ C[:, None, :, None]).squeeze(3)
+
+
+def kernel_is_available() -> bool:
+    """Whether mamba-ssm's kernels can be imported."""
+    return _kernel() is not None
+
+
+def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
+    """The recurrence by mamba-ssm's Triton kernels."""
+    kernel = _kernel()
+    assert kernel is not None
+    seq_idx = layout.seq_idx.to(torch.int32).contiguous()
+    return kernel(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=_KERNEL_CHUNK_LENGTH, seq_idx=seq_idx)
+
+
+def ssd_chunk(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    layout: SegmentLayout,
+    chunk_length: int = _CHUNK_LENGTH,
+) -> Tensor:
+    """The recurrence in chunks of T slots: inside a chunk a masked T x T product, between chunks a state.
+
+    Decays are sums of dt A from the segment's start within the chunk, never differences across segments, so
+    that no rounding leaks from one segment into another.
+    """
+    num_slots, length = x.shape[1], min(chunk_length, x.shape[1])
+    chunked = [_to_chunks(tensor, length) for tensor in (x, dt, B, C)]
+    x, dt, B, C = chunked  # (B, K, T, ...)
+    seq_idx = _to_chunks(layout.seq_idx, length, pad_value=-1)
+    pair = (seq_idx.unsqueeze(3) == seq_idx.unsqueeze(2)).tril()  # (B, K, T, T): j <= i of one segment
+    decay_sum = (pair.to(x.dtype) @ (dt * A)).transpose(2, 3)  # (B, K, H, T)
+    x = (x * dt.unsqueeze(4)).transpose(2, 3)  # (B, K, H, T, P)
+
+    within = decay_sum.unsqueeze(4) - decay_sum.unsqueeze(3)
+    within = within.masked_fill(~pair.unsqueeze(2), -torch.inf).exp_()
+    y = ((C @ B.transpose(2, 3)).unsqueeze(2) * within) @ x
+
+    entry_states = _entry_states(x, B, decay_sum, seq_idx)  # (B, K, H, P, N)
+    from_entry = torch.exp(decay_sum) * _continues(seq_idx).unsqueeze(2)
+    y = y + (C.unsqueeze(2) @ entry_states.transpose(3, 4)) * from_entry.unsqueeze(4)
+    return y.transpose(2, 3).flatten(1, 2)[:, :num_slots]
+
+
+def _entry_states(x: Tensor, B: Tensor, decay_sum: Tensor, seq_idx: Tensor) -> Tensor:
+    """The state at each chunk's entry (B, K, H, P, N), before any reset inside the chunk."""
+    reaches_end = (seq_idx == seq_idx[:, :, -1:]).unsqueeze(2)
+    to_end = (decay_sum[..., -1:] - decay_sum).masked_fill(~reaches_end, -torch.inf).exp()
+    added = (x * to_end.unsqueeze(4)).transpose(3, 4) @ B.unsqueeze(2)
+    kept = torch.exp(decay_sum[..., -1]) * _continues(seq_idx)[:, :, -1:]
+    state = torch.zeros_like(added[:, 0])
+    states = []
+    for kept_k, added_k in zip(kept.unbind(1), added.unbind(1), strict=True):
+        states.append(state)
+        state = torch.addcmul(added_k, kept_k[:, :, None, None], state)
+    return torch.stack(states, dim=1)
+
+
+def _continues(seq_idx: Tensor) -> Tensor:
+    """(B, K, T) bool: whether the slot is of the segment that the previous chunk ended in."""
+    previous = torch.cat([seq_idx[:, :1, 0], seq_idx[:, :-1, -1]], dim=1)
+    return seq_idx == previous.unsqueeze(2)
+
+
+def _to_chunks(tensor: Tensor, length: int, pad_value: int = 0) -> Tensor:
+    """(B, L, ...) -> (B, K, T, ...), padded at the end."""
+    padding = [0, 0] * (tensor.dim() - 2) + [0, -tensor.shape[1] % length]
+    return F.pad(tensor, padding, value=pad_value).unflatten(1, (-1, length))
+
+
+@cache
+def _kernel() -> Any | None:
+    """mamba-ssm's mamba_chunk_scan_combined, or None where it cannot be imported."""
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import (  # pyright: ignore[reportMissingImports] -- optional
+            mamba_chunk_scan_combined,
+        )
+    except ImportError:
+        return None
+    return mamba_chunk_scan_combined

@@ -1,0 +1,306 @@
+"""A user's mistakes: one line that names the place and the way out, exit code 2, nothing left behind."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch.cli import main
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.config import resolve
+from longplay.launch.settings.recipes import get_recipe
+
+SIZE = ["--users", "60", "--items", "60", "--events", "900"]
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "set"
+    assert main(["prepare", "synthetic", "--out", str(folder), *SIZE]) == 0
+    return folder
+
+
+@pytest.fixture
+def data(dataset_folder: Path, tmp_path: Path) -> Path:
+    """A dataset of the test's own, to be damaged at will."""
+    return Path(shutil.copytree(dataset_folder, tmp_path / "set"))
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Path:
+    """A run folder that was begun with the recipe mambarec and has no checkpoint yet."""
+    folder = tmp_path / "run"
+    config = resolve("mambarec", get_recipe("mambarec"), [])
+    RunFolder(folder).write_config(config, Dataset.open(data), data)
+    return folder
+
+
+Refuse = Callable[..., None]
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """A check that a command is refused with a line that matches `pattern`, and changes no file."""
+
+    def check(*words: object, pattern: str) -> None:
+        capsys.readouterr()
+        before = snapshot(tmp_path)
+        assert main([str(word) for word in words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("longplay: error: ")
+        assert re.search(pattern, line), line
+        assert snapshot(tmp_path) == before
+        assert not torch.distributed.is_initialized()
+
+    return check
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path under a folder and the content of every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# ---------------------------------------------------------------------- prepare
+
+HEAD = "user_id,item_id,timestamp\n"
+TEXT_FAULTS = {
+    "missing column": ("user_id,item,timestamp\n1,2,3\n", r"events\.csv: no column 'item_id'.*--item"),
+    "item that is no integer": (HEAD + "1,2,3\n1,x,4\n", r"events\.csv, line 3: item_id .*correct the file"),
+    "time that is no integer": (
+        HEAD + "1,2,3\n1,2,noon\n",
+        r"events\.csv, line 3: timestamp is not an integer",
+    ),
+    "user that is no integer": (HEAD + "ann,2,3\n1,2,4\n", r"events\.csv, line 2: user_id is not an integer"),
+    "nothing": ("", r"events\.csv: empty; pass a file that holds events"),
+    "a header alone": (HEAD, r"events\.csv: no events .*pass a file with rows"),
+    "one event each": (HEAD + "1,2,3\n2,2,3\n", r"events\.csv: nothing left: .*--user"),
+}
+
+
+@pytest.mark.parametrize("fault", TEXT_FAULTS)
+def test_prepare_refuses_bad_text(tmp_path: Path, refuse: Refuse, fault: str) -> None:
+    content, pattern = TEXT_FAULTS[fault]
+    (tmp_path / "events.csv").write_text(content)
+    refuse("prepare", "csv", tmp_path / "events.csv", "--out", tmp_path / "out", pattern=pattern)
+
+
+def test_prepare_refuses_files_it_cannot_read(tmp_path: Path, refuse: Refuse) -> None:
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    out = ("--out", tmp_path / "out")
+    refuse("prepare", "csv", tmp_path / "gone", *out, pattern="gone: no such file; check the path")
+    refuse("prepare", "csv", tmp_path, *out, pattern="a folder, not a file; name the file")
+    refuse("prepare", "ml1m", tmp_path, *out, pattern=r"ratings\.dat: no such file; check the path")
+    refuse("prepare", "parquet", tmp_path / "text.parquet", *out, pattern=r"text\.parquet: cannot be read")
+
+
+def test_prepare_refuses_a_parquet_column_that_holds_no_ids(tmp_path: Path, refuse: Refuse) -> None:
+    path = tmp_path / "events.parquet"
+    pl.DataFrame({"user_id": [1, 1], "item_id": [[1], [2]], "timestamp": [1, 2]}).write_parquet(path)
+    pattern = r"events\.parquet: column 'item_id' holds List\(Int64\), not integers; .*--item"
+    refuse("prepare", "parquet", path, "--out", tmp_path / "out", pattern=pattern)
+
+
+def test_prepare_replaces_nothing_unasked(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    refuse(
+        "prepare", "synthetic", "--out", data, *SIZE, pattern="a dataset is there already; pass --overwrite"
+    )
+    taken = ("--out", tmp_path / "photos", "--overwrite")
+    refuse("prepare", "synthetic", *taken, *SIZE, pattern="is no prepared dataset; choose another --out")
+
+
+# ---------------------------------------------------------------------- train: settings
+
+BAD_SETTINGS = {
+    "unknown setting": (
+        "--train.lrr 1",
+        r"--train\.lrr: there is no such setting; did you mean --train\.lr\?",
+    ),
+    "setting without its section": ("--max_epochs 3", r"did you mean --train\.max_epochs\?"),
+    "setting like no other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
+    "a word alone": ("fast", "'fast': is not a setting; write --section.name value"),
+    "no value": ("--train.lr", r"--train\.lr: has no value; write --train\.lr VALUE"),
+    "no number": ("--train.lr fast", r"train\.lr='fast': Input should be a valid number"),
+    "no whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: Input should be a valid integer"),
+    "out of range": ("--train.lr -1", r"train\.lr=-1\.0: must be above 0"),
+    "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': Input should be 'gru4rec', "),
+    "context length of 0": ("--context_length 0", "^longplay: error: context_length=0: .*nearest valid: 1"),
+    "seed below 0": ("--seed -1", "^longplay: error: seed is -1, it must be at least 0"),
+    "a shared setting of one part": ("--data.seed 3", r"data\.seed: set --seed, which reaches every part"),
+    "heads that do not divide": (
+        "--encoder.model sasrec --encoder.num_heads 3",
+        r"encoder\.num_heads=3: must divide d_model = 64; nearest valid: 2",
+    ),
+    "rows that do not divide": (
+        "--data.rows_per_step 100",
+        r"data\.rows_per_step is 100, .* data\.num_lanes 12; nearest: 96 or 108",
+    ),
+    "split": ("--data.split.val_fraction 2", r" data\.split\.val_fraction is 2\.0, it must lie between"),
+    "row optimizer": ("--table.optimizer.eps -1", r" table\.optimizer\.eps: -1\.0 must be positive"),
+    "zero_dense in the host's memory": (
+        "--table.update zero_dense --engine.zero_stage 3 --table.placement host",
+        r" table\.placement host needs table\.update row_sparse",
+    ),
+    "full softmax in the host's memory": (
+        "--loss.name full_softmax --table.placement host",
+        r"table\.placement=host: loss\.name=full_softmax visits every row.*--loss\.name sampled_softmax",
+    ),
+    "zero_dense in stage 1": (
+        "--table.update zero_dense",
+        r"engine\.zero_stage=1: .* needs 3.*set --engine\.zero_stage 3 or --table\.update row_sparse",
+    ),
+    "metric that is not measured": ("--train.metric full/ndcg@11", r"did you mean full/ndcg@10\?"),
+    "nobody to validate on": ("--evaluation.max_validation_users 0", "must be at least 1, or none for all"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_SETTINGS)
+def test_train_refuses_bad_settings(tmp_path: Path, data: Path, refuse: Refuse, fault: str) -> None:
+    settings, pattern = BAD_SETTINGS[fault]
+    words = ("--data", data, "--run", tmp_path / "run", *settings.split())
+    refuse("train", "mambarec", *words, pattern=pattern)
+
+
+def test_train_refuses_an_unknown_recipe(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+    words = ("--data", data, "--run", tmp_path / "run")
+    refuse("train", "mamba-rec", *words, pattern="recipe 'mamba-rec': .*did you mean mambarec")
+    refuse("train", "x", *words, pattern="the recipes are demo, ml1m, gru4rec, sasrec")
+
+
+# ---------------------------------------------------------------------- train: dataset and run folder
+
+
+def test_train_refuses_what_is_no_dataset(tmp_path: Path, refuse: Refuse) -> None:
+    run = ("--run", tmp_path / "run")
+    gone = tmp_path / "gone"
+    refuse("train", "demo", "--data", gone, *run, pattern="gone: no manifest.json, .*longplay prepare")
+
+
+def test_train_refuses_shards_that_do_not_match_the_manifest(
+    tmp_path: Path, data: Path, refuse: Refuse
+) -> None:
+    words = ("train", "demo", "--data", data, "--run", tmp_path / "run")
+    shard = data / "shard-00003.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-512])
+    refuse(*words, pattern=r"shard-00003\.tar: shard has \d+ bytes, the manifest says \d+; restore the file")
+    shard.unlink()
+    refuse(
+        *words, pattern=r"shard-00003\.tar: shard is missing; restore the file or prepare the dataset again"
+    )
+    shard.write_bytes(content)
+    (data / "items.parquet").unlink()
+    refuse(*words, pattern=r"items\.parquet: is missing; restore the file")
+
+
+def test_train_refuses_a_damaged_manifest(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+    words = ("train", "demo", "--data", data, "--run", tmp_path / "run")
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "num_users": 61}))
+    refuse(*words, pattern=r"manifest\.json: damaged \(.*61\); prepare the dataset again")
+    (data / "manifest.json").write_text("{")
+    refuse(*words, pattern=r"manifest\.json: cannot be read .*prepare the dataset again")
+
+
+def test_train_refuses_a_split_with_nobody_to_validate_on(tmp_path: Path, refuse: Refuse) -> None:
+    (tmp_path / "events.csv").write_text(HEAD + "".join(f"{n // 2},{n % 3},{n}\n" for n in range(40)))
+    assert main(["prepare", "csv", str(tmp_path / "events.csv"), "--out", str(tmp_path / "pairs")]) == 0
+    words = ("--data", tmp_path / "pairs", "--run", tmp_path / "run")
+    pattern = r"pairs: the split leaves no user to validate on; change data\.split"
+    refuse("train", "demo", *words, pattern=pattern)
+
+
+def test_train_refuses_more_ranks_than_lanes(
+    tmp_path: Path, data: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "13")):
+        monkeypatch.setenv(name, value)
+    pattern = r"13 ranks for 12 lanes: .*raise data\.num_lanes .* or start 12 ranks"
+    refuse("train", "demo", "--data", data, "--run", tmp_path / "run", pattern=pattern)
+
+
+def test_train_refuses_the_run_folder_of_another_dataset(
+    tmp_path: Path, data: Path, run: Path, refuse: Refuse
+) -> None:
+    other = tmp_path / "other"
+    assert main(["prepare", "synthetic", "--out", str(other), *SIZE, "--seed", "1"]) == 0
+    pattern = r"run: was begun on another dataset \(.*set\); give that --data, or another --run folder"
+    refuse("train", "mambarec", "--data", other, "--run", run, pattern=pattern)
+
+
+def test_train_refuses_the_run_folder_of_another_model(data: Path, run: Path, refuse: Refuse) -> None:
+    words = ("--data", data, "--run", run)
+    pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); repeat those, or give another --run"
+    refuse("train", "sasrec", *words, pattern=pattern)
+    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); repeat those"
+    refuse("train", "mambarec", *words, "--encoder.num_blocks", 3, pattern=pattern)
+
+
+def test_train_refuses_a_folder_that_holds_something_else(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    words = ("train", "demo", "--data", data, "--run")
+    refuse(*words, tmp_path / "full", pattern="full: is not empty and not a run folder; give another one")
+    refuse(*words, tmp_path / "file", pattern="file: is a file; give a folder")
+
+
+def test_train_refuses_a_damaged_run_folder(data: Path, run: Path, refuse: Refuse) -> None:
+    (run / "config.json").write_text('{"config": ')
+    refuse(
+        "train", "mambarec", "--data", data, "--run", run, pattern=r"config\.json: cannot be read .*another"
+    )
+
+
+# ---------------------------------------------------------------------- evaluate, recommend
+
+
+def test_evaluate_refuses_what_is_no_run(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+    for folder in (tmp_path / "gone", data):
+        refuse("evaluate", folder, pattern="is not a run folder .*give the folder of `longplay train --run`")
+
+
+def test_evaluate_refuses_a_run_without_the_checkpoint(run: Path, refuse: Refuse) -> None:
+    refuse("evaluate", run, pattern="run: has no checkpoint yet; train first")
+    pattern = "--checkpoint step-7: is not in .*checkpoints; there are best, last, none"
+    refuse("evaluate", run, "--checkpoint", "step-7", pattern=pattern)
+    (run / "best.json").write_text("{")
+    refuse("evaluate", run, pattern=r"best\.json: cannot be read .*--checkpoint last")
+
+
+def test_evaluate_refuses_another_dataset(tmp_path: Path, data: Path, run: Path, refuse: Refuse) -> None:
+    assert main(["prepare", "synthetic", "--out", str(tmp_path / "other"), *SIZE, "--seed", "1"]) == 0
+    pattern = "other: is not the dataset that .*run was trained on; give that one"
+    refuse("evaluate", run, "--data", tmp_path / "other", pattern=pattern)
+    data.rename(tmp_path / "moved")
+    refuse("evaluate", run, pattern="set: the dataset of .*run is not there; name where it is with --data")
+
+
+def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refuse) -> None:
+    history = tmp_path / "history.txt"
+    words = ("recommend", run, "--history", history)
+    refuse(*words, pattern=r"history\.txt: cannot be read \(No such file or directory\); give a text file")
+    history.write_text("1 2\n3 four\n")
+    refuse(*words, pattern=r"history\.txt, line 2: 'four' is not an integer item id")
+    history.write_text("9" * 30)
+    refuse(*words, pattern=r"history\.txt, line 1: 9+ is beyond 64 bits")
+    for content in ("", "-1 -2"):
+        history.write_text(content)
+        refuse(*words, pattern=r"history\.txt: holds no item of the dataset; give original item ids")
+    history.write_bytes(b"\xff\xfe\x00")
+    refuse(*words, pattern=r"history\.txt: cannot be read \(not text\); give a text file")
+
+
+def test_recommend_refuses_an_unknown_user_and_an_empty_list(run: Path, refuse: Refuse) -> None:
+    refuse("recommend", run, "--user", 10**6, pattern="--user 1000000: is not a user of .*give an original")
+    refuse("recommend", run, "--user", 1, "--top", 0, pattern="--top 0: must be at least 1")

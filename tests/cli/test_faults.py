@@ -1,0 +1,131 @@
+"""What goes wrong on one rank ends all in time, with the first cause as the last line, and loses nothing."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.commands import Command, longplay
+from support.runs import read_metrics, small_dataset
+
+from benchmarks.faults import FAULTS, AtStep, kill_self, sleep_long
+from benchmarks.soak import Soak, largest_difference, settings
+from longplay.distributed.checkpoints.checkpoint import latest_checkpoint
+
+TIMEOUT_S = 8
+SETTINGS = ["--train.checkpoint_every_steps", "5", "--train.max_steps", "40", "--train.log_every_steps", "5"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("faults"))
+
+
+def words(data: Path, run: Path) -> list[str]:
+    timeout = ["--train.timeout_s", str(TIMEOUT_S)]
+    return ["train", "small", "--data", str(data), "--run", str(run), *SETTINGS, *timeout]
+
+
+LAST_LINES = {
+    "killed": r"rank 1 ended without a word: it was killed",
+    "stopped": r"rank 1 has not been heard of for 8 s",
+    "hangs": r"nothing has moved for 8 s: rank 1 hangs while training step 12",
+    "raises": r"RuntimeError: the tape tore",
+    "out of memory": r"error on rank 1: out of memory in step 12 .*lower --data\.rows_per",
+    "not finite": r"error on rank \d: loss nan.* at step 12 .*no weight was changed",
+    "disk full": r"error on rank 1: .*No space left on device",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_on_one_rank_ends_all_and_the_last_line_says_why(
+    tmp_path: Path, data: Path, fault: str
+) -> None:
+    command = Command(
+        words(data, tmp_path / "run"), tmp_path / "log", world_size=3, fault=AtStep(12, 1, FAULTS[fault])
+    )
+    code = command.wait(timeout_s=90)
+    printed = (tmp_path / "log").read_text()
+    assert code not in (0, 75), printed
+    assert re.search(LAST_LINES[fault], printed.splitlines()[-1]), printed
+    checkpoint, problems = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    # A save lasts into later steps and the next one waits for it: the last may not have been through.
+    assert checkpoint.step in (8, 10)
+    assert not problems
+
+
+def test_rank_0_killed_ends_the_others(tmp_path: Path, data: Path) -> None:
+    command = Command(
+        words(data, tmp_path / "run"), tmp_path / "log", world_size=3, fault=AtStep(12, 0, kill_self)
+    )
+    assert command.wait(timeout_s=90) not in (0, 75)
+    assert "rank 0 ended without a word" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+def test_a_checkpoint_folder_removed_under_us_is_named(tmp_path: Path, data: Path) -> None:
+    # Moved and not deleted: a save that is under way would get in the way of deleting, file by file.
+    remove = functools.partial(os.rename, tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
+    command = Command(
+        words(data, tmp_path / "run"), tmp_path / "log", world_size=2, fault=AtStep(12, 0, remove)
+    )
+    assert command.wait(timeout_s=90) != 0
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    # A save that is under way at that moment finds its own file gone.
+    assert re.search(
+        r"checkpoints(: the folder was removed|/\.writing-\S+: (was removed|No such file))", last
+    ), last
+
+
+def test_a_read_only_run_folder_ends_all_ranks_before_they_train(tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1M", "tmpfs", str(run)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        command = Command(words(data, run), tmp_path / "log", world_size=2)
+        assert command.wait(timeout_s=90) != 0
+        last = (tmp_path / "log").read_text().splitlines()[-1]
+        assert "cannot be written (Read-only file system); give another folder" in last
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
+def test_two_trainings_in_one_folder_are_told_apart(tmp_path: Path, data: Path) -> None:
+    first = Command(words(data, tmp_path / "run"), tmp_path / "first", fault=AtStep(8, 0, sleep_long))
+    first.signal_when(signal.SIGCONT, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    second = Command(words(data, tmp_path / "run"), tmp_path / "second")
+    assert second.wait(timeout_s=90) == 2
+    assert "another process trains in it" in (tmp_path / "second").read_text()
+    first.kill()
+
+
+def test_after_a_fault_the_same_command_ends_as_if_nothing_had_happened(tmp_path: Path, data: Path) -> None:
+    longplay(words(data, tmp_path / "calm"), tmp_path / "calm.log", world_size=2)
+    command = Command(
+        words(data, tmp_path / "run"), tmp_path / "log", world_size=2, fault=AtStep(17, 1, kill_self)
+    )
+    assert command.wait(timeout_s=90) != 0
+    longplay(words(data, tmp_path / "run"), tmp_path / "log", world_size=2)
+    for tag in ("train/loss", "eval_full_unseen/ndcg@10"):
+        assert read_metrics(tmp_path / "run", tag) == read_metrics(tmp_path / "calm", tag)
+
+
+def test_five_faults_and_other_numbers_of_ranks_change_nothing(tmp_path: Path, data: Path) -> None:
+    def start(
+        words: list[str], output: Path, world_size: int, fault: Callable[[int], None] | None
+    ) -> Command:
+        return Command(words, output, world_size=world_size, fault=fault)
+
+    words = ["train", "mambarec", "--data", str(data), *settings(60)]
+    soak = Soak(words, tmp_path, start, steps=60, seed=1)
+    expected = soak.undisturbed(2)
+    found = soak.disturbed(5, [2, 3])
+    assert largest_difference(expected, found) < 1e-5, soak.history

@@ -1,0 +1,160 @@
+"""`longplay inspect` as a user types it: what it prints, the picture, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch import inspect_dataset, prepare
+from longplay.launch.cli import main
+from longplay.launch.reports import inspection_plot
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+EVENTS = "user_id,item_id,timestamp\n" + "".join(
+    f"{user},{item},{item * 2}\n" for user in range(30) for item in range(user % 7 + 1)
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    (tmp_path / "events.csv").write_text(EVENTS)
+    assert prepare.main(["csv", str(tmp_path / "events.csv"), "--out", str(tmp_path / "set")]) == 0
+    capsys.readouterr()
+    return tmp_path / "set"
+
+
+def test_the_text_says_what_is_in_the_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder)]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    dataset = Dataset.open(folder)
+    rows = [line.split() for line in printed.splitlines()]
+    for row in (
+        ["dataset", dataset.dataset_id],
+        ["format", "csv"],
+        ["path", str(folder.parent / "events.csv")],
+        ["rows", "in", f"{EVENTS.count(chr(10)) - 1}"],
+        ["dropped,", "user_too_short", "5"],
+        ["events", f"{dataset.num_events}"],
+        ["users", "25"],
+        ["items", "7"],
+        ["times", "0", "to", "12"],
+        ["min", "2"],
+        ["50%", "4"],
+        ["max", "7"],
+        ["items", "with", "one", "event", "0"],
+        ["shards", f"{dataset.num_shards}"],
+        ["picture:", str(folder / "inspect.png")],
+    ):
+        assert row in rows
+
+
+def test_json_is_all_that_stdout_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--json", "--verify"]) == 0
+    printed, errors = capsys.readouterr()
+    content = json.loads(printed)
+    assert content["dataset_id"] == Dataset.open(folder).dataset_id
+    assert content["rows_dropped"] == {"user_too_short": 5}
+    assert content["lengths"]["quantiles"]["50%"] == 4
+    assert content["verified"] is True
+    assert errors == f"picture: {folder / 'inspect.png'}\n"
+
+
+def test_the_picture_lies_where_it_was_asked_for(folder: Path, tmp_path: Path) -> None:
+    assert main(["inspect", str(folder), "--png", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert not (folder / "inspect.png").exists()
+
+
+def test_a_picture_in_the_folder_changes_nothing(folder: Path) -> None:
+    before = Dataset.open(folder).dataset_id
+    assert main(["inspect", str(folder)]) == 0
+    assert (folder / "inspect.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert Dataset.open(folder).dataset_id == before
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    again = ["csv", str(folder.parent / "events.csv"), "--out", str(folder), "--overwrite"]
+    assert prepare.main(again) == 0
+    assert Dataset.open(folder).dataset_id == before
+    assert not (folder / "inspect.png").exists()
+
+
+def read_only(*_: object) -> None:
+    raise PermissionError(13, "Permission denied", "inspect.png")
+
+
+def test_a_read_only_folder_gives_a_note(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_dataset, "draw", read_only)
+    assert main(["inspect", str(folder)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        f"no picture: {folder / 'inspect.png'} cannot be written (Permission denied); name a file with --png"
+    )
+
+
+def test_a_picture_asked_for_that_cannot_be_written_is_an_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(folder), "--png", str(tmp_path / "none" / "a.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"longplay: error: {tmp_path / 'none' / 'a.png'}: No such file")
+
+
+def test_verify_prints_every_problem_and_exits_with_1(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "shard-00000.tar").unlink()
+    content = bytearray((folder / "shard-00001.tar").read_bytes())
+    content[600] ^= 1
+    (folder / "shard-00001.tar").write_bytes(content)
+    assert main(["inspect", str(folder), "--verify"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "shard-00000.tar: is missing"
+    assert printed[1] == "shard-00001.tar: content differs from its checksum in the manifest"
+    assert not any(line.startswith(("events", "verified")) for line in printed)
+    assert main(["inspect", str(folder), "--verify", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"problems": printed}
+
+
+def test_verify_says_so_when_all_is_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    assert "verified: every checksum and count agrees with the content\n" in capsys.readouterr().out
+
+
+def test_a_missing_shard_is_one_line_without_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "shard-00000.tar").unlink()
+    assert main(["inspect", str(folder)]) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith(f"longplay: error: {folder / 'shard-00000.tar'}: shard is missing")
+
+
+@pytest.mark.parametrize("options", [[], ["--verify"]])
+def test_no_dataset_is_bad_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main(["inspect", str(tmp_path), *options]) == 2
+    assert "not a prepared dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lengths", [[2, 2], [2, 5000]], ids=["all equal", "far apart"])
+def test_any_lengths_can_be_drawn(tmp_path: Path, lengths: list[int]) -> None:
+    rows = (f"{user},{n % 3},{n}\n" for user, length in enumerate(lengths) for n in range(length))
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    assert prepare.main(["csv", str(tmp_path / "events.csv"), "--out", str(tmp_path / "set")]) == 0
+    dataset = Dataset.open(tmp_path / "set")
+    found = inspect_dataset.inspect_dataset(dataset)
+    inspection_plot.draw(dataset, found, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_inspect_starts_without_the_weight_of_training() -> None:
+    code = "import sys; from longplay.launch.cli import build_parser; build_parser('inspect'); "
+    code += "sys.exit('deepspeed' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

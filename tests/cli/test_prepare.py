@@ -1,0 +1,228 @@
+"""`longplay prepare` as a user types it: what it prints, its exit codes and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from support.datasets import REPOSITORY, real_data
+
+from longplay.data_shards.preparation import pipeline as prepare_module
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch import prepare
+
+GOOD = "user_id,item_id,timestamp\n1,10,1\n1,11,2\n2,10,3\n2,12,4\n"
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_a_csv_becomes_a_dataset_and_the_summary_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write(tmp_path / "events.csv", GOOD + "3,10,9\n\n"), tmp_path / "set"
+    assert prepare.main(["csv", path, "--out", str(out)]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert printed.startswith(f"prepare csv: {path} -> {out}\n")
+    table = [line.split() for line in printed.splitlines()]
+    for row in (
+        ["rows", "in", "6"],
+        ["dropped,", "blank_line", "1"],
+        ["dropped,", "user_too_short", "1"],
+        ["events", "4"],
+        ["users", "2"],
+        ["items", "3"],
+        ["shards", "2"],
+    ):
+        assert row in table
+    dataset = Dataset.open(out)
+    assert printed.splitlines()[-1] == f"dataset {dataset.dataset_id} is in {out}"
+    assert dataset.manifest.source["paths"] == [path]
+
+
+def test_a_stray_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{n // 100},{n % 7},{n}\n" for n in range(5000))
+    path = write(tmp_path / "events.csv", f"user_id,item_id,timestamp\n{rows}8,oops,5\n")
+    assert prepare.main(["csv", path, "--out", str(tmp_path / "set")]) == 0
+    printed = capsys.readouterr().out
+    assert f"  {path}, line 5002: item_id is not an integer ('oops')\n" in printed
+    assert Dataset.open(tmp_path / "set").manifest.rows_dropped == {"not_an_integer:item_id": 1}
+
+
+TEXT_FAULTS = {
+    "brace in the text": (
+        "user_id,item_id,timestamp\n1,{},3\n",
+        r"line 2: item_id is not an integer \('\{\}'\)",
+    ),
+    "bad item": (
+        "user_id,item_id,timestamp\n1,2,3\n1,abc,4\n",
+        r"line 3: item_id is not an integer \('abc'\)",
+    ),
+    "bad time": (
+        "user_id,item_id,timestamp\n1,2,3\n1,2,2020-01-01\n",
+        r"line 3: timestamp is not an integer",
+    ),
+    "no user": ("user_id,item_id,timestamp\n,2,3\n1,2,4\n", r"line 2: user_id is missing"),
+    "short row": ("user_id,item_id,timestamp\n1,2,3\n1,2\n", r"line 3: too few columns \('1,2'\)"),
+    "long row": ("user_id,item_id,timestamp\n1,2,3,4\n", r"line 2: too many columns"),
+    "open quote": ('user_id,item_id,timestamp\n1,"2,3\n', r"line 2: bad quoting"),
+    "no such column": (
+        "uid,item_id,timestamp\n1,2,3\n",
+        r"no column 'user_id' \(present: 'uid'.*with --user",
+    ),
+    "nearest column": (
+        "user_id,itemid,timestamp\n1,2,3\n",
+        r"nearest 'itemid'\); name the right one with --item",
+    ),
+    "only a header": ("user_id,item_id,timestamp\n", r"no events \(only a header or blank lines\)"),
+    "empty": ("", r"empty; pass a file that holds events"),
+    "binary": (b"user_id,item_id,timestamp\n1,2\x003,4\n", r"line 2: item_id is not an integer"),
+    "one event each": (
+        "user_id,item_id,timestamp\n1,2,3\n2,2,3\n",
+        r"nothing left: .*lower --min-user-events",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", TEXT_FAULTS)
+def test_bad_text_is_one_line_with_the_way_out_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    content, message = TEXT_FAULTS[fault]
+    path = write(tmp_path / "events.csv", content)
+    assert_refused(["csv", path, "--out", str(tmp_path / "set")], message, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
+
+
+def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command exits with 2 after one line on stderr that matches `message`."""
+    assert prepare.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("longplay: error: ")
+    assert re.search(message, line), line
+
+
+PARQUET_FAULTS = {
+    "text ids": ({"item_id": ["a", "b"]}, r"row 1: item_id is not an integer \('a'\)"),
+    "fractions": ({"item_id": [1.0, 2.5]}, r"row 2: item_id is not an integer \('2\.5'\)"),
+    "nulls": ({"timestamp": [1, None]}, r"row 2: timestamp is missing"),
+    "lists": ({"item_id": [[1], [2]]}, r"column 'item_id' holds List\(Int64\), not integers; .*--item"),
+    "booleans": ({"timestamp": [True, False]}, r"column 'timestamp' holds Boolean"),
+    "no rows": ({"user_id": [], "item_id": [], "timestamp": []}, r"no rows"),
+}
+
+
+@pytest.mark.parametrize("fault", PARQUET_FAULTS)
+def test_bad_parquet_is_one_line_with_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    columns, message = PARQUET_FAULTS[fault]
+    frame = pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2], **columns})
+    frame.write_parquet(tmp_path / "events.parquet")
+    argv = ["parquet", str(tmp_path / "events.parquet"), "--out", str(tmp_path / "set")]
+    assert_refused(argv, message, capsys)
+    assert not (tmp_path / "set").exists()
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "set")]
+    cut = write(tmp_path / "cut.csv.gz", gzip.compress(GOOD.encode() * 100)[:-12])
+    text = write(tmp_path / "events.csv", GOOD)
+    gone = str(tmp_path / "gone")
+    assert_refused(["csv", gone, *out], "gone: no such file", capsys)
+    assert_refused(["parquet", gone, *out], "gone: no such file", capsys)
+    assert_refused(["ml1m", gone, *out], "gone: no such file", capsys)
+    assert_refused(["ml1m", str(tmp_path), *out], r"ratings\.dat: no such file", capsys)
+    assert_refused(["csv", str(tmp_path), *out], "a folder, not a file", capsys)
+    assert_refused(["csv", cut, *out], r"cut\.csv\.gz: cannot be read as text", capsys)
+    assert_refused(["parquet", text, *out], r"events\.csv: cannot be read as Parquet", capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--min-user-events=1", "--min-user-events is 1, it must be at least 2"),
+        ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, it must lie between 0 and 1"),
+        ("--shards=0", "--shards is 0, it must be at least 1"),
+        ("--shards=9", "--shards is 9, more than the 2 users; pass at most 2"),
+        ("--time-scale=0", "--time-scale is 0, it must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    path = write(tmp_path / "events.csv", GOOD)
+    assert_refused(["csv", path, "--out", str(tmp_path / "set"), option], message, capsys)
+
+
+def test_columns_and_separator_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.txt", "when;who;what\n1;7;10\n2;7;11\n")
+    names = ["--user", "who", "--item", "what", "--time", "when", "--sep", "semicolon"]
+    assert prepare.main(["csv", path, "--out", str(tmp_path / "set"), *names]) == 0
+    assert Dataset.open(tmp_path / "set").user_original_ids.tolist() == [7]
+
+
+def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set")]
+    assert prepare.main(argv) == 0
+    capsys.readouterr()
+    assert_refused(argv, "a dataset is there already; pass --overwrite", capsys)
+    assert prepare.main([*argv, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
+) -> None:
+    if number == signal.SIGINT:  # a shell's background job, and so a suite in one, starts with it ignored
+        before = signal.signal(number, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(number, before))
+    argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set")]
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "_write_users", lambda *_: signal.raise_signal(number))
+        try:
+            code = prepare.main(argv)
+        except SystemExit as left:
+            code = left.code
+    assert code == 128 + number
+    assert not (tmp_path / "set").exists()
+    assert prepare.main(argv) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv", "set"]
+
+
+def test_it_registers_as_a_subcommand(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    prepare.register(parser.add_subparsers())
+    path = write(tmp_path / "events.csv", GOOD)
+    args = parser.parse_args(["prepare", "csv", path, "--out", str(tmp_path / "set")])
+    assert args.func(args) == 0
+
+
+@pytest.mark.parametrize(
+    "how", [["-m", "longplay.launch.prepare"], [str(REPOSITORY / "launch" / "prepare.py")]]
+)
+def test_it_runs_as_a_module_and_as_a_script(tmp_path: Path, how: list[str]) -> None:
+    size = ["--users", "50", "--items", "60", "--events", "500"]
+    command = [sys.executable, *how, "synthetic", "--out", str(tmp_path / "set"), *size]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Dataset.open(tmp_path / "set").num_events == 500
+
+
+def test_ml1m_is_prepared_by_the_documented_command(tmp_path: Path) -> None:
+    names = ["--user", "user_id", "--item", "item_id", "--time", "timestamp"]
+    argv = ["parquet", str(real_data("ml-1m.parquet")), *names, "--out", str(tmp_path / "ml1m")]
+    assert prepare.main(argv) == 0
+    manifest = Dataset.open(tmp_path / "ml1m").manifest
+    assert (manifest.rows_in, manifest.num_events, manifest.rows_dropped) == (1_000_209, 1_000_209, {})
+    assert (manifest.num_users, manifest.num_items, len(manifest.shards)) == (6040, 3706, 24)

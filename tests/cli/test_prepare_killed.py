@@ -1,0 +1,97 @@
+"""SIGKILL at random moments of a prepare, and a disk that is full, then the same command again."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.ranks import _CONTEXT
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch.prepare import main
+
+
+def prepare_in_small_parts(path: Path, out: Path) -> None:
+    """`longplay prepare` with its work cut small, so that even a short run has many moments."""
+    from longplay.data_shards.preparation.pipeline import WorkPlan
+    from longplay.launch.prepare import main
+
+    plan = WorkPlan(num_workers=2, block_bytes=20_000, num_buckets=16)
+    WorkPlan.make = classmethod(lambda *_: plan)  # pyright: ignore[reportAttributeAccessIssue]
+    options = ["--min-item-events", "5", "--min-user-events", "20", "--shards", "48"]
+    raise SystemExit(main(["lfm1b", str(path), "--out", str(out), *options]))
+
+
+def start(path: Path, out: Path) -> BaseProcess:
+    process = _CONTEXT.Process(target=prepare_in_small_parts, args=(path, out), daemon=True)
+    process.start()
+    return process
+
+
+def listening_events(path: Path, num_events: int) -> None:
+    rng = np.random.default_rng(0)
+    columns = (rng.integers(0, high, num_events).tolist() for high in (300, 9000, 999))
+    path.write_text(
+        "".join(f"{user}\t1\t1\t{item}\t{time + 1}\n" for user, item, time in zip(*columns, strict=True))
+    )
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
+    path, draws = tmp_path / "LFM-1b_LEs.txt", random.Random(0)
+    listening_events(path, 100_000)
+    start(path, tmp_path / "undisturbed").join(120)  # also starts the server that processes are forked from
+    began = time.monotonic()
+    start(path, tmp_path / "again").join(120)
+    whole_s = time.monotonic() - began
+    expected = folder_bytes(tmp_path / "undisturbed")
+    out, num_killed = tmp_path / "killed", 0
+    for attempt in range(200):
+        if num_killed == 20 and out.exists():
+            break
+        if out.exists():
+            assert folder_bytes(out) == expected
+            out.rename(tmp_path / f"finished-{attempt}")
+        process = start(path, out)
+        process.join(draws.uniform(0.1, 0.8) * whole_s if num_killed < 20 else 120)
+        if process.is_alive():
+            process.kill()
+            num_killed += 1
+        process.join()
+        assert process.exitcode in (0, -9)
+    assert num_killed == 20
+    assert folder_bytes(out) == expected
+    left = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("finished-")}
+    assert left == {"LFM-1b_LEs.txt", "again", "killed", "undisturbed"}
+
+
+def test_a_full_disk_is_one_line_and_the_repeat_goes_on_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, small = tmp_path / "LFM-1b_LEs.txt", tmp_path / "small"
+    listening_events(path, 100_000)
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        out = tmp_path / "set"
+        argv = ["lfm1b", str(path), "--out", str(out), "--scratch", str(small)]
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written (No space left on device); make room and repeat the command" in line
+        assert not out.exists()
+        subprocess.run(["mount", "-o", "remount,size=64M", str(small)], check=True)
+        assert main(argv) == 0
+        assert Dataset.open(out).num_events == 100_000
+        assert not list(small.iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

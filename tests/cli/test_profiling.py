@@ -1,0 +1,54 @@
+"""`longplay train --profile`: the table adds up, the trace opens, and the losses stay the same."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.commands import longplay
+from support.runs import read_metrics, small_dataset
+
+from longplay.distributed.runtime.phases import PHASES
+from longplay.launch.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("profiling"))
+
+
+def train(data: Path, run: Path, *words: str) -> str:
+    own = ["train", "small", "--data", str(data), "--run", str(run), "--train.max_steps", "12"]
+    return longplay([*own, *words], run.with_suffix(".log"))
+
+
+def test_the_table_shows_every_part_and_adds_up(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "plain")
+    printed = train(data, tmp_path / "run", "--profile", "4")
+    milliseconds = {
+        name: float(value) for name, value in re.findall(r"^ *(\S.*?) +([\d.]+) +[\d.]+%", printed, re.M)
+    }
+    assert set(PHASES) | {"the rest", "step"} <= set(milliseconds)
+    parts = sum(milliseconds[name] for name in (*PHASES, "the rest"))
+    assert parts == pytest.approx(milliseconds["step"], abs=0.1)
+    assert milliseconds["the rest"] < 0.5 * milliseconds["step"]
+    trace = json.loads(gzip.decompress((tmp_path / "run/profile/rank-0.json.gz").read_bytes()))
+    names = [event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert names.count("longplay: step") == 4
+    assert read_metrics(tmp_path / "run", "train/loss") == read_metrics(tmp_path / "plain", "train/loss")
+
+
+def test_a_run_that_ends_sooner_says_that_nothing_was_profiled(data: Path, tmp_path: Path) -> None:
+    printed = train(data, tmp_path / "run", "--profile")
+    assert "profile  nothing: needs 25 steps, and there were 12" in printed
+    assert not (tmp_path / "run/profile").exists()
+
+
+def test_a_number_of_steps_that_is_none_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "demo", "--data", str(data), "--run", str(tmp_path / "run"), "--profile", "0"])
+    assert stopped.value.code == 2
+    assert "--profile" in capsys.readouterr().err

@@ -1,0 +1,357 @@
+"""`longplay report`: its tables are what a few lines of arithmetic say, and nothing is left out of them."""
+
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from support.made_up_sweeps import MadeUpSweep, made_up_run, write_evaluation
+
+from longplay.launch.cli import main
+from longplay.launch.reports.data import collect
+from longplay.launch.reports.groups import group_runs
+from longplay.launch.reports.tables import accuracy_tables
+
+HITS = {  # (model, context length) -> hit@10 of each seed
+    ("sasrec", 50): (0.10, 0.12),
+    ("mambarec", 50): (0.11, 0.15),
+    ("sasrec", 100): (0.20, 0.22),
+    ("mambarec", 100): (0.19, 0.21),
+}
+
+
+def made_up_study(path: Path) -> Path:
+    """Two models, two lengths and two seeds, all finished."""
+    made = MadeUpSweep(path)
+    for (model, length), hits in HITS.items():
+        slow = length / 50 * (2 if model == "sasrec" else 1)
+        for seed, hit10 in enumerate(hits):
+            path = made.add(model=model, context_length=length, seed=seed)
+            made_up_run(
+                path,
+                model=model,
+                context_length=length,
+                seed=seed,
+                hit10=hit10,
+                step_ms=10 * slow,
+                events_per_s=1000 / slow,
+                peak_gib=slow,
+            )
+    made.write()
+    return made.path
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up_study(tmp_path_factory.mktemp("sweep") / "study")
+
+
+@pytest.fixture(scope="module")
+def reported(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report of `sweep`."""
+    return report(sweep, out=tmp_path_factory.mktemp("report") / "out")
+
+
+def rows_of(file: Path, **wanted: str) -> list[dict[str, str]]:
+    """Rows of a CSV file in which the named columns have these values."""
+    with open(file, newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def the_row(file: Path, **wanted: str) -> dict[str, str]:
+    rows = rows_of(file, **wanted)
+    assert len(rows) == 1, (wanted, rows)
+    return rows[0]
+
+
+def report(*paths: Path, out: Path) -> Path:
+    assert main(["report", *map(str, paths), "--out", str(out)]) == 0
+    return out
+
+
+def test_accuracy_is_mean_and_sample_deviation_over_seeds(reported: Path) -> None:
+    for (model, length), hits in HITS.items():
+        name = {"sasrec": "SASRec", "mambarec": "MambaRec"}[model]
+        for kind, factor in (("full", 0.8), ("full_unseen", 1.0), ("sampled100", 2.0)):
+            row = the_row(reported / "accuracy.csv", model=name, context_length=str(length), kind=kind)
+            for metric, share in (("hit@10", 1), ("ndcg@10", 0.5), ("hit@20", 2), ("ndcg@20", 1)):
+                values = [factor * share * hit for hit in hits]
+                assert float(row[metric]) == pytest.approx(statistics.fmean(values))
+                assert float(row[f"{metric}_sd"]) == pytest.approx(statistics.stdev(values))
+            assert (row["runs"], row["finished"]) == ("2", "2")
+    assert len(rows_of(reported / "accuracy.csv")) == len(HITS) * 3
+    assert [row["full_unseen/hit@10"] for row in rows_of(reported / "runs.csv", context_length="50")] == [
+        *("0.1", "0.12", "0.11", "0.15")
+    ]
+
+
+def test_the_best_of_each_length_is_bold_and_nothing_else(reported: Path) -> None:
+    page = (reported / "report.md").read_text()
+    assert (
+        "| 50 | SASRec | 0.1100 ± 0.0141 | 0.0550 ± 0.0071 | 0.2200 ± 0.0283 | 0.1100 ± 0.0141 | 2 |" in page
+    )
+    assert "| 50 | MambaRec | **0.1300 ± 0.0283** | **0.0650 ± 0.0141** | **0.2600" in page
+    assert "| 100 | SASRec | **0.2100 ± 0.0141** |" in page
+    assert "| 100 | MambaRec | 0.2000 ± 0.0141 |" in page
+    assert len(re.findall(r"\*\*", page)) == 2 * 4 * 2 * 3  # metrics, lengths, kinds
+
+
+def test_costs_are_medians_and_multiples_of_sasrec(reported: Path) -> None:
+    row = the_row(reported / "efficiency.csv", model="MambaRec", context_length="100")
+    expected = {
+        "train_peak_gib": 2.0,
+        "eval_peak_gib": 4.0,
+        "seconds_per_epoch": 0.2,  # 10 steps of 20 ms; the first step, 50 times as slow, is left out
+        "events_per_s": 500.0,
+        "eval_s": 4.0,
+    }
+    for name, value in expected.items():
+        assert float(row[name]) == pytest.approx(value)
+        assert float(row[f"{name}_of_sasrec"]) == pytest.approx(2.0 if name == "events_per_s" else 0.5)
+    page = (reported / "report.md").read_text()
+    assert "| 100 | MambaRec | 2.00 (0.50×) |" in page
+
+
+def test_no_multiple_is_given_across_kinds_of_devices(tmp_path: Path) -> None:
+    sweep = made_up_study(tmp_path / "study")
+    for file in sweep.glob("runs/m-sasrec-L50-*/evaluation/test.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "cuda"}))
+    out = report(sweep, out=tmp_path / "out")
+    row = the_row(out / "efficiency.csv", model="MambaRec", context_length="50")
+    assert (row["events_per_s"], row["ranks"]) == ("1000.0", "1 × cpu")
+    assert row["events_per_s_of_sasrec"] == ""
+
+
+def test_a_run_in_training_is_compared_with_sasrec_already(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "runs" / "a", model="sasrec")
+    made_up_run(tmp_path / "runs" / "b", model="mambarec", events_per_s=3000, hit10=None)
+    out = report(tmp_path / "runs", out=tmp_path / "out")
+    row = the_row(out / "efficiency.csv", model="MambaRec")
+    assert (row["events_per_s_of_sasrec"], row["eval_s"], row["ranks"]) == ("3.0", "", "cpu")
+
+
+def test_training_time_of_a_validation_sums_the_steps_before_it(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "run", step_ms=100, validations=(0.1, 0.2))
+    (run,) = collect([tmp_path / "run"])
+    assert run.curve.seconds == pytest.approx([5.0 + 0.9, 5.0 + 1.9])
+    assert run.curve.values == [0.1, 0.2]
+
+
+def test_steps_that_were_not_logged_take_as_long_as_the_next_logged(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "run", validations=(), hit10=None)
+    lines = [(1, "perf/step_ms", 900), (10, "perf/step_ms", 100), (20, "perf/step_ms", 200)]
+    lines += [(12, "eval_full_unseen/ndcg@10", 0.1), (25, "eval_full_unseen/ndcg@10", 0.2)]
+    text = "".join(json.dumps(dict(zip(("step", "tag", "value"), x, strict=True))) + "\n" for x in lines)
+    (tmp_path / "run" / "metrics.jsonl").write_text(text + '{"step": 26, "ta')
+    (run,) = collect([tmp_path / "run"])
+    assert run.curve.seconds == pytest.approx([0.9 + 0.9 + 0.4, 0.9 + 0.9 + 2.0 + 1.0])
+
+
+def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    made = MadeUpSweep(tmp_path / "study")
+    made_up_run(made.add(seed=0), seed=0)
+    made_up_run(made.add(seed=1, job_id="7"), seed=1, hit10=None)
+    made.add(seed=2)
+    made.add(seed=3, job_id="9_1")
+    made.add(model="gru4rec", job_id="9_2")
+    logs = made.path / "submitit"
+    old = "longplay: job m, start 1, on n\nlongplay: error: from before\nlongplay: job m, start 2, on n\n"
+    (logs / "9_2_0_log.out").write_text(old + "x\nlongplay: error on rank 0: no | space <left>\nlater\n")
+    (logs / "7_0_log.out").write_text(old)
+    made.write()
+
+    out = report(made.path, out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "5 runs: 1 finished, 1 unfinished, 2 missing, 1 failed" in printed
+    assert "m-gru4rec-L50-s0: on rank 0: no | space <left>" in printed
+    states = {row["run"]: (row["state"], row["error"], row["progress"]) for row in rows_of(out / "runs.csv")}
+    assert states == {
+        "m-sasrec-L50-s0": ("finished", "", ""),
+        "m-sasrec-L50-s1": (
+            "unfinished",
+            "",
+            "step 30, epoch 3 of at most 20, not evaluated; last said: m, start 2, on n",
+        ),
+        "m-sasrec-L50-s2": ("missing", "", "not submitted"),
+        "m-sasrec-L50-s3": ("missing", "", "submitted as 9_1"),
+        "m-gru4rec-L50-s0": ("failed", "on rank 0: no | space <left>", ""),
+    }
+    page = (out / "report.md").read_text()
+    assert "| 50 | GRU4Rec | – | – | – | – | 0 of 1 (1 failed) |" in page
+    assert "| 50 | SASRec | 0.1000 | 0.0500 | 0.2000 | 0.1000 | 1 of 4 (1 unfinished, 2 missing) |" in page
+    assert r"| m-gru4rec-L50-s0 | **failed** | on rank 0: no \| space \<left> |" in page
+    assert "no | space &lt;left&gt;" in (out / "report.html").read_text()
+
+
+def test_a_killed_task_is_what_slurm_said_and_logs_are_of_that_job_alone(tmp_path: Path) -> None:
+    made = MadeUpSweep(tmp_path / "study")
+    made_up_run(made.add(job_id="5"), hit10=None)
+    made.write()
+    start = "longplay: job m-sasrec-L50-s0, start 1, on n\n"
+    (made.path / "submitit" / "5_1_0_log.out").write_text(start + "longplay: error: of another job\n")
+    (made.path / "submitit" / "5_0_log.out").write_text(start + "srun: error: n: task 0: Killed\nsrun: end\n")
+    (run,) = collect([made.path])
+    assert (run.state, run.error) == ("failed", "srun: error: n: task 0: Killed")
+
+
+def test_a_sweep_of_which_nothing_ran_yet_is_reported(tmp_path: Path) -> None:
+    made = MadeUpSweep(tmp_path / "study")
+    made.add()
+    made.write()
+    assert main(["report", str(made.path)]) == 0
+    page = (made.path / "report" / "report.md").read_text()
+    assert "1 runs: 1 missing." in page
+    assert "| 50 | SASRec | – | – | – | – | 0 of 1 (1 missing) |" in page
+    assert list((made.path / "report" / "plots").iterdir()) == []
+
+
+def test_a_damaged_evaluation_is_a_failure_that_says_so(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "run")
+    file = tmp_path / "run" / "evaluation" / "test.json"
+    file.write_text(file.read_text()[:40])
+    (run,) = collect([tmp_path / "run"])
+    assert run.state == "failed"
+    assert run.error is not None
+    assert run.error.startswith("evaluation/test.json: cannot be read")
+
+
+def test_variants_of_an_ablation_are_compared_with_each_other(tmp_path: Path) -> None:
+    made = MadeUpSweep(tmp_path / "dropout")
+    for variant, hit10 in (("0.0", 0.2), ("0.1", 0.3), ("0.5", 0.1)):
+        made_up_run(made.add(grid="dropout", variant=variant), hit10=hit10)
+    made.write()
+    out = report(made.path, out=tmp_path / "out")
+    page = (out / "report.md").read_text()
+    assert "## Accuracy" not in page
+    assert (
+        "| 50 | SASRec | 0.1 | **0.3000** | **0.1500** | **0.6000** | **0.3000** | 0.20 | 1.00 | 1 |" in page
+    )
+    row = the_row(out / "ablation.csv", variant="0.5", kind="full_unseen")
+    assert (row["grid"], row["hit@10"], row["hit@10_sd"]) == ("dropout", "0.1", "")
+    assert (out / "plots" / "ablation-dropout.png").is_file()
+
+
+def test_run_folders_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "a", seed=0, hit10=0.1)
+    made_up_run(tmp_path / "b", seed=1, hit10=0.3)
+    made_up_run(tmp_path / "c", seed=0, hit10=0.5, lr=0.1)
+    made_up_run(tmp_path / "d", seed=0, hit10=0.7, lr=0.1)  # the same seed again is no second sample
+    groups = group_runs(collect([tmp_path / name for name in "abcd"]))
+    assert {group.label: [run.name for run in group.runs] for group in groups} == {
+        "SASRec (a)": ["a", "b"],
+        "SASRec (c)": ["c"],
+        "SASRec (d)": ["d"],
+    }
+    assert [run.name for run in collect([tmp_path])] == ["a", "b", "c", "d"]
+
+
+def test_the_same_models_of_two_sweeps_are_told_apart(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        made = MadeUpSweep(tmp_path / name)
+        made_up_run(made.add())
+        made.write()
+    groups = group_runs(collect([tmp_path / "first", tmp_path / "second"]))
+    assert [group.label for group in groups] == ["SASRec (first)", "SASRec (second)"]
+
+
+class Resources(HTMLParser):
+    """Collects the addresses that a page would load, and its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")
+        ]
+
+
+def test_the_html_page_loads_nothing(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
+    page = Resources()
+    page.feed(text)
+    assert [address for address in page.addresses if not address.startswith("#")] == []
+    assert re.findall(r"url\((?!#)|@import", text) == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert page.tags.count("svg") == 3
+    assert text.count("<strong>") == 2 * 4 * 3
+
+
+def test_figures_come_as_png_and_svg_and_the_same_twice(reported: Path, sweep: Path, tmp_path: Path) -> None:
+    first, second = reported, report(sweep, out=tmp_path / "two")
+    names = sorted(file.name for file in (first / "plots").iterdir())
+    assert names == [
+        f"{kind}-m.{end}" for kind in ("accuracy", "efficiency", "time") for end in ("png", "svg")
+    ]
+    for file in first.rglob("*.*"):
+        assert file.read_bytes() == (second / file.relative_to(first)).read_bytes(), file.name
+
+
+def test_figures_of_an_earlier_report_go_and_other_files_stay(sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots" / "accuracy-gone.png").write_text("old")
+    (out / "plots" / "mine.png").write_text("mine")
+    report(sweep, out=out)
+    assert not (out / "plots" / "accuracy-gone.png").exists()
+    assert (out / "plots" / "mine.png").read_text() == "mine"
+
+
+def test_a_metric_that_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "run")
+    write_evaluation(tmp_path / "run", 0.1)
+    file = tmp_path / "run" / "evaluation" / "test.json"
+    saved = json.loads(file.read_text())
+    saved["full_unseen"].pop("hit@20")
+    file.write_text(json.dumps(saved))
+    (table, *_) = accuracy_tables(group_runs(collect([tmp_path / "run"])))
+    assert [cell.text for cell in table.rows[0]] == ["50", "SASRec", "0.1000", "0.0500", "–", "0.1000", "1"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is no sweep (no sweep.json) and no run folder"),
+        (lambda path: (path / "sweep.json").write_text("{"), "sweep.json: cannot be read"),
+        (
+            lambda path: (path / "sweep.json").write_text('{"jobs": {"x": {"run": "r"}}}'),
+            "job x cannot be read",
+        ),
+        (lambda path: (path / "sweep.json").write_text('{"jobs": {}}'), "there are no runs"),
+        (lambda path: (path / "config.json").write_text("{}"), "config.json: is damaged"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_in_one_line(
+    make, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("longplay: error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(sweep), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_reporting_imports_neither_torch_nor_deepspeed() -> None:
+    code = (
+        "import sys, longplay.launch.report, longplay.launch.reports.plots\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'deepspeed')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,0 +1,273 @@
+"""A sweep's grid, its folder, and its runs on this machine. tests/slurm has its runs on Slurm."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.commands import Command, longplay
+from support.runs import small_dataset, small_settings
+
+from longplay.launch.cli import main
+from longplay.launch.settings import recipes
+from longplay.launch.settings.config import ConfigError
+from longplay.launch.sweeps.arguments import parse_minutes
+from longplay.launch.sweeps.cluster import surroundings_forgotten
+from longplay.launch.sweeps.folder import SweepFolder
+from longplay.launch.sweeps.grid import GRIDS, SweepGrid, named_datasets
+from longplay.launch.sweeps.job import evaluation_file
+from longplay.launch.sweeps.job_log import last_error
+from longplay.launch.sweeps.status import Progress, sweep_status
+
+SMALL = ["--encoder.d_model", "16", "--encoder.headdim", "8", "--data.rows_per_step", "24"]
+SMALL += ["--train.device", "cpu", "--train.log_every_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.RECIPES, "small", small_settings)
+
+
+def grid(data: Path, **settings: Any) -> SweepGrid:
+    return SweepGrid(datasets=(("data", str(data)),), **settings)
+
+
+# ---------------------------------------------------------------------- the grid
+
+
+def test_the_study_is_lengths_by_models_by_seeds(data: Path) -> None:
+    jobs = grid(data, context_lengths=(250, 500), seeds=(0, 1)).jobs()
+    assert len(jobs) == len({job.name for job in jobs}) == 2 * 5 * 2
+    assert jobs[0].name == "data-gru4rec-L250-s0"
+    last = jobs[-1].config
+    assert (last.encoder.model, last.context_length, last.seed) == ("moematrrec", 500, 1)
+
+
+@pytest.mark.parametrize("name", [name for name, varied in GRIDS.items() if varied])
+def test_an_ablation_varies_its_setting_alone(name: str, data: Path) -> None:
+    varied = GRIDS[name]
+    assert varied is not None
+    jobs = grid(data, grid=name, recipes=("sasrec",)).jobs()
+    assert [job.variant for job in jobs] == list(varied[1])
+    section, field = varied[0].split(".")
+    values = [getattr(getattr(job.config, section), field) for job in jobs]
+    assert [str(value).lower() for value in values] == list(varied[1])
+    assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_slots_per_step_holds_at_all_lengths(data: Path) -> None:
+    jobs = grid(data, recipes=("sasrec",), context_lengths=(250, 1000, 5000), slots_per_step=12_000).jobs()
+    assert [job.config.data.rows_per_step for job in jobs] == [48, 12, 12]
+
+
+def test_overrides_reach_every_run(data: Path) -> None:
+    jobs = grid(data, overrides=("--train.max_epochs", "5")).jobs()
+    assert {job.config.train.max_epochs for job in jobs} == {5}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "said"),
+    [
+        (("--seed", "1"), {}, "--seeds"),
+        (("--context_length", "9"), {}, "--context-lengths"),
+        (("--encoder.dropout", "0.1"), {"grid": "dropout"}, "--grid"),
+        (("--data.rows_per_step", "12"), {"slots_per_step": 12}, "--slots-per-step"),
+        (("--train.lrr", "1"), {}, "did you mean --train.lr"),
+        ((), {"recipes": ("sasreck",)}, "did you mean sasrec"),
+    ],
+)
+def test_what_cannot_be_set_is_one_line(
+    data: Path, overrides: tuple[str, ...], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        grid(data, overrides=overrides, **settings).jobs()
+
+
+def test_datasets_have_names(data: Path, tmp_path: Path) -> None:
+    assert named_datasets([str(data), f"ml={data}"]) == (("data", str(data)), ("ml", str(data)))
+    other = tmp_path / "data"
+    other.mkdir()
+    (other / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="--data OTHER="):
+        named_datasets([str(data), str(other)])
+    with pytest.raises(ConfigError, match="longplay prepare"):
+        named_datasets([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:30", 91), ("24:00:00", 1440), ("1-12", 2160), ("2-00:00:00", 2880), ("0:01:00", 1)],
+)
+def test_times_are_read_as_sbatch_does(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+def test_a_sweep_is_read_as_it_was_written(data: Path, tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.add(grid(data, recipes=("sasrec", "mambarec")).jobs())
+    folder.write()
+    assert SweepFolder(tmp_path / "sweep").jobs == folder.jobs
+
+
+def test_a_larger_grid_adds_jobs_and_another_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.add(grid(data, recipes=("sasrec",)).jobs())
+    folder.add(grid(data, recipes=("sasrec",), seeds=(0, 1), overrides=("--train.timeout_s", "9")).jobs())
+    assert len(folder.jobs) == 2
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.008 -> 0\.5; *|train\.lr"):
+        folder.add(grid(data, recipes=("sasrec",), overrides=("--train.lr", "0.5")).jobs())
+    with pytest.raises(ConfigError, match="was begun on"):
+        folder.add(SweepGrid(datasets=(("data", "/elsewhere"),), recipes=("sasrec",)).jobs())
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ConfigError, match="not empty"):
+        SweepFolder(tmp_path)
+
+
+def test_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    with folder.locked():
+        assert folder.holder() == os.getpid()
+        with pytest.raises(ConfigError, match="another sweep command"), folder.locked():
+            pass
+    assert folder.holder() is None
+
+
+def test_the_first_error_of_the_last_start_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "1_0_log.out"
+    log.write_text(
+        "longplay: job a, start 1, on node1\nlongplay: error: of old\n"
+        "longplay: job a, start 2, on node1\nnoise\nValueError: the sky has fallen\nRuntimeError: so\n"
+    )
+    assert last_error([tmp_path / "none", log]) == "ValueError: the sky has fallen"
+
+
+def test_progress_is_read_from_a_run_that_is_being_written(data: Path, tmp_path: Path) -> None:
+    (spec,) = grid(data, recipes=("sasrec",), overrides=("--train.max_steps", "50")).jobs()
+    tags = {"train/epoch": 0.5, "perf/step_ms": 2000.0}
+    lines = [json.dumps({"step": 10, "tag": tag, "value": value}) for tag, value in tags.items()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 11, "ta']))
+    at = Progress.read(tmp_path, spec)
+    assert (at.step, at.total, at.seconds_left) == (10, 50, 80.0)
+
+
+def test_the_surrounding_job_is_forgotten_but_not_which_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a", "SLURM_JOB_ID": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with surroundings_forgotten():
+        kept = {n for n in os.environ if n.startswith(("SLURM", "SBATCH", "RANK"))}
+    assert kept == {"SLURM_CONF", "SBATCH_ACCOUNT"}
+    assert os.environ["SLURM_JOB_ID"] == "1"
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_a_dry_run_says_steps_and_memory_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    words = ["--data", str(data), "--out", str(out), "--context-lengths", "40,80", "--dry-run", *SMALL]
+    assert main(["sweep", *words]) == 0
+    said = capsys.readouterr().out
+    assert len([line for line in said.splitlines() if " new " in line and "GiB" in line]) == 10
+    assert not out.exists()
+
+
+def test_status_and_cancel_need_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for what in ("--status", "--cancel"):
+        assert main(["sweep", "--out", str(tmp_path), what]) == 2
+        assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_slurm_that_is_not_there_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["--data", str(data), "--out", str(tmp_path / "sweep"), "--cluster", "slurm"]
+    assert main(["sweep", *words]) == 2
+    assert capsys.readouterr().err.startswith("longplay: error: --cluster slurm: there is no sbatch")
+
+
+def test_two_runs_in_one_process_then_nothing_is_left(small: None, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "small", "--context-lengths", "40"]
+    words += ["--seeds", "0", "1", "--cluster", "debug", "--train.max_steps", "6"]
+    assert "2 finished, 0 not" in longplay(words, tmp_path / "log")
+    folder = SweepFolder(out)
+    assert [status.state for status in sweep_status(folder)] == ["finished", "finished"]
+    for spec in folder.jobs.values():
+        for split in ("validation", "test"):
+            saved = json.loads(evaluation_file(spec.run(out), split).read_text())
+            assert saved["step"] == 6
+            assert saved["split"] == split
+            assert saved["peak_gib"] > 0
+            assert "ndcg@10" in saved["full"]
+    again = longplay(["sweep", "--out", str(out), "--cluster", "debug"], tmp_path / "log")
+    assert "2 finished or under way, none to submit" in again
+    assert "2/2" not in again
+
+
+def test_jobs_here_save_when_the_sweep_is_stopped_and_go_on_with_it(data: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "sasrec"]
+    words += ["--context-lengths", "40", "--cluster", "local", "--train.max_steps", "100", *SMALL]
+    metrics = out / "runs" / "data-gru4rec-L40-s0" / "metrics.jsonl"
+    first = Command(words, log)
+    first.signal_when(signal.SIGTERM, lambda: metrics.exists() and metrics.stat().st_size > 2000)
+    assert first.wait() != 0
+    statuses = sweep_status(SweepFolder(out))
+    assert [status.state for status in statuses] == ["stopped", "new"]
+    assert "finished all 2 runs" in longplay(words, log)
+    assert "resuming from" in SweepFolder(out).logs("data-gru4rec-L40-s0")[0].read_text()
+
+
+def test_a_run_that_fails_says_why_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    words = [
+        "sweep",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--models",
+        "gru4rec",
+        "--context-lengths",
+        "40",
+    ]
+    words += [
+        "--seeds",
+        "0",
+        "1",
+        "--cluster",
+        "local",
+        "--max-parallel",
+        "2",
+        "--train.max_steps",
+        "3",
+        *SMALL,
+    ]
+    in_the_way = out / "runs" / "data-gru4rec-L40-s0"
+    Command([*words, "--dry-run"], log).wait()
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file")
+    (out / "sweep.json").write_text(
+        json.dumps({"version": 1, "created": "", "updated": "", "git_commit": None, "jobs": {}})
+    )
+    assert Command(words, log).wait() == 1
+    statuses = sweep_status(SweepFolder(out))
+    assert [status.state for status in statuses] == ["failed", "finished"]
+    assert statuses[0].error is not None
+    assert statuses[0].error.endswith("is a file; give a folder")

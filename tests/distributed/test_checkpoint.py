@@ -1,0 +1,208 @@
+"""Checkpoints: any number of ranks to any other, and nothing but a whole one is ever taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.ranks import run_ranks
+from torch import nn
+from torch.nn import functional as F
+
+from longplay.distributed.checkpoints.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    load_checkpoint,
+    load_encoder_weights,
+    open_checkpoint,
+    prune_checkpoints,
+    write_json,
+)
+from longplay.distributed.checkpoints.writer import CheckpointWriter, save_checkpoint
+from longplay.distributed.engine import EncoderEngine, EngineConfig
+from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.runtime.world import World
+from longplay.distributed.table.item_table import ItemTable, ItemTableConfig
+
+NUM_ITEMS, WIDTH = 101, 6
+
+
+def build(world: World, update: Any, stage: Any) -> tuple[nn.Module, ItemTable, EncoderEngine]:
+    encoder = nn.Sequential(nn.Linear(WIDTH, 7), nn.Linear(7, WIDTH))
+    table = ItemTable(ItemTableConfig(update=update), num_items=NUM_ITEMS, width=WIDTH, world=world, seed=1)
+    return encoder, table, EncoderEngine(encoder, table, EngineConfig(zero_stage=stage), world)
+
+
+def one_step(table: ItemTable, engine: EncoderEngine) -> None:
+    items = torch.arange(1, 50) + 2 * table.world.rank
+    plan, index = table.plan(items)
+    rows = table.lookup(plan)
+    engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
+    assert rows.grad is not None
+    table.add_row_gradients(plan, rows.grad)
+    engine.step(lr=0.01, loss=torch.ones(()), at="in a test")
+
+
+def everything(table: ItemTable, engine: EncoderEngine) -> dict[str, torch.Tensor]:
+    """The whole state in item order, on this rank's rows, and the whole encoder."""
+    return {**engine.state(), **{f"table/{name}": value.clone() for name, value in table.state().items()}}
+
+
+def save(world: World, root: Path, update: str, stage: int) -> dict[str, torch.Tensor]:
+    _, table, engine = build(world, update, stage)
+    for _ in range(2):
+        one_step(table, engine)
+    save_checkpoint(root, engine, table, step=2, extra={"note": "kept"})
+    return everything(table, engine)
+
+
+def load(world: World, root: Path, update: str, stage: int) -> dict[str, torch.Tensor]:
+    _, table, engine = build(world, update, stage)
+    checkpoint, problems = latest_checkpoint(root)
+    assert checkpoint is not None
+    assert not problems
+    assert checkpoint.state["note"] == "kept"
+    load_checkpoint(checkpoint, engine, table)
+    loaded = everything(table, engine)
+    one_step(table, engine)  # and it can go on
+    return loaded
+
+
+@pytest.mark.parametrize(("update", "stages"), [("row_sparse", (1, 3)), ("zero_dense", (3, 3))])
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
+def test_any_number_of_ranks_reads_what_any_other_wrote(
+    tmp_path: Path, before: int, after: int, update: str, stages: tuple[int, int]
+) -> None:
+    saved = run_ranks(save, before, tmp_path, update, stages[0])
+    loaded = run_ranks(load, after, tmp_path, update, stages[1])
+    for name, value in saved[0].items():
+        if name.startswith("table/"):
+            whole = [torch.cat([part[name] for part in parts]) for parts in (saved, loaded)]
+            assert torch.equal(*whole), name
+        else:
+            assert all(torch.equal(part[name], value) for part in loaded), name
+
+
+def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> None:
+    run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    (tmp_path / ".writing-step-000000009").mkdir()
+    (tmp_path / "step-000000008").mkdir()
+    checkpoint, problems = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    empty = tmp_path / "step-000000008"
+    assert problems == {empty: f"{empty}: there is no checkpoint (no state.json)"}
+
+    for damage in ("bit", "length", "gone"):
+        file = next(checkpoint.path.glob("table-*"))
+        content = file.read_bytes()
+        if damage == "bit":
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        elif damage == "length":
+            file.write_bytes(content[:-1])
+        else:
+            file.unlink()
+        with pytest.raises(CheckpointError, match=file.name):
+            open_checkpoint(checkpoint.path)
+        with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path} is whole: .*{file.name}"):
+            latest_checkpoint(tmp_path)
+        file.write_bytes(content)
+    assert open_checkpoint(checkpoint.path).step == 2
+
+
+def load_into_another_table(world: World, root: Path) -> str:
+    table = ItemTable(ItemTableConfig(), num_items=NUM_ITEMS + 1, width=WIDTH, world=world, read_only=True)
+    checkpoint, _ = latest_checkpoint(root)
+    assert checkpoint is not None
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(checkpoint, None, table)
+    return str(caught.value)
+
+
+def test_a_checkpoint_of_another_table_or_encoder_is_refused(tmp_path: Path) -> None:
+    run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    assert "num_items is 101, this run's is 102" in run_ranks(load_into_another_table, 1, tmp_path)[0]
+    checkpoint, _ = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(CheckpointError, match="its encoder is another"):
+        load_encoder_weights(checkpoint, nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)))
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    run_ranks(save, 2, tmp_path, "row_sparse", 1)
+    names = sorted(path.suffix for path in (tmp_path / "step-000000002").iterdir())
+    assert names == [".json", ".safetensors", ".safetensors", ".safetensors"]
+
+
+def test_pruning_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        (tmp_path / checkpoint_name(step)).mkdir()
+    prune_checkpoints(tmp_path, {checkpoint_name(1)}, last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint_name(step) for step in (1, 3, 4)]
+
+
+def test_pruning_does_not_count_the_damaged_and_deletes_them(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        (tmp_path / checkpoint_name(step)).mkdir()
+    damaged = [tmp_path / checkpoint_name(step) for step in (2, 4)]
+    prune_checkpoints(tmp_path, set(), last=1, damaged=damaged)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(3)]
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    write_json(tmp_path / "x.json", {"a": 2})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def save_and_go_on(world: World, root: Path, background: Any) -> None:
+    _, table, engine = build(world, "row_sparse", 1)
+    writer = CheckpointWriter(root, world, background=background)
+    for step in range(1, 7):
+        one_step(table, engine)
+        if step % 2 == 0:
+            writer.save(engine, table, step=step, extra={})
+    writer.wait()
+    torch.distributed.barrier()
+
+
+def test_what_is_written_in_the_background_is_what_was_there_when_it_began(tmp_path: Path) -> None:
+    contents = []
+    for background in ("always", "never"):
+        root = tmp_path / background
+        root.mkdir()
+        run_ranks(save_and_go_on, 2, root, background)
+        contents.append({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("step-*/*")})
+    assert len(contents[0]) == 3 * 4
+    assert contents[0] == contents[1]
+
+
+def fail_in_the_background(world: World, root: Path) -> str:
+    _, table, engine = build(world, "row_sparse", 1)
+    writer = CheckpointWriter(root, world, background="always")
+    writer.save(engine, table, step=1, extra={})
+    writer.wait()
+    (root / "step-000000001").rename(root.parent / "step-000000001")
+    root.rmdir()
+    writer.save(engine, table, step=2, extra={})
+    with pytest.raises(CheckpointError) as caught:
+        writer.wait()
+    writer.check()  # told once
+    return str(caught.value)
+
+
+def test_a_save_that_fails_in_the_background_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (message,) = run_ranks(fail_in_the_background, 1, tmp_path / "checkpoints")
+    assert "checkpoints: the folder was removed while the run was going" in message
+
+
+def test_a_changed_state_is_damage(tmp_path: Path) -> None:
+    run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    file = tmp_path / "step-000000002" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "table_steps": 3}))
+    with pytest.raises(CheckpointError, match=r"state\.json: its content differs"):
+        open_checkpoint(file.parent)

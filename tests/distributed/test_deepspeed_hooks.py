@@ -1,0 +1,94 @@
+"""Every private part of DeepSpeed that distributed/ rests on, so that an upgrade fails here, by name."""
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+from support.ranks import run_ranks
+from torch import nn
+
+from longplay.distributed.engine import EncoderEngine, EngineConfig
+from longplay.distributed.runtime.world import World
+from longplay.distributed.table.item_table import ItemTable, ItemTableConfig
+from longplay.distributed.zero.deepspeed_env import comm, deepspeed
+from longplay.distributed.zero.parameter import forbid_gather, zero_parameter
+
+
+def parameters_of(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]  # any callable
+
+
+def test_the_version_is_the_pinned_one() -> None:
+    assert deepspeed.__version__.split("+")[0] == "0.19.8"
+
+
+def test_the_shared_memory_op_can_be_switched_off_by_name() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
+    assert builder is None or builder.NAME == "deepspeed_shm_comm"
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+def test_zero_init_converts_one_parameter() -> None:
+    assert parameters_of(deepspeed.zero.Init._convert_to_deepspeed_param) == ["self", "param"]
+    assert parameters_of(deepspeed.zero.Init._aligned_size) == ["self", "param"]
+
+
+def test_both_optimizers_clip_in_one_overridable_place() -> None:
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    for optimizer, first in (
+        (DeepSpeedZeroOptimizer, "grad_groups_flat"),
+        (DeepSpeedZeroOptimizer_Stage3, "sub_group_id"),
+    ):
+        source = inspect.getsource(optimizer)
+        assert f"def unscale_and_clip_grads(self, {first}, total_norm)" in source
+        assert source.count("self.unscale_and_clip_grads(") >= 1
+    for name in ("_get_fp32_grad_state_partition", "_get_fp32_opt_state_partition"):
+        assert hasattr(DeepSpeedZeroOptimizer_Stage3, name)
+    for name in ("_lazy_init_hp_params_optimizer_state", "update_lp_params"):
+        assert hasattr(DeepSpeedZeroOptimizer, name)
+
+
+def attributes_of_a_built_engine(world: World, stage: int) -> list[str]:
+    table = ItemTable(ItemTableConfig(), num_items=10, width=4, world=world)
+    engine = EncoderEngine(nn.Linear(4, 4), table, EngineConfig(zero_stage=stage), world)  # type: ignore[arg-type]  # parametrised number
+    return [name for name in dir(engine.engine.optimizer) if not name.startswith("__")]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_built_optimizer_has_the_attributes_we_read(stage: int) -> None:
+    common = {"optimizer", "overflow", "param_groups", "unscale_and_clip_grads"}
+    own = (
+        {"fp32_partitioned_groups_flat", "fp16_groups"} if stage == 3 else {"single_partition_of_fp32_groups"}
+    )
+    assert common | own <= set(run_ranks(attributes_of_a_built_engine, 1, stage)[0])
+
+
+def gather_a_forbidden_parameter(world: World) -> tuple[bool, str]:
+    parameter = zero_parameter(torch.arange(8.0).view(4, 2) + world.rank, 8, trainable=False)
+    untouched = torch.equal(parameter.ds_tensor.view(4, 2), torch.arange(8.0).view(4, 2) + world.rank)  # type: ignore[attr-defined]  # DeepSpeed's own
+    forbid_gather(parameter)
+    with pytest.raises(AssertionError) as caught:
+        parameter.all_gather()  # type: ignore[attr-defined]  # DeepSpeed's own
+    return untouched, str(caught.value)
+
+
+def test_a_parameter_built_from_partitions_keeps_them_and_refuses_to_be_gathered() -> None:
+    for untouched, message in run_ranks(gather_a_forbidden_parameter, 2):
+        assert untouched
+        assert "gather the whole item table (8, 2)" in message
+
+
+def test_collectives_take_the_arguments_we_pass() -> None:
+    source = inspect.getsource(comm.comm)
+    for call in (
+        r"all_to_all_single\(\s*output,\s*tensor,",
+        r"all_gather_into_tensor\(\s*output_tensor,\s*tensor\b",
+    ):
+        assert re.search(f"def {call}", source), call

@@ -1,0 +1,219 @@
+"""A sweep on a real Slurm: one array, disturbed on its way, finished by the same command; clear refusals."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from local_cluster import LocalCluster
+from support.commands import longplay
+from support.runs import read_metrics, small_dataset, steps_logged
+from support.slurm_jobs import Job, signal_all
+
+from longplay.launch.cli import main
+from longplay.launch.sweeps.folder import SweepFolder
+from longplay.launch.sweeps.job import evaluation_file
+from longplay.launch.sweeps.status import JobStatus, sweep_status
+
+SMALL = ["--encoder.d_model", "16", "--encoder.headdim", "8", "--encoder.d_state", "8"]
+SMALL += ["--data.rows_per_step", "24", "--train.device", "cpu", "--train.log_every_steps", "1"]
+MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def cluster(slurm_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm_cluster.env[name])
+    return slurm_cluster
+
+
+Say = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def sweep(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs `longplay sweep` in this process: its exit code, and what it printed."""
+
+    def run(*words: object) -> tuple[int, str]:
+        code = main(["sweep", *map(str, words)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def statuses(out: Path) -> dict[str, JobStatus]:
+    return {status.spec.name: status for status in sweep_status(SweepFolder(out))}
+
+
+def job_of(cluster: LocalCluster, out: Path, name: str) -> Job:
+    folder = SweepFolder(out)
+    number = folder.submissions[name].job_id
+    return Job(cluster, number, folder.submitit / f"{number}_0_log.out")
+
+
+def wait_for_end(out: Path) -> dict[str, JobStatus]:
+    """The statuses once no job is live; asked for rarely, as the jobs need the processors."""
+    deadline = time.monotonic() + 240
+    while any(status.live for status in statuses(out).values()):
+        assert time.monotonic() < deadline, statuses(out)
+        time.sleep(1)
+    return statuses(out)
+
+
+def back_in_the_queue(job: Job) -> None:
+    """Wait until the job is to start again, and let it do so without the seconds that Slurm has it wait.
+
+    Not at once: of a job that was requeued, a node refuses the credential of a start in the same second.
+    """
+    job.wait_for("PENDING")
+    job.update(StartTime="now+2")
+
+
+def ranks_of(job: Job) -> list[int]:
+    """The job's processes that train; an array's tasks have numbers of their own."""
+    text = job.cluster.call("scontrol", "show", "job", job.number)
+    number = re.findall(r"JobId=(\d+)", text)[0]
+    return Job(job.cluster, number, job.output).processes("submitit.core._submit")
+
+
+@pytest.mark.slow
+def test_a_sweep_is_one_array_and_the_same_command_finishes_what_was_cancelled_or_killed(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+) -> None:
+    out = tmp_path / "my sweep"
+    words = ["--data", data, "--out", out, "--context-lengths", 20, 40, "--cluster", "slurm", "--time", 10]
+    words += ["--max-parallel", 2, "--train.max_steps", 30, *SMALL]
+    code, said = sweep(*words)
+    assert code == 0
+    assert "10 runs, 10 to submit" in said
+    before = SweepFolder(out)
+    assert list(before.jobs) == [f"data-{model}-L{length}-s0" for length in (20, 40) for model in MODELS]
+    array = {submission.job_id.partition("_")[0] for submission in before.submissions.values()}
+    assert len(array) == 1
+
+    cancelled, killed = "data-moematrrec-L40-s0", "data-gru4rec-L20-s0"
+    cluster.call("scancel", before.submissions[cancelled].job_id)
+    victim = job_of(cluster, out, killed)
+    victim.wait(lambda: (out / "runs" / killed / "metrics.jsonl").exists(), "first step")
+    signal_all(ranks_of(victim), signal.SIGKILL)
+    code, said = sweep(*words, "--models", "recmamba", "--context-lengths", 40)
+    assert "1 runs, 1 finished or under way, none to submit" in said
+    found = wait_for_end(out)
+    assert {name for name, status in found.items() if status.state != "finished"} == {cancelled, killed}
+    assert (found[cancelled].state, found[killed].state) == ("cancelled", "failed")
+    assert str(found[killed].error).startswith("ended as FAILED")
+
+    code, said = sweep(*words, "--wait")
+    assert code == 0, said
+    after = SweepFolder(out)
+    again = {name for name in after.jobs if after.submissions[name] != before.submissions[name]}
+    assert again == {cancelled, killed}
+    assert "finished all 10 runs" in said
+    for spec in after.jobs.values():
+        saved = json.loads(evaluation_file(spec.run(out), "test").read_text())
+        assert (saved["split"], saved["ranks"]) == ("test", 1)
+        assert max(read_metrics(spec.run(out), "train/loss")) == 30
+
+    code, said = sweep(*words)
+    assert code == 0
+    assert "10 finished or under way, none to submit" in said
+    assert SweepFolder(out).submissions == after.submissions
+
+
+@pytest.mark.slow
+def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+) -> None:
+    out, name = tmp_path / "sweep", "data-gru4rec-L40-s0"
+    words = ["--data", data, "--out", out, "--models", "gru4rec", "--context-lengths", 40, "--time", 10]
+    words += ["--nodes", 2, "--partition", "main", "--train.max_steps", 300, *SMALL]
+    assert sweep(*words)[0] == 0
+    job, run = job_of(cluster, out, name), out / "runs" / name
+
+    job.wait(lambda: steps_logged(run) >= 5, "step 5")
+    cluster.call("scancel", "--signal=USR2", job.number)  # as Slurm does before the limit
+    back_in_the_queue(job)
+    began = steps_logged(run)
+    job.wait(lambda: steps_logged(run) >= began + 5, "steps after the first start")
+    cluster.call(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--chdir={tmp_path}", "--wrap=true"
+    )
+    back_in_the_queue(job)
+    assert job.wait_for_end() == "COMPLETED"
+    assert statuses(out)[name].state == "finished"
+    assert [line for line in job.says().splitlines() if "start 3" in line]
+    assert job.says().count("resuming from") == 2
+
+    alone = tmp_path / "alone"
+    train = ["train", "gru4rec", "--data", str(data), "--run", str(alone), "--context_length", "40"]
+    longplay([*train, "--seed", "0", "--train.max_steps", "300", *SMALL], tmp_path / "log")
+    undisturbed = read_metrics(alone, "train/loss")
+    assert read_metrics(run, "train/loss") == pytest.approx(undisturbed, rel=1e-3)
+
+
+def test_cancelling_the_sweep_leaves_no_job(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+) -> None:
+    out = tmp_path / "sweep"
+    words = ["--data", data, "--out", out, "--models", "gru4rec", "sasrec", "--context-lengths", 40, *SMALL]
+    assert sweep(*words, "--max-parallel", 1)[0] == 0
+    job = job_of(cluster, out, "data-gru4rec-L40-s0")
+    job.wait(lambda: statuses(out)["data-gru4rec-L40-s0"].state == "running", "start")
+    assert statuses(out)["data-gru4rec-L40-s0"].node.startswith("node")
+    code, said = sweep("--out", out, "--cancel")
+    assert code == 0
+    assert "cancelled 2 jobs" in said
+    job.wait(lambda: not any(status.live for status in statuses(out).values()), "end")
+    code, said = sweep("--out", out, "--status")
+    assert "2 runs: 2 cancelled" in said
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_named(cluster: LocalCluster, data: Path, sweep: Say) -> None:
+    out = cluster.root / "scratch" / "sweep"  # each node has a scratch of its own
+    words = ["--data", data, "--out", out, "--models", "gru4rec", "--context-lengths", 40, "--wait", *SMALL]
+    code, said = sweep(*words)
+    assert code == 1
+    assert re.search(
+        r"left no log: .*/scratch/sweep may not be on a file system that the node node\d shares", said
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--partition", "gpu"], "--partition gpu: Invalid partition name specified; there are high, main"),
+        (["--constraint", "tpu"], "sbatch refuses: Invalid feature specification"),
+        (["--models", "sasreck"], "recipe 'sasreck': there is no such recipe; did you mean sasrec?"),
+    ],
+)
+def test_a_refusal_is_one_line_and_leaves_no_job(
+    words: list[str], said: str, cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+) -> None:
+    before = cluster.call("squeue", "--noheader", "--states=all", "--format=%i")
+    code, printed = sweep("--data", data, "--out", tmp_path / "sweep", *words)
+    errors = [line for line in printed.splitlines() if "error" in line]
+    assert code == 2
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert cluster.call("squeue", "--noheader", "--states=all", "--format=%i") == before
+
+
+def test_a_dead_controller_is_one_line(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1", cluster.conf.read_text()))
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    code, said = sweep("--data", data, "--out", tmp_path / "sweep")
+    assert code == 2
+    assert said.startswith("longplay: error: Slurm's controller does not answer")
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,114 @@
+"""What the tests of data_shards share: small datasets, and the folder of the real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
+from longplay.data_shards.storage.dataset import Dataset
+
+Sequences = dict[int, list[tuple[int, int]]]
+LENIENT = PrepareOptions(max_bad_fraction=1)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def real_data(name: str) -> Path:
+    """The file `name` of the real datasets; skips the test where it is not at hand."""
+    folder = os.environ.get("LONGPLAY_TEST_DATA")
+    if not folder:
+        pytest.skip(f"needs {name}: set LONGPLAY_TEST_DATA to the folder that holds it")
+    if not (Path(folder) / name).exists():
+        pytest.skip(f"needs {name}: it is not in LONGPLAY_TEST_DATA, which is {folder}")
+    return Path(folder) / name
+
+
+class FrameSource:
+    """Events that are in memory already."""
+
+    def __init__(self, frame: pl.DataFrame, block_rows: int | None = None) -> None:
+        self.block_rows = block_rows
+        self.frame = frame.select(pl.col("user", "item", "time").cast(pl.Int64))
+
+    def describe(self) -> dict[str, object]:
+        return {"format": "frame", "paths": [], "options": {}}
+
+    def fingerprint(self) -> list[object]:
+        return [str(self.frame.hash_rows().sum())]
+
+    def max_events(self) -> int:
+        return self.frame.height
+
+    def total_weight(self) -> int:
+        return self.frame.height
+
+    def blocks(self, block_bytes: int) -> Iterator[Block]:
+        size = block_bytes if self.block_rows is None else self.block_rows
+        for part in self.frame.iter_slices(size):
+            yield FrameBlock(part)
+
+
+@dataclass(frozen=True)
+class FrameBlock:
+    """Some rows of a frame."""
+
+    frame: pl.DataFrame
+    part: str = "frame"
+
+    @property
+    def weight(self) -> int:
+        return self.frame.height
+
+    def parse(self) -> ParsedBlock:
+        columns = (self.frame[role].to_numpy() for role in ("user", "item", "time"))
+        return ParsedBlock(*columns, rows_in=self.frame.height)
+
+
+def random_events(lengths: np.ndarray, num_items: int = 200, seed: int = 0) -> pl.DataFrame:
+    """Events of users with the given lengths, interleaved over one span of time."""
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    item = (rng.random(len(user)) ** 2 * num_items).astype(np.int64)
+    return pl.DataFrame({"user": user, "item": item, "time": rng.integers(0, 10 * len(user), len(user))})
+
+
+def log_normal_lengths(num_users: int, seed: int = 0, *, least: int = 2, median: float = 20) -> np.ndarray:
+    """(num_users,) history lengths with a long tail."""
+    draws = np.random.default_rng(seed).lognormal(np.log(median), 1.0, num_users)
+    return np.maximum(least, draws.astype(np.int64))
+
+
+def make_dataset(out: Path, lengths: np.ndarray, *, num_shards: int | None = None, seed: int = 0) -> Dataset:
+    """A prepared dataset of random events with users of the given lengths."""
+    options = PrepareOptions(num_shards=num_shards)
+    prepare_dataset(FrameSource(random_events(lengths, seed=seed)), out, options)
+    return Dataset.open(out)
+
+
+def sequences(dataset: Dataset) -> Sequences:
+    """original user id -> [(original item id, time), ...]."""
+    found = {}
+    for user, original in enumerate(dataset.user_original_ids.tolist()):
+        items, times = dataset.sequence(user)
+        found[original] = list(zip(dataset.items.originals(items).tolist(), times.tolist(), strict=True))
+    return found
+
+
+def naive_sequences(rows: list[tuple[int, int, int]], min_user_events: int = 2) -> Sequences:
+    """The same by plain Python; `rows` are (user, item, time) in source order."""
+    found: Sequences = {}
+    for user, item, time in sorted(rows, key=lambda row: (row[0], row[2])):
+        found.setdefault(user, []).append((item, time))
+    return {user: events for user, events in found.items() if len(events) >= min_user_events}
+
+
+def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Dataset:
+    prepare_dataset(source, out, options)
+    return Dataset.open(out)

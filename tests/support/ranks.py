@@ -1,0 +1,97 @@
+"""Run a function on several gloo ranks, each a process of its own, with a deadline and the failing rank's
+traceback.
+"""
+
+import multiprocessing as mp
+import os
+import pickle
+import queue
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_CONTEXT = mp.get_context("forkserver")
+# The server imports the heavy packages once; every rank is then a fork of a process that has run nothing yet.
+_CONTEXT.set_forkserver_preload(
+    [
+        *(
+            "longplay.launch.train",
+            "longplay.launch.evaluate",
+            "longplay.launch.prepare",
+            "longplay.launch.recommend",
+        ),
+        *(
+            "torch._dynamo",
+            "torch._inductor.compile_fx",
+        ),  # DeepSpeed imports them, for seconds, at its first engine
+    ]
+)
+
+
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
+) -> list[Any]:
+    """Call `function(world, *args)` on `world_size` ranks; their return values in rank order.
+
+    Raises:
+        AssertionError: a rank raised (with its traceback) or did not end in time; no process is left behind.
+    """
+    from longplay.distributed.runtime.world import free_port
+
+    results: Any = _CONTEXT.Queue()
+    port = free_port()
+    ranks = [
+        _CONTEXT.Process(
+            target=_rank_main, args=(function, rank, world_size, port, results, args), daemon=True
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        return _collect(results, world_size, timeout_s)
+    finally:
+        for process in ranks:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _collect(results: Any, world_size: int, timeout_s: float) -> list[Any]:
+    found: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(found) < world_size:
+        try:
+            rank, value, failure = results.get(timeout=max(0.1, deadline - time.monotonic()))
+        except queue.Empty:
+            missing = sorted(set(range(world_size)) - set(found))
+            raise AssertionError(f"ranks {missing} did not end within {timeout_s:.0f} s") from None
+        if failure is not None:
+            raise AssertionError(f"rank {rank} failed:\n{failure}")
+        found[rank] = pickle.loads(value)
+    return [found[rank] for rank in range(world_size)]
+
+
+def _rank_main(
+    function: Any, rank: int, world_size: int, port: int, results: Any, args: tuple[Any, ...]
+) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    import torch
+
+    from longplay.distributed.runtime.world import init_world
+
+    torch.set_num_threads(1)
+    try:
+        world = init_world(device="cpu", timeout_s=60)
+        # Plain bytes: torch's own pickling for queues leaves the values with this process, which is about to
+        # end.
+        value, failure = pickle.dumps(function(world, *args)), None
+    except BaseException:
+        value, failure = None, traceback.format_exc()
+    results.put((rank, value, failure))
+    results.close()
+    results.join_thread()
+    os._exit(0)  # no collective on the way out: a failed rank must not wait for the others

@@ -1,0 +1,50 @@
+"""Small datasets and runs shared by the tests of launch/."""
+
+from pathlib import Path
+from typing import Any
+
+from longplay.data_shards.generators.synthetic import SyntheticSource
+from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.launch.run_folders.metrics_file import Series, read_scalars
+from longplay.launch.settings.config import RunConfig, resolve
+
+
+def small_dataset(folder: Path) -> Path:
+    """A prepared synthetic dataset of 200 users, 300 items and 6,000 events in 24 shards."""
+    path = folder / "data"
+    prepare_dataset(SyntheticSource(users=200, items=300, events=6000, seed=5), path, PrepareOptions())
+    return path
+
+
+def small_settings(model: str = "mambarec") -> dict[str, Any]:
+    """Settings of a run that takes a second: width 16, context length 40, dropout on, clipping active."""
+    return {
+        "seed": 7,
+        "context_length": 40,
+        "encoder": {
+            "model": model,
+            "d_model": 16,
+            "num_blocks": 1,
+            "dropout": 0.3,
+            "d_state": 8,
+            "headdim": 8,
+        },
+        "engine": {"clip_norm": 0.2},
+        "data": {"rows_per_step": 24},
+        "train": {"lr": 0.01, "warmup_steps": 5, "max_epochs": 4, "log_every_steps": 1, "device": "cpu"},
+        "evaluation": {"rows_per_batch": 8},
+    }
+
+
+def small_config(*overrides: str, model: str = "mambarec") -> RunConfig:
+    return resolve("small", small_settings(model), overrides)
+
+
+def read_metrics(run: Path, tag: str) -> Series:
+    """step -> value of one tag, empty where it was never logged."""
+    return read_scalars(run).get(tag, {})
+
+
+def steps_logged(run: Path) -> int:
+    """How many steps a run's log tells of; 0 before there is a log."""
+    return len(read_metrics(run, "train/loss"))

@@ -1,0 +1,110 @@
+"""Jobs on the cluster of the fixture `slurm_cluster`: submitted, watched, disturbed."""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from local_cluster import LocalCluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+class Job:
+    """A batch job; `output` is what Slurm collects from its script."""
+
+    def __init__(self, cluster: LocalCluster, number: str, output: Path) -> None:
+        self.cluster, self.number, self.output = cluster, number, output
+
+    @property
+    def state(self) -> str:
+        return self.cluster.call(
+            "squeue", "--noheader", "--states=all", "--format=%T", "--jobs", self.number
+        ).strip()
+
+    def update(self, **settings: object) -> None:
+        words = [f"{name}={value}" for name, value in settings.items()]
+        self.cluster.call("scontrol", "update", f"JobId={self.number}", *words)
+
+    def says(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def wait(self, reached: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
+        """Wait until `reached()`, which must not raise; fails with all that the job said."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            assert time.monotonic() < deadline, f"no {what}: {self.state}\n{self.says()}"
+            time.sleep(0.05)
+
+    def wait_for(self, *states: str) -> str:
+        """Wait for one of the states and return it."""
+        self.wait(lambda: self.state in states, " or ".join(states))
+        return self.state
+
+    def wait_for_end(self) -> str:
+        """The state in which it ended; none of its processes is left."""
+        state = self.wait_for(*ENDED)
+        self.wait(lambda: not self.processes(), "end of its processes")
+        return state
+
+    def processes(self, *words: str) -> list[int]:
+        """Processes of this job, on all nodes, whose command line has all the words."""
+        mark = f"SLURM_JOB_ID={self.number}".encode()
+        conf = f"SLURM_CONF={self.cluster.conf}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if mark in variables and conf in variables and set(words) <= set(command):
+                found.append(int(folder.name))
+        return found
+
+
+def submit(
+    cluster: LocalCluster,
+    folder: Path,
+    script: Path,
+    *words: str,
+    options: tuple[str, ...] = (),
+    variables: Mapping[str, object] | None = None,
+) -> Job:
+    """Submit a script from `folder`, which takes its output.
+
+    Raises:
+        AssertionError: sbatch refused, with what it said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = sbatch(cluster, folder, *options, str(script), *words, variables=variables)
+    assert done.returncode == 0, done.stderr
+    number = done.stdout.strip()
+    return Job(cluster, number, folder / f"job-{number}.out")
+
+
+def sbatch(
+    cluster: LocalCluster, folder: Path, *words: str, variables: Mapping[str, object] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run sbatch in `folder` with only the test's own variables of train.sh."""
+    env = {
+        name: value for name, value in cluster.env.items() if name not in ("DATA", "RUN", "RECIPE", "VENV")
+    }
+    env |= {name: str(value) for name, value in (variables or {}).items()}
+    return subprocess.run(
+        ["sbatch", "--parsable", "--output=job-%j.out", *words],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # the first one's end may have ended it
+            os.kill(pid, number)

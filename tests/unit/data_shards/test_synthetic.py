@@ -1,0 +1,79 @@
+"""The generator: exact counts, the same for a seed, and order that predicts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.generators.synthetic import SyntheticSource
+
+
+def frame_of(source: SyntheticSource) -> pl.DataFrame:
+    """The events of a generator as `user`, `item`, `time`."""
+    events = source.parse()
+    return pl.DataFrame({"user": events.user, "item": events.item, "time": events.time})
+
+
+SMALL = SyntheticSource(users=300, items=500, events=20_000, seed=1)
+
+
+def test_a_seed_gives_the_same_events_and_another_seed_others() -> None:
+    frame = frame_of(SMALL)
+    assert frame.equals(frame_of(SMALL))
+    other = frame_of(SyntheticSource(users=300, items=500, events=20_000, seed=2))
+    assert not frame.equals(other)
+
+
+def test_counts_are_as_asked() -> None:
+    frame = frame_of(SMALL)
+    lengths = frame.group_by("user").len()["len"]
+    assert SMALL.parse().rows_in == frame.height == 20_000
+    assert len(lengths) == 300
+    assert min(lengths) >= 5
+    assert frame["item"].n_unique() <= 500
+    assert frame.select((pl.col("time").diff().over("user") >= 0).all()).item()
+
+
+def test_order_predicts_far_better_than_popularity() -> None:
+    frame = frame_of(SyntheticSource())
+    sequences = [group["item"].to_list() for _, group in frame.group_by("user", maintain_order=True)]
+    popular = {item for item, _ in Counter(item for s in sequences for item in s[:-1]).most_common(10)}
+    following: defaultdict[int, Counter] = defaultdict(Counter)
+    for items in sequences:
+        for before, after in pairwise(items[:-1]):
+            following[before][after] += 1
+    likely = {item: {after for after, _ in counts.most_common(10)} for item, counts in following.items()}
+    by_popularity = np.mean([items[-1] in popular for items in sequences])
+    by_order = np.mean([items[-1] in likely.get(items[-2], ()) for items in sequences])
+    assert 0.01 < by_popularity < 0.05
+    assert by_order > 0.4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"items": 3}, "--items is 3, it must be at least 50"),
+        ({"users": 10, "events": 40}, "--events is 40, it must be at least 50"),
+        ({"zipf": -1.0}, "--zipf is -1.0, it must not be negative"),
+        ({"follow_probability": 1.5}, "--follow-probability is 1.5"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        SyntheticSource(**settings)
+
+
+def test_extreme_settings_still_generate() -> None:
+    for settings in (
+        {"users": 1, "events": 5, "items": 50},
+        {"zipf": 0.0},
+        {"length_sigma": 0.0},
+        {"items": 77},
+    ):
+        source = SyntheticSource(**{"users": 20, "items": 60, "events": 400, **settings})
+        assert source.parse().rows_in == source.events

@@ -1,0 +1,266 @@
+"""Every kind of damage to a dataset is found, and all of it at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+import pytest
+from support.datasets import log_normal_lengths, make_dataset
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
+from longplay.data_shards.storage.verification import find_problems
+
+SHARD = "shard-00001.tar"
+Arrays = dict[str, np.ndarray]
+
+
+class Fault(Protocol):
+    """Something done to the members of a shard."""
+
+    def __call__(self, arrays: Arrays) -> Arrays: ...
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verification") / "set"
+    make_dataset(out, log_normal_lengths(40), num_shards=4)
+    return out
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(sound, tmp_path / "set"))
+
+
+def assert_found(folder: Path, *patterns: str) -> None:
+    """The problems are these, in this order, and no others."""
+    problems = find_problems(folder)
+    assert len(problems) == len(patterns), problems
+    for problem, pattern in zip(problems, patterns, strict=True):
+        assert re.search(pattern, problem), problem
+        assert "\n" not in problem
+
+
+def test_a_sound_dataset_has_no_problems(sound: Path) -> None:
+    assert find_problems(sound) == []
+
+
+def test_other_files_in_the_folder_are_none_of_its_business(folder: Path) -> None:
+    (folder / "inspect.png").write_bytes(b"a picture")
+    assert find_problems(folder) == []
+
+
+def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a prepared dataset"):
+        find_problems(tmp_path)
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(folder: Path) -> None:
+    content = (folder / SHARD).read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        (folder / SHARD).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert find_problems(folder)[0] == f"{SHARD}: content differs from its checksum in the manifest"
+
+
+def test_missing_truncated_and_lengthened_shards_are_all_named(folder: Path) -> None:
+    (folder / "shard-00000.tar").unlink()
+    size = (folder / SHARD).stat().st_size
+    with (folder / SHARD).open("r+b") as file:
+        file.truncate(size // 2)
+    with (folder / "shard-00003.tar").open("ab") as file:
+        file.write(b"more")
+    assert_found(
+        folder,
+        "^shard-00000.tar: is missing",
+        f"^{SHARD}: has {size // 2} bytes, the manifest says {size}$",
+        f"^{SHARD}: ",
+        r"^shard-00003.tar: has \d+ bytes, the manifest says \d+$",
+        r"^items.parquet: counts not compared with the events, 2 shards are not usable",
+    )
+
+
+def test_a_truncated_table_is_named_and_the_shards_are_checked_all_the_same(folder: Path) -> None:
+    (folder / ITEMS_NAME).write_bytes((folder / ITEMS_NAME).read_bytes()[:-10])
+    (folder / USERS_NAME).unlink()
+    (folder / SHARD).unlink()
+    assert_found(
+        folder,
+        "^users.parquet: is missing",
+        "^items.parquet: cannot be read",
+        f"^{SHARD}: is missing",
+        "not compared",
+    )
+
+
+def alter(path: Path, column: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    table = pl.read_parquet(path)
+    table.with_columns(pl.Series(column, change(table[column].to_numpy().copy()))).write_parquet(path)
+
+
+def swap_ends(values: np.ndarray) -> np.ndarray:
+    values[[0, -1]] = values[[-1, 0]]
+    return values
+
+
+TABLE_FAULTS = {
+    "original items": (
+        (ITEMS_NAME, "original_id", swap_ends),
+        [r"^manifest.json: dataset_id is \w+, but \w+ by"],
+    ),
+    "original users": (
+        (USERS_NAME, "original_id", swap_ends),
+        [r"^manifest.json: dataset_id is \w+, but \w+ by"],
+    ),
+    "same original": (
+        (ITEMS_NAME, "original_id", lambda ids: np.full_like(ids, 3)),
+        ["^items.parquet: an original_id occurs twice", "dataset_id"],
+    ),
+    "counts": (
+        (ITEMS_NAME, "count", swap_ends),
+        [
+            r"^items.parquet: counts rise at row \d+",
+            r"^items.parquet: count of row 0 is .*\(and 1 more differ\)",
+        ],
+    ),
+    "one count": (
+        (ITEMS_NAME, "count", lambda counts: counts + (np.arange(len(counts)) == 0)),
+        ["^items.parquet: counts add up to", r"^items.parquet: count of row 0 is \d+, \d+ in the shards$"],
+    ),
+    "item ids": (
+        (ITEMS_NAME, "item_id", lambda ids: ids - 1),
+        [r"^items.parquet: item_id of row 0 is 0, 1 expected \(and \d+ more differ\)"],
+    ),
+    "no integers": (
+        (ITEMS_NAME, "count", lambda counts: counts.astype(np.float64)),
+        ["^items.parquet: column count does not hold Int64"],
+    ),
+    "lengths": (
+        (USERS_NAME, "num_events", lambda lengths: lengths + (np.arange(len(lengths)) == 3)),
+        [r"^shard-00000.tar: events of user 3 is \d+, \d+ in users.parquet"],
+    ),
+    "shards": (
+        (USERS_NAME, "shard", swap_ends),
+        [r"^users.parquet: shard of row 0 is 3, 0 expected \(and 1 more differ\)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", TABLE_FAULTS)
+def test_an_altered_table_is_found(folder: Path, fault: str) -> None:
+    (name, column, change), patterns = TABLE_FAULTS[fault]
+    alter(folder / name, column, change)
+    assert_found(folder, *patterns)
+
+
+def test_a_table_of_another_height_is_found(folder: Path) -> None:
+    pl.read_parquet(folder / USERS_NAME).head(-1).write_parquet(folder / USERS_NAME)
+    assert_found(folder, "^users.parquet: has 39 rows, the manifest says 40")
+
+
+def rewrite_shard(folder: Path, change: Fault) -> None:
+    """Changes the members of a shard and enters its new checksum into the manifest."""
+    with tarfile.open(folder / SHARD) as tar:
+        members = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        arrays = {name: np.load(io.BytesIO(file.read())) for name, file in members.items() if file}
+    with tarfile.open(folder / SHARD, "w") as tar:
+        for name, array in change(arrays).items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            info = tarfile.TarInfo(name)
+            info.size = buffer.tell()
+            buffer.seek(0)
+            tar.addfile(info, buffer)
+    manifest = Manifest.read(folder)
+    content = (folder / SHARD).read_bytes()
+    sealed = [
+        dataclasses.replace(shard, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        if shard.name == SHARD
+        else shard
+        for shard in manifest.shards
+    ]
+    dataclasses.replace(manifest, shards=tuple(sealed)).write(folder)
+
+
+def first(arrays: Arrays, suffix: str) -> np.ndarray:
+    return next(array for name, array in arrays.items() if name.endswith(suffix))
+
+
+def zero_an_item(arrays: Arrays) -> Arrays:
+    first(arrays, "items.npy")[0] = 0
+    return arrays
+
+
+def invent_an_item(arrays: Arrays) -> Arrays:
+    first(arrays, "items.npy")[:2] = 10**6
+    return arrays
+
+
+def turn_back_time(arrays: Arrays) -> Arrays:
+    first(arrays, "times.npy")[-1] -= 10**6
+    return arrays
+
+
+def lose_a_user(arrays: Arrays) -> Arrays:
+    return dict(list(arrays.items())[:-2])
+
+
+def lose_an_event(arrays: Arrays) -> Arrays:
+    name = next(iter(arrays)).partition(".")[0]
+    return {key: array[1:] if key.startswith(name) else array for key, array in arrays.items()}
+
+
+def lose_an_item(arrays: Arrays) -> Arrays:
+    name = next(iter(arrays))
+    return {**arrays, name: arrays[name][1:]}
+
+
+def widen(arrays: Arrays) -> Arrays:
+    return {name: array.astype(np.int64) for name, array in arrays.items()}
+
+
+def rename(arrays: Arrays) -> Arrays:
+    return {f"9{name[1:]}": array for name, array in arrays.items()}
+
+
+FAULTS = {
+    zero_an_item: [r"1 item ids are outside 1\.\.\d+, first 0$", "not compared"],
+    invent_an_item: [r"2 item ids are outside 1\.\.\d+, first 1000000$", "not compared"],
+    turn_back_time: ["times fall within a user, 1 times, first in user 10$", "time_quantiles run from"],
+    lose_a_user: ["has 9 users, the manifest says 10$", "events, the manifest says", "count of row"],
+    lose_an_event: [r"events of user 10 is \d+", "events, the manifest says", "count of row"],
+    lose_an_item: [r"is damaged \(a user has more or fewer times than items\)", "not compared"],
+    widen: [r"is damaged \(0000000010.items.npy holds int64", "not compared"],
+    rename: [r"is damaged \(9000000010.items.npy where 0000000010.items.npy should", "not compared"],
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS], ids=lambda fault: fault.__name__)
+def test_wrong_content_under_a_right_checksum_is_found(folder: Path, fault: Fault) -> None:
+    rewrite_shard(folder, fault)
+    shard, *others = FAULTS[fault]
+    assert_found(folder, r"^manifest.json: dataset_id is \w+, but \w+ by", f"^{SHARD}: {shard}", *others)
+
+
+def test_rows_that_do_not_add_up_are_found(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    content["rows_in"] += 1
+    (folder / MANIFEST_NAME).write_text(json.dumps(content))
+    assert_found(folder, r"manifest.json: damaged \(rows do not add up: ")
+
+
+def test_a_manifest_that_is_cut_off_is_found(folder: Path) -> None:
+    (folder / MANIFEST_NAME).write_text((folder / MANIFEST_NAME).read_text()[:-20])
+    assert_found(folder, r"manifest.json: cannot be read")

@@ -1,0 +1,38 @@
+"""metrics.jsonl is read whole lines only, whenever one looks, and cut back to a checkpoint's step."""
+
+import json
+import math
+from pathlib import Path
+
+from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_scalars_after, read_scalars
+
+LINES = "".join(Scalar(step, tag, step / 3).line() for step in (1, 2, 10) for tag in ("a", "b/c"))
+
+
+def test_a_line_is_what_the_docs_show() -> None:
+    line = Scalar(120, "train/loss", 6.91).line()
+    assert line == '{"step": 120, "tag": "train/loss", "value": 6.91}\n'
+    assert math.isnan(json.loads(Scalar(1, "a", math.nan).line())["value"])
+
+
+def test_nothing_is_read_where_nothing_was_logged(tmp_path: Path) -> None:
+    assert read_scalars(tmp_path) == {}
+    drop_scalars_after(tmp_path, 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
+    for length in range(len(LINES) + 1):
+        (tmp_path / METRICS_FILE).write_text(LINES[:length])
+        read = read_scalars(tmp_path)
+        assert sum(map(len, read.values())) == LINES[:length].count("}")
+        assert all(step / 3 == value for series in read.values() for step, value in series.items())
+
+
+def test_lines_past_a_step_and_cut_or_damaged_ones_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / METRICS_FILE
+    damaged = b'{"step": 1, "tag": "a", "val\xffe": 3}\n[1]\n\n{"step": Infinity, "tag": "a", "value": 3}\n'
+    file.write_bytes(damaged + LINES.encode() + b'{"step": 1, "ta')
+    drop_scalars_after(tmp_path, 2)
+    assert file.read_text() == "".join(LINES.splitlines(keepends=True)[:4])
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]

@@ -1,0 +1,117 @@
+"""Keyed negatives, and metrics from ranks."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longplay.models.base.keyed_random import row_keys
+from longplay.models.losses.negatives import SharedNegatives, target_keys, uniform_negatives
+from longplay.models.metrics import ranking_metrics
+
+
+def _keys(count: int) -> torch.Tensor:
+    rows = row_keys(0, 3, torch.arange(count) // 10, torch.arange(count) // 10)
+    return target_keys(rows, torch.arange(count) % 10)
+
+
+@given(num_items=st.integers(2, 50), num_negatives=st.integers(1, 20))
+@settings(max_examples=25, deadline=None)
+def test_negatives_are_items_and_never_the_target(num_items: int, num_negatives: int) -> None:
+    positives = torch.arange(200) % num_items + 1
+    negatives = uniform_negatives(_keys(200), positives, num_negatives, num_items)
+    assert negatives.shape == (200, num_negatives)
+    assert int(negatives.min()) >= 1
+    assert int(negatives.max()) <= num_items
+    assert not bool((negatives == positives.unsqueeze(1)).any())
+
+
+@pytest.mark.parametrize("target", [1, 4, 7])
+def test_negatives_are_uniform_over_all_other_items(target: int) -> None:
+    negatives = uniform_negatives(_keys(2000), torch.full((2000,), target), 30, 7)
+    counts = torch.bincount(negatives.flatten(), minlength=8)[1:].double()
+    assert counts[target - 1] == 0
+    others = counts[counts > 0]
+    assert float(((others - 10_000) ** 2 / 10_000).sum()) < 25  # chi square, 5 degrees of freedom
+
+
+def test_negatives_depend_on_the_targets_key_alone() -> None:
+    keys, positives = _keys(50), torch.arange(50) + 1
+    whole = uniform_negatives(keys, positives, 8, 1000)
+    assert torch.equal(uniform_negatives(keys[20:30], positives[20:30], 8, 1000), whole[20:30])
+    assert torch.equal(uniform_negatives(keys, positives, 3, 1000), whole[:, :3])
+    assert len(whole.unique(dim=0)) == 50
+
+
+def test_one_item_has_no_negatives() -> None:
+    with pytest.raises(ValueError, match="num_items=1"):
+        uniform_negatives(_keys(1), torch.ones(1, dtype=torch.int64), 1, 1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_shared_negatives_follow_their_log_q(alpha: float) -> None:
+    counts = torch.tensor([50, 0, 20, 5, 1, 0])
+    sampler = SharedNegatives.by_frequency(counts, alpha)
+    drawn = sampler.draw(_keys(1), 100_000)
+    shares = torch.bincount(drawn, minlength=7)[1:].double() / 100_000
+    q = torch.where(counts > 0, counts.double() ** alpha, 0.0)
+    q /= q.sum()
+    torch.testing.assert_close(shares, q, atol=0.006, rtol=0)
+    assert shares[counts == 0].sum() == 0
+    present = counts.nonzero().squeeze(1)
+    torch.testing.assert_close(sampler.log_q(present + 1).double(), q[present].log(), rtol=1e-5, atol=1e-6)
+    assert bool(sampler.log_q(torch.tensor([2, 6])).isfinite().all())
+
+
+def test_uniform_shared_negatives_cover_the_catalogue() -> None:
+    sampler = SharedNegatives(9)
+    drawn = sampler.draw(_keys(1), 2000)
+    assert drawn.unique().tolist() == list(range(1, 10))
+    torch.testing.assert_close(sampler.log_q(drawn), torch.full((2000,), -math.log(9.0)))
+    assert torch.equal(sampler.draw(_keys(1), 50), drawn[:50])
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1]])
+def test_counts_without_events_are_refused(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="counts"):
+        SharedNegatives.by_frequency(torch.tensor(counts), 1.0)
+
+
+@given(ranks=st.lists(st.integers(2, 80).map(lambda twice: twice / 2), min_size=2, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_metrics_equal_the_naive_ones(ranks: list[float]) -> None:
+    got = ranking_metrics(torch.tensor(ranks), cutoffs=(5, 10))
+    naive = {"mrr": [1 / r for r in ranks]}
+    for k in (5, 10):
+        naive[f"hit@{k}"] = [float(r <= k) for r in ranks]
+        naive[f"ndcg@{k}"] = [1 / math.log2(r + 1) if r <= k else 0.0 for r in ranks]
+    assert set(got) == set(naive) | {f"{name}_se" for name in naive}
+    for name, values in naive.items():
+        mean = sum(values) / len(values)
+        se = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+        assert got[name] == pytest.approx(mean, abs=1e-12)
+        assert got[f"{name}_se"] == pytest.approx(se, abs=1e-12)
+
+
+def test_metrics_do_not_depend_on_the_order_of_ranks() -> None:
+    ranks = torch.randint(1, 1000, (5000,), generator=torch.Generator().manual_seed(0)).double()
+    assert ranking_metrics(ranks) == ranking_metrics(ranks.flip(0))
+
+
+def test_half_ranks_of_ties_count_as_they_are() -> None:
+    got = ranking_metrics(torch.tensor([5.0, 5.5]), cutoffs=(5,))
+    assert got["hit@5"] == 0.5
+
+
+def test_one_rank_has_no_standard_error() -> None:
+    assert math.isnan(ranking_metrics(torch.tensor([3]))["mrr_se"])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"), [([], "N at least 1"), ([0.5], "found 0.5"), ([float("nan")], "found nan")]
+)
+def test_impossible_ranks_are_refused(ranks: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ranking_metrics(torch.tensor(ranks))

@@ -1,0 +1,151 @@
+"""What README and docs say exists: links, commands, options, recipes, settings and their defaults."""
+
+import argparse
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from longplay.launch.cli import COMMANDS, build_parser
+from longplay.launch.settings.config import RunConfig, resolve, settings
+from longplay.launch.settings.recipes import RECIPES, get_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+REACH_EVERY_PART = {"encoder.context_length", "data.context_length", "data.seed"}
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments that a page's headings can be linked by."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(path: Path) -> list[str]:
+    """The lines of a page's code blocks without a language, continuation lines joined."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    plain = [block for language, block in blocks if not language]
+    return [line for block in plain for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?://", target):
+            continue
+        file, _, fragment = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert not fragment or fragment in anchors(path), f"{page.name}: {target}"
+
+
+@page
+def test_every_page_is_linked_from_the_readme(page: Path) -> None:
+    assert page.name == "README.md" or f"(docs/{page.name})" in (REPOSITORY / "README.md").read_text()
+
+
+@page
+def test_longplay_commands_parse(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line)
+        if words[0] == "torchrun":
+            asked = get_args_parser().parse_args(words[1:])
+            assert (asked.module, asked.training_script) == (True, "longplay.launch.train")
+            words = ["longplay", "train", *asked.training_script_args]
+        elif words[0] == "srun":
+            words = ["longplay", "train", *words[words.index("longplay.launch.train") + 1 :]]
+        if words[0].removeprefix(".venv/bin/") == "longplay":
+            check_longplay(words[1:])
+
+
+def check_longplay(words: list[str]) -> None:
+    assert words[0] in COMMANDS
+    args, rest = build_parser(words[0]).parse_known_args(words)
+    if words[0] in ("train", "plan"):
+        resolve(args.recipe, get_recipe(args.recipe), rest)
+    elif words[0] == "sweep":
+        resolve("sasrec", get_recipe("sasrec"), rest)
+    else:
+        assert rest == []
+
+
+@page
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    inline = re.findall(r"`(make [^`]+)`", page.read_text())
+    for line in [*inline, *(line for line in commands(page) if line.startswith("make "))]:
+        targets = [word for word in shlex.split(line)[1:] if "=" not in word]
+        variables = [word.partition("=")[0] for word in shlex.split(line)[1:] if "=" in word]
+        for target in targets:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), line
+        for variable in variables:
+            assert re.search(rf"^{variable} \?=", makefile, re.MULTILINE), line
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    rows = re.findall(
+        r"^\| `--(\S+)` \| (.*?) \| .+ \|$", (REPOSITORY / "docs" / "train.md").read_text(), re.M
+    )
+    assert [name for name, _ in rows] == [
+        name for name in settings(RunConfig) if name not in REACH_EVERY_PART
+    ]
+    assert dict(rows) == {name: default_of(RunConfig, name.split(".")) for name, _ in rows}
+
+
+def default_of(kind: Any, names: list[str]) -> str:
+    """The default of a setting as a user would type it."""
+    if len(names) > 1:
+        return default_of(get_type_hints(kind)[names[0]], names[1:])
+    value = next(item.default for item in dataclasses.fields(kind) if item.name == names[0])
+    if value is dataclasses.MISSING:
+        return "by recipe"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+@page
+def test_settings_named_in_the_text_exist(page: Path) -> None:
+    sections = "|".join(item.name for item in dataclasses.fields(RunConfig))
+    known = settings(RunConfig)
+    for name in re.findall(rf"`(?:--)?((?:{sections})\.[a-z_.]+)", page.read_text()):
+        assert name in known, f"{page.name}: {name}"
+
+
+def test_every_recipe_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "train.md").read_text()
+    assert [name for name in RECIPES if f"`{name}`" not in text] == []
+
+
+def test_every_option_of_prepare_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "prepare.md").read_text()
+    assert [option for option in options_of("prepare") if f"`{option}" not in text] == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "recommend"])
+def test_every_option_of_a_run_is_documented(command: str) -> None:
+    text = (REPOSITORY / "docs" / "evaluate.md").read_text()
+    assert [option for option in options_of(command) if option not in text] == []
+
+
+@pytest.mark.parametrize("command", ["export", "plan", "sweep", "report"])
+def test_every_option_of_a_command_with_its_own_page_is_documented(command: str) -> None:
+    text = (REPOSITORY / "docs" / f"{command}.md").read_text()
+    assert [option for option in options_of(command) if option not in text] == []
+
+
+def options_of(command: str) -> set[str]:
+    """The long options of a command and its subcommands, --help aside."""
+    found: set[str] = set()
+    waiting: list[argparse.ArgumentParser] = [build_parser(command)]
+    while waiting:
+        for action in waiting.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+            found |= {option for option in action.option_strings if option.startswith("--")}
+    return found - {"--help"}
