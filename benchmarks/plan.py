@@ -26,7 +26,14 @@ SIZES = {
     "recipe": [],
     "long": [
         *("--context_length", "1000", "--data.rows_per_step", "12", "--encoder.num_blocks", "2"),
-        *("--loss.name", "sampled_softmax", "--loss.num_negatives", "512", "--engine.accumulation", "2"),
+        *(
+            "--loss.name",
+            "sampled_softmax",
+            "--loss.num_negatives",
+            "512",
+            "--engine.gradient_accumulation_steps",
+            "2",
+        ),
     ],
 }
 OTHERS = {
@@ -41,7 +48,15 @@ OTHERS = {
         "bce",
     ],
     "mamba2": ["mambarec", "--encoder.mixer", "mamba2", "--loss.name", "bce"],
-    "chunk": ["mambarec", "--encoder.scan", "chunk", "--loss.name", "bpr", "--loss.num_negatives", "4"],
+    "chunk": [
+        "mambarec",
+        "--encoder.scan_backend",
+        "chunk",
+        "--loss.name",
+        "bpr",
+        "--loss.num_negatives",
+        "4",
+    ],
     "bf16": ["recmamba", "--engine.precision", "bf16", "--loss.name", "bce"],
     "zero 3, zero_dense": [
         *("mambarec", "--engine.zero_stage", "3", "--table.update", "zero_dense", "--encoder.d_model", "128"),

@@ -244,7 +244,7 @@ def settings(steps: int) -> list[str]:
         "encoder.d_model": 16,
         "encoder.dropout": 0.2,
         "data.rows_per_step": 24,
-        "engine.accumulation": 2,
+        "engine.gradient_accumulation_steps": 2,
         "train.max_steps": steps,
         "train.max_epochs": 1000,
         "train.eval_every_steps": 25,

@@ -61,8 +61,8 @@ def _baseline(args: argparse.Namespace) -> None:
         "SASRec": PaddedSASRec(*sizes, _LENGTH),
     }
     words = {
-        "MambaRec, chunk": ["mambarec", "--encoder.scan", "chunk"],
-        "MambaRec, C++": ["mambarec", "--encoder.scan", "cpp"],
+        "MambaRec, chunk": ["mambarec", "--encoder.scan_backend", "chunk"],
+        "MambaRec, C++": ["mambarec", "--encoder.scan_backend", "cpp"],
         "SASRec": ["sasrec"],
     }
     common = ["--context_length", str(_LENGTH), "--encoder.num_blocks", str(args.blocks)]

@@ -34,14 +34,14 @@ class EngineConfig:
     Attributes:
         zero_stage: DeepSpeed ZeRO stage of the encoder; `table.update = zero_dense` needs 3.
         precision: "bf16" runs the encoder's matrix products in bfloat16 (weights, table and loss stay fp32).
-        accumulation: micro-batches per step.
-        clip_norm: global gradient norm, table included, above which gradients are scaled down; 0 never does.
+        gradient_accumulation_steps: micro-batches per step.
+        max_grad_norm: global gradient norm, table included, above which gradients are scaled down; 0 never does.
     """
 
     zero_stage: Literal[1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    accumulation: int = 1
-    clip_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -52,9 +52,11 @@ class EngineConfig:
             raise ValueError(f"engine.zero_stage: {self.zero_stage} is not 1, 2 or 3 (1 shards least)")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"engine.precision: {self.precision!r} is not one of fp32, bf16")
-        if self.accumulation < 1:
-            raise ValueError(f"engine.accumulation: {self.accumulation} must be at least 1")
-        for name in ("clip_norm", "weight_decay"):
+        if self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"engine.gradient_accumulation_steps: {self.gradient_accumulation_steps} must be at least 1"
+            )
+        for name in ("max_grad_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"engine.{name}: {getattr(self, name)} must be at least 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -78,8 +80,8 @@ def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
         }
     return {
         "train_micro_batch_size_per_gpu": 1,  # counts samples for DeepSpeed's own log only
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip_norm,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 10**12,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
@@ -201,7 +203,7 @@ class EncoderEngine:
             self.engine.step()
         if self._optimizer.overflow:
             raise NonFiniteError(_non_finite("an encoder gradient", at))
-        clip = self.config.clip_norm
+        clip = self.config.max_grad_norm
         scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
         with phase("row update"):
             self.table.step(lr=lr, grad_scale=scale)
@@ -316,5 +318,5 @@ def _on_cpu(tensor: Tensor | None) -> Tensor:
 def _non_finite(what: str, at: str) -> str:
     return (
         f"{what} is not finite {at}; no weight was changed. "
-        "Lower --train.lr, raise --train.warmup_steps or set --engine.clip_norm, then run the command again"
+        "Lower --train.lr, raise --train.warmup_steps or set --engine.max_grad_norm, then run the command again"
     )

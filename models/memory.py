@@ -96,9 +96,9 @@ def encoder_slot_bytes(
 
 def scan_form(config: EncoderConfig, *, device_type: str) -> ScanForm:
     """The form of Mamba-1's scan that will run, as `selective_scan` chooses."""
-    if config.scan == "kernel" or config.scan == "cpp":
-        return config.scan
-    if config.scan == "auto":
+    if config.scan_backend == "kernel" or config.scan_backend == "cpp":
+        return config.scan_backend
+    if config.scan_backend == "auto":
         if device_type == "cuda" and scan_kernel.is_available(torch.float32, config.d_state):
             return "kernel"
         if device_type == "cpu" and scan_cpp.is_available(config.d_state):

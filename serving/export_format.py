@@ -93,7 +93,7 @@ def read_export_config(path: Path) -> ExportConfig:
         )
     try:
         config = ExportConfig(
-            encoder=EncoderConfig(**saved["encoder"]),
+            encoder=encoder_config(saved["encoder"]),
             **{field.name: saved[field.name] for field in dataclasses.fields(ExportConfig)[1:]},
         )
         sizes = {name: int(recorded["bytes"]) for name, recorded in config.files.items()}
@@ -108,6 +108,11 @@ def read_export_config(path: Path) -> ExportConfig:
         if (path / name).stat().st_size != size:
             raise ExportError(f"{path / name}: is not {size} bytes long, it is torn; export the run again")
     return config
+
+
+def encoder_config(saved: Mapping[str, Any]) -> EncoderConfig:
+    """Rebuild the encoder's configuration; `scan` is the former name of `scan_backend`."""
+    return EncoderConfig(**{{"scan": "scan_backend"}.get(name, name): value for name, value in saved.items()})
 
 
 def check_sha256(path: Path, config: ExportConfig, name: str) -> None:

@@ -66,6 +66,6 @@ def memory_is_enough_for(what: str) -> Iterator[None]:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise OutOfMemoryError(
             f"out of memory in {what} ({cause}); lower --data.rows_per_step or "
-            "--evaluation.rows_per_batch, raise --engine.accumulation, or start more ranks; "
+            "--evaluation.rows_per_batch, raise --engine.gradient_accumulation_steps, or start more ranks; "
             "`longplay plan` says what fits"
         ) from error

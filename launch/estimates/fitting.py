@@ -77,8 +77,11 @@ def _single_changes(config: RunConfig, workload: Workload, plan: MemoryEstimate)
         return text, dataclasses.replace(config, **parts), size  # type: ignore[arg-type]  # checked by RunConfig
 
     yield [
-        change(f"--engine.accumulation {n}", engine=dataclasses.replace(engine, accumulation=n))
-        for n in _doublings(engine.accumulation, rows_of_rank)
+        change(
+            f"--engine.gradient_accumulation_steps {n}",
+            engine=dataclasses.replace(engine, gradient_accumulation_steps=n),
+        )
+        for n in _doublings(engine.gradient_accumulation_steps, rows_of_rank)
     ]
     yield [change(f"--world-size {n}", size=n) for n in _doublings(world_size, lanes)]
     if table.update == "zero_dense":

@@ -143,7 +143,7 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     """The plan of one configuration, without a limit."""
     width, context_length = config.encoder.d_model, config.context_length
     rows_of_rank = -(-workload.num_lanes // world_size) * (config.data.rows_per_step // workload.num_lanes)
-    slots = -(-rows_of_rank // config.engine.accumulation) * context_length
+    slots = -(-rows_of_rank // config.engine.gradient_accumulation_steps) * context_length
     targets = workload.filled * slots
     shard = -(-workload.num_items // world_size) * width * 4
     distinct = expected_distinct(workload.probabilities, **_draws(config, targets))
@@ -160,7 +160,7 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     )
     saved, work = _loss_bytes(config, targets, shard, world_size, device_type)
     # Looked-up rows, their gradient, and one that is being added to it; gradients of earlier micro-batches.
-    exchange = 3 * rows + (config.engine.accumulation - 1) * rows + int(8 * 8 * distinct)
+    exchange = 3 * rows + (config.engine.gradient_accumulation_steps - 1) * rows + int(8 * 8 * distinct)
     passing = {
         "activations kept for the backward": int(slots * per_slot.saved),
         "loss, kept for the backward": saved,
@@ -283,7 +283,7 @@ def _wire_bytes(
     if world_size == 1:
         return {}
     away, width = (world_size - 1) / world_size, config.encoder.d_model
-    micro_batches, stage = config.engine.accumulation, config.engine.zero_stage
+    micro_batches, stage = config.engine.gradient_accumulation_steps, config.engine.zero_stage
     rows = distinct * away * (8 + 2 * 4 * width) * micro_batches
     # reduce-scatter of gradients and all-gather of weights; stage 3 gathers again for the backward
     passes = 2 if stage == 1 else 1 + micro_batches if stage == 2 else 3 * micro_batches

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,13 @@ _MAY_CHANGE = (
     "data.on_bad_shard",
 )
 
+# Former names of settings. Commands and run folders that use them are still understood.
+_RENAMED = {
+    "encoder.scan": "encoder.scan_backend",
+    "engine.accumulation": "engine.gradient_accumulation_steps",
+    "engine.clip_norm": "engine.max_grad_norm",
+}
+
 # Settings that may be typed without their section.
 _ALIASES = {"on_bad_shard": "data.on_bad_shard"}
 
@@ -194,7 +202,13 @@ def from_json(saved: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: the folder was written by a version with other settings.
     """
-    return _validate(dict(saved))
+    nested = json.loads(json.dumps(saved))
+    for old, new in _RENAMED.items():
+        section, _, field_name = old.partition(".")
+        part = nested.get(section)
+        if isinstance(part, dict) and field_name in part:
+            part[new.partition(".")[2]] = part.pop(field_name)
+    return _validate(nested)
 
 
 def to_json(config: RunConfig) -> Nested:
@@ -233,6 +247,9 @@ def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
             value = words[at]
             at += 1
         name = name.replace("-", "_")
+        if name in _RENAMED:
+            print(f"longplay: --{name} is now called --{_RENAMED[name]}", file=sys.stderr)
+            name = _RENAMED[name]
         pairs.append((_ALIASES.get(name, name), value))
     return pairs
 

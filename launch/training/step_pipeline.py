@@ -75,7 +75,7 @@ def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
             count = torch.tensor(int((batch.targets > 0).sum()), device=device)
             num_targets = start_all_reduce_sum(count, model.world)
             shared = draw_shared(model, batch, step)
-        parts = split_rows(batch, model.config.engine.accumulation)
+        parts = split_rows(batch, model.config.engine.gradient_accumulation_steps)
         micro_batches = [plan_rows(model, rows, shared, step) for rows in parts]
     return PlannedStep(
         batch=batch, step=step, num_targets=num_targets, shared=shared, micro_batches=micro_batches

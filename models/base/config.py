@@ -36,7 +36,7 @@ class EncoderConfig:
         activation: of the feed-forward.
         gate: MoEMaTrRec's mixing, a convex sum of both branches or the likelier one scaled by its
             probability.
-        scan: how the Mamba-1 recurrence is computed; "auto" takes the fastest that is available.
+        scan_backend: how the Mamba-1 recurrence is computed; "auto" takes the fastest that is available.
     """
 
     model: ModelName
@@ -58,7 +58,7 @@ class EncoderConfig:
     d_ff: int | None = None
     activation: ActivationName = "gelu"
     gate: GateName = "soft"
-    scan: ScanName = "auto"
+    scan_backend: ScanName = "auto"
 
     def __post_init__(self) -> None:
         for field, names in _CHOICES.items():
@@ -114,7 +114,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model": get_args(ModelName),
     "mixer": get_args(MixerName),
     "gate": get_args(GateName),
-    "scan": get_args(ScanName),
+    "scan_backend": get_args(ScanName),
     "activation": get_args(ActivationName),
 }
 

@@ -99,8 +99,12 @@ def build_mixer(config: EncoderConfig) -> Mamba | Mamba2:
             d_conv=config.d_conv,
             expand=config.expand,
             headdim=config.headdim,
-            scan=config.scan,
+            scan=config.scan_backend,
         )
     return Mamba(
-        config.d_model, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand, scan=config.scan
+        config.d_model,
+        d_state=config.d_state,
+        d_conv=config.d_conv,
+        expand=config.expand,
+        scan=config.scan_backend,
     )

@@ -84,13 +84,13 @@ def _choose(u: Tensor, d_state: int, scan: ScanName) -> ScanName:
         return "chunk"
     if scan == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
         raise ValueError(
-            "scan=kernel: needs mamba-ssm, CUDA, float32 and "
-            f"d_state up to {scan_kernel.LARGEST_STATE}; use scan=auto"
+            "scan_backend=kernel: needs mamba-ssm, CUDA, float32 and "
+            f"d_state up to {scan_kernel.LARGEST_STATE}; use scan_backend=auto"
         )
     if scan == "cpp" and not (
         u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available(d_state)
     ):
-        raise ValueError("scan=cpp: needs a C++ compiler, the CPU and float32; use scan=auto")
+        raise ValueError("scan_backend=cpp: needs a C++ compiler, the CPU and float32; use scan_backend=auto")
     return scan
 
 

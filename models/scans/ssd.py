@@ -42,7 +42,7 @@ def ssd(
     """
     kernel_runs = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
     if scan == "kernel" and not kernel_runs:
-        raise ValueError("scan=kernel: needs mamba-ssm, CUDA and float32; use scan=auto")
+        raise ValueError("scan_backend=kernel: needs mamba-ssm, CUDA and float32; use scan_backend=auto")
     if scan == "ref":
         return ssd_ref(x, dt, A, B, C, layout)
     if kernel_runs and scan in ("auto", "kernel"):

@@ -62,7 +62,7 @@ def test_a_bad_shard_stops_train_by_default_and_is_counted_when_skipped(tmp_path
 
 LOSSES = [
     ["--loss.name", "full_softmax"],
-    ["--loss.name", "bce", "--engine.accumulation", "2"],
+    ["--loss.name", "bce", "--engine.gradient_accumulation_steps", "2"],
     ["--loss.name", "sampled_softmax", "--loss.negatives", "in_batch", "--loss.num_negatives", "8"],
 ]
 

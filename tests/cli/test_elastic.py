@@ -32,7 +32,14 @@ class Runs:
 
     def train(self, run: Path, mode: str, world_size: int, steps: int) -> Path:
         words = ["train", "small", "--data", str(self.data), "--run", str(run), *MODES[mode]]
-        words += ["--engine.accumulation", "2", "--train.max_steps", str(steps), "--train.max_epochs", "9"]
+        words += [
+            "--engine.gradient_accumulation_steps",
+            "2",
+            "--train.max_steps",
+            str(steps),
+            "--train.max_epochs",
+            "9",
+        ]
         longplay(words, run.with_suffix(".log"), world_size=world_size)
         return run
 

@@ -68,7 +68,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["--engine.accumulation", "2", "--loss.name", "bce"]], ids=["plain", "accumulation"]
+    "overrides",
+    [[], ["--engine.gradient_accumulation_steps", "2", "--loss.name", "bce"]],
+    ids=["plain", "accumulation"],
 )
 def test_a_run_killed_mid_epoch_resumes_bitwise(
     data: Path, finished: Path, tmp_path: Path, overrides: list[str]

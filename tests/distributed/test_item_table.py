@@ -54,7 +54,7 @@ def train_sharded(
     engine = EncoderEngine(
         Tower(),
         table,
-        EngineConfig(zero_stage=stage, clip_norm=CLIP, accumulation=accumulation),
+        EngineConfig(zero_stage=stage, max_grad_norm=CLIP, gradient_accumulation_steps=accumulation),
         world,
     )
     history = []

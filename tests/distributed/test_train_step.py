@@ -62,11 +62,25 @@ def assert_same(history: list[tuple[float, float]], expected: list[tuple[float, 
     "overrides",
     [
         ["--loss.name", "full_softmax"],
-        ["--loss.name", "full_softmax", "--engine.accumulation", "2", "--engine.zero_stage", "2"],
+        [
+            "--loss.name",
+            "full_softmax",
+            "--engine.gradient_accumulation_steps",
+            "2",
+            "--engine.zero_stage",
+            "2",
+        ],
         ["--loss.name", "full_softmax", "--table.update", "zero_dense", "--engine.zero_stage", "3"],
         ["--loss.name", "bce", "--loss.num_negatives", "3", "--table.optimizer.name", "adagrad"],
         [
-            *("--loss.name", "sampled_softmax", "--loss.num_negatives", "64", "--engine.accumulation", "2"),
+            *(
+                "--loss.name",
+                "sampled_softmax",
+                "--loss.num_negatives",
+                "64",
+                "--engine.gradient_accumulation_steps",
+                "2",
+            ),
             *("--table.update", "zero_dense", "--engine.zero_stage", "3"),
         ],
         ["--loss.name", "sampled_softmax", "--loss.num_negatives", "64", "--loss.negatives", "in_batch"],
@@ -90,7 +104,12 @@ def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batch
 ) -> None:
     expected = run_ranks(train, 1, data, [], model, 6)[0]
     for stage, accumulation in ((2, 3), (3, 2)):
-        overrides = ["--engine.zero_stage", str(stage), "--engine.accumulation", str(accumulation)]
+        overrides = [
+            "--engine.zero_stage",
+            str(stage),
+            "--engine.gradient_accumulation_steps",
+            str(accumulation),
+        ]
         for history in run_ranks(train, 2, data, overrides, model, 6):
             assert_same(history, expected)
 
@@ -101,7 +120,7 @@ def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batch
         ["--loss.name", "bce", "--table.placement", "host"],
         [
             *("--loss.name", "sampled_softmax", "--loss.num_negatives", "64", "--loss.negatives", "in_batch"),
-            *("--engine.accumulation", "2", "--engine.zero_stage", "2"),
+            *("--engine.gradient_accumulation_steps", "2", "--engine.zero_stage", "2"),
         ],
     ],
     ids=["bce", "in_batch"],

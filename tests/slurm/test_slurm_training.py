@@ -13,7 +13,8 @@ from support.slurm_jobs import REPOSITORY, Job, signal_all, submit
 SCRIPT = REPOSITORY / "slurm" / "train_ml1m.sh"
 # The `ml1m` recipe made small: about 7 steps an epoch of a few milliseconds each.
 SMALL = """--seed 7 --context_length 40 --encoder.d_model 16 --encoder.d_state 8 --encoder.dropout 0.3
-  --engine.clip_norm 0.2 --data.rows_per_step 24 --train.lr 0.01 --train.warmup_steps 5 --train.max_epochs 20
+  --engine.max_grad_norm 0.2 --data.rows_per_step 24 --train.lr 0.01 --train.warmup_steps 5
+  --train.max_epochs 20
   --train.max_minutes none --train.log_every_steps 1 --train.eval_every_steps 60
   --train.checkpoint_every_steps 10 --train.device cpu --evaluation.rows_per_batch 8""".split()
 

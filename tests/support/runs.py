@@ -29,7 +29,7 @@ def small_settings(model: str = "mambarec") -> dict[str, Any]:
             "d_state": 8,
             "headdim": 8,
         },
-        "engine": {"clip_norm": 0.2},
+        "engine": {"max_grad_norm": 0.2},
         "data": {"rows_per_step": 24},
         "train": {"lr": 0.01, "warmup_steps": 5, "max_epochs": 4, "log_every_steps": 1, "device": "cpu"},
         "evaluation": {"rows_per_batch": 8},

@@ -25,7 +25,7 @@ _SWITCHES: list[dict[str, Any]] = [
     {"positional_embedding": True},
     {"positional_embedding": False, "layer_norm": False},
     {"residual": False},
-    {"num_blocks": 1, "scan": "chunk"},
+    {"num_blocks": 1, "scan_backend": "chunk"},
 ]
 _MIXED = ("recmamba", "mambarec", "moematrrec")
 

@@ -45,12 +45,12 @@ def held_by_autograd(config: EncoderConfig) -> tuple[float, float]:
         {"d_model": 96, "expand": 1, "dropout": 0.0, "d_ff": 64},
         {"mixer": "mamba2"},
         {"mixer": "mamba2", "headdim": 16, "d_state": 16, "d_model": 96, "context_length": 90},
-        {"scan": "chunk", "context_length": 128},
+        {"scan_backend": "chunk", "context_length": 128},
     ],
     ids=["default", "deep", "plain", "mamba2", "mamba2 heads", "chunk"],
 )
 def test_the_formula_is_what_autograd_holds(model: Any, settings: dict[str, Any]) -> None:
-    if model in ("gru4rec", "sasrec") and settings.keys() & {"mixer", "scan"}:
+    if model in ("gru4rec", "sasrec") and settings.keys() & {"mixer", "scan_backend"}:
         pytest.skip("has no state-space mixer")
     config = EncoderConfig(**{"model": model, "context_length": 200, "num_blocks": 1, **settings})
     held, padding = held_by_autograd(config)
@@ -58,7 +58,7 @@ def test_the_formula_is_what_autograd_holds(model: Any, settings: dict[str, Any]
 
 
 def test_bf16_takes_less_and_the_kernels_absence_on_a_gpu_more() -> None:
-    config = EncoderConfig(model="mambarec", context_length=200, scan="chunk")
+    config = EncoderConfig(model="mambarec", context_length=200, scan_backend="chunk")
     wide = encoder_slot_bytes(config, padding=1.0)
     assert 0.5 < encoder_slot_bytes(config, padding=1.0, bf16=True).saved / wide.saved < 1
     assert encoder_slot_bytes(config, padding=1.0, device_type="cuda").passing > wide.passing

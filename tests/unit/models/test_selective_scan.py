@@ -123,7 +123,7 @@ def test_scan_falls_back_to_the_chunk_without_a_compiler(monkeypatch: pytest.Mon
     try:
         chunk = selective_scan_chunk(u, dt, A, B, C, starts)
         assert torch.equal(selective_scan(u, dt, A, B, C, starts), chunk)
-        with pytest.raises(ValueError, match="scan=cpp"):
+        with pytest.raises(ValueError, match="scan_backend=cpp"):
             selective_scan(u, dt, A, B, C, starts, "cpp")
     finally:
         load_native.cache_clear()
@@ -153,7 +153,7 @@ def test_environment_chooses_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernel_scan_is_refused_on_the_cpu() -> None:
     inputs, seq_idx = scan_inputs((1, 5, 2, 4), 0)
-    with pytest.raises(ValueError, match="scan=kernel"):
+    with pytest.raises(ValueError, match="scan_backend=kernel"):
         selective_scan(*inputs, SegmentLayout(seq_idx).starts, "kernel")
 
 
