@@ -35,7 +35,7 @@ class EngineConfig:
         zero_stage: DeepSpeed ZeRO stage of the encoder; `table.update = zero_dense` needs 3.
         precision: "bf16" runs the encoder's matrix products in bfloat16 (weights, table and loss stay fp32).
         gradient_accumulation_steps: micro-batches per step.
-        max_grad_norm: global gradient norm, table included, above which gradients are scaled down; 0 never does.
+        max_grad_norm: scale gradients down to this global norm, table included; 0 = never.
     """
 
     zero_stage: Literal[1, 2, 3] = 1
@@ -318,5 +318,6 @@ def _on_cpu(tensor: Tensor | None) -> Tensor:
 def _non_finite(what: str, at: str) -> str:
     return (
         f"{what} is not finite {at}; no weight was changed. "
-        "Lower --train.lr, raise --train.warmup_steps or set --engine.max_grad_norm, then run the command again"
+        "Lower --train.lr, raise --train.warmup_steps or lower --engine.max_grad_norm, "
+        "then run the command again"
     )
