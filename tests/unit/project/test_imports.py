@@ -14,14 +14,14 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SETUPTOOLS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
 # What the modules of each top-level folder may import from Longplay.
 ALLOWED = {
-    "files": {"files"},
-    "native": {"native", "files"},
-    "data_shards": {"data_shards", "files"},
-    "models": {"models", "native", "files"},
-    "distributed": {"distributed", "models", "native", "files"},
-    "serving": {"serving", "models", "data_shards", "native", "files"},
+    "common": {"common"},
+    "native": {"native", "common"},
+    "data_shards": {"data_shards", "common"},
+    "models": {"models", "native", "common"},
+    "distributed": {"distributed", "models", "native", "common"},
+    "serving": {"serving", "models", "data_shards", "native", "common"},
     "api": {"serving"},
-    "launch": {"launch", "serving", "models", "distributed", "data_shards", "files"},
+    "launch": {"launch", "serving", "models", "distributed", "data_shards", "common"},
 }
 NOT_PACKAGES = {"tests", "benchmarks", "slurm", "docs", "examples"}
 

@@ -1,0 +1,1 @@
+"""What every folder shares: registries, atomic writes, locks, checksums, byte sizes, tensor files."""

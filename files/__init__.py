@@ -1,1 +1,0 @@
-"""Files: atomic writes, locks, checksums, byte sizes and tensors as safetensors."""
