@@ -1,4 +1,4 @@
-# The common part of train_*.sh, sourced by them inside a Slurm job. docs/cluster.md describes the variables.
+# The common part of train_*.sh, sourced by them inside a Slurm job. docs/guides/cluster.md describes the variables.
 #
 # Needs LONGPLAY_HOME, RECIPE, DATA and RUN. One task per GPU of a node, or one per node where there is none, runs
 # `longplay train "$RECIPE" --data "$DATA" --run "$RUN"` with the words after the script's name; the ranks meet by

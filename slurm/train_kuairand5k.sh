@@ -26,7 +26,7 @@ if [[ -z ${LONGPLAY_HOME:-} ]]; then
   [[ -f $LONGPLAY_HOME/slurm/train.sh ]] || LONGPLAY_HOME=$SLURM_SUBMIT_DIR
 fi
 
-RECIPE=${RECIPE:-kuairand5k} # see docs/train.md
+RECIPE=${RECIPE:-kuairand5k} # see docs/guides/train.md
 DATA=${DATA:-$LONGPLAY_HOME/data/kuairand} # made by `longplay prepare`; on a file system that all nodes share
 RUN=${RUN:-$LONGPLAY_HOME/runs/kuairand5k}   # checkpoints, metrics, TensorBoard, logs; shared too
 

@@ -26,7 +26,7 @@ if [[ -z ${LONGPLAY_HOME:-} ]]; then
   [[ -f $LONGPLAY_HOME/slurm/train.sh ]] || LONGPLAY_HOME=$SLURM_SUBMIT_DIR
 fi
 
-RECIPE=${RECIPE:-lfm5k} # see docs/train.md
+RECIPE=${RECIPE:-lfm5k} # see docs/guides/train.md
 DATA=${DATA:-$LONGPLAY_HOME/data/lfm1b} # made by `longplay prepare`; on a file system that all nodes share
 RUN=${RUN:-$LONGPLAY_HOME/runs/lfm5k}   # checkpoints, metrics, TensorBoard, logs; shared too
 

@@ -26,7 +26,7 @@ if [[ -z ${LONGPLAY_HOME:-} ]]; then
   [[ -f $LONGPLAY_HOME/slurm/train.sh ]] || LONGPLAY_HOME=$SLURM_SUBMIT_DIR
 fi
 
-RECIPE=${RECIPE:-ml1m} # see docs/train.md
+RECIPE=${RECIPE:-ml1m} # see docs/guides/train.md
 DATA=${DATA:-$LONGPLAY_HOME/data/ml1m} # made by `longplay prepare`; on a file system that all nodes share
 RUN=${RUN:-$LONGPLAY_HOME/runs/ml1m}   # checkpoints, metrics, TensorBoard, logs; shared too
 

@@ -13,7 +13,7 @@ def _study(model: str, **encoder: Any) -> Settings:
     """One setting for every model: width 64, one block, packed rows of 200, full cross-entropy.
 
     Rate, dropout and rows a step were chosen by a few short runs of MambaRec on ML-1M's validation split; see
-    docs/results_ml1m.md. The other models take the same setting untuned.
+    docs/results/ml1m.md. The other models take the same setting untuned.
     """
     return {
         "seed": 0,
