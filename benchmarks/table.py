@@ -20,11 +20,12 @@ from benchmarks.measure import interleaved, machine, median, seconds, spread
 from benchmarks.own_loop import OwnLoop
 from benchmarks.turns import take_turns, workers
 from longplay.data_shards.stream.train_stream import Batch
-from longplay.distributed.engine import EncoderEngine, deepspeed_config
+from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.world import World, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
 from longplay.distributed.zero.deepspeed_env import deepspeed
+from longplay.distributed.zero.zero_engine import deepspeed_config
 from longplay.launch.training.step_pipeline import rows_keys
 from longplay.models.build import build_encoder
 
@@ -131,8 +132,12 @@ def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
-        # DeepSpeed fails on a parameter that is larger than what it may fetch ahead.
-        config=deepspeed_config(dataclasses.replace(config.engine, reduce_bucket_elements=1 << 30)),
+        config=deepspeed_config(
+            zero_stage=config.engine.zero_stage,
+            gradient_accumulation_steps=config.engine.gradient_accumulation_steps,
+            max_grad_norm=config.engine.max_grad_norm,
+            reduce_bucket_elements=1 << 30,  # DeepSpeed cannot prefetch a parameter larger than the bucket
+        ),
     )
     batches = iter(own.stream)
 

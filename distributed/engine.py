@@ -1,4 +1,4 @@
-"""The encoder under DeepSpeed ZeRO data parallelism; its gradient norm is shared with the item table."""
+"""The encoder under ZeRO data parallelism, and its joint step with the item table."""
 
 import math
 from dataclasses import dataclass
@@ -12,24 +12,14 @@ from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.phases import phase
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
-from longplay.distributed.zero.deepspeed_env import deepspeed
 from longplay.distributed.zero.parameter import forbid_gather
-
-from deepspeed.utils import (  # isort: skip
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from longplay.distributed.zero.parameter_groups import parameter_groups
+from longplay.distributed.zero.zero_engine import ZeroEngine, deepspeed_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the encoder is sharded, in which precision it runs, and how its weights move.
+    """How the encoder is sharded, its precision, and its optimizer.
 
     Attributes:
         zero_stage: DeepSpeed ZeRO stage of the encoder; `table.update = zero_dense` needs 3.
@@ -65,32 +55,15 @@ class EngineConfig:
             raise ValueError(f"engine.eps: {self.eps} must be positive; 1e-8 is usual")
 
 
-def deepspeed_config(config: EngineConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run, whole: nothing else is ever read from a file."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": config.reduce_bucket_elements}
-    if config.zero_stage < 3:
-        zero["allgather_bucket_size"] = config.reduce_bucket_elements
-        zero["overlap_comm"] = torch.cuda.is_available()
-    else:
-        # A table below the threshold would be kept whole on every rank.
-        zero |= {
-            "stage3_param_persistence_threshold": 0,
-            "stage3_prefetch_bucket_size": config.reduce_bucket_elements,
-            "sub_group_size": 10**12,
-        }
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # counts samples for DeepSpeed's own log only
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "gradient_clipping": config.max_grad_norm,
-        "steps_per_print": 10**12,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": zero,
-    }
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """The same on every rank: the step's loss, its gradient norm, and whether any rank raised the flag."""
+    """The result of a step, identical on every rank.
+
+    Attributes:
+        loss: the step's loss.
+        grad_norm: the joint gradient norm of encoder and table before clipping.
+        flag: whether any rank passed `flag=True`.
+    """
 
     loss: float
     grad_norm: float
@@ -98,9 +71,7 @@ class StepOutcome:
 
 
 class _Trained(nn.Module):
-    """What DeepSpeed trains: the encoder, and the table's holder where DeepSpeed's optimizer updates the
-    table.
-    """
+    """The module that DeepSpeed trains: the encoder, and with `zero_dense` the table's parameter."""
 
     def __init__(
         self, encoder: nn.Module, holder: nn.Module | None, precision: str, device: torch.device
@@ -117,9 +88,7 @@ class _Trained(nn.Module):
 
 
 class EncoderEngine:
-    """Runs, differentiates and updates the encoder; the table's update is scaled by the same global norm.
-
-    Building it is collective: every rank must call.
+    """Runs, differentiates and updates the encoder; one gradient norm covers encoder and table. Collective.
 
     Raises:
         ValueError: the table's update mode needs another ZeRO stage.
@@ -133,58 +102,62 @@ class EncoderEngine:
                 "it writes into ZeRO-3's gradient partition (table.update row_sparse works with 1, 2 and 3)"
             )
         self.config, self.world, self.table, self.encoder = config, world, table, encoder
-        trained = _Trained(encoder, table.holder if zero_dense else None, config.precision, world.device)
         encoder.to(world.device)
-        named = dict(trained.named_parameters())
-        groups = optimizer_groups(named, config.weight_decay)
+        trained = _Trained(encoder, table.holder if zero_dense else None, config.precision, world.device)
+        groups = parameter_groups(
+            {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()},
+            config.weight_decay,
+        )
         if zero_dense:
             groups.append(
                 {"params": [table.holder.weight], "weight_decay": 0.0, "lr_scale": table.config.lr_scale}
             )
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=config.betas, eps=config.eps)
-        self.engine: Any = deepspeed.initialize(
-            model=trained, optimizer=optimizer, config=deepspeed_config(config)
-        )[0]
+        self._zero = ZeroEngine(
+            trained,
+            groups,
+            deepspeed_config(
+                zero_stage=config.zero_stage,
+                gradient_accumulation_steps=config.gradient_accumulation_steps,
+                max_grad_norm=config.max_grad_norm,
+                reduce_bucket_elements=config.reduce_bucket_elements,
+            ),
+            betas=config.betas,
+            eps=config.eps,
+            joint_norm=self._joint_norm,
+        )
         if zero_dense:
             forbid_gather(table.holder.weight)
         self.parameters = dict(encoder.named_parameters())
-        self._optimizer: Any = self.engine.optimizer
-        self._table_norm_sq = 0.0
-        self._clip = self._optimizer.unscale_and_clip_grads
-        self._optimizer.unscale_and_clip_grads = self._clip_by_joint_norm
         self.grad_norm = 0.0
-        self._at = "at the start"
-        self._set_moments_to_zero(0)
+        self._table_norm_sq = 0.0
+        self._at = ""
 
     def __call__(self, *inputs: Any) -> Tensor:
-        """Run the encoder on this rank's micro-batch. Every rank must call (ZeRO-3 gathers its weights)."""
-        return self.engine(*inputs)
+        """Run the encoder on this rank's micro-batch. Collective: ZeRO-3 gathers its weights."""
+        return self._zero(*inputs)
 
     def train(self, mode: bool = True) -> None:
-        self.engine.train(mode)
+        """Switch the encoder between training and evaluation."""
+        self._zero.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Every rank
-        must call.
-
-        DeepSpeed averages gradients over ranks; the loss is multiplied by their number so that they add up.
+        """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Collective.
 
         Args:
-            loss: fp32 scalar: this micro-batch's summed loss over the step's global number of targets.
-            last: whether it is the step's last micro-batch; `step` follows that one alone.
+            loss: fp32 scalar, this micro-batch's summed loss over the step's global number of targets.
+            last: whether this is the step's last micro-batch; `step` comes next.
         """
-        self.engine.backward(loss * self.world.world_size, scale_wrt_gas=False)
-        if not last:
-            self.engine.step()  # DeepSpeed counts micro-batches here
+        # DeepSpeed averages gradients over ranks; the factor turns the mean into a sum.
+        self._zero.backward(loss * self.world.world_size, last=last)
 
     def step(self, *, lr: float, loss: Tensor, at: str, flag: bool = False) -> StepOutcome:
-        """Update encoder and table by one step. Every rank must call.
+        """Update encoder and table. Collective.
 
         Args:
             lr: learning rate of this step.
-            loss: scalar: this rank's share of the step's loss; shares add up over ranks.
-            at: says where in the data the step stands, for the error.
-            flag: the outcome says whether any rank has raised it.
+            loss: scalar, this rank's share of the step's loss; shares add up over ranks.
+            at: where in the data this step is, for error messages.
+            flag: set on the outcome if any rank passes True.
         Raises:
             NonFiniteError: the loss or the norm is not finite; no weight has changed.
         """
@@ -196,12 +169,10 @@ class EncoderEngine:
             raise NonFiniteError(
                 _non_finite(f"loss {total_loss}, squared table gradient {self._table_norm_sq}", at)
             )
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._at = at
         with phase("dense update"):
-            self.engine.step()
-        if self._optimizer.overflow:
+            updated = self._zero.step(lr)
+        if not updated:
             raise NonFiniteError(_non_finite("an encoder gradient", at))
         clip = self.config.max_grad_norm
         scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
@@ -209,110 +180,20 @@ class EncoderEngine:
             self.table.step(lr=lr, grad_scale=scale)
         return StepOutcome(loss=total_loss, grad_norm=self.grad_norm, flag=flags > 0)
 
-    def _clip_by_joint_norm(self, gradients: Any, encoder_norm: Any) -> None:
-        """Stands in for DeepSpeed's clipping of each gradient group: the norm also covers the table."""
-        norm = float(encoder_norm)
-        if not math.isfinite(norm) or norm < 0:  # DeepSpeed marks a norm that is not finite by -1
-            raise NonFiniteError(_non_finite("an encoder gradient", self._at))
-        self.grad_norm = math.sqrt(norm**2 + self._table_norm_sq)
-        self._clip(gradients, torch.tensor(self.grad_norm, device=self.world.device))
-
-    # ------------------------------------------------------------------ state
-
     def state(self) -> dict[str, Tensor]:
-        """The encoder's fp32 weights and Adam moments, whole, on the CPU, by name. Every rank must call."""
-        out: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            out[f"weight/{name}"] = _on_cpu(safe_get_full_fp32_param(parameter))
-            for moment in _MOMENTS:
-                out[f"{moment}/{name}"] = _on_cpu(safe_get_full_optimizer_state(parameter, moment))
-        return out
+        """Return the encoder's fp32 weights and Adam moments, whole, on the CPU, by name. Collective."""
+        return self._zero.state(self.parameters)
 
     def load_state(self, state: dict[str, Tensor], *, steps: int) -> None:
-        """Take over what `state()` returned after `steps` steps, whatever the world size then. Every rank
-        must call.
-        """
-        self._set_moments_to_zero(steps)
-        for name, parameter in self.parameters.items():
-            self._set(parameter, None, state[f"weight/{name}"])
-            for moment in _MOMENTS:
-                self._set(parameter, moment, state[f"{moment}/{name}"])
-        self.engine.global_steps = steps
-        self._copy_master_weights()
+        """Load what `state()` returned after `steps` steps, at any world size. Collective."""
+        self._zero.load_state(self.parameters, state, steps=steps)
 
-    def _set(self, parameter: Any, moment: str | None, value: Tensor) -> None:
-        """Set a whole fp32 weight (moment None) or Adam moment from `value`, of the parameter's shape."""
-        value = value.to(self.world.device)
-        if self.config.zero_stage == 3:
-            # DeepSpeed's setters of whole tensors run past the end where a partition is padded.
-            size = parameter.ds_tensor.numel()
-            padded = torch.nn.functional.pad(
-                value.flatten(), (0, size * self.world.world_size - value.numel())
-            )
-            value = padded.narrow(0, size * self.world.rank, size)
-            if moment is None:
-                safe_set_local_fp32_param(parameter, value)
-            else:
-                safe_set_local_optimizer_state(parameter, value, moment)
-        elif moment is None:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, moment)
-
-    def _set_moments_to_zero(self, steps: int) -> None:
-        """Make Adam's state now rather than at its first step, so that it can be saved and filled at any
-        time.
-        """
-        zero3 = self.config.zero_stage == 3
-        optimizer = self._optimizer
-        flats = optimizer.fp32_partitioned_groups_flat if zero3 else optimizer.single_partition_of_fp32_groups
-        for flat in flats:
-            moments = {moment: torch.zeros_like(flat.data) for moment in _MOMENTS}
-            optimizer.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
-        if (
-            not zero3
-        ):  # DeepSpeed links a parameter to its moments once, too early for all but the first group
-            optimizer._hp_optimizer_states_linked = False
-            optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _copy_master_weights(self) -> None:
-        """Bring the weights that the forward uses in line with the fp32 ones that were just set."""
-        if self.config.zero_stage == 3:
-            for flat, group in zip(
-                self._optimizer.fp32_partitioned_groups_flat, self._optimizer.fp16_groups, strict=True
-            ):
-                offset = 0
-                for parameter in group:
-                    size = parameter.ds_tensor.numel()
-                    parameter.ds_tensor.data.copy_(flat.data.narrow(0, offset, size))
-                    offset += size
-            return
-        self._optimizer.update_lp_params()
-
-
-def optimizer_groups(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those that decay (matrices) and those that do not (biases, norms, A_log, D).
-
-    Without decay they are one group, since DeepSpeed runs its collectives for each.
-    """
-    named = {name: p for name, p in named.items() if not name.startswith("item_table.")}
-
-    def decays(name: str, parameter: nn.Parameter) -> bool:
-        return (
-            weight_decay > 0
-            and parameter.ndim >= 2
-            and not name.endswith(("A_log", ".D", "position_embedding.weight"))
-        )
-
-    decayed = [p for n, p in named.items() if decays(n, p)]
-    plain = [p for n, p in named.items() if not decays(n, p)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _on_cpu(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "DeepSpeed holds no such state"
-    return tensor.detach().float().cpu().clone()
+    def _joint_norm(self, encoder_norm: float) -> float:
+        """Return the gradient norm of encoder and table."""
+        if not math.isfinite(encoder_norm):
+            raise NonFiniteError(_non_finite("an encoder gradient", self._at))
+        self.grad_norm = math.sqrt(encoder_norm**2 + self._table_norm_sq)
+        return self.grad_norm
 
 
 def _non_finite(what: str, at: str) -> str:

@@ -10,7 +10,7 @@ DeepSpeed owns the parameter and its partitioning in both update modes. What dif
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,13 @@ from longplay.distributed.table.host_memory import page_lock
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
 from longplay.distributed.table.row_optimizers import RowOptimizerConfig, build_row_optimizer
 from longplay.distributed.table.row_order import RowOrder
-from longplay.distributed.zero.parameter import forbid_gather, zero_parameter
+from longplay.distributed.zero.parameter import (
+    forbid_gather,
+    gradient_partition,
+    optimizer_partition,
+    partition_of,
+    zero_parameter,
+)
 
 _INIT_BLOCK = 16384  # rows drawn from one generator; part of what a seed means
 
@@ -130,8 +136,7 @@ class ItemTable:
 
         On the CPU where `placement` is host.
         """
-        held: Any = self._weight[0]
-        return held.ds_tensor.data.view(self.rows_per_rank, self.width)[: self.num_rows]
+        return self._rows(partition_of(self._weight[0]))
 
     def bytes_per_rank(self) -> dict[str, int]:
         """Bytes of weights and of optimizer state on this rank."""
@@ -235,7 +240,7 @@ class ItemTable:
         return rows, total
 
     def _write_zero_gradient(self, rows: Tensor | None, grads: Tensor) -> None:
-        partition = self._zero_gradient_partition()
+        partition = gradient_partition(self._weight[0]).view(self.rows_per_rank, self.width)
         if rows is None:
             partition[: self.num_rows].copy_(grads)
             self._touched = torch.arange(self.num_rows, device=grads.device)
@@ -247,11 +252,6 @@ class ItemTable:
         partition.index_copy_(0, rows, grads)
         self._touched = rows
 
-    def _zero_gradient_partition(self) -> Tensor:
-        weight: Any = self._weight[0]
-        gradient, _ = weight._z3_optimizer._get_fp32_grad_state_partition(weight, release_swap_buffers=False)
-        return gradient.view(self.rows_per_rank, self.width)
-
     # ------------------------------------------------------------------ state
 
     def state(self) -> dict[str, Tensor]:
@@ -260,26 +260,19 @@ class ItemTable:
             torch.cuda.synchronize(self.world.device)  # kernels may still be writing what the CPU will read
         if not self.zero_dense:
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
-        weight: Any = self._weight[0]
-        zero = weight._z3_optimizer
-
-        def partition(key: str | None) -> Tensor:
-            flat, _ = zero._get_fp32_opt_state_partition(
-                weight, release_swap_buffers=False, optim_state_key=key
-            )
-            return flat.data.view(self.rows_per_rank, self.width)[: self.num_rows]
-
-        return {
-            "weight": partition(None),
-            "exp_avg": partition("exp_avg"),
-            "exp_avg_sq": partition("exp_avg_sq"),
-        }
+        kinds = {"weight": None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+        weight = self._weight[0]
+        return {name: self._rows(optimizer_partition(weight, moment)) for name, moment in kinds.items()}
 
     def state_was_filled(self, step_count: int) -> None:
         """Call after filling the tensors of `state()`: `step_count` updates have been made to them."""
         self.step_count = step_count
         if self.zero_dense:
             self.shard.copy_(self.state()["weight"])
+
+    def _rows(self, partition: Tensor) -> Tensor:
+        """View a flat partition as this rank's rows (num_rows, D)."""
+        return partition.view(self.rows_per_rank, self.width)[: self.num_rows]
 
 
 def fill_initial_rows(rows: Tensor, first_row: int, *, std: float, seed: int) -> None:

@@ -1,1 +1,1 @@
-"""The only code that imports DeepSpeed."""
+"""Everything that touches DeepSpeed; no other folder imports it."""

@@ -1,7 +1,7 @@
-"""Import DeepSpeed with the settings Longplay needs; import it from nowhere else.
+"""Import DeepSpeed with the settings that Longplay needs; only distributed/zero imports it.
 
-DeepSpeed picks its accelerator while it is imported and, on a CPU, compiles a shared-memory op when its
-communication starts (25 to 65 s). Both are decided here, once.
+DeepSpeed chooses its accelerator while it is imported. On a CPU it compiles a shared-memory op when its
+communication starts, which takes 25 to 65 s. This module fixes both choices before the import.
 """
 
 import logging
@@ -20,11 +20,11 @@ with warnings.catch_warnings():
     import deepspeed.comm as comm
     import deepspeed.ops
 
-# DeepSpeed still calls collectives by the names that torch 2.13 deprecates.
+# DeepSpeed still calls collectives by names that torch 2.13 deprecates.
 warnings.filterwarnings("ignore", message=r"`torch.distributed..*is deprecated", category=FutureWarning)
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
-# gloo's own all-reduce is what runs on a CPU; the op would only add a compilation at start.
+# Collectives on a CPU run over gloo; compiling the op would only delay the start.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 __all__ = ["comm", "deepspeed"]

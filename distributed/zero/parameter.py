@@ -1,8 +1,7 @@
-"""A ZeRO-3 parameter built partition by partition: no rank ever allocates, sends or receives the whole of it.
+"""A ZeRO-3 parameter built partition by partition: no rank allocates, sends or receives the whole parameter.
 
-`deepspeed.zero.Init` wants the full tensor before it partitions it. We hand it one element expanded to the
-full shape (no memory behind it), let DeepSpeed turn that into its own parameter, and give it the partition
-that this rank has made for itself.
+`deepspeed.zero.Init` partitions a full tensor. It gets one element expanded to the full shape, which takes no
+memory, and turns it into a DeepSpeed parameter; each rank then supplies its own partition.
 """
 
 from typing import Any
@@ -19,12 +18,12 @@ from deepspeed.runtime.zero.partition_parameters import (  # isort: skip
 
 
 def zero_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Parameter:
-    """Make a (rows, D) ZeRO-3 parameter of which this rank holds `partition`. Every rank must call.
+    """Make a (rows, D) ZeRO-3 parameter from every rank's partition. Collective.
 
     Args:
         partition: (rows / world_size, D) fp32, this rank's consecutive rows; becomes the parameter's storage.
         rows: rows of the whole parameter, a multiple of the world size.
-        trainable: whether DeepSpeed's own optimizer is to update it.
+        trainable: whether DeepSpeed's optimizer updates the parameter.
     """
     width = partition.shape[1]
     parameter = nn.Parameter(torch.empty(1, 1).expand(rows, width), requires_grad=trainable)
@@ -39,13 +38,13 @@ def zero_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Param
     zero.ds_numel_aligned = rows * width
     zero.ds_status = ZeroParamStatus.NOT_AVAILABLE
     parameter.data = torch.empty(0, device=partition.device)
-    # Engine construction asks every trainable parameter for one gather; nothing is to travel for it.
+    # Engine construction gathers every trainable parameter once; this one must stay partitioned.
     zero.all_gather = lambda *args, **kwargs: None
     return parameter
 
 
 def set_partition(parameter: nn.Parameter, flat: Tensor) -> None:
-    """Give DeepSpeed `flat` as this rank's partition of `parameter`."""
+    """Make `flat` this rank's partition of `parameter`."""
     held: Any = flat
     held.requires_grad = False
     held.ds_numel = flat.numel()
@@ -55,9 +54,34 @@ def set_partition(parameter: nn.Parameter, flat: Tensor) -> None:
 
 
 def forbid_gather(parameter: nn.Parameter) -> None:
-    """From here on, an attempt to gather the whole parameter is a bug and raises."""
+    """Make every later attempt to gather the whole parameter raise an AssertionError."""
 
     def all_gather(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"something tried to gather the whole item table {tuple(parameter.ds_shape)}")  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 
     parameter.all_gather = all_gather  # type: ignore[attr-defined]  # DeepSpeed's own attribute
+
+
+def partition_of(parameter: nn.Parameter) -> Tensor:
+    """Return this rank's flat partition of the weights that the forward uses."""
+    held: Any = parameter
+    return held.ds_tensor.data
+
+
+def gradient_partition(parameter: nn.Parameter) -> Tensor:
+    """Return the flat fp32 gradient of this rank's partition, a view that DeepSpeed's optimizer reads."""
+    held: Any = parameter
+    return held._z3_optimizer._get_fp32_grad_state_partition(held, release_swap_buffers=False)[0]
+
+
+def optimizer_partition(parameter: nn.Parameter, moment: str | None) -> Tensor:
+    """Return this rank's flat fp32 master weights, or one of Adam's moments, as a view.
+
+    Args:
+        moment: "exp_avg" or "exp_avg_sq"; None for the weights.
+    """
+    held: Any = parameter
+    flat, _ = held._z3_optimizer._get_fp32_opt_state_partition(
+        held, release_swap_buffers=False, optim_state_key=moment
+    )
+    return flat.data

@@ -1,0 +1,132 @@
+"""One module under DeepSpeed ZeRO: its configuration, its forward and backward, its optimizer step."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longplay.distributed.zero.deepspeed_env import deepspeed
+from longplay.distributed.zero.optimizer_state import MOMENTS, ZeroOptimizerState
+
+
+def deepspeed_config(
+    *,
+    zero_stage: int,
+    gradient_accumulation_steps: int,
+    max_grad_norm: float,
+    reduce_bucket_elements: int,
+) -> dict[str, Any]:
+    """Return the complete DeepSpeed configuration of a run; DeepSpeed reads no configuration file."""
+    zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": reduce_bucket_elements}
+    if zero_stage < 3:
+        zero["allgather_bucket_size"] = reduce_bucket_elements
+        zero["overlap_comm"] = torch.cuda.is_available()
+    else:
+        # Every rank would keep a whole copy of a parameter that is smaller than the threshold.
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": reduce_bucket_elements,
+            "sub_group_size": 10**12,
+        }
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # counts samples for DeepSpeed's own log only
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": max_grad_norm,
+        "steps_per_print": 10**12,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+
+
+class ZeroEngine:
+    """A module trained by AdamW under ZeRO; the caller supplies the norm to clip by. Collective.
+
+    Args:
+        groups: AdamW's parameter groups; a group's `lr_scale` multiplies the learning rate of `step`.
+        config: what `deepspeed_config` returns.
+        joint_norm: called with the norm of the module's gradients (NaN where it is not finite) before the
+            update; returns the norm that gradients are clipped by. An exception from it stops the update.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        config: Mapping[str, Any],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        joint_norm: Callable[[float], float],
+    ) -> None:
+        optimizer = torch.optim.AdamW(list(groups), lr=1.0, betas=betas, eps=eps)
+        self._engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))[0]
+        self._optimizer: Any = self._engine.optimizer
+        self._joint_norm = joint_norm
+        self._clip = self._optimizer.unscale_and_clip_grads
+        self._optimizer.unscale_and_clip_grads = self._clip_by_joint_norm
+        self._state = ZeroOptimizerState(self._optimizer, config["zero_optimization"]["stage"])
+        self._state.set_moments_to_zero(0)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the module. Collective: ZeRO-3 gathers its weights."""
+        return self._engine(*inputs)
+
+    def train(self, mode: bool) -> None:
+        """Switch the module between training and evaluation."""
+        self._engine.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Differentiate one micro-batch. Collective. DeepSpeed averages the gradients over the ranks.
+
+        Args:
+            last: whether this is the last micro-batch of the step; `step` comes next.
+        """
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # DeepSpeed counts micro-batches here
+
+    def step(self, lr: float) -> bool:
+        """Update the module's weights. Collective.
+
+        Returns:
+            Whether the weights were updated; False if DeepSpeed found a gradient that is not finite.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self._engine.step()
+        return not self._optimizer.overflow
+
+    def state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return fp32 weights and Adam moments as whole tensors on the CPU. Collective.
+
+        Returns:
+            "weight/NAME", "exp_avg/NAME" and "exp_avg_sq/NAME" for each of `parameters`.
+        """
+        out: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            out[f"weight/{name}"] = self._state.get(parameter, None)
+            for moment in MOMENTS:
+                out[f"{moment}/{name}"] = self._state.get(parameter, moment)
+        return out
+
+    def load_state(
+        self, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor], *, steps: int
+    ) -> None:
+        """Load what `state` returned after `steps` steps, at any world size. Collective."""
+        self._state.set_moments_to_zero(steps)
+        for name, parameter in parameters.items():
+            self._state.set(parameter, None, state[f"weight/{name}"])
+            for moment in MOMENTS:
+                self._state.set(parameter, moment, state[f"{moment}/{name}"])
+        self._engine.global_steps = steps
+        self._state.copy_master_weights()
+
+    def _clip_by_joint_norm(self, gradients: Any, norm: Any) -> None:
+        """Replace DeepSpeed's clipping of each gradient group."""
+        norm = float(norm)
+        if norm < 0:  # DeepSpeed's mark for a norm that is not finite
+            norm = math.nan
+        joint = torch.tensor(self._joint_norm(norm), device=self._engine.device)
+        self._clip(gradients, joint)
