@@ -21,7 +21,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
-from longplay.launch.evaluate import find_checkpoint, open_dataset
+from longplay.launch.evaluation.evaluate_run import find_checkpoint, open_dataset
 from longplay.launch.run_folders.metrics_file import read_scalars
 from longplay.launch.settings.config import ConfigError, read_config
 from longplay.launch.settings.data_arguments import data_location

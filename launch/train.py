@@ -1,26 +1,14 @@
 """`longplay train RECIPE --data DIR --run DIR [--section.name value ...]`: train, validate, save, resume."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.train_stream import check_stream
-from longplay.distributed.runtime.watchdog import Watchdog
-from longplay.distributed.runtime.world import close_world, init_world, read_environment
-from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import resolve
-from longplay.launch.settings.data_arguments import (
-    agree_on_bad_shards,
-    data_location,
-)
+from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.recipes import RECIPES, get_recipe
-from longplay.launch.training.loop import Training
-from longplay.launch.training.progress import StopRequest
+from longplay.launch.training.train import train
 
 _PROFILED_STEPS = 20
 
@@ -72,31 +60,7 @@ def _positive(text: str) -> int:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """The command; returns its exit code."""
     config = resolve(args.recipe, get_recipe(args.recipe), overrides)
-    dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
-    folder = RunFolder(args.run)
-    begun = folder.check(config, dataset)
-    check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
-    stop = StopRequest()
-    # The watchdog finds out who hangs while the others wait in a collective, which so must wait for longer.
-    world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
-    with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
-        agree_on_bad_shards(dataset, config, world)
-        if world.is_rank0:
-            folder.write_config(config, dataset, args.data)
-            folder.lock()
-        if not begun and world.world_size > 1:
-            torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints
-        code = Training(
-            config,
-            dataset,
-            folder,
-            world,
-            stop=stop,
-            watchdog=watchdog,
-            profile_steps=args.profile,
-        ).run()
-    close_world()
-    return code
+    return train(config, args.data, args.run, profile_steps=args.profile)
 
 
 if __name__ == "__main__":

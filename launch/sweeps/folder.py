@@ -119,8 +119,13 @@ class SweepFolder:
 
     def job(self, spec: SweepJobSpec) -> SweepJob:
         """What is submitted for it."""
-        words = tuple(spec.train_words(self.path))
-        return SweepJob(name=spec.name, words=words, run=str(spec.run(self.path)))
+        return SweepJob(
+            name=spec.name,
+            recipe=spec.recipe,
+            data=spec.data,
+            overrides=spec.overrides,
+            run=str(spec.run(self.path)),
+        )
 
     def logs(self, name: str) -> list[Path]:
         """What the ranks of a job's last submission printed; rank 0's first."""

@@ -120,18 +120,6 @@ class SweepJobSpec:
         """Its run folder."""
         return sweep / "runs" / self.name
 
-    def train_words(self, sweep: Path) -> list[str]:
-        """The words of the `longplay` command that trains it."""
-        return [
-            "train",
-            self.recipe,
-            "--data",
-            self.data,
-            "--run",
-            str(self.run(sweep)),
-            *self.overrides,
-        ]
-
 
 def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Label -> place of each `DIR`, `URL` or `NAME=DIR`; the label is the folder's name if none is given.

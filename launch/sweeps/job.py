@@ -1,6 +1,7 @@
 """What a sweep's job does where it runs: train, then evaluate both splits; saved and requeued when asked."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -13,13 +14,18 @@ from typing import Any
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from longplay.data_shards.storage.locations import parse_location
+from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.memory import forget_peak_memory
 from longplay.distributed.runtime.world import free_port
-from longplay.launch.cli import main
+from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
+from longplay.launch.evaluation.evaluate_run import evaluate_run
+from longplay.launch.settings.config import resolve
+from longplay.launch.settings.recipes import get_recipe
 from longplay.launch.sweeps.job_log import STARTS
-from longplay.launch.training.loop import EXIT_REQUEUE
+from longplay.launch.training.train import train
 
-SPLITS = ("validation", "test")
+SPLITS: tuple[Part, ...] = ("validation", "test")
 NOT_SHARED = 66  # exit code of a job that does not see the sweep's folder
 
 
@@ -33,12 +39,15 @@ class SweepJob:
     which sent it: a preempted one does, a cancelled one does not.
 
     Attributes:
-        words: of the `longplay` command that trains.
+        data: folder or URL of the prepared dataset.
+        overrides: settings on top of the recipe.
         run: its run folder.
     """
 
     name: str
-    words: tuple[str, ...]
+    recipe: str
+    data: str
+    overrides: tuple[str, ...]
     run: str
 
     def __call__(self) -> None:
@@ -56,7 +65,7 @@ class SweepJob:
     def train_and_evaluate(self, stop: "_Interruption | None" = None) -> int:
         """Do what is left to do; the exit code. Leaves this process if training was asked to stop."""
         with _next_world():
-            code = main(list(self.words))
+            code = exit_code_of(self._train)
         if stop is not None:
             stop.listen()  # training took the signals over
             if code == EXIT_REQUEUE:
@@ -67,8 +76,18 @@ class SweepJob:
                 continue
             forget_peak_memory()
             with _next_world():
-                code = main(["evaluate", self.run, "--split", split, "--out", str(file)])
+                code = exit_code_of(functools.partial(self._evaluate, split, file))
         return code
+
+    def _train(self) -> int:
+        config = resolve(self.recipe, get_recipe(self.recipe), self.overrides)
+        return train(config, parse_location(self.data), Path(self.run))
+
+    def _evaluate(self, split: Part, file: Path) -> int:
+        evaluated = evaluate_run(Path(self.run), split=split, out=file)
+        if evaluated is not None:
+            print(f"evaluated the {split} split: {file}", flush=True)
+        return 0
 
     def _announce(self) -> None:
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -22,7 +22,8 @@ from longplay.distributed.runtime.memory import memory_is_enough_for, peak_memor
 from longplay.distributed.runtime.phases import STEP, phase
 from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import World
-from longplay.launch.console.terminal import Terminal, describe
+from longplay.launch.console.exit_codes import EXIT_REQUEUE
+from longplay.launch.console.terminal import Terminal
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
@@ -37,10 +38,10 @@ from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress, StopRequest
 from longplay.launch.training.schedule import learning_rate
 from longplay.launch.training.step_pipeline import StepPipeline
+from longplay.launch.training.summary import describe
 from longplay.launch.training.train_step import StepResult, run_step
 
 _SURELY_TOO_LARGE = 1.25  # times the memory there is: plans have been off by up to 14 %
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on
 
 
 class Training:

@@ -9,7 +9,8 @@ import pytest
 
 from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.launch import train
-from longplay.launch.cli import COMMANDS, build_parser, main, report
+from longplay.launch.cli import COMMANDS, build_parser, main
+from longplay.launch.console.exit_codes import report
 
 
 def exit_code(words: list[str]) -> int:

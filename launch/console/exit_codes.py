@@ -1,0 +1,48 @@
+"""Exit codes of every command, and errors printed as one line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run was asked to stop and has saved; the same command resumes it
+EXIT_INTERRUPTED = 130
+_FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing their module takes seconds
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run `command` and return its exit code; print an error that a user can act on as one line.
+
+    ValueError and OSError mean wrong input. Any exception that is not listed here is a bug and propagates
+    with its traceback.
+    """
+    try:
+        return command()
+    except ValueError as error:
+        return report(str(error), EXIT_USAGE)
+    except OSError as error:
+        return report(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_USAGE)
+    except KeyboardInterrupt:
+        return report("interrupted", EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        if type(error).__name__ not in _FAILURES:
+            raise
+        return report(str(error), EXIT_FAILED)
+
+
+def report(message: str, code: int) -> int:
+    """Print an error as one line and return `code`.
+
+    Only rank 0 prints until the process group exists; after that every rank prints its own error.
+    """
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    torch = sys.modules.get("torch")
+    connected = (
+        torch is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    )
+    if rank == "0" or connected:
+        sys.stdout.flush()
+        where = f" on rank {rank}" if connected else ""
+        print(f"longplay: error{where}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,30 @@
+"""What a run prints before its first step."""
+
+from pathlib import Path
+
+import torch
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.epoch_order import EpochPlan
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.training.model import Model
+
+
+def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochPlan, run: Path) -> list[str]:
+    """Return the lines that state every derived number of a run and how to watch it."""
+    world, encoder = model.world, config.encoder
+    weights = sum(getattr(p, "ds_numel", p.numel()) for p in model.encoder.parameters())
+    table = [f"{name} {size / 2**20:,.1f} MiB" for name, size in model.table.bytes_per_rank().items() if size]
+    return [
+        f"data     {dataset.path}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
+        f"{dataset.num_events:,} events",
+        f"model    {encoder.model}: {encoder.num_blocks} block(s) of width {encoder.d_model}, context length "
+        f"{config.context_length}, {weights:,} encoder weights, loss {config.loss.name}",
+        f"table    {dataset.num_items:,} x {encoder.d_model}, {config.table.update}, per rank: "
+        f"{', '.join(table)}",
+        f"steps    {plan.num_steps} an epoch of {config.data.rows_per_step} rows, {plan.num_targets:,} "
+        f"targets ({100 * plan.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
+        f"ranks    {world.world_size} on {world.device.type} ({world.launcher}), ZeRO stage "
+        f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
+        f"run      {run}; watch it with: tensorboard --logdir {run}",
+    ]
