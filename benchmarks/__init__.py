@@ -1,1 +1,1 @@
-"""Measurements, run as `python -m benchmarks.NAME` from the root of the repository; README.md lists them."""
+"""Benchmarks. Run them as `python -m benchmarks.NAME` from the root of the repository; see README.md."""

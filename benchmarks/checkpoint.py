@@ -1,10 +1,10 @@
-"""What saving costs a training, and whether a table of 31.6 M rows can be saved and resumed on any ranks.
+"""Measure the cost of saving, and save and resume a table of 31.6 M rows on different numbers of ranks.
 
-python -m benchmarks.checkpoint overhead --data data/ml1m   saving every 50 steps against never, in turns
-python -m benchmarks.checkpoint large                       31.6 M x 64 rows: 2 ranks, killed, 1, killed, 4
+python -m benchmarks.checkpoint overhead --data data/ml1m   compare saving every 50 steps with never saving
+python -m benchmarks.checkpoint large                       31.6 M x 64: train on 2 ranks, kill, 1, kill, 4
 
-`large` writes and reads 8.1 GB three times, needs 20 GB of memory and 30 GB of disk, and measures the disk
-itself before each start, by a file as large as a checkpoint.
+`large` writes and reads 8.1 GB three times and needs 20 GB of memory and 30 GB of disk. Before each start it
+measures the disk with a file as large as a checkpoint.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _LONGPLAY = [sys.executable, "-m", "longplay.launch.cli"]
 
 
 def main() -> None:
-    """Runs one part and prints its table."""
+    """Run one part and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=["overhead", "large"])
-    parser.add_argument("--data", type=Path, help="of `overhead`: a prepared dataset")
+    parser.add_argument("--data", type=Path, help="a prepared dataset, for `overhead`")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--items", type=int, default=31_634_450)
-    parser.add_argument("--scratch", type=Path, help="a folder with room for everything")
+    parser.add_argument("--scratch", type=Path, help="scratch folder on a disk with enough space")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
         if args.part == "overhead":
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _overhead(data: Path, folder: Path, repeats: int, steps: int) -> None:
-    """Median milliseconds of a step with and without saving every 50 steps."""
+    """Print the median milliseconds per step with and without saving every 50 steps."""
     times: dict[str, list[float]] = {"never": [], "every 50 steps": [], "every 50, waiting": []}
     settings = {
         "never": [],
@@ -73,7 +73,7 @@ def _overhead(data: Path, folder: Path, repeats: int, steps: int) -> None:
 
 
 def _seconds_of_training(run: Path, steps: int) -> float:
-    """From the first logged step's time to the last's, by the log's own clock: TensorBoard's wall times."""
+    """Return the seconds that `steps` steps took, from the wall times in the TensorBoard log."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"))
@@ -84,9 +84,9 @@ def _seconds_of_training(run: Path, steps: int) -> float:
 
 
 def _large(folder: Path, num_items: int) -> None:
-    """Trains 20 steps on 2 ranks, saves, is killed, and goes on at 1 and at 4 ranks."""
+    """Train 20 steps on 2 ranks, save, kill all ranks, then resume on 1 and on 4 ranks."""
     data, run, log = folder / "data", folder / "run", folder / "log"
-    print(f"a dataset in which each of {num_items:,} items occurs once", flush=True)
+    print(f"dataset: each of {num_items:,} items occurs once", flush=True)
     _make_dataset(data, num_items)
     table_gib = num_items * 64 * 4 / 2**30
     for world_size, steps, then in ((2, 20, "killed"), (1, 40, "killed"), (4, 60, "ended")):
@@ -136,7 +136,7 @@ def _large_settings() -> list[str]:
 
 
 def _make_dataset(data: Path, num_items: int) -> None:
-    """Each item once, in histories of 5,000."""
+    """Prepare a dataset in which each item occurs once, in histories of 5,000 events."""
     items = np.random.default_rng(0).permutation(num_items)
     table = {"user_id": np.arange(num_items) // 5000, "item_id": items, "timestamp": np.arange(num_items)}
     path = data.with_suffix(".parquet")
@@ -150,7 +150,7 @@ def _make_dataset(data: Path, num_items: int) -> None:
 
 
 def _disk_rates(folder: Path, total: int) -> tuple[float, float]:
-    """Bytes per second of writing a file of `total` bytes with fsync, and of reading it, not from memory."""
+    """Return bytes/s of writing a file of `total` bytes with fsync, and of reading it from the disk."""
     path = folder / "rate"
     block = os.urandom(_BLOCK)
     began = time.perf_counter()
@@ -172,9 +172,7 @@ def _disk_rates(folder: Path, total: int) -> tuple[float, float]:
 def _train(
     words: list[str], world_size: int, log: Path, kill_when: Callable[[], bool] | None = None
 ) -> list[float]:
-    """Runs `longplay train` on some ranks to its end, or until they are all killed; each rank's peak memory
-    in GiB.
-    """
+    """Run `longplay train` until it ends or all ranks are killed. Return each rank's peak memory in GiB."""
     port, processes = free_port(), []
     with log.open("w") as output:
         for rank in range(world_size):

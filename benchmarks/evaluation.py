@@ -1,10 +1,10 @@
-"""Evaluating every user: Longplay's exact ranks over the whole catalogue, beside a loop over users.
+"""Evaluate every user: Longplay's exact ranking of the whole catalogue against a loop over users.
 
 python -m benchmarks.evaluation --data data/ml1m
 
-The loop ranks the target among 100 items drawn in Python, one user at a time, as `research_loop.py` has it.
-Longplay ranks the same targets among all items, among the unseen ones, and among 100 sampled ones, in one
-pass. Both encode the same number of latest events with an untrained MambaRec of the same size and scan.
+The loop of `research_loop.py` ranks the target among 100 items drawn in Python, one user at a time. Longplay
+ranks the same targets among all items, all unseen items and 100 sampled items in one pass. Both encode the
+same number of latest events with an untrained MambaRec of the same size and scan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LENGTH, _WIDTH, _STATE = 200, 64, 32
 
 
 def main() -> None:
-    """Runs both in turns and prints seconds and their ratio."""
+    """Alternate both, print their seconds and the ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Ways to break one rank of a training from inside, for `benchmarks.soak` and the tests."""
+"""Faults to inject into one rank of a training run, for `benchmarks.soak` and the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AtStep:
-    """A fault: `rank` calls `action` when it is about to train `step`. Call it with a process's rank."""
+    """Make `rank` call `action` just before it trains `step`. Call it in every process, with its rank."""
 
     step: int
     rank: int
@@ -49,7 +49,7 @@ def sleep_long() -> None:
 
 
 def raise_error() -> None:
-    raise RuntimeError("the tape tore")
+    raise RuntimeError("injected fault")
 
 
 def run_out_of_memory() -> None:
@@ -57,7 +57,7 @@ def run_out_of_memory() -> None:
 
 
 def fill_the_disk() -> None:
-    """From here on there is no room for tensors."""
+    """Make every later write of tensors fail with a full disk."""
     from longplay.distributed.checkpoints import writer as checkpoint_writer
 
     def full(*_: object) -> None:
@@ -67,7 +67,7 @@ def fill_the_disk() -> None:
 
 
 def spoil_the_loss() -> None:
-    """From here on the rank's loss is not a number."""
+    """Make every later loss of this rank NaN."""
     from longplay.launch.training import train_step
 
     original = train_step.micro_batch_loss

@@ -1,10 +1,10 @@
-"""All that needs a GPU, by one command: training, the row update, ranking, memory, and the card's own limits.
+"""Measure training, the row update, ranking and memory on a GPU, and the limits of the card.
 
-python -m benchmarks.gpu             ten minutes on one card with 80 GB
-python -m benchmarks.gpu --small     the same code on sizes for any machine, to see that it runs
+python -m benchmarks.gpu             ten minutes on one 80 GB card
+python -m benchmarks.gpu --small     the same code at sizes that any machine can run
 
-Each rate is printed with the fraction of the card's limit that it reaches; the limits are measured first: the
-rate of a copy in its memory, and of a bf16 matrix product.
+The script first measures two limits of the card: the bandwidth of a copy in its memory and the rate of a bf16
+matrix product. It prints each rate with the fraction of the limit that it reaches.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from longplay.distributed.table.row_optimizers import LazyAdam, RowOptimizerConf
 from longplay.distributed.table.score_counts import count_beating_rows, exact_dot
 
 WIDTH = 64
-# Bytes of device memory that training an event moves at least, one block of MambaRec in bf16: 250 M events/s
-# at 4.3 TB/s.
+# Lower bound on the bytes of device memory traffic per trained event, for one bf16 block of MambaRec:
+# 250 M events/s at 4.3 TB/s.
 _TRAFFIC_PER_EVENT = 17_200
 _STUDY_EVENTS_PER_S, _STUDY_BYTES = 0.375e6, 24e9  # published for MambaRec at L = 5000, batch 64
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """The sizes to measure."""
 
     num_rows: int
     touched: int
@@ -52,11 +52,11 @@ _SMALL = Sizes(50_000, 2_000, 300, 128, 200_000, 2, (50, 100), 1 << 20)
 
 
 def main() -> None:
-    """Prints one line per measurement."""
+    """Print one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true", help="sizes for any machine")
+    parser.add_argument("--small", action="store_true", help="use sizes that fit any machine")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if not (args.small or torch.cuda.is_available()):
@@ -76,13 +76,13 @@ def main() -> None:
 
 
 class Timer:
-    """Times work on a device."""
+    """Time work on a device."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
     def __call__(self, work: Callable[[], object]) -> float:
-        """Median seconds, after one call that does not count."""
+        """Return the median seconds of `work`, after one warm-up call."""
         times = []
         for _ in range(self.repeats + 1):
             self.wait()
@@ -102,12 +102,12 @@ class Timer:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int:
-        """Device memory at its peak; 0 without a GPU, where nobody counts it."""
+        """Return the peak of device memory in bytes; 0 without a GPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
 
 def _limits(sizes: Sizes, timer: Timer) -> tuple[float, float]:
-    """Bytes a second of a copy, read and written, and multiply-adds times two a second of a bf16 product."""
+    """Return the bytes/s of a copy (read plus write) and the FLOP/s of a bf16 matrix product."""
     source = torch.ones(sizes.limit_elements, device=timer.device)
     target = torch.empty_like(source)
     copy_rate = 8 * source.numel() / timer(lambda: target.copy_(source))
@@ -119,7 +119,7 @@ def _limits(sizes: Sizes, timer: Timer) -> tuple[float, float]:
 
 
 def _update(sizes: Sizes, timer: Timer, copy_rate: float) -> None:
-    """Lazy Adam on the touched rows of a large table."""
+    """Time lazy Adam on the touched rows of a large table."""
     weight = torch.zeros(sizes.num_rows, WIDTH, device=timer.device)
     optimizer = LazyAdam(RowOptimizerConfig(), weight)
     rows = torch.randperm(sizes.num_rows, device=timer.device)[: sizes.touched].sort().values
@@ -133,12 +133,12 @@ def _update(sizes: Sizes, timer: Timer, copy_rate: float) -> None:
 
 
 def _rank(sizes: Sizes, timer: Timer, product_rate: float) -> None:
-    """Exact ranks of all users over all rows."""
+    """Time the exact ranking of all users over all rows."""
     generator = torch.Generator(timer.device).manual_seed(0)
     rows = torch.randn(sizes.num_rows, WIDTH, device=timer.device, generator=generator)
     hidden = torch.randn(sizes.users, WIDTH, device=timer.device, generator=generator)
     own = torch.randint(sizes.num_rows, (sizes.users,), device=timer.device, generator=generator)
-    # As trained models have it, targets score well: the own row's direction is mixed in.
+    # Add the target's own row, so that targets score well, as in a trained model.
     hidden += rows[own]
     score = exact_dot(hidden, rows[own])
     timer.forget_peak()
@@ -159,11 +159,11 @@ def _rank(sizes: Sizes, timer: Timer, product_rate: float) -> None:
 
 
 def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: float) -> None:
-    """Events a second from tar shards, with a table of full size, and the memory beside that table."""
+    """Print events/s of training from tar shards with a full-size table, and the memory beyond the table."""
     slots = sizes.batch * max(sizes.lengths)
     for length in sizes.lengths:
         for recipe in ("mambarec", "sasrec"):
-            own = None  # lets the table before go
+            own = None  # free the previous table
             timer.forget_peak()
             own = with_rows(OwnLoop(data, recipe, _words(sizes, length), world), sizes.num_rows)
             table = sum(own.model.table.bytes_per_rank().values())
@@ -187,18 +187,18 @@ def _words(sizes: Sizes, length: int) -> list[str]:
 
 
 def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
-    """MambaRec's step at one length by what was done to make it fast, in turns, over a smaller table."""
+    """Compare variants of MambaRec's step at one context length, over a smaller table."""
     length, rows = sizes.lengths[len(sizes.lengths) // 2], sizes.num_rows // 8
     words = {
-        "as it is": [],
-        "next step not planned beside": [],
+        "default": [],
+        "no pipelining of the next step": [],
         "encoder through torch.compile": [],
         "table in the host's memory": ["--table.placement", "host"],
     }
     pieces: dict[str, Callable[[], float]] = {}
     for name, more in words.items():
-        beside = name != "next step not planned beside"
-        loop = OwnLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=beside)
+        pipelined = name != "no pipelining of the next step"
+        loop = OwnLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=pipelined)
         own = with_rows(loop, rows)
         if name == "encoder through torch.compile":
             own.model.encoder.compile()
@@ -209,7 +209,7 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
 
         pieces[name] = step
     times = interleaved(pieces, repeats=timer.repeats)
-    base = median(times["as it is"])
+    base = median(times["default"])
     for name, values in times.items():
         middle = median(values)
         print(f"mambarec L={length:<6,}{name:<32}{middle:9.2f} ms a step {middle / base:6.2f}")

@@ -1,9 +1,9 @@
-"""What an event costs as the context grows from 250 to 20,000: MambaRec, and SASRec beside it, as a plot.
+"""Plot the cost of an event for context lengths of 250 to 20,000, for MambaRec and SASRec.
 
 python -m benchmarks.lengths --out benchmarks/results/lengths.png
 
-Every step has the same number of slots, and every row is one window of one long history, so that attention
-has as much to attend to as the context allows. The histories are random; costs do not depend on the items.
+Every step has the same number of slots. Every row is one window of one long history, so attention spans the
+whole context. The histories are random; the cost does not depend on the items.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _MODELS = {"mambarec": "MambaRec", "sasrec": "SASRec"}
 
 
 def main() -> None:
-    """Measures, prints the table and draws the plot."""
+    """Measure, print the table and draw the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=[250, 500, 1000, 2000, 5000, 10_000, 20_000]
     )
-    parser.add_argument("--slots", type=int, default=20_000, help="of each step, at every length")
+    parser.add_argument("--slots", type=int, default=20_000, help="slots per step, at every length")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--models", nargs="+", choices=list(_MODELS), default=list(_MODELS))
-    parser.add_argument("--out", type=Path, help="PNG to draw")
+    parser.add_argument("--out", type=Path, help="write the plot to this PNG")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine())
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _measure(args: argparse.Namespace, data: Path) -> dict[str, list[float]]:
-    """model -> microseconds of a trained event at each length."""
+    """Return model -> microseconds per trained event at each length."""
     world = init_world(device="auto")
     pieces = {}
     for length in args.lengths:

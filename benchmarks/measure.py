@@ -1,4 +1,4 @@
-"""What benchmarks share: pieces of work timed in turns, and a line that says on which machine."""
+"""Shared by the benchmarks: interleaved timing, and a line that describes the machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 
 def interleaved(pieces: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:
-    """Results of pieces of work run in turns (a, b, c, a, b, c, ...), after one round that does not count.
+    """Alternate pieces of work (a, b, c, a, b, c, ...) and return their results, after a warm-up round.
 
     Args:
-        pieces: name -> work that returns what it measured, such as seconds.
+        pieces: name -> function that returns a measurement, such as seconds.
     """
     results: dict[str, list[float]] = {name: [] for name in pieces}
     for number in range(repeats + 1):
@@ -29,25 +29,25 @@ def interleaved(pieces: Mapping[str, Callable[[], float]], *, repeats: int) -> d
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
+    """Return the seconds that `work` takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def median(values: list[float]) -> float:
-    """The median."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def spread(values: list[float]) -> str:
-    """Smallest and largest value relative to the median, as "-3 % +5 %"."""
+    """Return the smallest and largest value relative to the median, as "-3 % +5 %"."""
     middle = median(values)
     return f"{100 * (min(values) / middle - 1):+.0f} % {100 * (max(values) / middle - 1):+.0f} %"
 
 
 def machine() -> str:
-    """The processor, cores, threads and versions that a result belongs to."""
+    """Describe the processor, cores, threads and versions of this machine."""
     names = [f"{name} {version(name)}" for name in ("torch", "deepspeed", "numpy")]
     if torch.cuda.is_available():
         names.insert(0, torch.cuda.get_device_name())

@@ -1,4 +1,4 @@
-"""Longplay's training as a piece that benchmarks can time: the stream, the exchange, the step, no logging."""
+"""Longplay's training loop for benchmarks: the stream, the exchange and the step, without logging."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ warnings.filterwarnings("ignore", module="deepspeed|torch")
 
 
 class OwnLoop:
-    """A run from its first step on, one or several steps at a time. Building and running it is collective.
+    """Train from step 1, a few steps per call. Collective.
 
     Args:
-        recipe: whose settings are taken.
-        overrides: as on the command line, "--encoder.num_blocks", "2".
-        plan_ahead: plan each step while the one before is under way, as a training does.
+        recipe: name of the recipe.
+        overrides: settings as on the command line, "--encoder.num_blocks", "2".
+        plan_ahead: start the next step's exchange during the current step, as training does.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class OwnLoop:
         self._steps: StepPipeline | None = None
 
     def steps(self, number: int) -> int:
-        """That many optimizer steps; the targets of all ranks that they trained on."""
+        """Run `number` optimizer steps and return how many targets all ranks trained on."""
         targets = 0
         if self._steps is None:
             self._steps = StepPipeline(self.model, iter(self.stream))
@@ -62,7 +62,7 @@ class OwnLoop:
         return targets
 
     def targets_per_s(self, number: int) -> float:
-        """Targets a second over that many steps."""
+        """Return the targets per second of `number` steps."""
         began = time.perf_counter()
         targets = self.steps(number)
         return targets / (time.perf_counter() - began)

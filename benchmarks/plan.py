@@ -1,12 +1,12 @@
-"""What `longplay plan` says against what PyTorch allocates: five models at several sizes, losses and tables.
+"""Compare the memory estimate of `longplay plan` with what PyTorch allocates.
 
     .venv/bin/python -m benchmarks.plan
 
-Each case runs in a process of its own: the model is built and takes three steps under torch.profiler, whose
-memory events are every allocation and release of a tensor. Their running sum has its peak where the run has
-it, and is the same at every repetition. A second process takes the same steps without the profiler: the
-growth of its resident memory also has what the allocator keeps, what C++ takes for itself and libraries'
-first use, and lacks pages that nobody touched.
+Each case (a model, sizes, a loss and a table) runs in its own process. It takes three steps under
+torch.profiler, which records every allocation and release of a tensor; the peak of their running sum is the
+peak of the run and repeats exactly. A second process takes the same steps without the profiler and measures
+the growth of its resident memory. That growth also includes what the allocator keeps, what the C++ code
+allocates and what libraries allocate on first use; it excludes pages that are never touched.
 """
 
 import argparse
@@ -70,7 +70,7 @@ OTHERS = {
 
 
 def cases() -> dict[str, list[str]]:
-    """Name -> recipe and overrides."""
+    """Return name -> recipe and overrides."""
     found = {f"{model}, {size}": [model, *words] for model in MODELS for size, words in SIZES.items()}
     return found | {f"{words[0]}, {name}": words for name, words in OTHERS.items()}
 
@@ -78,7 +78,7 @@ def cases() -> dict[str, list[str]]:
 def main() -> None:
     """Run the cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this")
     parser.add_argument("--case", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def make_data(folder: Path) -> Path:
-    """A prepared dataset of 600 users, 20,000 items and 120,000 events."""
+    """Prepare a dataset of 600 users, 20,000 items and 120,000 events."""
     from longplay.data_shards.generators.synthetic import SyntheticSource
     from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 
@@ -119,7 +119,7 @@ def make_data(folder: Path) -> Path:
 
 
 def run_case(what: str, data: Path, words: list[str]) -> dict[str, Any]:
-    """Measure one case in a process of its own; `what` as in `measure`."""
+    """Measure one case in its own process; `what` as in `measure`."""
     command = [sys.executable, "-m", "benchmarks.plan", "--case", what, str(data), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
@@ -129,8 +129,9 @@ def run_case(what: str, data: Path, words: list[str]) -> dict[str, Any]:
 
 
 def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[str, Any]:
-    """Planned and allocated bytes of one configuration on one rank: tables, states, weights, activations; or
-    by how much resident memory grew, if `what` is "rss".
+    """Return the estimated and the allocated bytes of one configuration on one rank.
+
+    With `what` "rss", return the growth of resident memory instead of the allocated bytes.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -147,7 +148,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     config = resolve(recipe, get_recipe(recipe), overrides)
-    # DeepSpeed's buckets are mostly never touched on a CPU; the plan leaves that part out, the profiler not.
+    # Most pages of DeepSpeed's buckets are never touched on a CPU: the estimate excludes them.
     bucket = str(num_encoder_weights(config.encoder))
     config = resolve(recipe, get_recipe(recipe), [*overrides, "--engine.reduce_bucket_elements", bucket])
     dataset = Dataset.open(data)
@@ -162,7 +163,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
             train_step(model, batch, step=step, lr=1e-3)
 
     if what == "rss":
-        # DeepSpeed imports these for its first engine: libraries, and no part of what is planned
+        # DeepSpeed imports these for its first engine; libraries are not part of the estimate
         for library in ("torch._dynamo", "torch._inductor.compile_fx"):
             importlib.import_module(library)
         before = reset_peak_rss()
@@ -180,7 +181,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
 
 
 def allocation_peak(profiler: Any) -> int:
-    """The highest running sum of a profile's allocations and releases, bytes."""
+    """Return the peak of the running sum of a profile's allocations and releases, in bytes."""
     results = profiler.profiler.kineto_results
     events = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
     peak = total = 0
@@ -191,13 +192,13 @@ def allocation_peak(profiler: Any) -> int:
 
 
 def reset_peak_rss() -> int:
-    """Let the peak of this process's resident memory start anew; resident bytes now (Linux)."""
+    """Reset the peak of this process's resident memory and return the resident bytes (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_rss()
 
 
 def peak_rss() -> int:
-    """The peak of this process's resident memory, bytes."""
+    """Return the peak of this process's resident memory in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(lines["VmHWM"].split()[0])
 

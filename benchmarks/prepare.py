@@ -1,10 +1,10 @@
-"""How fast `longplay prepare` is, and what memory and disk it takes, at two sizes of generated LFM-1b events.
+"""Measure the rate, memory and disk use of `longplay prepare` on generated LFM-1b events of two sizes.
 
 python -m benchmarks.prepare                                        100 M and 300 M events: 18 GB of raw text
 python -m benchmarks.prepare --events 10M 30M --format kuairand     smaller, another format
 
-The raw files are made by `longplay synth` and deleted afterwards, unless --raw keeps them. Every run of
-`longplay prepare` is a process of its own; peak memory is the operating system's figure for it.
+`longplay synth` generates the raw files; they are deleted afterwards unless --raw keeps them. Each run of
+`longplay prepare` is a separate process, whose peak memory the operating system reports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds, peak resident and disk bytes while it worked, and what came out."""
+    """One run: seconds, peak resident bytes, peak disk bytes, and the resulting manifest."""
 
     seconds: float
     cpu_s: float
@@ -41,7 +41,7 @@ class Measured:
 
 
 def main() -> None:
-    """Runs what the command line asks for and prints a table."""
+    """Measure each size and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--format", choices=["lfm1b", "kuairand"], default="lfm1b")
     parser.add_argument("--memory", default="4GiB")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--raw", type=Path, help="keep the raw files here and use those that are there")
-    parser.add_argument("--scratch", type=Path, help="a folder with room for everything")
+    parser.add_argument("--raw", type=Path, help="keep raw files in this folder and reuse existing ones")
+    parser.add_argument("--scratch", type=Path, help="scratch folder on a disk with enough space")
     args = parser.parse_args()
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("polars", "pyarrow", "numpy")
@@ -91,7 +91,7 @@ def _make_raw(form: str, events: int, raw: Path) -> None:
 
 
 def _run(form: str, raw: Path, temporary: Path, memory: str) -> Measured:
-    """Prepares `raw` once."""
+    """Prepare `raw` once."""
     work = temporary / "work"
     work.mkdir()
     command = ["prepare", form, str(raw), "--out", str(work / "set"), "--memory", memory]
@@ -115,7 +115,7 @@ def _run(form: str, raw: Path, temporary: Path, memory: str) -> Measured:
 
 
 def _watch_disk(folder: Path, fullest: list[int], stop: threading.Event) -> None:
-    """Remembers the most bytes that were in `folder` at once."""
+    """Record the peak size of `folder` in bytes."""
     while not stop.wait(_POLL_S):
         total = 0
         for root, _, names in os.walk(folder):

@@ -1,9 +1,9 @@
-"""Which engine for an out-of-core `longplay prepare`: Polars, DuckDB, or PyArrow with NumPy.
+"""Compare engines for an out-of-core `longplay prepare`: Polars, DuckDB, and PyArrow with NumPy.
 
-The job: raw LFM-1b text (TAB, no header, `user artist album track unix_s`) -> an uncompressed Parquet file of
-user, item and time; each user's events together and in the order of (time, place in the file), items
-renumbered by falling frequency, ties by id. Every engine runs in a process of its own, in turns, and what
-each wrote is compared.
+The task: convert raw LFM-1b text (TAB, no header, `user artist album track unix_s`) to an uncompressed
+Parquet file of user, item and time. Each user's events are contiguous and sorted by (time, position in the
+file); items are renumbered by falling frequency, ties by id. Each engine runs in its own process, alternating
+with the others, and the outputs are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-# The heavy imports are the engines' own: this process stays small, and an engine's memory is its own.
+# Each engine imports its own libraries, so that its peak memory includes only those.
 
 NUM_THREADS = 2
 _COLUMNS: tuple[str, ...] = ("user", "artist", "album", "item", "time")
@@ -40,7 +40,7 @@ _SUFFIXES = {"MiB": 1 << 20, "GiB": 1 << 30}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of one engine: what it reads and writes, and the memory and the folder it may use."""
+    """One run of one engine: its input, its output, its memory limit and its scratch folder."""
 
     raw: Path
     out: Path
@@ -49,7 +49,7 @@ class Job:
 
 
 def run_polars(job: Job) -> None:
-    """Two passes of the streaming engine: the items' counts, then join, sort and sink."""
+    """Run two passes of the streaming engine: count the items, then join, sort and sink."""
     import polars as pl
 
     schema = {name: pl.Int64 for name in _COLUMNS}
@@ -63,7 +63,7 @@ def run_polars(job: Job) -> None:
 
 
 def run_duckdb(job: Job) -> None:
-    """A table on disk, whose row ids are the places in the file; then join, sort and copy."""
+    """Load a table on disk, whose row ids are positions in the file; then join, sort and copy."""
     import duckdb  # pyright: ignore[reportMissingImports]  # of the extra [bench]
 
     settings = {
@@ -88,7 +88,7 @@ def run_duckdb(job: Job) -> None:
 
 
 def run_arrow_numpy(job: Job) -> None:
-    """PyArrow parses blocks, which are dealt to buckets on disk by user; then each bucket is sorted."""
+    """Parse blocks with PyArrow, partition them by user into buckets on disk, then sort each bucket."""
     import concurrent.futures
 
     import numpy as np
@@ -97,8 +97,8 @@ def run_arrow_numpy(job: Job) -> None:
     import pyarrow.parquet as pq
 
     pa.set_cpu_count(NUM_THREADS)
-    # A thread holds a bucket, its key, its order and its sorted columns: about 5 times its 24 bytes an event.
-    # Twice as many buckets as that asks for, as they are not equally full. A row takes 20 bytes at the least.
+    # A thread holds a bucket, its key, its order and its sorted columns: about 5 times 24 bytes per event.
+    # Use twice the buckets that this needs, because they are not equally full. A row takes at least 20 bytes.
     most_events = job.raw.stat().st_size // 20
     num_buckets = max(2, 2 * -(-most_events * 24 * 5 * NUM_THREADS // job.memory_bytes))
     paths = [job.temporary / f"bucket-{number}" for number in range(num_buckets)]
@@ -143,21 +143,21 @@ def run_arrow_numpy(job: Job) -> None:
         pq.ParquetWriter(job.out, schema, compression="none", use_dictionary=False) as writer,
         concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as threads,
     ):
-        # No further ahead than there are threads, or finished buckets would pile up.
+        # Sort at most one bucket per thread ahead, or sorted buckets would pile up in memory.
         for begin in range(0, num_buckets, NUM_THREADS):
             for table in threads.map(sorted_bucket, paths[begin : begin + NUM_THREADS]):
                 writer.write_table(table)
 
 
 def _ends(bucket, num_buckets: int):
-    """(num_buckets - 1,) where each but the last bucket's rows end, once they are in order."""
+    """Return (num_buckets - 1,) the end of each bucket but the last, in rows ordered by bucket."""
     import numpy as np
 
     return np.cumsum(np.bincount(bucket, minlength=num_buckets))[:-1]
 
 
 def _order(user, when):
-    """The order by (user, time, place): of one packed key where it fits into 64 bits."""
+    """Return the order by (user, time, position), from one packed key if it fits into 64 bits."""
     import numpy as np
 
     if len(user) == 0:
@@ -176,10 +176,10 @@ ENGINES = {"polars": run_polars, "duckdb": run_duckdb, "arrow+numpy": run_arrow_
 
 
 def checksum(path: Path) -> str:
-    """Of users, items and times, users by rising id; what is compared is the order within each user.
+    """Return a checksum of users, items and times, with users by rising id.
 
     Raises:
-        ValueError: a user's events do not lie together.
+        ValueError: a user's events are not contiguous.
     """
     import numpy as np
     import polars as pl
@@ -200,11 +200,11 @@ class Measured:
     """One run of one engine.
 
     Attributes:
-        seconds: from its start to its end, that of Python included.
-        cpu_seconds: of all its threads, which other work on the machine changes less.
-        peak_bytes: of resident memory, mapped files included.
-        peak_own_bytes: the same without files, sampled.
-        peak_disk_bytes: of the folder for temporary files, sampled.
+        seconds: wall time of the process, Python's start included.
+        cpu_seconds: CPU time of all threads, less sensitive to other work on the machine.
+        peak_bytes: peak of resident memory, mapped files included.
+        peak_own_bytes: the same without mapped files, sampled.
+        peak_disk_bytes: peak size of the scratch folder, sampled.
     """
 
     seconds: float
@@ -215,7 +215,7 @@ class Measured:
 
 
 def measure(engine: str, job: Job) -> Measured:
-    """Runs an engine in a process of its own."""
+    """Run an engine in its own process."""
     words = [sys.executable, "-m", "benchmarks.prepare_engines", "--one", engine]
     words += ["--raw", str(job.raw), "--out", str(job.out), "--scratch", str(job.temporary)]
     environment = {
@@ -245,14 +245,14 @@ def measure(engine: str, job: Job) -> Measured:
 
 
 def _children_cpu_s() -> float:
-    """Of the processes started by this one that have ended."""
+    """Return the CPU seconds of child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 @contextmanager
 def _sampled(process: int, folder: Path) -> Iterator[dict[str, int]]:
-    """Peaks of a process's own memory and of a folder's size while the block runs."""
+    """Sample the peaks of a process's own memory and of a folder's size while the block runs."""
     peaks, done = {"own": 0, "disk": 0}, threading.Event()
 
     def sample() -> None:
@@ -270,7 +270,7 @@ def _sampled(process: int, folder: Path) -> Iterator[dict[str, int]]:
 
 
 def _status_bytes(process: int | str, field: str) -> int:
-    """A field of /proc/PID/status; 0 once the process has ended."""
+    """Return a field of /proc/PID/status in bytes; 0 once the process has ended."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     except OSError:
@@ -283,13 +283,13 @@ def _folder_bytes(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_blocks * 512
-        except OSError:  # removed since it was listed
+        except OSError:  # removed after it was listed
             continue
     return total
 
 
 def compare(args: argparse.Namespace, scratch: Path) -> None:
-    """Runs the engines in turns and prints a table of medians."""
+    """Alternate the engines and print a table of medians."""
     raw = args.raw or _generate(args.events, scratch / "raw")
     runs: dict[str, list[Measured]] = {engine: [] for engine in args.engines}
     for repeat in range(args.repeats):
@@ -320,7 +320,7 @@ def _report(raw: Path, args: argparse.Namespace, runs: dict[str, list[Measured]]
     versions = " ".join(f"{name} {version(name)}" for name in ("polars", "duckdb", "pyarrow", "numpy"))
     lines = [
         f"{raw.stat().st_size:,} bytes of text, memory bound {args.memory >> 20} MiB, {NUM_THREADS} threads, "
-        f"medians of {args.repeats} runs in turns; all engines wrote the same",
+        f"medians of {args.repeats} alternating runs; all engines wrote the same",
         f"{_cpu_model()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB; "
         f"Python {platform.python_version()}, {versions}",
         "",
@@ -341,7 +341,7 @@ def _report(raw: Path, args: argparse.Namespace, runs: dict[str, list[Measured]]
 
 
 def _generate(events: str, folder: Path) -> Path:
-    """Raw text of about `events` rows, by `longplay synth`."""
+    """Generate raw text of about `events` rows with `longplay synth`."""
     words = [sys.executable, "-m", "longplay.launch.synth", "lfm1b", "--events", events, "--out", str(folder)]
     subprocess.run(words, check=True, stdout=sys.stderr)
     (path,) = (path for path in folder.rglob("*") if path.is_file() and path.name.startswith("LFM-1b_LEs"))
@@ -365,19 +365,19 @@ def _num_bytes(text: str) -> int:
 
 
 def main() -> None:
-    """Measures; or, as one of the processes it starts, runs one engine or computes one checksum."""
+    """Measure; or, in a child process, run one engine or compute one checksum."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--events", default="10M", metavar="N", help="rows to generate (default: %(default)s)"
     )
-    parser.add_argument("--raw", type=Path, metavar="FILE", help="measure on this file instead")
+    parser.add_argument("--raw", type=Path, metavar="FILE", help="use this file instead of generating one")
     parser.add_argument(
         "--memory", type=_num_bytes, default="1GiB", metavar="N", help="(default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES], default=[*ENGINES])
     parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="for all files (default: a temporary folder)"
+        "--scratch", type=Path, metavar="DIR", help="scratch folder (default: a temporary folder)"
     )
     for internal in ("--one", "--out", "--checksum"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
@@ -387,7 +387,7 @@ def main() -> None:
     elif args.one:
         job = Job(raw=args.raw, out=Path(args.out), temporary=args.scratch, memory_bytes=args.memory)
         ENGINES[args.one](job)
-        # Not getrusage: its peak begins with that of the process that started this one.
+        # Not getrusage: its peak includes that of the parent process before exec.
         print(json.dumps({"peak_bytes": _status_bytes("self", "VmHWM")}))
     else:
         with tempfile.TemporaryDirectory(dir=args.scratch, prefix="prepare-engines-") as scratch:

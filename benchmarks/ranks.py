@@ -1,10 +1,10 @@
-"""Throughput on 1, 2 and 4 ranks of one machine, in turns.
+"""Measure throughput on 1, 2 and 4 ranks of one machine.
 
 python -m benchmarks.ranks --data data/ml1m
 
-Each rank has one thread and one core of its own, as far as there are cores; the global batch is the same.
-Beside them as many separate trainings as there are cores, of one rank each and at the same time: what the
-machine's cores can do together where nothing is exchanged. All trainings are started once and take turns.
+Each rank has one thread, and one core while there are enough; the global batch is always the same. The upper
+bound is measured too: one separate single-rank run per core, all at the same time, which exchange nothing.
+All runs are started once and then alternate.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from longplay.distributed.runtime.world import World
 
 
 def main() -> None:
-    """Starts torchrun for each number of ranks in turns and prints the medians."""
+    """Start torchrun for each number of ranks, alternate the runs and print the medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="a prepared dataset")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=10, help="of one turn")
+    parser.add_argument("--steps", type=int, default=10, help="steps per turn")
     parser.add_argument("--recipe", default="mambarec")
     parser.add_argument("--loss", default="bce")
     parser.add_argument("--rows", type=int, default=120)
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def _turn(trainings: list[Worker]) -> float:
-    """Targets a second of trainings that have their turn together."""
+    """Return the summed targets/s of runs that work at the same time."""
     for training in trainings:
         training.go()
     return math.fsum([training.result() for training in trainings])
 
 
 def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
-    """A turn of one rank's training, which returns the targets a second of all ranks."""
+    """Return a function that trains for one turn and returns the targets/s of all ranks."""
     words = ["--loss.name", args.loss, "--data.rows_per_step", str(args.rows)]
     own = OwnLoop(args.data, args.recipe, words, world)
     return lambda: own.targets_per_s(args.steps)

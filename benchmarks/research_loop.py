@@ -1,9 +1,9 @@
-"""A baseline: the training loop that most papers of this field publish, written for comparison only.
+"""The baseline: a training loop as most papers of this field publish it, for comparison only.
 
-It is our own code, and kept to what such loops have in common: each user's latest L events padded on the
-left to one row, a negative for each target drawn in Python until it is no item of the user's history, one
-dense Adam over everything, the table included, and an evaluation user by user against 100 sampled items. The
-Mamba mixer is Longplay's, so that a comparison with the same scan measures the loop and not the scan.
+The code is our own and has what such loops have in common: one row per user with the latest L events, padded
+on the left; one negative per target, drawn in Python until it is not in the user's history; dense Adam over
+all weights, the table included; and evaluation user by user against 100 sampled items. It uses Longplay's
+Mamba mixer, so that with the same scan a comparison measures the loop, not the scan.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NUM_SAMPLED = 100
 
 
 class PaddedUsers(torch.utils.data.Dataset):
-    """An example per user: `items`, `targets` and `negatives`, each (L,) int64, padded in front by 0.
+    """One example per user: `items`, `targets` and `negatives`, each (L,) int64, left-padded with 0.
 
     Args:
-        histories: each user's items in order, without those held out.
+        histories: each user's items in order, without the held-out ones.
         num_items: items are 1..num_items.
         length: L.
     """
@@ -115,10 +115,10 @@ class _AttentionBlock(nn.Module):
 
 
 class ResearchLoop:
-    """Trains a padded model one step at a time, with one negative per target and a dense Adam.
+    """Train a padded model one step at a time with one negative per target and dense Adam.
 
     Args:
-        workers: processes that make batches beside the training; 0: none.
+        workers: processes that make batches; 0 = make them in this process.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class ResearchLoop:
         self._batches: Iterator[list[Tensor]] = iter(())
 
     def step(self) -> int:
-        """One optimizer step; the targets it trained on."""
+        """Run one optimizer step and return how many targets it trained on."""
         items, targets, negatives = self._next()
         self.model.train()
         hidden = self.model(items)
@@ -163,7 +163,7 @@ def evaluate_by_user(
     num_items: int,
     length: int,
 ) -> float:
-    """HR@10 of each user's target among itself and 100 items drawn in Python outside the history."""
+    """Return the HR@10 of each user's target among 100 items drawn in Python from outside the history."""
     model.eval()
     hits = 0
     for history, target in zip(histories, targets, strict=True):

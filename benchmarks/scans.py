@@ -1,10 +1,10 @@
-"""The forms of the Mamba mixers' recurrence beside each other: time and memory of forward and backward.
+"""Compare the implementations of the Mamba recurrence: time and memory of forward and backward.
 
 python -m benchmarks.scans
 
-Mamba-1 by its reference (autograd through a loop), the chunk, C++ and, on a GPU, mamba-ssm's kernel; Mamba-2
-by its chunked matrix form. Each piece is the whole mixer, projections and convolution included, with segment
-resets every 150 slots.
+Mamba-1: the reference (autograd through a loop), the chunked form, C++, and on a GPU mamba-ssm's kernel.
+Mamba-2: the chunked matrix form. Each measurement is the whole mixer, with projections, convolution and a
+segment reset every 150 slots.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
 
 _WIDTH, _STATE, _SEGMENT = 64, 32, 150
-_REF_LENGTH = 300  # the reference's backward grows with the square of the length: no longer ones
+_REF_LENGTH = 300  # the reference's backward is quadratic in the length
 
 
 def main() -> None:
-    """Prints a line per form and length."""
+    """Print a line per implementation and length."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 1000, 5000])
-    parser.add_argument("--slots", type=int, default=10_000, help="rows times length")
+    parser.add_argument("--slots", type=int, default=10_000, help="slots per batch: rows times length")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -68,7 +68,7 @@ def _mixers(length: int, device: torch.device) -> dict[str, torch.nn.Module]:
 
 
 def _work(mixer: torch.nn.Module, rows: int, length: int, device: torch.device) -> Callable[[], None]:
-    """Forward and backward of one batch."""
+    """Return a function that runs forward and backward of one batch."""
     x = torch.randn(rows, length, _WIDTH, device=device, requires_grad=True)
     segment = torch.arange(length, device=device, dtype=torch.int32) // _SEGMENT
     seq_idx = segment.expand(rows, length).contiguous()
@@ -82,7 +82,7 @@ def _work(mixer: torch.nn.Module, rows: int, length: int, device: torch.device) 
 
 
 def _peak_mib(work: Callable[[], None], device: torch.device) -> float:
-    """What one call allocates at its peak."""
+    """Return the peak allocation of one call in MiB."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

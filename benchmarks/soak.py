@@ -1,10 +1,10 @@
-"""One training, many faults: whatever happens, the same command ends with the metrics of an undisturbed run.
+"""Inject many faults into one training run and compare its final metrics with an undisturbed run.
 
-python -m benchmarks.soak                          30 faults on 2 to 4 ranks, about half an hour on two cores
+python -m benchmarks.soak                          30 faults on 2 to 4 ranks, about 30 minutes on two cores
 python -m benchmarks.soak --faults 5 --seed 3
 
-The faults: those of `benchmarks.faults` on one rank, signals to all ranks, a second signal at once, and
-damage to the newest checkpoint between two starts. After each, the command is typed again on another number
+The faults are those of `benchmarks.faults` on one rank, signals to all ranks, two signals in succession, and
+damage to the newest checkpoint between two starts. After each fault the command runs again on another number
 of ranks.
 """
 
@@ -31,7 +31,7 @@ Fault = Callable[[int], None]
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT}
 DAMAGES = ("bit flipped", "file cut", "file gone", "state cut", "folder gone")
 LIMIT_S = 180.0
-"""No start may last longer, whatever is done to it."""
+"""Upper bound on the duration of one start."""
 TIMEOUT_S = 10
 
 
@@ -39,11 +39,11 @@ class Running(Protocol):
     """A started command."""
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code; fails if it outlives the time."""
+        """Return the exit code; fail if the command runs longer than `timeout_s`."""
         ...
 
     def signal_when(self, number: int, reached: Callable[[], bool], timeout_s: float) -> None:
-        """Sends a signal to all ranks as soon as `reached()`."""
+        """Send a signal to all ranks as soon as `reached()` is true."""
         ...
 
 
@@ -52,10 +52,10 @@ Start = Callable[[list[str], Path, int, Fault | None], Running]
 
 
 class Soak:
-    """A training that is disturbed until it has had all its faults, and then ends.
+    """A training run that is disturbed by faults and then runs to its end.
 
     Args:
-        words: the command without `--run`; checkpoints every few steps.
+        words: the command without `--run`; it must save a checkpoint every few steps.
     """
 
     def __init__(self, words: list[str], folder: Path, start: Start, *, steps: int, seed: int) -> None:
@@ -65,17 +65,17 @@ class Soak:
         self.history: list[str] = []
 
     def undisturbed(self, world_size: int) -> dict[str, Series]:
-        """Losses and metrics of a run to which nothing happens."""
+        """Return the losses and metrics of an undisturbed run."""
         run = self.folder / "undisturbed"
         code = self._begin(run, world_size, None).wait(LIMIT_S)
         assert code == 0, self._log(run)
         return losses_and_metrics(run)
 
     def disturbed(self, num_faults: int, world_sizes: list[int]) -> dict[str, Series]:
-        """Losses and metrics of a run that meets `num_faults` faults and is started again after each.
+        """Return the losses and metrics of a run that is restarted after each of `num_faults` faults.
 
         Raises:
-            AssertionError: a start hangs, ends with the wrong code, or does not say why.
+            AssertionError: a start hangs, ends with the wrong exit code, or prints no cause.
         """
         kinds = [*FAULTS, *SIGNALS, "two signals", *DAMAGES]
         self.draws.shuffle(kinds)
@@ -103,7 +103,7 @@ class Soak:
         running = self._begin(self.run, world_size, None)
         number = SIGNALS.get(kind, signal.SIGTERM)
 
-        def reached() -> bool:  # of this start: it drops what an earlier one logged past the checkpoint
+        def reached() -> bool:  # a start first drops the scalars that were logged after its checkpoint
             return "watch it with" in self._log(self.run) and last_logged(self.run) >= step
 
         running.signal_when(number, reached, LIMIT_S)
@@ -115,7 +115,7 @@ class Soak:
             self._damage(kind)
 
     def _damage(self, kind: str) -> None:
-        """Spoils the newest checkpoint, if there is one before it to go back to."""
+        """Damage the newest checkpoint, unless it is the only one."""
         checkpoints = sorted((self.run / "checkpoints").glob("step-*"))
         if len(checkpoints) < 2:
             return
@@ -143,23 +143,23 @@ class Soak:
 
 
 def losses_and_metrics(run: Path) -> dict[str, Series]:
-    """By tag; a start that was disturbed leaves out or repeats other scalars, as of saving."""
+    """Return tag -> series. A disturbed run omits or repeats other scalars, such as the time of saving."""
     scalars = read_scalars(run)
     return {tag: scalars[tag] for tag in scalars if tag == "train/loss" or tag.startswith("eval_")}
 
 
 def last_step(run: Path) -> int:
-    """The newest checkpoint's step, 0 if there is none."""
+    """Return the step of the newest checkpoint, or 0."""
     return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
 
 
 def last_logged(run: Path) -> int:
-    """The last step whose loss was logged, 0 if there is none."""
+    """Return the last step whose loss was logged, or 0."""
     return max(read_scalars(run).get("train/loss", {}), default=0)
 
 
 def largest_difference(one: dict[str, Series], other: dict[str, Series]) -> float:
-    """Over all scalars; they must be of the same tags and steps."""
+    """Return the largest difference of any scalar. Both must have the same tags and steps."""
     assert {tag: set(values) for tag, values in one.items()} == {
         tag: set(values) for tag, values in other.items()
     }, "the runs have not logged the same scalars"
@@ -167,7 +167,7 @@ def largest_difference(one: dict[str, Series], other: dict[str, Series]) -> floa
 
 
 class Processes:
-    """Ranks as processes of their own, as torchrun would set them up."""
+    """Ranks as separate processes with the environment that torchrun sets."""
 
     def __init__(self, words: list[str], output: Path, world_size: int, fault: Fault | None) -> None:
         port, self._log = free_port(), output.open("w")
@@ -196,7 +196,7 @@ class Processes:
     def signal_when(self, number: int, reached: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not reached():
-            assert time.monotonic() < deadline, "the moment never came"
+            assert time.monotonic() < deadline, "the condition never became true"
             assert all(process.poll() is None for process in self.processes), (
                 "ended before the signal was due"
             )
@@ -206,7 +206,7 @@ class Processes:
 
 
 def main() -> None:
-    """Soaks one training and prints what happened to it."""
+    """Run the soak test and print its history."""
     if sys.argv[1:2] == ["--rank"]:
         sys.exit(_rank(sys.argv[2], sys.argv[3:]))
     parser = argparse.ArgumentParser(
@@ -234,11 +234,11 @@ def main() -> None:
             print("\n".join(soak.history))
         difference = largest_difference(expected, found)
     print(f"\n{args.faults} faults, {args.steps} steps")
-    print(f"the largest difference of any loss or metric is {difference:.1e}")
+    print(f"largest difference of any loss or metric: {difference:.1e}")
 
 
 def settings(steps: int) -> list[str]:
-    """A small model with everything on that could go wrong: dropout, accumulation, packing, validations."""
+    """Return settings of a small model with dropout, gradient accumulation, packing and validations."""
     chosen = {
         "context_length": 40,
         "encoder.d_model": 16,
@@ -257,7 +257,7 @@ def settings(steps: int) -> list[str]:
 
 
 def _rank(fault: str, words: list[str]) -> int:
-    """One rank's process: installs its fault and runs the command."""
+    """Install the fault and run the command in this rank's process."""
     from longplay.launch.cli import main as longplay
 
     action = pickle.loads(bytes.fromhex(fault))

@@ -1,9 +1,9 @@
-"""How fast the stream reads, seeks and packs, on history lengths like LFM-1b's and MovieLens-1M's.
+"""Measure how fast the stream reads, seeks and packs, at history lengths like LFM-1b's and MovieLens-1M's.
 
 python -m benchmarks.stream                 everything, a few minutes
 python -m benchmarks.stream read seek       some of: read, seek, padding, workers
 
-It makes its own shards in a temporary folder. Every number is a median over --repeats.
+The shards are generated in a temporary folder. Every number is the median of --repeats runs.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ NUM_ITEMS = 100_000
 
 
 def lfm_lengths(num_events: int, seed: int = 0) -> np.ndarray:
-    """(users,) log-normal history lengths of about `num_events` in all, mean 9,044, none above 20,000."""
+    """Return (users,) log-normal history lengths of about `num_events` in all: mean 9,044, at most 20,000."""
     draws = np.random.default_rng(seed).lognormal(np.log(LFM_MEAN) - 0.19, 1.0, num_events // LFM_MEAN)
     return np.clip(draws, 2, LFM_CAP).astype(np.int64)
 
 
 def ml1m_lengths(num_users: int = 6_040, seed: int = 0) -> np.ndarray:
-    """(users,) lengths with the mean (165.6), least (20) and largest (2,314) of MovieLens-1M."""
+    """Return (users,) history lengths with MovieLens-1M's mean (165.6), minimum (20) and maximum (2,314)."""
     draws = np.random.default_rng(seed).lognormal(np.log(96), 1.05, num_users)
     return np.clip(draws, 20, 2_314).astype(np.int64)
 
 
 def write_dataset(out: Path, lengths: np.ndarray, seed: int = 0) -> Dataset:
-    """A dataset of random items for users of the given lengths, as `longplay prepare` lays it out."""
+    """Write a dataset of random items for users of the given lengths, in the format of `longplay prepare`."""
     rng, out_shards, first = np.random.default_rng(seed), [], 0
     assignment = assign_users(lengths, default_num_shards(int(lengths.sum()), len(lengths)), seed)
     counts = np.zeros(NUM_ITEMS + 1, np.int64)
@@ -93,7 +93,7 @@ def write_dataset(out: Path, lengths: np.ndarray, seed: int = 0) -> Dataset:
 def median_s(
     function: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Median seconds of a call."""
+    """Return the median seconds of a call."""
     times = []
     for _ in range(repeats):
         began = clock()
@@ -103,7 +103,7 @@ def median_s(
 
 
 def read_epoch(path: Path, config: StreamConfig) -> int:
-    """Reads one epoch with no decoded shard kept; its targets."""
+    """Read one epoch without caching decoded shards and return its number of targets."""
     stream = TrainStream(Dataset.open(path, cache_bytes=0), config)
     batches = iter(stream)
     return sum(
@@ -199,14 +199,14 @@ def benchmark_workers(sets: dict[str, Dataset], repeats: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default all")
-    parser.add_argument("--events", type=int, default=12_000_000, help="events of the LFM-like set")
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--events", type=int, default=12_000_000, help="events of the LFM-like dataset")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where temporary shards go; default: the system's")
+    parser.add_argument("--folder", type=Path, help="folder for temporary shards (default: the system's)")
     args = parser.parse_args()
     parts = args.parts or PARTS
     if not set(parts) <= set(PARTS):

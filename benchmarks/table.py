@@ -1,8 +1,8 @@
-"""What the item table costs a step: by its size, by how its rows travel, and by what updates them.
+"""Measure what the item table costs per step, by its size, its exchange and its optimizer.
 
 python -m benchmarks.table size --data data/ml1m       one rank, tables of 0.1 to 30 million rows (12 GB)
 python -m benchmarks.table exchange --data data/ml1m   2 ranks: row_sparse, zero_dense, and a gathered table
-python -m benchmarks.table optimizers                  updating the touched rows, beside torch's own
+python -m benchmarks.table optimizers                  update of the touched rows against torch's optimizers
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _ADAGRAD = ["--table.optimizer.name", "adagrad"]
 
 
 def main() -> None:
-    """Runs one part and prints its table."""
+    """Run one part and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=["size", "exchange", "optimizers"])
-    parser.add_argument("--data", type=Path, help="a prepared dataset, not for `optimizers`")
-    parser.add_argument("--rows", type=int, nargs="+", help="of the table")
-    parser.add_argument("--touched", type=int, default=20_000, help="rows of a step, of `optimizers`")
+    parser.add_argument("--data", type=Path, help="a prepared dataset, for `size` and `exchange`")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of the table")
+    parser.add_argument("--touched", type=int, default=20_000, help="touched rows per step, for `optimizers`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     parser.add_argument("--first-core", type=int, help=argparse.SUPPRESS)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
-    """The same loop over a table of another size, of whose items only the dataset's occur as targets."""
+    """Give the loop a table of `num_rows` rows. Only the dataset's own items occur as targets."""
     config, world = own.config, own.world
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
@@ -67,7 +67,7 @@ def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
 
 
 def _size(args: argparse.Namespace) -> None:
-    """Milliseconds of a step; negatives are drawn from the whole table."""
+    """Print milliseconds per step, with negatives drawn from the whole table."""
     world = init_world(device="auto")
     sizes = args.rows or [100_000, 1_000_000, 10_000_000, 30_000_000]
     pieces = {}
@@ -82,7 +82,7 @@ def _size(args: argparse.Namespace) -> None:
 
 
 def _exchange(args: argparse.Namespace) -> None:
-    """Milliseconds of a training step on 2 ranks, by how the table's rows reach them."""
+    """Print milliseconds per step on 2 ranks, by how the table's rows reach them."""
     for num_rows in args.rows or [200_000, 1_000_000]:
         with workers() as start:
             pieces = {}
@@ -98,7 +98,7 @@ def _exchange(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
-    """A turn of one rank of `exchange`, which returns milliseconds a step."""
+    """Return a function that trains for one turn of `exchange` and returns milliseconds per step."""
     (num_rows,) = args.rows
     if args.mode == "gathered":
         steps = _gathered(num_rows, args.data, world)
@@ -109,7 +109,7 @@ def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
 
 
 class _Gathered(nn.Module):
-    """The table as an ordinary embedding inside the module that ZeRO-3 shards: gathered whole at each use."""
+    """The table as an ordinary embedding that ZeRO-3 shards and gathers whole at each use."""
 
     def __init__(self, encoder: nn.Module, num_rows: int, width: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _Gathered(nn.Module):
 
 
 def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
-    """Runs steps in which DeepSpeed does with the table what it does with every weight."""
+    """Return a function that runs steps in which DeepSpeed treats the table as any other weight."""
     own = OwnLoop(data, "mambarec", [*_LOSS, "--engine.zero_stage", "3"], world)
     config = own.config
     model = _Gathered(own.model.encoder, num_rows, config.encoder.d_model)
@@ -152,7 +152,7 @@ def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
 
 
 def _optimizers(args: argparse.Namespace) -> None:
-    """Milliseconds of an update of `touched` rows."""
+    """Print milliseconds per update of `touched` rows."""
     (num_rows,) = args.rows or [1_000_000]
     width = 64
     config = RowOptimizerConfig()

@@ -1,11 +1,11 @@
-"""How many targets a second are trained on, beside the research loop of `research_loop.py`.
+"""Measure trained targets per second, against the loop of `research_loop.py`.
 
-python -m benchmarks.train baseline --data data/ml1m     MambaRec and SASRec beside the padded loop, L = 200
+python -m benchmarks.train baseline --data data/ml1m     MambaRec and SASRec against the padded loop, L = 200
 python -m benchmarks.train models --data data/ml1m       the five models at several context lengths
 
-`baseline` gives both loops the same model sizes, loss (binary cross-entropy with one negative), rows a step
-and threads. What differs is what they are: packed rows or padded ones, negatives drawn at once or in Python,
-touched rows or the whole table updated. Targets are real events; padding counts for nobody.
+`baseline` gives both loops the same model sizes, loss (binary cross-entropy with one negative), rows per step
+and threads. They differ in packed or padded rows, in negatives drawn in one call or in Python, and in updates
+of the touched rows or of the whole table. Targets are real events; padding is not counted.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
 
 
 def main() -> None:
-    """Runs one part and prints its table."""
+    """Run one part and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=["baseline", "models"])
     parser.add_argument("--data", type=Path, required=True, help="a prepared dataset")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of each loop in each turn")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each loop per turn")
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sampler-workers", type=int, default=0, help="processes of the padded loop's own")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[250, 1000, 5000], help="of `models`")
-    parser.add_argument("--slots", type=int, default=20_000, help="of `models`: about so many a step")
+    parser.add_argument("--sampler-workers", type=int, default=0, help="worker processes of the padded loop")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[250, 1000, 5000], help="for `models`")
+    parser.add_argument("--slots", type=int, default=20_000, help="approximate slots per step, for `models`")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine())
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _baseline(args: argparse.Namespace) -> None:
-    """Both loops in turns, the two models, the two scans."""
+    """Compare both loops for two models and two scans."""
     random.seed(0)
     torch.manual_seed(0)
     dataset = Dataset.open(args.data)
@@ -87,20 +87,20 @@ def _baseline(args: argparse.Namespace) -> None:
 
 
 def _rate(step: Callable[[], int], steps: int) -> float:
-    """Targets a second over some steps, each of which returns its targets."""
+    """Return the targets/s of `steps` calls of `step`, which returns its number of targets."""
     began = time.perf_counter()
     targets = sum(step() for _ in range(steps))
     return targets / (time.perf_counter() - began)
 
 
 def training_histories(dataset: Dataset) -> list[list[int]]:
-    """Each user's items but the last two, which are the test's and the validation's, in order."""
+    """Return each user's items in order, without the validation and the test item."""
     histories = [dataset.sequence(user)[0] for user in range(dataset.num_users)]
     return [items[:-2].tolist() for items in histories if len(items) > 3]
 
 
 def _models(args: argparse.Namespace) -> None:
-    """Each model at each context length, about as many slots a step at all of them."""
+    """Print targets/s of each model at each context length, with about `--slots` slots per step."""
     world = init_world(device="auto")
     print(f"{'targets/s':<12}" + "".join(f"{f'L={length}':>12}" for length in args.lengths))
     table: dict[str, list[str]] = {}
