@@ -1,7 +1,7 @@
 """Measure how fast the stream reads, seeks and packs, at history lengths like LFM-1b's and MovieLens-1M's.
 
 python -m benchmarks.stream                 everything, a few minutes
-python -m benchmarks.stream read seek       some of: read, seek, padding, workers
+python -m benchmarks.stream read seek       some of: read, seek, padding, threads
 
 The shards are generated in a temporary folder. Every number is the median of --repeats runs.
 """
@@ -27,11 +27,11 @@ from longplay.data_shards.preparation.writing import assign_users, default_num_s
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import NUM_QUANTILES, Manifest
 from longplay.data_shards.storage.shard_layout import ShardWriter
-from longplay.data_shards.stream.epoch_order import EpochPlan, StreamConfig
+from longplay.data_shards.stream.epoch_order import EpochOrder, StreamConfig
 from longplay.data_shards.stream.train_stream import TrainStream
 
 LFM_EVENTS, LFM_MEAN, LFM_CAP = 1_088_161_692, 9_044, 20_000
-PARTS = ("read", "seek", "padding", "workers")
+PARTS = ("read", "seek", "padding", "threads")
 NUM_ITEMS = 100_000
 
 
@@ -133,7 +133,7 @@ def benchmark_read(sets: dict[str, Dataset], repeats: int) -> None:
 
 
 def benchmark_seek(sets: dict[str, Dataset], repeats: int) -> None:
-    print("\nseconds from a new TrainStream (its plan included) to a step's batch, L = 1000")
+    print("\nseconds from a new TrainStream (its epoch order included) to a step's batch, L = 1000")
     config = StreamConfig(context_length=1000, prefetch_steps=0)
     for name, dataset in sets.items():
         num_steps = TrainStream(dataset, config).steps_per_epoch(0)
@@ -153,17 +153,17 @@ def benchmark_seek(sets: dict[str, Dataset], repeats: int) -> None:
     ordered, sizes = lengths[np.concatenate(assignment)], [len(users) for users in assignment]
     shard_ptr = np.cumsum([0, *sizes])
 
-    def plan() -> EpochPlan:
-        return EpochPlan(ordered, ordered - 2, shard_ptr, config, num_lanes=config.num_lanes, epoch=0)
+    def order() -> EpochOrder:
+        return EpochOrder(ordered, ordered - 2, shard_ptr, config, num_lanes=config.num_lanes, epoch=0)
 
     print(
-        f"  plan of {lengths.sum():,} events of {len(lengths):,} users in {num_shards} shards: "
-        f"{median_s(plan, repeats):.2f} s, {plan().num_steps:,} steps"
+        f"  order of {lengths.sum():,} events of {len(lengths):,} users in {num_shards} shards: "
+        f"{median_s(order, repeats):.2f} s, {order().num_steps:,} steps"
     )
 
 
 def benchmark_padding(repeats: int) -> None:
-    print("\npadding, and seconds of the plan")
+    print("\npadding, and seconds to compute the epoch order")
     for name, lengths in {"LFM-like": lfm_lengths(20_000_000), "ML-1M": ml1m_lengths()}.items():
         assignment = assign_users(lengths, default_num_shards(int(lengths.sum()), len(lengths)), 0)
         ordered = lengths[np.concatenate(assignment)]
@@ -171,19 +171,19 @@ def benchmark_padding(repeats: int) -> None:
         for context_length in (250, 1000, 5000):
             config = StreamConfig(context_length=context_length)
 
-            def plan(ordered=ordered, shard_ptr=shard_ptr, config=config) -> EpochPlan:
-                return EpochPlan(ordered, ordered - 2, shard_ptr, config, num_lanes=12, epoch=0)
+            def order(ordered=ordered, shard_ptr=shard_ptr, config=config) -> EpochOrder:
+                return EpochOrder(ordered, ordered - 2, shard_ptr, config, num_lanes=12, epoch=0)
 
-            padding = 100 * plan().padding_fraction
-            print(f"  {name:<8} L = {context_length:>4}: {padding:5.2f} %  {median_s(plan, repeats):.2f} s")
+            padding = 100 * order().padding_fraction
+            print(f"  {name:<8} L = {context_length:>4}: {padding:5.2f} %  {median_s(order, repeats):.2f} s")
 
 
-def benchmark_workers(sets: dict[str, Dataset], repeats: int) -> None:
-    print("\none epoch by data workers, first batch (their start) left out, L = 1000, prefetch_steps = 2")
+def benchmark_threads(sets: dict[str, Dataset], repeats: int) -> None:
+    print("\none epoch by several reader threads, without the first batch, L = 1000, prefetch_steps = 2")
     for name, dataset in sets.items():
         rates = []
-        for workers in (0, 1, 2):
-            config = StreamConfig(context_length=1000, workers=workers)
+        for threads in (0, 1, 2, 4):
+            config = StreamConfig(context_length=1000, reader_threads=threads)
 
             def rest_of_epoch(config: StreamConfig = config, path: Path = Path(dataset.path)) -> float:
                 stream = TrainStream(Dataset.open(path, cache_bytes=0), config)
@@ -194,8 +194,8 @@ def benchmark_workers(sets: dict[str, Dataset], repeats: int) -> None:
                 return targets / (time.perf_counter() - began)
 
             rate = statistics.median(rest_of_epoch() for _ in range(repeats))
-            rates.append(f"{workers}: {rate / 1e6:.1f}")
-        print(f"  {name:<8} M targets/s with workers {', '.join(rates)}")
+            rates.append(f"{threads}: {rate / 1e6:.1f}")
+        print(f"  {name:<8} M targets/s with threads {', '.join(rates)}")
 
 
 def main() -> None:
@@ -220,7 +220,7 @@ def main() -> None:
     warnings.simplefilter("error")
     if "padding" in parts:
         benchmark_padding(args.repeats)
-    if {"read", "seek", "workers"} & set(parts):
+    if {"read", "seek", "threads"} & set(parts):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             sets = {
                 "LFM-like": write_dataset(Path(folder) / "lfm", lfm_lengths(args.events)),
@@ -230,8 +230,8 @@ def main() -> None:
                 benchmark_read(sets, args.repeats)
             if "seek" in parts:
                 benchmark_seek(sets, args.repeats)
-            if "workers" in parts:
-                benchmark_workers(sets, args.repeats)
+            if "threads" in parts:
+                benchmark_threads(sets, args.repeats)
 
 
 if __name__ == "__main__":

@@ -113,10 +113,13 @@ def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.nd
 
 
 class ShardCache:
-    """Keeps the decoded shards used last, up to `max_bytes` of them; safe to share between threads.
+    """Keeps the most recently used decoded shards, up to `max_bytes` of them. Thread-safe.
+
+    Threads load different shards at the same time.
 
     Args:
-        load: (shard, whether with times) -> the decoded shard.
+        load: (index of the shard, whether to decode its times) -> the decoded shard.
+        max_bytes: maximum memory of the kept shards.
     """
 
     def __init__(self, load: Callable[[int, bool], DecodedShard], max_bytes: int) -> None:
@@ -127,22 +130,24 @@ class ShardCache:
         self._lock = threading.Lock()
 
     def get(self, shard: int, *, with_times: bool) -> DecodedShard:
-        """The shard, loaded where it is not kept, or is kept without the times that are wanted."""
+        """Return the shard, loading it if it is not kept or is kept without the times that are needed."""
         with self._lock:
             kept = self._kept.get(shard)
             if kept is not None and (kept.times is not None or not with_times):
                 self._kept.move_to_end(shard)
                 return kept
             self._drop(shard)
-            decoded = self._load(shard, with_times)
+        decoded = self._load(shard, with_times)
+        with self._lock:
+            self._drop(shard)
             self._kept[shard] = decoded
             self._num_bytes += decoded.num_bytes
             while self._num_bytes > self._max_bytes:
                 self._drop(next(iter(self._kept)))
-            return decoded
+        return decoded
 
     def drop(self, shard: int) -> None:
-        """Forgets a shard."""
+        """Remove a shard."""
         with self._lock:
             self._drop(shard)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ DEFAULT_CACHE_BYTES = 1 << 30
 
 
 class ShardStore:
-    """Reads shards, keeps those used last, and accounts for those that are skipped; can be pickled.
+    """Reads shards, keeps those used last, and accounts for those that are skipped.
 
     A skipped shard is one whose items and times are all 0, from the first time it is found to be bad until
     the end of the process, whatever becomes of its file.
@@ -50,18 +50,10 @@ class ShardStore:
     ) -> None:
         assert on_bad_shard in ("stop", "skip"), on_bad_shard
         self.path, self.shards, self.lengths, self.shard_ptr = path, shards, lengths, shard_ptr
-        self.num_items, self.cache_bytes, self.on_bad_shard = num_items, cache_bytes, on_bad_shard
+        self.num_items, self.on_bad_shard = num_items, on_bad_shard
         self._skipped: dict[int, str] = {}
         self._lock = threading.Lock()
         self._cache = ShardCache(self._read, cache_bytes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_cache")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-        self._cache = ShardCache(self._read, self.cache_bytes)
 
     def shard(self, index: int, *, with_times: bool) -> DecodedShard:
         """The sequences of one shard, from memory if it was read lately; zeros if it is skipped.
@@ -76,11 +68,6 @@ class ShardStore:
         except BadShardError as error:
             self.skip(index, str(error))
             return self._zeros(index)
-
-    def keep_at_most(self, cache_bytes: int) -> None:
-        """Starts anew with another `cache_bytes`."""
-        self.cache_bytes = cache_bytes
-        self._cache = ShardCache(self._read, cache_bytes)
 
     @property
     def skipped(self) -> dict[int, str]:

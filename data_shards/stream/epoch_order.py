@@ -1,9 +1,9 @@
-"""The whole order of an epoch, from lengths alone: a pure function of (seed, epoch) and the dataset.
+"""The order of an epoch's rows: a pure function of the seed, the epoch and the users' lengths.
 
-Shards, in an order drawn per epoch, are dealt round-robin to lanes. A lane takes its shards in pools of
-consecutive ones; the windows of a pool are packed into rows and the rows shuffled. A step takes the same
-number of rows from every lane, so what it holds depends neither on the number of ranks nor on what was read
-before.
+The shards, in an order drawn for the epoch, are dealt round-robin to lanes. Each lane divides its shards into
+pools of consecutive shards, cuts the pool's sequences into windows, packs the windows into rows and shuffles
+the rows. A step takes the same number of rows from every lane, so its content depends neither on the number
+of ranks nor on earlier steps.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from longplay.data_shards.stream.splits import SplitConfig
 
 _MIN_POOL_ROWS = 512
 _MIN_POOL_EVENTS = 1_000_000
-_SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # what a random generator is for
+_SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # purposes of a random generator
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How training rows are cut, packed and ordered.
+    """How training rows are cut, packed, ordered and read.
 
     Attributes:
         context_length: slots in a row.
         rows_per_step: rows of one optimizer step, over all ranks and micro-batches.
-        num_lanes: independent parts of the stream; ranks own whole lanes, so it bounds the number of ranks.
-        mode: `windows` trains on every transition once per epoch; `last` on the latest `context_length` of a
-            user.
-        pool_rows: rows that are packed and shuffled together, at least; None: 512 rows and a million events.
-        prefetch_steps: steps prepared ahead in a thread, and by each worker; 0: none.
-        workers: processes that read and pack, besides the training process; 0: a thread of it does. Never
-            more than a rank has lanes. Changes no batch.
-        on_bad_shard: what is done about a missing, truncated or damaged shard: `stop`, or `skip` it. The
-            dataset does it: this is what `Dataset.open` is told.
+        num_lanes: independent parts of the stream. Each rank owns whole lanes, so this is the largest number
+            of ranks.
+        mode: `windows` trains on every transition once per epoch; `last` trains on each user's latest
+            `context_length` transitions.
+        split: which events are trained on.
+        seed: seed of the order and the cuts.
+        pool_rows: minimum number of rows that are packed and shuffled together. None: 512 rows and at least a
+            million events.
+        prefetch_steps: steps prepared ahead in the background; 0: none, rows are filled when a step needs
+            them.
+        reader_threads: threads of each rank that read shards and fill rows, at most one per lane; 0: none,
+            the same as `prefetch_steps` 0. Changes no batch.
+        on_bad_shard: `stop` raises for a missing, truncated or damaged shard, `skip` leaves it out. The
+            caller passes it to `Dataset.open`.
     """
 
     context_length: int = 200
@@ -51,12 +56,12 @@ class StreamConfig:
     seed: int = 0
     pool_rows: int | None = None
     prefetch_steps: int = 2
-    workers: int = 0
+    reader_threads: int = 1
     on_bad_shard: OnBadShard = "stop"
 
     def __post_init__(self) -> None:
         least = {"context_length": 1, "rows_per_step": 1, "num_lanes": 1}
-        least |= {"seed": 0, "prefetch_steps": 0, "workers": 0}
+        least |= {"seed": 0, "prefetch_steps": 0, "reader_threads": 0}
         if self.pool_rows is not None:
             least["pool_rows"] = 1
         for name, minimum in least.items():
@@ -75,14 +80,14 @@ class StreamConfig:
             )
 
     def pool_events(self) -> int:
-        """Events that a pool has at least, unless its lane has fewer."""
+        """Return the minimum number of events in a pool. A lane's last pool may have fewer."""
         if self.pool_rows is not None:
             return self.pool_rows * self.context_length
         return max(_MIN_POOL_ROWS * self.context_length, _MIN_POOL_EVENTS)
 
 
 def usable_lanes(config: StreamConfig, num_shards: int) -> int:
-    """`num_lanes`, lowered with a warning to what few shards can fill and `rows_per_step` divides by."""
+    """Return the number of lanes: `num_lanes`, or with a warning fewer if the dataset has fewer shards."""
     if config.num_lanes <= num_shards:
         return config.num_lanes
     lanes = max(n for n in range(1, num_shards + 1) if config.rows_per_step % n == 0)
@@ -95,23 +100,34 @@ def usable_lanes(config: StreamConfig, num_shards: int) -> int:
 
 @dataclass(frozen=True)
 class Pool:
-    """Some consecutive shards of a lane, and the rows packed of their training transitions.
+    """Consecutive shards of a lane and the rows packed from their training transitions.
 
     Attributes:
-        rows: `sources` are positions in the items of `shards`, one shard after the other.
+        shards: indices of the shards.
+        rows: the packed rows; their `sources` index the concatenated items of `shards`.
     """
 
     shards: tuple[int, ...]
     rows: PackedRows
 
 
-class EpochPlan:
+class EpochOrder:
     """The rows of every lane in one epoch.
 
     Args:
-        lengths, num_train: (users,) events of each user, and those that are trained on.
-        shard_ptr: (shards + 1,) the first user of each shard.
-        num_lanes: at most the number of shards.
+        lengths: (users,) int64 number of events of each user.
+        num_train: (users,) int64 number of events of each user to train on.
+        shard_ptr: (shards + 1,) int64 first user of each shard.
+        config: how rows are cut, packed and ordered.
+        num_lanes: number of lanes, at most the number of shards.
+        epoch: number of the epoch, from 0.
+
+    Attributes:
+        lanes: the pools of each lane.
+        rows_per_lane_step: rows that a step takes from each lane.
+        num_rows, num_targets: rows and training targets of the epoch.
+        num_steps: steps of the epoch, until the longest lane ends.
+        padding_fraction: share of the rows' slots that hold padding.
     """
 
     def __init__(
@@ -140,7 +156,7 @@ class EpochPlan:
         self.padding_fraction = 1 - self.num_targets / max(1, self.num_rows * config.context_length)
 
     def step_rows(self, lane: int, step: int) -> Iterator[tuple[int, PackedRows]]:
-        """The rows of `lane` in `step`, as parts of its pools: (number of the pool in the lane, rows)."""
+        """Yield the rows of `lane` in `step`, pool by pool: (number of the pool in the lane, its rows)."""
         begin = step * self.rows_per_lane_step
         end = begin + self.rows_per_lane_step
         starts = self._lane_rows[lane]
@@ -149,11 +165,16 @@ class EpochPlan:
             if low < high:
                 yield number, pool.rows.rows(low - int(starts[number]), high - int(starts[number]))
 
+    def num_step_rows(self, lane: int, step: int) -> int:
+        """Return the number of rows of `lane` in `step`."""
+        left = int(self._lane_rows[lane][-1]) - step * self.rows_per_lane_step
+        return min(max(left, 0), self.rows_per_lane_step)
+
     def _rng(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, self.epoch, *purpose])
 
     def _pack(self, shards: tuple[int, ...], lane: int, number: int) -> Pool:
-        """Cuts and packs the training transitions of some shards."""
+        """Cut and pack the training transitions of the shards of one pool."""
         users, begins = pool_users(shards, self._lengths, self._shard_ptr)
         limit = self._config.context_length
         if self._config.mode == "windows":
@@ -183,7 +204,14 @@ class EpochPlan:
 def group_shards(
     order: np.ndarray, lengths: np.ndarray, shard_ptr: np.ndarray, min_events: int
 ) -> list[tuple[int, ...]]:
-    """Cuts a list of shards into runs of at least `min_events` events; the last may have fewer."""
+    """Divide shards into consecutive groups of at least `min_events` events; the last may have fewer.
+
+    Args:
+        order: (N,) indices of the shards.
+        lengths: (users,) int64 number of events of each user.
+        shard_ptr: (shards + 1,) int64 first user of each shard.
+        min_events: minimum number of events of a group.
+    """
     events = np.add.reduceat(lengths, shard_ptr[:-1])
     groups, current, held = [], [], 0
     for shard in order.tolist():
@@ -198,6 +226,10 @@ def group_shards(
 def pool_users(
     shards: tuple[int, ...], lengths: np.ndarray, shard_ptr: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The users of some shards, and where their events begin when the shards lie one after the other."""
+    """Return the users of some shards, and where each user's events begin in the shards' concatenated items.
+
+    Returns:
+        users, begins: (users,) int64 each.
+    """
     users = np.concatenate([np.arange(shard_ptr[shard], shard_ptr[shard + 1]) for shard in shards])
     return users, np.cumsum(lengths[users]) - lengths[users]

@@ -1,60 +1,46 @@
-"""Work ahead of the consumer in one background thread."""
+"""Prepare values ahead of their consumer in a background thread."""
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-_POLL_S = 0.1
 
 
 def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
-    """Yields what `source` yields, made up to `depth` ahead in a thread; 0 makes it here and now.
+    """Yield the values of `source`, preparing up to `depth` of them ahead in one background thread.
 
-    An exception in `source` is raised here, after everything made before it. Closing the iterator, or
-    dropping it, ends the thread.
+    An exception in `source` is raised here, after the values that precede it. Closing or dropping the
+    iterator closes `source` and ends the thread.
+
+    Args:
+        source: runs in the background thread only.
+        depth: 0 starts no thread.
     """
     if depth == 0:
         yield from source
         return
-    ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def offer(kind: str, value: T | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put((kind, value), timeout=_POLL_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for value in source:
-                if not offer("value", value):
-                    return
-            offer("end", None)
-        except BaseException as error:
-            offer("error", error)
-        finally:
-            if isinstance(source, Generator):
-                source.close()  # here, since what it holds may belong to this thread
-
-    thread = threading.Thread(target=work, name="longplay-prefetch", daemon=True)
-    thread.start()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="longplay-prefetch")
+    ahead: deque[Future[list[T]]] = deque()
     try:
         while True:
-            kind, value = ready.get()
-            if kind == "end":
+            while len(ahead) < depth:
+                ahead.append(thread.submit(_take_one, source))
+            value = ahead.popleft().result()
+            if not value:
                 return
-            if kind == "error":
-                assert isinstance(value, BaseException)
-                raise value
-            yield value  # pyright: ignore[reportReturnType]  # the kind says it is a T
+            yield value[0]
     finally:
-        stopped.set()
-        thread.join()
+        thread.shutdown(wait=True, cancel_futures=True)
+        if isinstance(source, Generator):
+            source.close()
+
+
+def _take_one(source: Iterator[T]) -> list[T]:
+    """Return the next value of `source` in a list, or an empty list at its end."""
+    for value in source:
+        return [value]
+    return []

@@ -13,7 +13,7 @@ import torch
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES
-from longplay.data_shards.stream.epoch_order import EpochPlan
+from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.distributed.runtime.memory import available_memory
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.full_softmax import chunk_elements
@@ -115,7 +115,7 @@ def plan_run(
     device_type: str | None = None,
     memory_bytes: int | None = None,
     local_ranks: int | None = None,
-    epoch_plan: EpochPlan | None = None,
+    epoch_order: EpochOrder | None = None,
 ) -> MemoryEstimate:
     """Estimate a run; reads the dataset's lengths and counts, and its shards only for a temporal split.
 
@@ -123,7 +123,7 @@ def plan_run(
         device_type: "cpu" or "cuda"; None: what `train.device` would take here.
         memory_bytes: of one rank; None: the GPU's, or this machine's available memory over `local_ranks`.
         local_ranks: ranks on one machine; None: as torchrun or srun tell, else all of them.
-        epoch_plan: of epoch 0, where the caller has it, as it takes a while for many users.
+        epoch_order: of epoch 0, where the caller has it, as it takes a while for many users.
     Raises:
         DataError: more ranks than lanes, or nothing to train on.
     """
@@ -131,7 +131,7 @@ def plan_run(
     limit, limit_is = memory_bytes, "as given"
     if limit is None:
         limit, limit_is = available_memory(device_type, local_ranks or _local_ranks(world_size))
-    workload = measure_workload(config, dataset, world_size=world_size, epoch_plan=epoch_plan)
+    workload = measure_workload(config, dataset, world_size=world_size, epoch_order=epoch_order)
     plan = estimate(config, workload, world_size=world_size, device_type=device_type)
     return dataclasses.replace(plan, limit_bytes=limit, limit_is=limit_is)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import EpochPlan, usable_lanes
+from longplay.data_shards.stream.epoch_order import EpochOrder, usable_lanes
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.launch.settings.config import RunConfig
 
@@ -40,10 +40,10 @@ class Workload:
 
 
 def measure_workload(
-    config: RunConfig, dataset: Dataset, *, world_size: int, epoch_plan: EpochPlan | None = None
+    config: RunConfig, dataset: Dataset, *, world_size: int, epoch_order: EpochOrder | None = None
 ) -> Workload:
     """Steps, fill and segments of the first epoch."""
-    plan = epoch_plan or TrainStream(dataset, config.data, world_size=world_size).plan(0)
+    plan = epoch_order or TrainStream(dataset, config.data, world_size=world_size).order(0)
     counts = dataset.items.counts.astype(np.float64)
     slots = plan.num_rows * config.context_length
     return Workload(
@@ -60,7 +60,7 @@ def measure_workload(
     )
 
 
-def _rectangle_padding(plan: EpochPlan, context_length: int) -> float:
+def _rectangle_padding(plan: EpochOrder, context_length: int) -> float:
     """Slots of `models.segments.PaddedBuckets` per slot, of some rows; a row's end is a segment too."""
     lengths: list[np.ndarray] = []
     num_rows = 0

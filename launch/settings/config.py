@@ -156,13 +156,14 @@ _MAY_CHANGE = (
     "table.placement",
     "engine.reduce_bucket_elements",
     "data.prefetch_steps",
-    "data.workers",
+    "data.reader_threads",
     "data.on_bad_shard",
 )
 
 # Former names of settings. Commands and run folders that use them are still understood.
 _RENAMED = {
     "encoder.scan": "encoder.scan_backend",
+    "data.workers": "data.reader_threads",
     "engine.accumulation": "engine.gradient_accumulation_steps",
     "engine.clip_norm": "engine.max_grad_norm",
 }

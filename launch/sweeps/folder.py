@@ -31,7 +31,7 @@ _VERSION = 1
 
 # Settings that may differ between two commands for the same sweep: they say how runs are computed, not what.
 _MAY_CHANGE = (
-    *("data.workers", "data.prefetch_steps", "data.on_bad_shard"),
+    *("data.reader_threads", "data.prefetch_steps", "data.on_bad_shard"),
     *("engine.reduce_bucket_elements", "evaluation.rows_per_batch"),
     *("train.timeout_s", "train.background_save", "train.device", "train.log_every_steps"),
     *("train.keep_checkpoints", "train.checkpoint_every_steps"),

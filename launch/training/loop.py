@@ -104,7 +104,7 @@ class Training:
                 self.dataset,
                 world_size=self.world.world_size,
                 device_type=self.world.device.type,
-                epoch_plan=self.stream.plan(0),
+                epoch_order=self.stream.order(0),
             )
             self.terminal.say(plan.line())
             check_plan(plan, self.config, self.dataset, certainty=_SURELY_TOO_LARGE)
@@ -141,7 +141,7 @@ class Training:
     def _train_until_finished_or_asked(self) -> bool:
         """The training loop; whether any rank was asked to stop."""
         config, at = self.config, self.progress
-        plan = self.stream.plan(at.epoch)
+        plan = self.stream.order(at.epoch)
         self._say(describe(config, self.dataset, self.model, plan, self.folder.path))
         total = min(plan.num_steps * config.train.max_epochs, config.train.max_steps or sys.maxsize)
         self.terminal.start_bar(done=at.step, total=total)

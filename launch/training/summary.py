@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import EpochPlan
+from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.training.model import Model
 
 
-def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochPlan, run: Path) -> list[str]:
+def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochOrder, run: Path) -> list[str]:
     """Return the lines that state every derived number of a run and how to watch it."""
     world, encoder = model.world, config.encoder
     weights = sum(getattr(p, "ds_numel", p.numel()) for p in model.encoder.parameters())

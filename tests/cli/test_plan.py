@@ -139,8 +139,8 @@ def test_the_command_prints_the_plan(data: Path, capsys: pytest.CaptureFixture[s
     assert plan["limit_bytes"] == 80 * 2**30
     stream = TrainStream(Dataset.open(data), small_config().data)
     assert (plan["steps_per_epoch"], plan["targets_per_epoch"]) == (
-        stream.plan(0).num_steps,
-        stream.plan(0).num_targets,
+        stream.order(0).num_steps,
+        stream.order(0).num_targets,
     )
 
 

@@ -50,7 +50,13 @@ def epoch(dataset: Dataset, world_size: int = 1) -> list[Batch]:
     for rank in range(world_size):
         stream = TrainStream(dataset, CONFIG, rank=rank, world_size=world_size)
         parts.append(list(itertools.islice(stream, stream.steps_per_epoch(0))))
-    return [Batch.joined(step) for step in zip(*parts, strict=True)]
+    return [joined(step) for step in zip(*parts, strict=True)]
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    """Return the batches of all ranks as one."""
+    tensors = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+    return Batch(parts[0].epoch, parts[0].step, **tensors)
 
 
 def bad_users(dataset: Dataset) -> np.ndarray:

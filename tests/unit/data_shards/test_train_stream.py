@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +77,7 @@ def test_every_transition_is_trained_on_once_per_epoch(
             for batch in epoch_batches(stream, epoch):
                 read += transitions(batch)
         assert read == expected
-        assert TrainStream(dataset, config).plan(epoch).num_targets == expected.total()
+        assert TrainStream(dataset, config).order(epoch).num_targets == expected.total()
 
 
 def test_mode_last_reads_the_latest_transitions_of_every_user(dataset: Dataset) -> None:
@@ -115,21 +118,64 @@ def test_resume_from_any_step_equals_the_uninterrupted_run(dataset: Dataset) -> 
         assert_same(next(iter(resumed)), whole[number])
 
 
-def test_prefetching_changes_nothing(dataset: Dataset) -> None:
-    ahead = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10, prefetch_steps=3)
-    direct = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10, prefetch_steps=0)
-    for left, right in zip(
-        epoch_batches(TrainStream(dataset, ahead)), epoch_batches(TrainStream(dataset, direct)), strict=True
-    ):
-        assert_same(left, right)
+@pytest.mark.parametrize("reader_threads", [0, 1, 2, 4, 50])
+@pytest.mark.parametrize("prefetch_steps", [0, 3])
+def test_reader_threads_and_prefetching_change_no_batch(
+    dataset: Dataset, reader_threads: int, prefetch_steps: int
+) -> None:
+    threads = replace(CONFIG, reader_threads=reader_threads, prefetch_steps=prefetch_steps)
+    alone = TrainStream(dataset, replace(CONFIG, prefetch_steps=0), rank=1, world_size=2)
+    shared = TrainStream(dataset, threads, rank=1, world_size=2)
+    for stream in (alone, shared):
+        stream.load_state_dict({"epoch": 0, "step": alone.steps_per_epoch(0) - 3})
+    for expected, found in itertools.islice(zip(alone, shared, strict=False), 8):
+        assert_same(found, expected)
+        assert shared.state_dict() == alone.state_dict()
+    assert alone.state_dict()["epoch"] == 1
 
 
-def test_a_dropped_stream_leaves_no_thread(dataset: Dataset) -> None:
-    iterator = iter(TrainStream(dataset, CONFIG))
+@pytest.mark.parametrize("reader_threads", [0, 1, 2, 4])
+def test_a_damaged_shard_raises_its_own_error_from_any_thread(tmp_path: Path, reader_threads: int) -> None:
+    make_dataset(tmp_path / "set", log_normal_lengths(60))
+    path = tmp_path / "set" / "shard-00003.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    config = StreamConfig(context_length=16, rows_per_step=120, reader_threads=reader_threads)
+    with pytest.raises(DataError, match=r"shard-00003\.tar: shard is damaged"):
+        next(iter(TrainStream(Dataset.open(tmp_path / "set"), config)))
+    assert reading_threads() == []
+    skipping = Dataset.open(tmp_path / "set", on_bad_shard="skip")
+    with pytest.warns(UserWarning, match=r"shard-00003\.tar: shard is damaged"):
+        next(iter(TrainStream(skipping, config)))
+    assert list(skipping.store.skipped) == [3]
+
+
+def reading_threads() -> list[str]:
+    """Return the names of the stream's running threads."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("longplay-")]
+
+
+@pytest.mark.parametrize("reader_threads", [1, 4])
+def test_a_dropped_stream_leaves_no_thread(dataset: Dataset, reader_threads: int) -> None:
+    iterator = iter(TrainStream(dataset, replace(CONFIG, reader_threads=reader_threads)))
     next(iterator)
-    assert any(thread.name == "longplay-prefetch" for thread in threading.enumerate())
+    assert len(reading_threads()) == reader_threads
     del iterator
-    assert not any(thread.name == "longplay-prefetch" for thread in threading.enumerate())
+    assert reading_threads() == []
+
+
+def test_a_process_ends_with_a_stream_left_open(dataset: Dataset) -> None:
+    code = """
+import sys
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.epoch_order import StreamConfig
+from longplay.data_shards.stream.train_stream import TrainStream
+config = StreamConfig(context_length=16, rows_per_step=36, reader_threads=4)
+sys.batches = iter(TrainStream(Dataset.open(sys.argv[1]), config))
+next(sys.batches)
+"""
+    command = [sys.executable, "-c", code, str(dataset.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_cuts_and_order_move_between_epochs_and_seeds(dataset: Dataset) -> None:
@@ -141,7 +187,7 @@ def test_cuts_and_order_move_between_epochs_and_seeds(dataset: Dataset) -> None:
     windows = [
         {
             (user, length)
-            for lane in stream.plan(epoch).lanes
+            for lane in stream.order(epoch).lanes
             for pool in lane
             for user, length in segments(pool)
         }
@@ -223,6 +269,6 @@ def test_ml1m_packs_with_under_five_percent_padding(tmp_path: Path) -> None:
     dataset = Dataset.open(tmp_path / "ml1m")
     assert (dataset.num_users, dataset.num_events) == (6040, 1_000_209)
     for context_length in (250, 1000, 5000):
-        plan = TrainStream(dataset, StreamConfig(context_length=context_length)).plan(0)
+        plan = TrainStream(dataset, StreamConfig(context_length=context_length)).order(0)
         assert plan.num_targets == 1_000_209 - 3 * 6040
         assert plan.padding_fraction < 0.05
