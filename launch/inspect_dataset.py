@@ -6,15 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, Spread, inspect_dataset
 from longplay.data_shards.storage.verification import find_problems
+from longplay.launch.console.progress import track_shards
 from longplay.launch.reports.inspection_plot import draw
 
 PNG_NAME = "inspect.png"
@@ -50,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         OSError: the file of `--png` cannot be written.
     """
     if args.verify:
-        problems = find_problems(args.data, _track)
+        problems = find_problems(args.data, track_shards)
         if problems:
             print(json.dumps({"problems": problems}, indent=1) if args.json else "\n".join(problems))
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
-    found = inspect_dataset(dataset, _track)
+    found = inspect_dataset(dataset, track_shards)
     if args.json:
         verified = {"verified": True} if args.verify else {}
         print(json.dumps({**dataclasses.asdict(found), **verified}, indent=1))
@@ -78,11 +77,6 @@ def _write_png(dataset: Dataset, found: Inspection, asked: Path | None, default:
             raise
         return f"no picture: {path} cannot be written ({error.strerror}); name a file with --png"
     return f"picture: {path}"
-
-
-def _track(numbers: range, stage: str) -> Iterable[int]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm(numbers, desc=stage, unit="shard", disable=None, leave=False)
 
 
 def _as_text(found: Inspection) -> str:

@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.generators.synthetic import SyntheticSource
 from longplay.data_shards.preparation.pipeline import (
@@ -26,6 +24,7 @@ from longplay.data_shards.readers.fields import Columns
 from longplay.data_shards.readers.parquet import ParquetSource
 from longplay.data_shards.readers.presets import TIME_UNIT_S, KuaiRandSource, Lfm1bSource, Ml1mSource
 from longplay.data_shards.readers.sources import Source
+from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
 
 _SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
@@ -183,8 +182,8 @@ def run(args: argparse.Namespace) -> int:
     )
     check_output(args.out, overwrite=args.overwrite)
     _print_plan(source, options, args.out)
-    with terminable(), _Bars() as bars:
-        prepared = prepare_dataset(source, args.out, options, bars)
+    with terminable(), StageProgress("events") as progress:
+        prepared = prepare_dataset(source, args.out, options, progress)
     _print_summary(prepared, args.out)
     return 0
 
@@ -249,31 +248,6 @@ def _source(args: argparse.Namespace) -> Source:
     if args.format == "parquet":
         return ParquetSource(paths=tuple(args.paths), columns=columns)
     return CsvSource(paths=tuple(args.paths), columns=columns, sep=_SEPARATOR_NAMES.get(args.sep, args.sep))
-
-
-class _Bars:
-    """Progress bars on a terminal, one per stage; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._bar is None or stage != self._stage:
-            self.__exit__()
-            self._stage = stage
-            self._bar = tqdm(
-                total=total, desc=stage, disable=None, leave=False, unit=" events", unit_scale=True
-            )
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
 
 
 def _print_summary(prepared: Prepared, out: Path) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.generators.raw_files import RAW_FORMATS, RawSynthetic, check_raw_output, write_raw
+from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
@@ -73,12 +72,7 @@ def run(args: argparse.Namespace) -> int:
     check_raw_output(raw, args.out, overwrite=args.overwrite)
     _print_plan(raw, args.out)
     started = time.perf_counter()
-    with terminable(), tqdm(unit=" events", unit_scale=True, disable=None, leave=False) as bar:
-
-        def progress(_: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with terminable(), StageProgress("events") as progress:
         paths = write_raw(raw, args.out, overwrite=args.overwrite, progress=progress)
     seconds = time.perf_counter() - started
     rows = sum(file.num_rows for file in raw.files)

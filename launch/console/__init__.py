@@ -1,1 +1,1 @@
-"""Terminal output and signals."""
+"""Tables, progress and signals of the commands."""

@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, for commands that clean up after themselves."""
+"""Turn SIGTERM into an exception, for commands that clean up when they end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Makes SIGTERM end the work as an exception does, with the exit code that a shell gives it."""
+    """Let SIGTERM raise SystemExit with code 143, so that `finally` blocks run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

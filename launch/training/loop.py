@@ -1,7 +1,6 @@
 """One run from where it stands to its end: train, validate, save, resume."""
 
 import dataclasses
-import sys
 import time
 
 import torch
@@ -23,7 +22,7 @@ from longplay.distributed.runtime.phases import STEP, phase
 from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import World
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
-from longplay.launch.console.terminal import Terminal
+from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
@@ -37,6 +36,7 @@ from longplay.launch.training.model import Model, build_model
 from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress, StopRequest
 from longplay.launch.training.schedule import learning_rate
+from longplay.launch.training.step_display import StepDisplay
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.summary import describe
 from longplay.launch.training.train_step import StepResult, run_step
@@ -64,7 +64,7 @@ class Training:
     ) -> None:
         self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
         self.stop, self.watchdog = stop, watchdog
-        self.terminal = Terminal(world)
+        self.display = ProgressDisplay(enabled=world.is_rank0)
         self.git_commit = git_commit()
         agreed = set(dataset.store.skipped)
         self.stream = TrainStream(
@@ -106,45 +106,44 @@ class Training:
                 device_type=self.world.device.type,
                 epoch_order=self.stream.order(0),
             )
-            self.terminal.say(plan.line())
+            self.display.print(plan.line())
             check_plan(plan, self.config, self.dataset, certainty=_SURELY_TOO_LARGE)
 
     def run(self) -> int:
         """Train until the end or a request to stop; the process's exit code."""
         why = self.progress.why_finished(self.config.train)
         if why is not None:
-            self.terminal.say(f"nothing left to do: {why}")
+            self.display.print(f"nothing left to do: {why}")
             return 0
-        asked = self._train_until_finished_or_asked()
-        self.watchdog.heartbeat("finishing the last checkpoint")
-        self.writer.wait()
-        self.terminal.stop_bar()
-        self._say(self.profile.close())
+        with self.display:
+            asked = self._train_until_finished_or_asked()
+            self.watchdog.heartbeat("finishing the last checkpoint")
+            self.writer.wait()
+        self._print(self.profile.close())
         share_skipped(self.dataset, self.world)
         skipped = self.dataset.skipped_summary()
         if skipped is not None:
-            self.terminal.say(f"skipped  {skipped}")
+            self.display.print(f"skipped  {skipped}")
         if self.log is not None:
             self.log.close()
         at, run = self.progress, self.folder.path
         why = at.why_finished(self.config.train)
         if asked and why is None:
-            self.terminal.say(f"stopped on request at step {at.step}, saved; the same command resumes")
+            self.display.print(f"stopped on request at step {at.step}, saved; the same command resumes")
             return EXIT_REQUEUE
-        self.terminal.say(f"finished at step {at.step}: {why}")
+        self.display.print(f"finished at step {at.step}: {why}")
         if at.best_step is not None:
             metric = self.config.train.metric
-            self.terminal.say(f"best     {metric} {at.best_value:.4f} at step {at.best_step} (validation)")
-        self.terminal.say(f"next     longplay evaluate {run} --split test")
+            self.display.print(f"best     {metric} {at.best_value:.4f} at step {at.best_step} (validation)")
+        self.display.print(f"next     longplay evaluate {run} --split test")
         return 0
 
     def _train_until_finished_or_asked(self) -> bool:
         """The training loop; whether any rank was asked to stop."""
         config, at = self.config, self.progress
         plan = self.stream.order(at.epoch)
-        self._say(describe(config, self.dataset, self.model, plan, self.folder.path))
-        total = min(plan.num_steps * config.train.max_epochs, config.train.max_steps or sys.maxsize)
-        self.terminal.start_bar(done=at.step, total=total)
+        self._print(describe(config, self.dataset, self.model, plan, self.folder.path))
+        shown = StepDisplay(self.display, config.train)
         self.stream.load_state_dict({"epoch": at.epoch, "step": at.step_in_epoch})
         ahead = StepPipeline(
             self.model, iter(self.stream), first_step=at.step + 1, heartbeat=self.watchdog.heartbeat
@@ -166,11 +165,17 @@ class Training:
                         ahead=None if self._is_last(batch, steps_per_epoch) else ahead,
                     )
             seconds, data_wait = time.perf_counter() - began, ahead.take_data_wait()
-            self._say(self.profile.step_done())
+            self._print(self.profile.step_done())
             at.advance(
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds
             )
-            self.terminal.step_done(result.loss)
+            shown.step_done(
+                at,
+                steps_per_epoch=steps_per_epoch,
+                loss=result.loss,
+                num_events=result.num_targets,
+                seconds=seconds,
+            )
             self.writer.check()
             if at.step == 1 or at.step % config.train.log_every_steps == 0:
                 share_skipped(self.dataset, self.world)
@@ -187,9 +192,9 @@ class Training:
             if finished or result.stop_requested:
                 return result.stop_requested
 
-    def _say(self, lines: list[str]) -> None:
+    def _print(self, lines: list[str]) -> None:
         for line in lines:
-            self.terminal.say(line)
+            self.display.print(line)
 
     def _is_last(self, batch: Batch, steps_per_epoch: int) -> bool:
         """Whether no step follows, as far as steps and epochs say."""
@@ -257,7 +262,7 @@ class Training:
             self.log.write(at.step, {**shown, "perf/eval_s": result.seconds})
             self.log.write_model(at.step, self.model.encoder.gate_weights(), self.model.table.shard)
         star = " *" if at.best_step == at.step else ""
-        self.terminal.say(
+        self.display.print(
             f"step {at.step}  epoch {at.epoch}  train {at.train_seconds:.0f} s  "
             f"{metric} {values[metric]:.4f}{star}"
         )
@@ -308,7 +313,7 @@ class Training:
                 f"{error}. Nothing was changed; restore one, or to begin anew remove {root}"
             ) from None
         for problem in self.damaged.values():
-            self.terminal.say(f"warning: {problem}; taking the one before it")
+            self.display.print(f"warning: {problem}; taking the one before it")
         return checkpoint
 
     def _resume(self, checkpoint: Checkpoint, check_s: float) -> None:
@@ -319,7 +324,7 @@ class Training:
         if self.world.is_rank0:
             self._write_best(self.progress)
         seconds = check_s + time.perf_counter() - began
-        self.terminal.say(
+        self.display.print(
             f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
         )
 

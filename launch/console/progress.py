@@ -1,0 +1,137 @@
+"""Show the progress of a command: a bar on a terminal, a plain line about once a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from longplay.launch.console.durations import duration
+
+_REFRESH_PER_SECOND = 4.0
+_SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 10.0, 60.0
+
+
+class ProgressDisplay:
+    """Draw one bar on a terminal; write plain lines to any other file.
+
+    The interval between plain lines doubles from 10 s to 60 s. Leaving the context removes the bar.
+
+    Args:
+        file: a terminal, a pipe or a file; stdout by default.
+        enabled: False makes every method do nothing, for ranks other than 0.
+        first_line_s: seconds until the first plain line.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        enabled: bool = True,
+        first_line_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file = sys.stdout if file is None else file
+        self._console = Console(file=self._file, force_terminal=self._file.isatty())
+        self._enabled, self._clock = enabled, clock
+        self._next_line_at, self._interval_s = clock() + first_line_s, _SHORTEST_INTERVAL_S
+        self._bar: Progress | None = None
+        self._task: tuple[str, TaskID] | None = None
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def print(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self._enabled:
+            print(line, file=self._file, flush=True)
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done.
+
+        Args:
+            name: of the stage; a new name begins a new bar.
+            note: shown behind the count.
+        """
+        if not self._enabled:
+            return
+        count = f"{done:,} / {total:,}"
+        if self._console.is_interactive:
+            self._draw(name, done, total, f"{count}  {note}")
+        elif self._clock() >= self._next_line_at:
+            self.print(f"{name} {count}  {note}".rstrip())
+            self._next_line_at = self._clock() + self._interval_s
+            self._interval_s = min(2 * self._interval_s, _LONGEST_INTERVAL_S)
+
+    def _draw(self, name: str, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=self._console,
+                refresh_per_second=_REFRESH_PER_SECOND,
+                transient=True,
+                expand=True,
+                # Output to a terminal is moved above the bar. Output to a file stays in the file.
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._bar.start()
+            self._console.show_cursor(True)  # a killed process must not leave a terminal without a cursor
+        if self._task is None or self._task[0] != name:
+            if self._task is not None:
+                self._bar.remove_task(self._task[1])
+            self._task = name, self._bar.add_task(name, total=total, text=text)
+        self._bar.update(self._task[1], completed=done, total=total, text=text)
+
+
+class StageProgress:
+    """Show the stages of a command on stderr, each with its rate and the time left.
+
+    Call it with (stage, units done, units in all). Stages of a few seconds leave nothing in a log.
+
+    Args:
+        unit: what is counted, for example "events".
+    """
+
+    def __init__(self, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._unit, self._clock = unit, clock
+        self._display = ProgressDisplay(sys.stderr, first_line_s=_SHORTEST_INTERVAL_S, clock=clock)
+        self._stage, self._began = "", 0.0
+
+    def __enter__(self) -> StageProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.__exit__()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._began = stage, now
+        note, seconds = self._unit, now - self._began
+        if done and seconds > 0:
+            left = duration(max(0, total - done) * seconds / done)
+            note = f"{self._unit}  {done / seconds:,.0f} {self._unit}/s  {left} left"
+        self._display.update(stage, done, total, note)
+
+
+def track_shards(numbers: range, stage: str) -> Iterator[int]:
+    """Yield the numbers of shards and show how many are done."""
+    with StageProgress("shards") as show:
+        for done, number in enumerate(numbers):
+            show(stage, done, len(numbers))
+            yield number

@@ -1,0 +1,40 @@
+"""Tables on stdout: drawn with lines on a terminal, aligned plain text elsewhere."""
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# A line of dashes below the header and between sections, one space between columns, no frame.
+_PLAIN = box.Box("    \n    \n----\n    \n----\n    \n    \n    \n")
+_UNLIMITED_WIDTH = 1 << 16
+
+
+def new_table(*headers: str, widths: tuple[int, ...] = ()) -> Table:
+    """Return an empty table. The first column is aligned left, the others right.
+
+    Args:
+        widths: least width of each column, in characters.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    for column, header in enumerate(headers):
+        table.add_column(
+            header,
+            justify="right" if column else "left",
+            min_width=widths[column] if widths else None,
+            no_wrap=True,
+        )
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table. Piped output is the same on every machine: no colours, no wrapping at a width."""
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(table)
+        return
+    table.box = _PLAIN
+    plain = Console(
+        file=sys.stdout, force_terminal=False, width=_UNLIMITED_WIDTH, highlight=False, markup=False
+    )
+    plain.print(table, soft_wrap=True)
