@@ -9,8 +9,9 @@ from pathlib import Path
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.world import World, init_world
-from longplay.launch.settings.config import RunConfig, resolve
+from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.settings.resolving import resolve
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import run_step

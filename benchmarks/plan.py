@@ -140,8 +140,8 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     from longplay.data_shards.stream.train_stream import TrainStream
     from longplay.distributed.runtime.world import init_world
     from longplay.launch.estimates.memory_estimate import ALLOCATOR, num_encoder_weights, plan_run
-    from longplay.launch.settings.config import resolve
     from longplay.launch.settings.recipes import get_recipe
+    from longplay.launch.settings.resolving import resolve
     from longplay.launch.training.model import build_model
     from longplay.launch.training.train_step import train_step
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from longplay.common.settings import Count, NonNegativeFloat, PositiveFloat, Probability, settings_class
 from longplay.distributed.runtime.collectives import all_reduce_sum
 from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.phases import phase
@@ -17,42 +18,30 @@ from longplay.distributed.zero.parameter_groups import parameter_groups
 from longplay.distributed.zero.zero_engine import ZeroEngine, deepspeed_config
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class EngineConfig:
-    """How the encoder is sharded, its precision, and its optimizer.
+    """Sharding, precision and optimizer of the encoder.
 
     Attributes:
-        zero_stage: DeepSpeed ZeRO stage of the encoder; `table.update = zero_dense` needs 3.
-        precision: "bf16" runs the encoder's matrix products in bfloat16 (weights, table and loss stay fp32).
-        gradient_accumulation_steps: micro-batches per step.
-        max_grad_norm: scale gradients down to this global norm, table included; 0 = never.
+        zero_stage: DeepSpeed ZeRO stage of the encoder. `table.update` = zero_dense needs 3.
+        precision: Precision of the encoder's matrix products. With bf16, weights, item table and loss stay
+            in fp32.
+        gradient_accumulation_steps: Micro-batches per step.
+        max_grad_norm: Scale the gradients of encoder and item table down to this global norm. 0 = never.
+        betas: Decay rates of Adam's two moments.
+        eps: Term that Adam adds to the denominator.
+        weight_decay: Decoupled weight decay of the encoder.
+        reduce_bucket_elements: Elements that DeepSpeed reduces in one collective.
     """
 
     zero_stage: Literal[1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    reduce_bucket_elements: int = 50_000_000
-
-    def __post_init__(self) -> None:
-        if self.zero_stage not in (1, 2, 3):
-            raise ValueError(f"engine.zero_stage: {self.zero_stage} is not 1, 2 or 3 (1 shards least)")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"engine.precision: {self.precision!r} is not one of fp32, bf16")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"engine.gradient_accumulation_steps: {self.gradient_accumulation_steps} must be at least 1"
-            )
-        for name in ("max_grad_norm", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"engine.{name}: {getattr(self, name)} must be at least 0 and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"engine.betas: {self.betas} must lie in [0, 1); 0.9,0.999 is usual")
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"engine.eps: {self.eps} must be positive; 1e-8 is usual")
+    gradient_accumulation_steps: Count = 1
+    max_grad_norm: NonNegativeFloat = 1.0
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    reduce_bucket_elements: Count = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

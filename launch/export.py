@@ -23,8 +23,9 @@ from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
 from longplay.launch.evaluation.evaluate_run import find_checkpoint, open_dataset
 from longplay.launch.run_folders.metrics_file import read_scalars
-from longplay.launch.settings.config import ConfigError, read_config
 from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import read_config
 from longplay.serving.export_format import (
     CONFIG_NAME,
     ENCODER_NAME,

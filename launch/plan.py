@@ -10,9 +10,9 @@ from typing import Any
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
-from longplay.launch.settings.config import resolve
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.recipes import RECIPES, get_recipe
+from longplay.launch.settings.resolving import resolve
 
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

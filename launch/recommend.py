@@ -15,8 +15,9 @@ from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
 from longplay.launch.evaluation.evaluate_run import find_checkpoint, load_model, open_dataset
-from longplay.launch.settings.config import ConfigError, read_config
 from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import read_config
 
 
 def register(subparsers: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import parse_location
 from longplay.launch.console.signals import terminable
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import (
     add_grid_arguments,
     add_resource_arguments,

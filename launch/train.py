@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longplay.launch.settings.config import resolve
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.recipes import RECIPES, get_recipe
+from longplay.launch.settings.resolving import resolve
 from longplay.launch.training.train import train
 
 _PROFILED_STEPS = 20

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from longplay.data_shards.errors import DataError
+from longplay.common.settings import Count, NonNegativeInt, settings_class
 from longplay.data_shards.storage.shard_store import OnBadShard
 from longplay.data_shards.stream.packing import PackedRows, cut_windows
 from longplay.data_shards.stream.splits import SplitConfig
@@ -25,58 +25,46 @@ _MIN_POOL_EVENTS = 1_000_000
 _SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # purposes of a random generator
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class StreamConfig:
     """How training rows are cut, packed, ordered and read.
 
     Attributes:
-        context_length: slots in a row.
-        rows_per_step: rows of one optimizer step, over all ranks and micro-batches.
-        num_lanes: independent parts of the stream. Each rank owns whole lanes, so this is the largest number
+        context_length: Slots in a row.
+        rows_per_step: Rows of one optimizer step, over all ranks and micro-batches.
+        num_lanes: Independent parts of the stream. Each rank owns whole lanes, so this is the largest number
             of ranks.
-        mode: `windows` trains on every transition once per epoch; `last` trains on each user's latest
+        mode: windows = train on every transition once per epoch; last = train on each user's latest
             `context_length` transitions.
-        split: which events are trained on.
-        seed: seed of the order and the cuts.
-        pool_rows: minimum number of rows that are packed and shuffled together. None: 512 rows and at least a
-            million events.
-        prefetch_steps: steps prepared ahead in the background; 0: none, rows are filled when a step needs
+        split: Which events are trained on.
+        seed: Seed of the order and the cuts.
+        pool_rows: Minimum number of rows that are packed and shuffled together. None = 512 rows and at least
+            a million events.
+        prefetch_steps: Steps prepared ahead in the background. 0 = none; rows are filled when a step needs
             them.
-        reader_threads: threads of each rank that read shards and fill rows, at most one per lane; 0: none,
-            the same as `prefetch_steps` 0. Changes no batch.
-        on_bad_shard: `stop` raises for a missing, truncated or damaged shard, `skip` leaves it out. The
-            caller passes it to `Dataset.open`.
+        reader_threads: Threads of each rank that read shards and fill rows, at most one per lane. 0 = as
+            with `prefetch_steps` 0. The batches do not depend on it.
+        on_bad_shard: What happens when a shard is missing, truncated or corrupt: stop, or skip it.
     """
 
-    context_length: int = 200
-    rows_per_step: int = 120
-    num_lanes: int = 12
+    context_length: Count = 200
+    rows_per_step: Count = 120
+    num_lanes: Count = 12
     mode: Literal["windows", "last"] = "windows"
     split: SplitConfig = field(default_factory=SplitConfig)
-    seed: int = 0
-    pool_rows: int | None = None
-    prefetch_steps: int = 2
-    reader_threads: int = 1
+    seed: NonNegativeInt = 0
+    pool_rows: Count | None = None
+    prefetch_steps: NonNegativeInt = 2
+    reader_threads: NonNegativeInt = 1
     on_bad_shard: OnBadShard = "stop"
 
     def __post_init__(self) -> None:
-        least = {"context_length": 1, "rows_per_step": 1, "num_lanes": 1}
-        least |= {"seed": 0, "prefetch_steps": 0, "reader_threads": 0}
-        if self.pool_rows is not None:
-            least["pool_rows"] = 1
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise DataError(f"data.{name} is {getattr(self, name)}, it must be at least {minimum}")
-        if self.mode not in ("windows", "last"):
-            raise DataError(f"data.mode is {self.mode!r}, it must be 'windows' or 'last'")
-        if self.on_bad_shard not in ("stop", "skip"):
-            raise DataError(f"data.on_bad_shard is {self.on_bad_shard!r}, it must be 'stop' or 'skip'")
         if self.rows_per_step % self.num_lanes:
             below = self.rows_per_step // self.num_lanes * self.num_lanes
             nearest = " or ".join(str(n) for n in (below, below + self.num_lanes) if n)
-            raise DataError(
-                f"data.rows_per_step is {self.rows_per_step}, it must be divisible by data.num_lanes "
-                f"{self.num_lanes}; nearest: {nearest}"
+            raise ValueError(
+                f"rows_per_step={self.rows_per_step}: must be a multiple of num_lanes = {self.num_lanes}; "
+                f"nearest valid: {nearest}"
             )
 
     def pool_events(self) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from longplay.common.settings import InnerFraction, settings_class
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import NUM_QUANTILES
@@ -17,31 +18,27 @@ MIN_LEAVE_ONE_OUT = 3
 """Users with fewer events are trained on whole and not evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class SplitConfig:
-    """How events are divided.
+    """How events are divided into training, validation and test.
 
     Attributes:
-        kind: `leave_one_out`: a user's last event is for test, the one before for validation. `temporal`: two
-            points in time, the same for all users, divide all events; validation and test predict a user's
-            first event of the period from everything before it.
-        val_fraction, test_fraction: shares of all events in the two later periods; `temporal` only.
+        kind: leave_one_out = the last event of a user is for test, the one before it for validation.
+            temporal = two points in time, the same for all users, divide the events; validation and test
+            predict the first event of a user in their period from all events before it.
+        val_fraction: Fraction of all events in the validation period. Used by temporal only.
+        test_fraction: Fraction of all events in the test period. Used by temporal only.
     """
 
     kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    val_fraction: float = 0.1
-    test_fraction: float = 0.1
+    val_fraction: InnerFraction = 0.1
+    test_fraction: InnerFraction = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("leave_one_out", "temporal"):
-            raise DataError(f"data.split.kind is {self.kind!r}, it must be 'leave_one_out' or 'temporal'")
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise DataError(f"data.split.{name} is {getattr(self, name)}, it must lie between 0 and 1")
         if self.val_fraction + self.test_fraction >= 1:
-            raise DataError(
-                "data.split.val_fraction + data.split.test_fraction is "
-                f"{self.val_fraction + self.test_fraction:g}, it must be below 1 to leave training events"
+            raise ValueError(
+                f"val_fraction={self.val_fraction}: the sum with test_fraction = {self.test_fraction} must "
+                "be below 1, so that events remain for training"
             )
 
 

@@ -9,12 +9,13 @@ DeepSpeed owns the parameter and its partitioning in both update modes. What dif
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from longplay.common.settings import PositiveFloat, settings_class
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.host_memory import page_lock
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
@@ -31,37 +32,35 @@ from longplay.distributed.zero.parameter import (
 _INIT_BLOCK = 16384  # rows drawn from one generator; part of what a seed means
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class ItemTableConfig:
-    """How the table is initialised and updated; `lr_scale` multiplies the encoder's learning rate.
+    """Initialization, placement and update of the item table.
 
-    `placement` is where rows and optimizer state lie: on the encoder's device, or page-locked in the memory
-    of the host, for tables larger than the GPU. On a CPU both are the same.
+    Attributes:
+        update: row_sparse = the owner of a touched row updates it with the row optimizer; zero_dense =
+            DeepSpeed's Adam updates every row at each step.
+        placement: Memory of rows and optimizer state. device = the encoder's device; host = page-locked host
+            memory, for tables larger than the GPU. Both are the same on a CPU.
+        lr_scale: Factor on `train.lr` for the item table.
+        init_std: Standard deviation of the initial rows.
     """
 
     update: Literal["row_sparse", "zero_dense"] = "row_sparse"
     placement: Literal["device", "host"] = "device"
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
-    lr_scale: float = 1.0
-    init_std: float = 0.02
+    lr_scale: PositiveFloat = 1.0
+    init_std: PositiveFloat = 0.02
 
     def __post_init__(self) -> None:
-        if self.update not in ("row_sparse", "zero_dense"):
-            raise ValueError(f"table.update: {self.update!r} is not one of row_sparse, zero_dense")
         if self.update == "zero_dense" and self.optimizer.name != "adam":
             raise ValueError(
-                f"table.optimizer.name: {self.optimizer.name!r} needs table.update row_sparse; "
-                "with zero_dense DeepSpeed's Adam updates the table"
+                f"optimizer.name={self.optimizer.name!r}: needs table.update row_sparse, because "
+                "DeepSpeed's Adam updates the table with zero_dense"
             )
-        if self.placement not in ("device", "host"):
-            raise ValueError(f"table.placement: {self.placement!r} is not one of device, host")
         if self.placement == "host" and self.update == "zero_dense":
             raise ValueError(
-                "table.placement host needs table.update row_sparse: zero_dense visits every row at each step"
-            )
-        if self.lr_scale <= 0 or self.init_std <= 0:
-            raise ValueError(
-                f"table.lr_scale ({self.lr_scale}) and table.init_std ({self.init_std}) must be positive"
+                "placement='host': needs table.update row_sparse, because zero_dense updates every row at "
+                "each step"
             )
 
 

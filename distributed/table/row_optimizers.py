@@ -1,31 +1,30 @@
 """Optimizers that read and write only the touched rows of a table; their state lives beside those rows."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from longplay.common.settings import PositiveFloat, Probability, settings_class
 from longplay.distributed.table import triton_kernels
 from longplay.distributed.table.host_memory import kernels_reach
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class RowOptimizerConfig:
-    """`adam` keeps two moments per weight (8 D bytes a row), `adagrad` one number per row (4 bytes a row)."""
+    """The optimizer of the touched rows.
+
+    Attributes:
+        name: adam keeps two moments per weight (8 * d_model bytes per row); adagrad one number per row (4
+            bytes).
+        betas: Decay rates of adam's two moments.
+        eps: Term added to the denominator.
+    """
 
     name: Literal["adam", "adagrad"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        if self.name not in ("adam", "adagrad"):
-            raise ValueError(f"optimizer.name: {self.name!r} is not one of adam, adagrad")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas: {self.betas} must lie in [0, 1); (0.9, 0.999) is usual")
-        if self.eps <= 0:
-            raise ValueError(f"optimizer.eps: {self.eps} must be positive; 1e-8 is usual")
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
 
 
 class LazyAdam:

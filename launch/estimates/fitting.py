@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate, gib, num_encoder_weights
 from longplay.launch.estimates.workload import Workload, measure_workload
-from longplay.launch.settings.config import ConfigError, RunConfig
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
 
 _Change = tuple[str, RunConfig, int]
 """What is changed in words, the configuration, and the world size."""

@@ -29,8 +29,10 @@ from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.evaluation.popularity import evaluate_popularity
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.run_folders.tensorboard_log import write_final_metrics
-from longplay.launch.settings.config import ConfigError, RunConfig, read_config
+from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.data_arguments import agree_on_bad_shards
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import read_config
 from longplay.models.build import build_encoder
 from longplay.models.encoder import SequenceEncoder
 

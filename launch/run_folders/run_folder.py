@@ -26,7 +26,10 @@ from longplay.data_shards.storage.locations import Location, absolute
 from longplay.distributed.checkpoints.checkpoint import write_json
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_scalars_after
 from longplay.launch.run_folders.tensorboard_log import write_model, write_settings
-from longplay.launch.settings.config import ConfigError, RunConfig, changed_settings, from_json, to_json
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.resolving import to_json
+from longplay.launch.settings.saved import changed_settings, from_json
 
 _PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 
 Settings = dict[str, Any]
 

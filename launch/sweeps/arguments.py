@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import Resources
 from longplay.launch.sweeps.grid import GRIDS, MODELS, STUDY_LENGTHS
 

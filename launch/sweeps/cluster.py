@@ -18,7 +18,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.job import NOT_SHARED, SweepJob
 
 ClusterName = Literal["slurm", "local", "debug"]

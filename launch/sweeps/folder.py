@@ -22,20 +22,13 @@ from typing import Any
 
 from longplay.distributed.checkpoints.checkpoint import write_json
 from longplay.launch.run_folders.run_folder import git_commit
-from longplay.launch.settings.config import ConfigError, RunConfig, to_json
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import SAME_RESULT, changed_settings
 from longplay.launch.sweeps.cluster import Submission
 from longplay.launch.sweeps.grid import SweepJobSpec, spec_from_json
 from longplay.launch.sweeps.job import SweepJob
 
 _VERSION = 1
-
-# Settings that may differ between two commands for the same sweep: they say how runs are computed, not what.
-_MAY_CHANGE = (
-    *("data.reader_threads", "data.prefetch_steps", "data.on_bad_shard"),
-    *("engine.reduce_bucket_elements", "evaluation.rows_per_batch"),
-    *("train.timeout_s", "train.background_save", "train.device", "train.log_every_steps"),
-    *("train.keep_checkpoints", "train.checkpoint_every_steps"),
-)
 
 
 class SweepFolder:
@@ -107,7 +100,9 @@ class SweepFolder:
                     f"--out {self.path}: {spec.name} was begun on {before.data}, not {spec.data}; "
                     "repeat that --data, name the other one with --data NAME=DIR, or give another --out"
                 )
-            changed = [] if before is None else _differences(before.config, spec.config)
+            changed = (
+                [] if before is None else changed_settings(before.config, spec.config, may_change=SAME_RESULT)
+            )
             if changed:
                 raise ConfigError(
                     f"--out {self.path}: {spec.name} was begun with other settings "
@@ -177,20 +172,3 @@ class SweepFolder:
         except OSError:
             return None
         return None
-
-
-def _differences(old: RunConfig, new: RunConfig) -> list[str]:
-    before, after = dict(_flat(to_json(old))), dict(_flat(to_json(new)))
-    return [
-        f"{name}: {before.get(name)} -> {value}"
-        for name, value in after.items()
-        if name not in _MAY_CHANGE and before.get(name) != value
-    ]
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

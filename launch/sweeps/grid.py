@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.data_shards.storage.locations import Location, absolute, parse_location
-from longplay.launch.settings.config import ConfigError, RunConfig, parse_overrides, resolve
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.overrides import parse_overrides
 from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.settings.resolving import resolve
 
 MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
 STUDY_LENGTHS = (250, 500, 1000, 2000, 5000)

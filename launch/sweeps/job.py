@@ -20,8 +20,8 @@ from longplay.distributed.runtime.memory import forget_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
-from longplay.launch.settings.config import resolve
 from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.settings.resolving import resolve
 from longplay.launch.sweeps.job_log import STARTS
 from longplay.launch.training.train import train
 

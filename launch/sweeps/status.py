@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import QueueState, queue_states
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import SweepJobSpec

@@ -27,11 +27,12 @@ from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.run_folders.run_folder import MetricsLog, RunFolder, git_commit
-from longplay.launch.settings.config import RunConfig, to_json
+from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.data_arguments import (
     check_agreement,
     share_skipped,
 )
+from longplay.launch.settings.resolving import to_json
 from longplay.launch.training.model import Model, build_model
 from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress, StopRequest

@@ -7,13 +7,14 @@ in chunks and recomputed in backward.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from longplay.common.settings import Count, Fraction, settings_class
 
 LossName = Literal["bce", "gbce", "bpr", "sampled_softmax", "full_softmax"]
 NegativesName = Literal["uniform", "frequency", "in_batch"]
@@ -21,40 +22,29 @@ NegativesName = Literal["uniform", "frequency", "in_batch"]
 _CHUNK_ELEMENTS = 1 << 22  # float32 elements of the largest temporary of a chunk: 16 MiB
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class LossConfig:
-    """The loss and its negatives.
+    """The training loss and its negatives.
 
     Attributes:
-        name: which loss.
-        num_negatives: per target for bce, gbce and bpr; shared by the global batch for sampled_softmax;
-            unused by full_softmax.
-        gbce_t: gBCE's calibration, 0 = plain BCE, 1 = fully calibrated for the sampling rate.
-        negatives: the distribution negatives are drawn from; bce, gbce and bpr draw uniformly.
-        frequency_alpha: frequency negatives are drawn in proportion to count ** alpha.
+        name: The loss.
+        num_negatives: Negatives per target for bce, gbce and bpr; negatives shared by the global batch for
+            sampled_softmax; not used by full_softmax.
+        gbce_t: Calibration of gbce. 0 = plain bce, 1 = fully calibrated for the sampling rate.
+        negatives: Distribution of the negatives of sampled_softmax. bce, gbce and bpr draw uniformly.
+        frequency_alpha: Exponent of frequency negatives, which are drawn in proportion to count ** alpha.
     """
 
     name: LossName = "full_softmax"
-    num_negatives: int = 1
-    gbce_t: float = 0.75
+    num_negatives: Count = 1
+    gbce_t: Fraction = 0.75
     negatives: NegativesName = "uniform"
-    frequency_alpha: float = 0.75
+    frequency_alpha: Fraction = 0.75
 
     def __post_init__(self) -> None:
-        for field, names in (("name", get_args(LossName)), ("negatives", get_args(NegativesName))):
-            if getattr(self, field) not in names:
-                raise ValueError(f"loss.{field}={getattr(self, field)!r}: must be one of {', '.join(names)}")
-        if self.num_negatives < 1:
-            raise ValueError(f"loss.num_negatives={self.num_negatives}: must be at least 1; nearest valid: 1")
-        for field in ("gbce_t", "frequency_alpha"):
-            value = getattr(self, field)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(
-                    f"loss.{field}={value}: must be from 0 to 1; nearest valid: {float(value > 1)}"
-                )
         if self.name in ("bce", "gbce", "bpr") and self.negatives != "uniform":
             raise ValueError(
-                f"loss.negatives={self.negatives!r}: {self.name} draws its negatives per target, uniformly; "
+                f"negatives={self.negatives!r}: {self.name} draws uniform negatives for each target; "
                 "use 'uniform', or name='sampled_softmax'"
             )
 

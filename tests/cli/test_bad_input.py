@@ -13,8 +13,8 @@ import torch
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.cli import main
 from longplay.launch.run_folders.run_folder import RunFolder
-from longplay.launch.settings.config import resolve
 from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.settings.resolving import resolve
 
 SIZE = ["--users", "60", "--items", "60", "--events", "900"]
 
@@ -124,43 +124,55 @@ def test_prepare_replaces_nothing_unasked(tmp_path: Path, data: Path, refuse: Re
 BAD_SETTINGS = {
     "unknown setting": (
         "--train.lrr 1",
-        r"--train\.lrr: there is no such setting; did you mean --train\.lr\?",
+        r"--train\.lrr: unknown setting; did you mean --train\.lr\?",
     ),
     "setting without its section": ("--max_epochs 3", r"did you mean --train\.max_epochs\?"),
     "setting like no other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
     "a word alone": ("fast", "'fast': is not a setting; write --section.name value"),
     "no value": ("--train.lr", r"--train\.lr: has no value; write --train\.lr VALUE"),
-    "no number": ("--train.lr fast", r"train\.lr='fast': Input should be a valid number"),
-    "no whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: Input should be a valid integer"),
-    "out of range": ("--train.lr -1", r"train\.lr=-1\.0: must be above 0"),
-    "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': Input should be 'gru4rec', "),
+    "no number": ("--train.lr fast", r"train\.lr='fast': must be a number$"),
+    "no whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: must be a whole number$"),
+    "out of range": ("--train.lr -1", r"train\.lr=-1: must be above 0"),
+    "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': must be one of gru4rec, "),
     "context length of 0": ("--context_length 0", "^longplay: error: context_length=0: .*nearest valid: 1"),
-    "seed below 0": ("--seed -1", "^longplay: error: seed is -1, it must be at least 0"),
-    "a shared setting of one part": ("--data.seed 3", r"data\.seed: set --seed, which reaches every part"),
+    "seed below 0": ("--seed -1", "^longplay: error: seed=-1: must be at least 0; nearest valid: 0$"),
+    "a shared setting of one part": ("--data.seed 3", r"data\.seed: set --seed, which applies to every part"),
     "heads that do not divide": (
         "--encoder.model sasrec --encoder.num_heads 3",
         r"encoder\.num_heads=3: must divide d_model = 64; nearest valid: 2",
     ),
     "rows that do not divide": (
         "--data.rows_per_step 100",
-        r"data\.rows_per_step is 100, .* data\.num_lanes 12; nearest: 96 or 108",
+        r" data\.rows_per_step=100: must be a multiple of num_lanes = 12; nearest valid: 96 or 108",
     ),
-    "split": ("--data.split.val_fraction 2", r" data\.split\.val_fraction is 2\.0, it must lie between"),
-    "row optimizer": ("--table.optimizer.eps -1", r" table\.optimizer\.eps: -1\.0 must be positive"),
+    "split": ("--data.split.val_fraction 2", r" data\.split\.val_fraction=2: must be below 1"),
+    "row optimizer": ("--table.optimizer.eps -1", r" table\.optimizer\.eps=-1: must be above 0"),
     "zero_dense in the host's memory": (
         "--table.update zero_dense --engine.zero_stage 3 --table.placement host",
-        r" table\.placement host needs table\.update row_sparse",
+        r" table\.placement='host': needs table\.update row_sparse",
     ),
     "full softmax in the host's memory": (
         "--loss.name full_softmax --table.placement host",
-        r"table\.placement=host: loss\.name=full_softmax visits every row.*--loss\.name sampled_softmax",
+        r"table\.placement=host: loss\.name=full_softmax reads every row.*--loss\.name sampled_softmax",
     ),
     "zero_dense in stage 1": (
         "--table.update zero_dense",
         r"engine\.zero_stage=1: .* needs 3.*set --engine\.zero_stage 3 or --table\.update row_sparse",
     ),
     "metric that is not measured": ("--train.metric full/ndcg@11", r"did you mean full/ndcg@10\?"),
-    "nobody to validate on": ("--evaluation.max_validation_users 0", "must be at least 1, or none for all"),
+    "a switch for a number": ("--train.lr true", r"train\.lr=True: must be a number$"),
+    "not a number": ("--table.init_std nan", r"table\.init_std='nan': must be above 0"),
+    "not finite": ("--table.lr_scale inf", r"table\.lr_scale='inf': must be a finite number"),
+    "absurd": ("--train.timeout_s 1e300", r"train\.timeout_s=1e\+300: must be at most .*; nearest valid"),
+    "no switch": ("--encoder.residual 2", r"encoder\.residual=2: must be true or false"),
+    "too few values": ("--engine.betas 0.9", r"engine\.betas: has too few values"),
+    "too many values": ("--engine.betas 0.9,0.99,0.999", r"engine\.betas=.*: has 3 values; must have 2"),
+    "no values": ("--evaluation.cutoffs ,", r"evaluation\.cutoffs=\[\]: must have at least 1 value"),
+    "one bad value": ("--evaluation.cutoffs 5,0", r"evaluation\.cutoffs=0: must be at least 1"),
+    "nobody to validate on": (
+        "--evaluation.max_validation_users 0",
+        "evaluation.max_validation_users=0: must be at least 1",
+    ),
 }
 
 

@@ -18,7 +18,8 @@ from longplay.launch.cli import main
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import num_encoder_weights, plan_run
 from longplay.launch.settings import recipes
-from longplay.launch.settings.config import ConfigError, RunConfig
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.train_step import train_step
 

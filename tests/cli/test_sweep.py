@@ -12,7 +12,7 @@ from support.runs import small_dataset, small_settings
 
 from longplay.launch.cli import main
 from longplay.launch.settings import recipes
-from longplay.launch.settings.config import ConfigError
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import parse_minutes
 from longplay.launch.sweeps.cluster import surroundings_forgotten
 from longplay.launch.sweeps.folder import SweepFolder

@@ -6,7 +6,8 @@ from typing import Any
 from longplay.data_shards.generators.synthetic import SyntheticSource
 from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 from longplay.launch.run_folders.metrics_file import Series, read_scalars
-from longplay.launch.settings.config import RunConfig, resolve
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.resolving import resolve
 
 
 def small_dataset(folder: Path) -> Path:

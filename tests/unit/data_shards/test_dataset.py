@@ -254,9 +254,11 @@ def test_users_of_fewer_than_three_events_are_trained_on_whole(tmp_path: Path) -
 
 
 def test_bad_split_settings_are_named() -> None:
-    with pytest.raises(DataError, match=r"split\.kind is 'random'"):
+    with pytest.raises(ValueError, match=r"kind\s+.* 'leave_one_out' or 'temporal'"):
         SplitConfig(kind="random")  # pyright: ignore[reportArgumentType]  # what a user may type
-    with pytest.raises(DataError, match=r"split\.val_fraction is 0"):
+    with pytest.raises(ValueError, match=r"val_fraction\s+.* greater than 0"):
         SplitConfig(val_fraction=0)
-    with pytest.raises(DataError, match=r"is 1\.1, it must be below 1"):
+    with pytest.raises(
+        ValueError, match=r"val_fraction=0\.6: the sum with test_fraction = 0\.5 must be below 1"
+    ):
         SplitConfig(val_fraction=0.6, test_fraction=0.5)

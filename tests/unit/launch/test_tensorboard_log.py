@@ -20,7 +20,7 @@ from support.runs import small_config
 
 from longplay.launch.run_folders.run_folder import MetricsLog
 from longplay.launch.run_folders.tensorboard_log import gate_picture, row_norms, write_final_metrics
-from longplay.launch.settings.config import to_json
+from longplay.launch.settings.resolving import to_json
 
 GATE = {"block0/mamba": 0.7, "block0/attention": 0.3, "block1/mamba": 0.2, "block1/attention": 0.8}
 MODELS = ("sasrec", "moematrrec")

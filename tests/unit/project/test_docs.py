@@ -11,8 +11,10 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from longplay.launch.cli import COMMANDS, build_parser
-from longplay.launch.settings.config import RunConfig, resolve, settings
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.overrides import settings_of
 from longplay.launch.settings.recipes import RECIPES, get_recipe
+from longplay.launch.settings.resolving import resolve
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCS = REPOSITORY / "docs"
@@ -96,7 +98,7 @@ def test_make_targets_exist(page: Path) -> None:
 def test_every_setting_is_documented_with_its_default() -> None:
     rows = re.findall(r"^\| `--(\S+)` \| (.*?) \| .+ \|$", (GUIDES / "train.md").read_text(), re.M)
     assert [name for name, _ in rows] == [
-        name for name in settings(RunConfig) if name not in REACH_EVERY_PART
+        name for name in settings_of(RunConfig) if name not in REACH_EVERY_PART
     ]
     assert dict(rows) == {name: default_of(RunConfig, name.split(".")) for name, _ in rows}
 
@@ -116,7 +118,7 @@ def default_of(kind: Any, names: list[str]) -> str:
 @page
 def test_settings_named_in_the_text_exist(page: Path) -> None:
     sections = "|".join(item.name for item in dataclasses.fields(RunConfig))
-    known = settings(RunConfig)
+    known = settings_of(RunConfig)
     for name in re.findall(rf"`(?:--)?((?:{sections})\.[a-z_.]+)", page.read_text()):
         assert name in known, f"{page.name}: {name}"
 

@@ -1,0 +1,40 @@
+"""What every configuration dataclass is made of: the decorator, and types that state the bounds of a number.
+
+Pydantic checks the values wherever a configuration is built: from a command, from a file, or in Python.
+"""
+
+import dataclasses
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+Config = TypeVar("Config")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field))
+def settings_class(cls: type[Config]) -> type[Config]:
+    """Make a frozen, keyword-only dataclass whose values are checked against their types.
+
+    The `Attributes:` section of the class's docstring is the help text of its settings.
+    """
+    return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))  # type: ignore[return-value]  # pydantic adds to the class
+
+
+def _not_a_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python takes for 0 or 1
+        raise PydanticCustomError("number_expected", "must be a number")
+    return value
+
+
+_Number = BeforeValidator(_not_a_switch)
+
+Count = Annotated[int, _Number, Field(ge=1)]
+NonNegativeInt = Annotated[int, _Number, Field(ge=0)]
+PositiveFloat = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, _Number, Field(ge=0, le=1)]
+Probability = Annotated[float, _Number, Field(ge=0, lt=1)]
+InnerFraction = Annotated[float, _Number, Field(gt=0, lt=1)]
+Seconds = Annotated[float, _Number, Field(gt=0, le=1e7, allow_inf_nan=False)]

@@ -1,0 +1,36 @@
+"""Former names of settings, which commands, YAML files and run folders may still use."""
+
+import functools
+import os
+import sys
+from typing import Any
+
+RENAMED = {
+    "encoder.scan": "encoder.scan_backend",
+    "data.workers": "data.reader_threads",
+    "engine.accumulation": "engine.gradient_accumulation_steps",
+    "engine.clip_norm": "engine.max_grad_norm",
+}
+
+
+def current_name(name: str) -> str:
+    """Return the present name of the setting `name`; print one line on stderr if it was renamed."""
+    if name not in RENAMED:
+        return name
+    _report(name)
+    return RENAMED[name]
+
+
+def rename_in_place(nested: dict[str, Any]) -> None:
+    """Give the settings of a run folder or a YAML file their present names."""
+    for old in RENAMED:
+        section, _, name = old.partition(".")
+        part = nested.get(section)
+        if isinstance(part, dict) and name in part:
+            part[current_name(old).partition(".")[2]] = part.pop(name)
+
+
+@functools.cache  # once per process
+def _report(name: str) -> None:
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"longplay: --{name} is now called --{RENAMED[name]}", file=sys.stderr)

@@ -1,0 +1,68 @@
+"""Errors of settings as one line: the setting, its value, the rule and the nearest valid value."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, malformed, out of range or in conflict with another."""
+
+
+# Pydantic's error types with our rule. A name in braces is a value of the error's context.
+_RULES = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}; nearest valid: {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}; nearest valid: {le:g}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be values separated by commas",
+    "too_long": "has {actual_length} values; must have {max_length}",
+    "too_short": "must have at least {min_length} value",
+    "dict_type": "is a section; set one of its settings",
+    "dataclass_type": "is a section; set one of its settings",
+}
+
+
+def one_line(error: ValidationError) -> str:
+    """Return the first complaint of `error` as one line, for example "train.lr=-1.0: must be above 0"."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    kind, context = first["type"], first.get("ctx", {})
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{'.'.join(place)}: unknown setting"
+    if kind == "missing":
+        if place[-1].isdigit():
+            return f"{'.'.join(place[:-1])}: has too few values; separate them by commas"
+        return f"{'.'.join(place)}: has no value"
+    reason = first["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return ".".join([*place, reason])  # from a __post_init__: begins with the setting's name
+    if place[-1].isdigit():  # the entry of a tuple
+        place.pop()
+    value = first["input"]
+    if kind == "literal_error":
+        reason = _choices(value, context["expected"])
+    elif kind in _RULES:
+        reason = _RULES[kind].format_map(context)
+    return f"{'.'.join(place)}={value!r}: {reason}"
+
+
+def _choices(value: object, expected: str) -> str:
+    names = expected.replace("'", "").replace(" or ", ", ").split(", ")
+    return f"must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, prefix: str = "") -> str:
+    """Return "; did you mean NAME?" with the nearest of `known`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -1,0 +1,102 @@
+"""From a recipe, a YAML file and overrides to a checked configuration."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from longplay.launch.settings.compatibility import rename_in_place
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError, did_you_mean, one_line
+from longplay.launch.settings.overrides import Nested, flatten, parse_overrides, set_value, settings_of
+
+# Settings of the whole run that a part holds too.
+SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def resolve(
+    recipe: str, base: Mapping[str, Any], overrides: Iterable[str], *, file: Path | None = None
+) -> RunConfig:
+    """Return the configuration of a run: the recipe, then a YAML file, then overrides; the last one wins.
+
+    Args:
+        recipe: the recipe's name, kept for the record.
+        base: nested settings, as the recipe returns them.
+        overrides: words as `parse_overrides` takes them.
+        file: what `longplay config` prints; settings that it leaves out are the recipe's.
+
+    Raises:
+        ConfigError: names the setting, the value, the rule and, if possible, the nearest valid value.
+    """
+    nested: Nested = copy.deepcopy(dict(base))
+    if file is not None:
+        _merge(nested, read_yaml(file))
+    for name, value in parse_overrides(overrides):
+        set_value(nested, name, value)
+    for part, name in SHARED:
+        if name in nested.get(part, {}):
+            raise ConfigError(f"{part}.{name}: set --{name}, which applies to every part")
+        nested.setdefault(part, {})[name] = nested.get(name)
+    return validate({**nested, "recipe": recipe})
+
+
+def validate(nested: Nested) -> RunConfig:
+    """Return the configuration that complete nested settings describe.
+
+    Raises:
+        ConfigError: a setting is unknown or its value is not allowed.
+    """
+    try:
+        return _ADAPTER.validate_python(nested)
+    except ValidationError as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def to_json(config: RunConfig) -> Nested:
+    """Return the configuration as nested JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the configuration as YAML that `read_yaml` accepts."""
+    nested = to_json(config)
+    del nested["recipe"]
+    for part, name in SHARED:
+        del nested[part][name]
+    return yaml.safe_dump(nested, sort_keys=False)
+
+
+def read_yaml(file: Path) -> Nested:
+    """Read nested settings from a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or names a setting that does not exist.
+    """
+    try:
+        nested = yaml.safe_load(file.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigError(f"--config {file}: cannot be read ({cause})") from None
+    if not isinstance(nested, dict):
+        raise ConfigError(f"--config {file}: must hold settings; `longplay config RECIPE` prints an example")
+    rename_in_place(nested)
+    known = settings_of(RunConfig)
+    for name in flatten(nested):
+        if name not in known and not name.startswith("encoder.options."):
+            raise ConfigError(f"--config {file}: {name}: unknown setting{did_you_mean(name, known)}")
+    return nested
+
+
+def _merge(below: Nested, above: Mapping[str, Any]) -> None:
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(below.get(name), dict):
+            _merge(below[name], value)
+        else:
+            below[name] = value

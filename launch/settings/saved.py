@@ -1,0 +1,73 @@
+"""The configuration in a run folder, and which of its settings a later command may change."""
+
+import copy
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from longplay.launch.settings.compatibility import rename_in_place
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.overrides import flatten
+from longplay.launch.settings.resolving import to_json, validate
+
+# Settings that say how a run is computed and leave its result the same.
+SAME_RESULT = frozenset(
+    {
+        *("data.reader_threads", "data.prefetch_steps", "data.on_bad_shard"),
+        *("engine.reduce_bucket_elements", "evaluation.rows_per_batch"),
+        *("train.timeout_s", "train.background_save", "train.device", "train.log_every_steps"),
+        *("train.keep_checkpoints", "train.checkpoint_every_steps"),
+    }
+)
+
+# Settings, or whole sections, that may change when a run is resumed: also those that say how long to train.
+MAY_CHANGE = SAME_RESULT | {"train", "evaluation", "engine.zero_stage", "table.placement"}
+
+
+def changed_settings(
+    old: RunConfig, new: RunConfig, *, may_change: Collection[str] = MAY_CHANGE
+) -> list[str]:
+    """Return the settings that differ and may not, as "name: old -> new" lines.
+
+    Args:
+        old: the configuration that the run began with.
+        new: the configuration of a later command.
+        may_change: names of settings and sections that are allowed to differ.
+    """
+    before, after = flatten(to_json(old)), flatten(to_json(new))
+    return [
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in after.items()
+        if before.get(name) != value
+        and name != "recipe"
+        and not {name, name.partition(".")[0]}.intersection(may_change)
+    ]
+
+
+def from_json(saved: Mapping[str, Any]) -> RunConfig:
+    """Rebuild the configuration of a run folder.
+
+    Raises:
+        ConfigError: the folder was written by a version with other settings.
+    """
+    nested = copy.deepcopy(dict(saved))
+    rename_in_place(nested)
+    return validate(nested)
+
+
+def read_config(run: Path) -> RunConfig:
+    """Return the configuration that the run folder `run` was begun with.
+
+    Raises:
+        ConfigError: it is not a run folder, or its config.json is damaged.
+    """
+    try:
+        return from_json(json.loads((run / "config.json").read_text())["config"])
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run}: is not a run folder (no config.json); give the folder of `longplay train --run`"
+        ) from None
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{run}/config.json: cannot be read ({error}); train into another folder") from None
