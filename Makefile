@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test slurm-packages clean
+.PHONY: help install demo test docs slurm-packages clean
 
 PYTHON ?= python3
 # Options of `pip install torch`, for example --index-url of an index that serves another build.
@@ -17,6 +17,7 @@ help:
 	@echo "make install   create .venv and install Longplay with its tools into it"
 	@echo "make demo      generate data, train for a few minutes, evaluate, print the metrics"
 	@echo "make test      lint, formatting, types, tests"
+	@echo "make docs      build the documentation in site/"
 	@echo "make slurm-packages   install what the tests' Slurm cluster needs, where that is possible"
 	@echo "make clean     remove demo/ and caches; .venv stays"
 
@@ -47,6 +48,13 @@ test: install slurm-packages
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --maxschedchunk 1
 
+# A strict build: a broken link, anchor or reference fails. Nothing is fetched from the network while building.
+docs: install
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2> /dev/null || \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	@echo "open site/index.html"
+
 # As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.
 SLURM_PROGRAMS := munged slurmctld slurmd sbatch slurmdbd mariadbd
 slurm-packages:
@@ -61,5 +69,5 @@ slurm-packages:
 	  || echo "make: Slurm's packages could not be installed: its tests will be skipped"
 
 clean:
-	rm -rf demo build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf demo site build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
