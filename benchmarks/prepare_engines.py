@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from longplay.common.sizes import parse_bytes
+
 # Each engine imports its own libraries, so that its peak memory includes only those.
 
 NUM_THREADS = 2
@@ -35,7 +37,6 @@ _COLUMNS: tuple[str, ...] = ("user", "artist", "album", "item", "time")
 _KEPT = ("user", "item", "time")
 _BLOCK_BYTES = 64 << 20
 _SAMPLE_S = 0.05
-_SUFFIXES = {"MiB": 1 << 20, "GiB": 1 << 30}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,13 +358,6 @@ def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
 
 
-def _num_bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)(MiB|GiB|)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, MiB or GiB")
-    return int(found[1]) * _SUFFIXES.get(found[2], 1)
-
-
 def main() -> None:
     """Measure; or, in a child process, run one engine or compute one checksum."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -372,7 +366,7 @@ def main() -> None:
     )
     parser.add_argument("--raw", type=Path, metavar="FILE", help="use this file instead of generating one")
     parser.add_argument(
-        "--memory", type=_num_bytes, default="1GiB", metavar="N", help="(default: %(default)s)"
+        "--memory", type=parse_bytes, default="1GiB", metavar="N", help="(default: %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--engines", nargs="+", choices=[*ENGINES], default=[*ENGINES])

@@ -1,9 +1,7 @@
 """`longplay export RUN --out DIR`: a run's model as plain files, which `longplay.load` opens."""
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,10 +11,12 @@ from typing import Any
 
 import polars as pl
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longplay.common.atomic import atomic_file, put_in_place, temporary_name, write_json
+from longplay.common.checksums import sha256_of
+from longplay.common.sizes import gib, mib
+from longplay.common.tensor_file import TensorBlocks, TensorFile, WrittenFile, read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
@@ -32,9 +32,8 @@ from longplay.serving.export_format import (
     FORMAT,
     ITEMS_NAME,
     TABLE_NAME,
+    TABLE_TENSOR,
     ExportConfig,
-    sha256_of,
-    table_header,
 )
 
 _BLOCK_BYTES = 1 << 30  # of the table in memory at once; a larger table is read once per block
@@ -65,13 +64,13 @@ def run(args: argparse.Namespace) -> int:
     for field, value in (("num_items", dataset.num_items), ("width", config.encoder.d_model)):
         if checkpoint.state[field] != value:
             raise CheckpointError(f"{checkpoint.path}: its {field} is {checkpoint.state[field]}, not {value}")
-    gib = 4 * (dataset.num_items + 1) * config.encoder.d_model / 2**30
+    table_bytes = 4 * (dataset.num_items + 1) * config.encoder.d_model
     print(
         f"model    {config.encoder.model} of {args.run}, {checkpoint.path.name}; item table "
-        f"{dataset.num_items:,} x {config.encoder.d_model}, {gib:.2f} GiB",
+        f"{dataset.num_items:,} x {config.encoder.d_model}, {gib(table_bytes)}",
         flush=True,
     )
-    partial = args.out.with_name(f".{args.out.name}.writing")
+    partial = temporary_name(args.out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -89,16 +88,13 @@ def run(args: argparse.Namespace) -> int:
             longplay_version=metadata.version("longplay"),
             files=files,
         )
-        with open(partial / CONFIG_NAME, "w") as file:
-            json.dump(described.to_json(), file, indent=2)
-            file.write("\n")
-            os.fsync(file.fileno())
+        write_json(partial / CONFIG_NAME, described.to_json())
         put_in_place(partial, args.out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     size = sum(int(recorded["bytes"]) for recorded in files.values())
-    print(f"exported {args.out} ({size / 2**20:,.1f} MiB); in Python: longplay.load({str(args.out)!r})")
+    print(f"exported {args.out} ({mib(size)}); in Python: longplay.load({str(args.out)!r})")
     return 0
 
 
@@ -121,14 +117,13 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 
 def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Mapping[str, Any]]:
-    """Write the encoder, the item table and the items; each file's size and sha256 by name."""
-    saved = load_file(checkpoint.path / "encoder.safetensors")
+    """Write the encoder, the item table and the items; return each file's size and sha256 by name."""
+    saved = read_tensors(checkpoint.path / "encoder.safetensors")
     weights = {
-        name.removeprefix("weight/"): value.float().contiguous()
+        name.removeprefix("weight/"): value.float()
         for name, value in saved.items()
         if name.startswith("weight/")
     }
-    save_file(weights, folder / ENCODER_NAME, metadata={"format": "pt"})
     items = pl.DataFrame(
         {
             "item_id": pl.arange(1, dataset.num_items + 1, dtype=pl.Int64, eager=True),
@@ -136,42 +131,42 @@ def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> dict[
             "count": dataset.items.counts,
         }
     )
-    items.write_parquet(folder / ITEMS_NAME)
-    sums = {name: sha256_of(folder / name) for name in (ENCODER_NAME, ITEMS_NAME)}
-    sums[TABLE_NAME] = write_table(folder / TABLE_NAME, checkpoint)
-    for name in sums:
-        with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sums[name]} for name in sorted(sums)}
+    with atomic_file(folder / ITEMS_NAME) as file:
+        items.write_parquet(file)
+    num_bytes = (folder / ITEMS_NAME).stat().st_size
+    written = [
+        write_tensors(folder / ENCODER_NAME, weights),
+        write_table(folder / TABLE_NAME, checkpoint),
+        WrittenFile(name=ITEMS_NAME, num_bytes=num_bytes, sha256=sha256_of(folder / ITEMS_NAME)),
+    ]
+    return {
+        file.name: {"bytes": file.num_bytes, "sha256": file.sha256}
+        for file in sorted(written, key=lambda file: file.name)
+    }
 
 
-def write_table(file: Path, checkpoint: Checkpoint, block_bytes: int = _BLOCK_BYTES) -> str:
-    """Write the item table in item-id order behind a row of zeros; the file's sha256.
+def write_table(file: Path, checkpoint: Checkpoint, block_bytes: int = _BLOCK_BYTES) -> WrittenFile:
+    """Write the item table in item-id order behind a row of zeros.
 
-    The checkpoint holds rows by position, where neighbours in item order lie far apart. A block of items is
-    gathered in memory by one sequential pass over the checkpoint, so that memory is bounded and neither side
-    is read or written at random.
+    The checkpoint holds rows by row position, where neighbours in item order lie far apart. One sequential
+    pass over the checkpoint gathers a block of items in memory, so memory is bounded and nothing is read or
+    written at random.
 
     Args:
-        block_bytes: of the table in memory at once.
+        block_bytes: bytes of the table in memory at a time.
     Raises:
         CheckpointError: the checkpoint lacks rows.
     """
     num_items, width = int(checkpoint.state["num_items"]), int(checkpoint.state["width"])
     rows_per_block = max(1, block_bytes // (4 * width))
-    digest = hashlib.sha256()
-    with open(file, "wb") as out:
 
-        def write(data: bytes | memoryview) -> None:
-            digest.update(data)
-            out.write(data)
-
-        write(table_header(num_items + 1, width))
-        write(bytes(4 * width))
+    def blocks() -> Iterator[Tensor]:
+        yield torch.zeros(1, width)
         for first in range(1, num_items + 1, rows_per_block):
-            block = gather_items(checkpoint, first, min(first + rows_per_block, num_items + 1))
-            write(block.numpy().data)
-    return digest.hexdigest()
+            yield gather_items(checkpoint, first, min(first + rows_per_block, num_items + 1))
+
+    table = TensorBlocks((num_items + 1, width), torch.float32, blocks())
+    return write_tensors(file, {TABLE_TENSOR: table})
 
 
 def gather_items(checkpoint: Checkpoint, first: int, last: int) -> Tensor:
@@ -190,13 +185,15 @@ def gather_items(checkpoint: Checkpoint, first: int, last: int) -> Tensor:
 
 
 def rows_by_position(checkpoint: Checkpoint) -> Iterator[tuple[int, Tensor]]:
-    """The table's weights as (first row position, rows (n, D) fp32), a limited number at a time, in order."""
+    """Yield the table's weights as (first row position, rows (n, D) fp32) in order, n bounded."""
+    width = int(checkpoint.state["width"])
     for file in sorted(checkpoint.path.glob("table-*.safetensors")):
         start, stop = (int(part) for part in file.stem.split("-")[1:])
-        with safe_open(file, framework="pt") as tensors:
-            weight = tensors.get_slice("weight")
+        with TensorFile(file) as tensors:
             for at in range(start, stop, _READ_ROWS):
-                yield at, weight[at - start : min(at + _READ_ROWS, stop) - start].float()
+                rows = torch.empty(min(_READ_ROWS, stop - at), width)
+                tensors.read_rows("weight", at - start, rows)
+                yield at, rows
 
 
 def validation_metrics(run: Path, step: int) -> dict[str, float]:
@@ -206,16 +203,6 @@ def validation_metrics(run: Path, step: int) -> dict[str, float]:
         for tag, series in read_scalars(run).items()
         if tag.startswith("eval_") and step in series
     }
-
-
-def put_in_place(partial: Path, out: Path) -> None:
-    """Give a whole folder its final name; what was there before goes only then."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,16 @@
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from typing import Any
 
+from longplay.common.sizes import parse_bytes
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import resolve
-
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def register(subparsers: Any) -> None:
@@ -73,14 +70,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         print(plan.table(), flush=True)
     check_plan(plan, config, dataset)
     return 0
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes that a text such as 80GiB, 512MiB or 24GB means, as an argument's type."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text)
-    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 80GiB, 512MiB or 24GB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 if __name__ == "__main__":

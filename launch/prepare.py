@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from longplay.common.sizes import parse_bytes
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.generators.synthetic import SyntheticSource
 from longplay.data_shards.preparation.pipeline import (
@@ -136,10 +136,10 @@ def _add_common_arguments(parser: argparse.ArgumentParser, seed_help: str) -> No
     )
     parser.add_argument(
         "--memory",
-        type=_num_bytes,
+        type=parse_bytes,
         default=default.memory_bytes,
         metavar="SIZE",
-        help="stay within so much memory, for example 4GiB (default: 4GiB)",
+        help="memory limit, for example 4GiB (default: 4GiB)",
     )
     parser.add_argument(
         "--scratch", type=Path, metavar="DIR", help="where intermediate files go (default: beside --out)"
@@ -201,14 +201,6 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
         f"at most {most:,} events, {options.memory_bytes / 2**30:g} GiB of memory, up to "
         f"{most * SCRATCH_BYTES_PER_EVENT / 2**30:.1f} GiB of disk in {scratch} while it works"
     )
-
-
-def _num_bytes(text: str) -> int:
-    """`4GiB`, `4G`, `512MiB`, ... or a number of bytes."""
-    match = re.fullmatch(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmgt]?)(i?b)?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 4GiB or 512MiB")
-    return int(float(match["number"]) * 1024 ** " kmgt".index(match["unit"] or " "))
 
 
 def _time(text: str | None, flag: str, form: str) -> int | None:

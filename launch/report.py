@@ -1,7 +1,6 @@
 """`longplay report SWEEP [--out DIR]`: the tables and figures of a study, from its runs alone."""
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longplay.common.atomic import write_text
 from longplay.launch.reports.data import ReportError, Run, collect
 from longplay.launch.reports.groups import Group, group_runs
 from longplay.launch.reports.page import Picture, Section, as_html, as_markdown
@@ -113,9 +113,7 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
         "runs.csv": runs_csv(runs),
     }
     for name, content in pages.items():
-        partial = out / f".{name}.writing"
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, out / name)
+        write_text(out / name, content)
 
 
 def _draw(groups: Sequence[Group], out: Path) -> list[tuple[str, Picture]]:

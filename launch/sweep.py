@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import parse_location
 from longplay.launch.console.signals import terminable
@@ -189,7 +190,7 @@ def _run_on_this_machine(
 
 
 def _dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources) -> int:
-    from longplay.launch.estimates.memory_estimate import estimate, gib
+    from longplay.launch.estimates.memory_estimate import estimate
     from longplay.launch.estimates.workload import Workload, measure_workload
 
     device = "cuda" if resources.gpus_per_node else "cpu"

@@ -7,14 +7,17 @@ items.parquet             item_id, original_id, count, by item_id from 1
 """
 
 import dataclasses
-import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from longplay.common.checksums import sha256_of
+from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
 
 FORMAT = "longplay-export"
@@ -23,10 +26,7 @@ CONFIG_NAME = "config.json"
 ENCODER_NAME = "encoder.safetensors"
 TABLE_NAME = "item_table.safetensors"
 ITEMS_NAME = "items.parquet"
-_TENSOR = "weight"
-_ALIGNMENT = 64  # bytes; where the table's rows begin in the file
-_LONGEST_HEADER = 100_000_000  # as safetensors itself allows
-_HASH_BLOCK = 1 << 22
+TABLE_TENSOR = "weight"
 
 
 class ExportError(ValueError):
@@ -125,46 +125,17 @@ def check_sha256(path: Path, config: ExportConfig, name: str) -> None:
         raise ExportError(f"{path / name}: is damaged, its sha256 differs; export the run again")
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def table_header(num_rows: int, width: int) -> bytes:
-    """What a safetensors file of one fp32 tensor (num_rows, width) begins with; rows follow directly."""
-    described = {
-        "__metadata__": {"format": "pt"},
-        _TENSOR: {
-            "dtype": "F32",
-            "shape": [num_rows, width],
-            "data_offsets": [0, 4 * num_rows * width],
-        },
-    }
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
-
-
-def table_offset(path: Path, num_rows: int, width: int) -> int:
-    """The byte at which the rows of an item table's file begin.
+def map_table(path: Path, num_rows: int, width: int) -> Tensor:
+    """Map an item table's file: (num_rows, width) fp32, whose pages are read when they are touched.
 
     Raises:
-        ExportError: it holds no fp32 tensor of (num_rows, width), whole.
+        ExportError: the file is damaged, or holds no such table.
     """
-    size = 4 * num_rows * width
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LONGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            found = json.loads(file.read(length))[_TENSOR]
-        described = (found["dtype"], list(found["shape"]), list(found["data_offsets"]))
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path}: is damaged, its header cannot be read ({error})") from None
-    if described != ("F32", [num_rows, width], [0, size]) or path.stat().st_size != 8 + length + size:
+        with TensorFile(path) as file:
+            table = file.map(TABLE_TENSOR) if TABLE_TENSOR in file.names() else None
+    except TensorFileError as error:
+        raise ExportError(f"{error}; export the run again") from None
+    if table is None or table.dtype != torch.float32 or table.shape != (num_rows, width):
         raise ExportError(f"{path}: holds no fp32 table of {num_rows} x {width}; export the run again")
-    return 8 + length
+    return table

@@ -12,10 +12,9 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from longplay.common.tensor_file import TensorFileError, read_tensors
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.build import build_encoder
 from longplay.models.encoder import EncoderState, SequenceEncoder
@@ -269,8 +268,8 @@ def _integers(values: Any, name: str) -> np.ndarray:
 def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
     try:
         encoder = build_encoder(config.encoder)
-        encoder.load_state_dict(load_file(file))
-    except (RuntimeError, SafetensorError) as error:
+        encoder.load_state_dict(read_tensors(file))
+    except (RuntimeError, TensorFileError) as error:
         cause = " ".join(str(error).split())
         raise ExportError(f"{file}: is not this export's encoder ({cause}); export the run again") from None
     return encoder.requires_grad_(False).eval()

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from longplay.serving.export_format import table_offset
+from longplay.serving.export_format import map_table
 
 _BLOCK_ROWS = 1 << 18  # rows visited at once, at most
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32)
@@ -27,10 +26,7 @@ class ItemRows:
 
     def __init__(self, path: Path, *, num_items: int, width: int, device: torch.device) -> None:
         self.num_items, self.width, self.device = num_items, width, device
-        offset = table_offset(path, num_items + 1, width)
-        # "c": pages that nobody writes stay the file's; torch warns about arrays that cannot be written.
-        mapped = np.memmap(path, "<f4", mode="c", offset=offset, shape=(num_items + 1, width))
-        self.weight = torch.from_numpy(mapped)
+        self.weight = map_table(path, num_items + 1, width)
 
     def lookup(self, items: Tensor) -> Tensor:
         """Rows (..., D) fp32 on the device, of item ids (...) int64 on any device; those of 0 are zeros."""

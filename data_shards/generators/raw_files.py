@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from longplay.common.atomic import temporary_name
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.generators.distributions import generator
 from longplay.data_shards.generators.kuairand import kuairand_files
@@ -165,7 +166,7 @@ def write_raw(
     """
     check_raw_output(raw, out, overwrite=overwrite)
     paths = [out / file.path for file in raw.files]
-    partial = [path.with_name(f".{path.name}.writing") for path in paths]
+    partial = [temporary_name(path) for path in paths]
     total = sum(file.num_rows for file in raw.files)
     done = 0
     try:

@@ -10,14 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from longplay.common.atomic import atomic_file
+
 _INDEX_BYTES = 8  # the length of the index, a little-endian integer, comes first
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(content)
-    partial.rename(path)
 
 
 class ArrayFile:
@@ -46,13 +41,11 @@ class ArrayFile:
             entries[name] = (values.dtype.str, len(values), begin)
             begin += values.nbytes
         index = json.dumps({"arrays": entries, "meta": meta or {}}).encode()
-        partial = path.with_name(f"{path.name}.tmp")
-        with partial.open("wb") as file:
+        with atomic_file(path, sync=False) as file:
             file.write(len(index).to_bytes(_INDEX_BYTES, "little"))
             file.write(index)
             for values in arrays.values():
                 file.write(np.ascontiguousarray(values).data)
-        partial.rename(path)
 
     def length(self, name: str) -> int:
         """Entries of one array."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longplay.common.atomic import put_in_place, write_bytes
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.array_file import ArrayFile, write_atomically
+from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.buckets import (
     SORT_BYTES_PER_EVENT,
     BucketOptions,
@@ -176,7 +176,7 @@ def prepare_dataset(
     with work_folder(out, options.scratch, key) as work:
         try:
             prepared = _prepare(source, work, options, plan, progress)
-            _put_in_place(work.output, out)
+            put_in_place(work.output, out)
         except DataError:
             remove(work)
             raise
@@ -251,7 +251,7 @@ def _read(
         raise DataError(
             f"{where}: none of {totals.rows_in} rows is left: {totals.account()}; choose other options"
         )
-    write_atomically(account, json.dumps(totals.to_json()).encode())
+    write_bytes(account, json.dumps(totals.to_json()).encode(), sync=False)
     return totals
 
 
@@ -318,20 +318,6 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise DataError(
             f"{out}: a dataset is there already; pass --overwrite to replace it, or choose another --out"
         )
-
-
-def _put_in_place(whole: Path, out: Path) -> None:
-    """Moves a finished dataset to `out`, where there may be one to replace."""
-    replaced = out.with_name(f"{out.name}.replaced-{os.getpid()}")
-    if out.exists():
-        out.rename(replaced)
-    try:
-        whole.rename(out)
-    except BaseException:
-        if replaced.exists():
-            replaced.rename(out)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _write_items(folder: Path, selection: Selection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longplay.common.atomic import write_bytes
+from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.array_file import write_atomically
 from longplay.data_shards.storage.manifest import fingerprint
 
 _KEY_NAME = "key.json"
-_LOCK_NAME = "lock"
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,19 @@ def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolde
     try:
         path.mkdir(parents=True, exist_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK_NAME).open("w")
+        lock = FolderLock(path)
+    except FolderLockedError:
+        raise DataError(
+            f"{path}: another process is preparing {out}; wait for it, or choose another --out"
+        ) from None
     except OSError as error:
         raise DataError(
             f"{path}: cannot be created ({error.strerror}); choose another --out or --scratch"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{path}: another process is preparing {out}; wait for it, or choose another --out"
-            ) from None
         if _read_key(path) != json.loads(json.dumps(key)):
             _clear(work)
-            write_atomically(path / _KEY_NAME, json.dumps(key).encode())
+            write_bytes(path / _KEY_NAME, json.dumps(key).encode(), sync=False)
         work.output.mkdir(exist_ok=True)
         yield work
 
@@ -94,7 +91,7 @@ def _clear(work: WorkFolder) -> None:
     for entry in work.path.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != _LOCK_NAME:
+        elif not is_lock_file(entry):
             entry.unlink()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longplay.data_shards.preparation.array_file import write_atomically
+from longplay.common.atomic import write_bytes
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.selection import Selection
 from longplay.data_shards.preparation.workers import in_order
@@ -70,7 +70,7 @@ def write_shards(
         if account.exists() and path.exists():
             return ShardInfo(**json.loads(account.read_text()))
         info = _write_shard(path, buckets, selection, assignment[number], first_users[number])
-        write_atomically(account, json.dumps(dataclasses.asdict(info)).encode())
+        write_bytes(account, json.dumps(dataclasses.asdict(info)).encode(), sync=False)
         return info
 
     shards, done = [], 0

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
+from longplay.common.atomic import temporary_name
 from longplay.data_shards.storage.manifest import ShardInfo
 
 ITEMS_SUFFIX = "items.npy"
@@ -113,11 +114,11 @@ class ShardWriter:
     Leaving the context without `close()`, or by an exception, removes the temporary file.
 
     Args:
-        path: the shard's final place; until `close()` its bytes go to `<path>.tmp`.
+        path: the shard's final place; until `close()` its bytes go to a temporary name beside it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".tmp")
+        self.path, self.partial = path, temporary_name(path)
         self._file = self.partial.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
         self._waiting: list[bytes | memoryview] = []

@@ -6,7 +6,6 @@ elsewhere is checked as well.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from longplay.common.checksums import sha256_of
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.inspection import Track, untracked
 from longplay.data_shards.storage.manifest import (
@@ -160,8 +160,7 @@ def _check_shard(
     """
     try:
         num_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(path)
     except FileNotFoundError:
         yield "is missing"
         return

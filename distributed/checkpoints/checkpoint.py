@@ -13,7 +13,6 @@ a directory under another name and renames it when every byte is on disk: one wi
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from longplay.distributed.checkpoints.tensor_file import TensorFile, sha256_of
+from longplay.common.checksums import sha256_of
+from longplay.common.tensor_file import TensorFile, read_tensors
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.runtime.world import World
@@ -60,7 +59,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
                 f"{checkpoint.path}: was trained with table.update {state['table_update']}, "
                 f"not {table.config.update}; take the same, or another --run folder"
             )
-        engine.load_state(load_file(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
+        engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
     _read_rows(checkpoint.path, table, weights_only=engine is None)
     table.state_was_filled(int(state["table_steps"]))
 
@@ -71,7 +70,7 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
     Raises:
         CheckpointError: the names or shapes of the weights differ from the encoder's.
     """
-    saved = load_file(checkpoint.path / "encoder.safetensors")
+    saved = read_tensors(checkpoint.path / "encoder.safetensors")
     weights = {k.removeprefix("weight/"): v for k, v in saved.items() if k.startswith("weight/")}
     try:
         missing = encoder.load_state_dict(weights, strict=False).missing_keys
@@ -177,17 +176,6 @@ def state_sha256(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that a crash leaves the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.writing")
-    with open(partial, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection[Path] = ()) -> None:
     """Delete all but the `last` newest checkpoints and those named in `keep`; one rank only.
 
@@ -216,7 +204,7 @@ def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:
         if low >= high:
             continue
         with TensorFile(file) as tensors:
-            absent = sorted(set(targets) - tensors.names())
+            absent = sorted(set(targets) - set(tensors.names()))
             if absent:
                 raise CheckpointError(
                     f"{file}: holds no {', '.join(absent)}; take the row optimizer it was trained with"

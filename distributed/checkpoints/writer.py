@@ -19,16 +19,16 @@ import psutil
 import torch
 from torch import Tensor
 
+from longplay.common.atomic import put_in_place, write_json
+from longplay.common.tensor_file import write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
     checkpoint_name,
     state_sha256,
-    write_json,
 )
-from longplay.distributed.checkpoints.tensor_file import write_tensors
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.distributed.runtime.world import World
+from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.deepspeed_env import comm
 
@@ -147,8 +147,8 @@ class CheckpointWriter:
         if self._background != "auto":
             return self._background == "always"
         needed = sum(value.numel() * value.element_size() for value in rows.values())
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world.world_size))
-        return needed <= _SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available / ranks_here
+        free = psutil.virtual_memory().available / local_world_size(self.world.world_size)
+        return needed <= _SHARE_OF_FREE_MEMORY * free
 
     def _run(self, job: _Job) -> None:
         try:
@@ -169,9 +169,7 @@ class CheckpointWriter:
         write_json(job.partial / "state.json", {**state, "sha256": state_sha256(state)})
         for rank in range(self.world.world_size):
             (job.partial / _ACCOUNT.format(rank)).unlink()
-        shutil.rmtree(job.final, ignore_errors=True)
-        os.rename(job.partial, job.final)
-        _sync_directory(self.root)
+        put_in_place(job.partial, job.final)
         job.on_commit()
 
     def _check_root(self) -> None:
@@ -214,9 +212,3 @@ def save_checkpoint(
     if table.world.world_size > 1:
         comm.barrier()
     return root / checkpoint_name(step)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

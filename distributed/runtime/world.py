@@ -54,6 +54,13 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
     return 0, 0, 1, "single process"
 
 
+def local_world_size(world_size: int) -> int:
+    """Return the number of ranks on this machine as torchrun or srun give it, else `world_size`."""
+    given = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    number = given.partition("(")[0].partition(",")[0]  # Slurm writes 4(x2),1 for 4, 4 and 1 tasks
+    return int(number) if number.isdigit() else world_size
+
+
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
     """Address and port where the ranks of one Slurm step meet: its first node, a port from the job id."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]

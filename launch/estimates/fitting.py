@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate, gib, num_encoder_weights
+from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate, num_encoder_weights
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError

@@ -5,17 +5,17 @@ configuration and of the dataset's lengths and counts; `benchmarks/plan.py` comp
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
+from longplay.common.sizes import gib, mib
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES
 from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.distributed.runtime.memory import available_memory
-from longplay.distributed.runtime.world import World
+from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.full_softmax import chunk_elements
 from longplay.launch.estimates.workload import Workload, expected_distinct, measure_workload
 from longplay.launch.settings.config import RunConfig
@@ -130,7 +130,7 @@ def plan_run(
     device_type = device_type or _device_type(config)
     limit, limit_is = memory_bytes, "as given"
     if limit is None:
-        limit, limit_is = available_memory(device_type, local_ranks or _local_ranks(world_size))
+        limit, limit_is = available_memory(device_type, local_ranks or local_world_size(world_size))
     workload = measure_workload(config, dataset, world_size=world_size, epoch_order=epoch_order)
     plan = estimate(config, workload, world_size=world_size, device_type=device_type)
     return dataclasses.replace(plan, limit_bytes=limit, limit_is=limit_is)
@@ -303,20 +303,3 @@ def _device_type(config: RunConfig) -> str:
     if config.train.device != "auto":
         return config.train.device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _local_ranks(world_size: int) -> int:
-    """Ranks on this machine as torchrun or srun tell; else all of them."""
-    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    number = told.partition("(")[0].partition(",")[0]
-    return int(number) if number.isdigit() else world_size
-
-
-def mib(size: float) -> str:
-    """Bytes as MiB."""
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / 2**30:,.2f} GiB"

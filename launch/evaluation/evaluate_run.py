@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from longplay.common.atomic import write_json
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, parse_location
 from longplay.data_shards.storage.shard_store import OnBadShard
@@ -18,7 +19,6 @@ from longplay.distributed.checkpoints.checkpoint import (
     load_checkpoint,
     load_encoder_weights,
     open_checkpoint,
-    write_json,
 )
 from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.memory import peak_memory_gib

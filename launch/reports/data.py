@@ -3,7 +3,6 @@
 Nothing here imports torch, so that a report takes a second or two.
 """
 
-import fcntl
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from longplay.common.locks import is_locked
 from longplay.launch.reports.scalars import Costs, Curve, finite_scalars
 from longplay.launch.sweeps.job_log import last_error, since_start
 
@@ -193,7 +193,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
         state = "failed"
     elif not config:
         state = "missing"
-    elif _is_locked(path):
+    elif is_locked(path):
         state = "running"
     else:
         progress += ", not evaluated" if progress else "no step yet"
@@ -253,18 +253,6 @@ def _metrics(report: dict[str, Any]) -> Metrics:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a training holds the run folder's lock, as far as this machine can see."""
-    try:
-        with open(path / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _slurm_said(logs: Sequence[Path]) -> str | None:

@@ -5,10 +5,11 @@ line that is cut off counts as not written yet.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from longplay.common.atomic import write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -56,6 +57,4 @@ def drop_scalars_after(run: Path, step: int) -> None:
         return
     lines = file.read_text(errors="replace").splitlines()
     kept = [line for line in lines if any(scalar.step <= step for scalar in parse_scalars([line]))]
-    partial = file.with_name(f".{METRICS_FILE}.writing")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, file)
+    write_text(file, "".join(line + "\n" for line in kept))

@@ -8,7 +8,6 @@ checkpoints/       see longplay.distributed.checkpoints.checkpoint
 logs/              what a batch script's jobs printed; it is there before the run begins
 """
 
-import fcntl
 import json
 import platform
 import subprocess
@@ -21,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from longplay.common.atomic import write_json
+from longplay.common.locks import FolderLock, FolderLockedError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, absolute
-from longplay.distributed.checkpoints.checkpoint import write_json
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_scalars_after
 from longplay.launch.run_folders.tensorboard_log import write_model, write_settings
 from longplay.launch.settings.config import RunConfig
@@ -109,15 +109,12 @@ class RunFolder:
         Raises:
             ConfigError: another process trains here.
         """
-        self._lock = open(self.path / ".lock", "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock = FolderLock(self.path)
+        except FolderLockedError:
             raise ConfigError(
                 f"--run {self.path}: another process trains in it; wait for it, or give another folder"
             ) from None
-        except OSError:
-            return  # a file system without locks
 
     def read_best(self) -> dict[str, Any] | None:
         """The best checkpoint so far: {"checkpoint", "metric", "value", "step"}.

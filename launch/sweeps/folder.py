@@ -10,9 +10,7 @@ submitit/       submitit's files; ID_RANK_log.out is what a rank of job ID print
 """
 
 import dataclasses
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from longplay.distributed.checkpoints.checkpoint import write_json
+from longplay.common.atomic import write_json
+from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
 from longplay.launch.run_folders.run_folder import git_commit
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.saved import SAME_RESULT, changed_settings
@@ -47,7 +46,7 @@ class SweepFolder:
             raise ConfigError(f"--out {path}: is not empty and no sweep's folder; give another one")
 
     def _others(self) -> Iterator[Path]:
-        return (item for item in self.path.iterdir() if item.name != ".lock")
+        return (item for item in self.path.iterdir() if not is_lock_file(item))
 
     def _read(self) -> None:
         try:
@@ -140,35 +139,17 @@ class SweepFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+")
+            lock = FolderLock(self.path)
+        except FolderLockedError:
+            raise ConfigError(
+                f"--out {self.path}: another sweep command works in it; see it with --status, "
+                "end it with --cancel"
+            ) from None
         except OSError as error:
             raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"--out {self.path}: another sweep command works in it; see it with --status, "
-                    "end it with --cancel"
-                ) from None
-            except OSError:
-                yield  # a file system without locks
-                return
-            lock.truncate(0)
-            lock.write(f"{os.uname().nodename} {os.getpid()}\n")
-            lock.flush()
             yield
-            lock.truncate(0)
 
     def holder(self) -> int | None:
         """The process on this machine that has the lock."""
-        try:
-            with open(self.path / ".lock") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    host, _, pid = lock.read().partition(" ")
-                    return int(pid) if host == os.uname().nodename and pid.strip().isdigit() else None
-        except OSError:
-            return None
-        return None
+        return lock_holder(self.path)

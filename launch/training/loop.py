@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from longplay.common.atomic import write_json
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 from longplay.distributed.checkpoints.checkpoint import (
@@ -13,7 +14,6 @@ from longplay.distributed.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
-    write_json,
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.runtime.errors import CheckpointError

@@ -17,7 +17,6 @@ from longplay.distributed.checkpoints.checkpoint import (
     load_encoder_weights,
     open_checkpoint,
     prune_checkpoints,
-    write_json,
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter, save_checkpoint
 from longplay.distributed.engine import EncoderEngine, EngineConfig
@@ -148,13 +147,6 @@ def test_pruning_does_not_count_the_damaged_and_deletes_them(tmp_path: Path) -> 
     damaged = [tmp_path / checkpoint_name(step) for step in (2, 4)]
     prune_checkpoints(tmp_path, set(), last=1, damaged=damaged)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(3)]
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": 1})
-    write_json(tmp_path / "x.json", {"a": 2})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def save_and_go_on(world: World, root: Path, background: Any) -> None:

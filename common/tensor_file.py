@@ -1,0 +1,247 @@
+"""The safetensors format: written a block at a time and hashed while written; read whole, by rows, or mapped.
+
+The header is padded so that the first tensor begins at a multiple of 64 bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = 8 << 20
+_FLUSH_BYTES = 256 << 20
+_ALIGNMENT = 64
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_TYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
+
+
+class TensorFileError(ValueError):
+    """A file is not in the safetensors format, is cut short, or holds another tensor than expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenFile:
+    """A file that is on disk: its name, length and checksum."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorBlocks:
+    """A tensor that is produced block by block while it is written.
+
+    Attributes:
+        shape: of the whole tensor.
+        blocks: its values in order, each block of type `dtype`, together as many as `shape` says.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Iterable[Tensor]
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor | TensorBlocks],
+    *,
+    block_bytes: int = _BLOCK_BYTES,
+    flush_bytes: int = _FLUSH_BYTES,
+) -> WrittenFile:
+    """Write `tensors`, which must not change meanwhile, and wait until they are on disk.
+
+    Only one block is copied at a time, so tensors may be as large as memory.
+
+    Args:
+        block_bytes: bytes hashed and written at a time.
+        flush_bytes: the disk flushes after this many bytes, in parallel with writing, so that the last flush
+            is short.
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    digest, num_bytes = hashlib.sha256(), 0
+    flushes: list[Future[None]] = []
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(1, "longplay-hash") as hasher,
+        ThreadPoolExecutor(1, "longplay-flush") as flusher,
+    ):
+        for block in _blocks(tensors, block_bytes):
+            hashed = hasher.submit(digest.update, block)
+            num_bytes += len(block)
+            while block:
+                block = block[file.write(block) :]
+            hashed.result()
+            if num_bytes >= (len(flushes) + 1) * flush_bytes:
+                flushes.append(flusher.submit(os.fdatasync, file.fileno()))
+        for flush in flushes:
+            flush.result()  # the kernel reports a failure to one flush only
+        os.fsync(file.fileno())
+    return WrittenFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a whole file: its tensors by name, on the CPU.
+
+    Raises:
+        OSError: it cannot be read.
+        TensorFileError: it is damaged.
+    """
+    with TensorFile(path) as file:
+        return {name: file.read(name) for name in file.names()}
+
+
+class TensorFile:
+    """An open safetensors file; a context manager.
+
+    Raises:
+        OSError: it cannot be read.
+        TensorFileError: its header is damaged, or the file is not as long as the header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        try:
+            self._entries, self._data_begin = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors in the order of the header."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return tuple(self._entries[name]["shape"])
+
+    def read(self, name: str) -> Tensor:
+        """Return a whole tensor on the CPU."""
+        dtype = _TYPES[self._entries[name]["dtype"]]
+        out = torch.empty(self.shape(name), dtype=dtype)
+        self._fill(_bytes_of(out), self._begin(name))
+        return out
+
+    def read_rows(self, name: str, start: int, out: Tensor) -> None:
+        """Fill `out` (n, ...), on any device, with rows [start, start + n) of a tensor of the same type.
+
+        Raises:
+            TensorFileError: the tensor has another type or row shape, or the file is cut short.
+        """
+        entry = self._entries[name]
+        if entry["dtype"] != _TYPE_NAMES[out.dtype] or entry["shape"][1:] != list(out.shape[1:]):
+            found, expected = f"{entry['dtype']} {entry['shape']}", f"{out.dtype} {tuple(out.shape)}"
+            raise TensorFileError(f"{self.path}: {name} is {found}, not {expected}")
+        row_bytes = out[0].numel() * out.element_size() if len(out) else 0
+        rows_at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        at = self._begin(name) + start * row_bytes
+        for begin in range(0, len(out), rows_at_once):
+            part = out[begin : begin + rows_at_once]
+            direct = part.device.type == "cpu" and part.is_contiguous()
+            buffer = part if direct else torch.empty(part.shape, dtype=part.dtype)
+            at += self._fill(_bytes_of(buffer), at)
+            if not direct:
+                part.copy_(buffer)
+
+    def map(self, name: str) -> Tensor:
+        """Return a tensor that is mapped from the file: pages are read when they are touched.
+
+        Processes on one machine share the pages. Writes to the tensor stay private to this process.
+        """
+        begin, end = self._entries[name]["data_offsets"]
+        if begin == end:  # an empty range cannot be mapped
+            return self.read(name)
+        # Mode "c" (copy on write): torch warns about arrays that are read-only.
+        mapped = np.memmap(self.path, np.uint8, "c", offset=self._data_begin + begin, shape=(end - begin,))
+        return torch.from_numpy(mapped).view(_TYPES[self._entries[name]["dtype"]]).view(self.shape(name))
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        """Return the tensors' entries by name and the byte at which the data begin."""
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 0 < length <= min(_LONGEST_HEADER, size - 8):
+            raise TensorFileError(f"{self.path}: its header cannot be read (length {length})")
+        try:
+            entries = json.loads(self._file.read(length))
+            entries.pop("__metadata__", None)
+            last = 0
+            for name, entry in entries.items():
+                begin, end = entry["data_offsets"]
+                element_size = torch.empty((), dtype=_TYPES[entry["dtype"]]).element_size()
+                if begin < 0 or end - begin != element_size * int(np.prod(entry["shape"], dtype=np.int64)):
+                    raise ValueError(f"{name} has {end - begin} bytes, not those of {entry['shape']}")
+                last = max(last, end)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TensorFileError(f"{self.path}: its header cannot be read ({error})") from None
+        if size != 8 + length + last:
+            raise TensorFileError(f"{self.path}: is {size} bytes long, not {8 + length + last}")
+        return entries, 8 + length
+
+    def _begin(self, name: str) -> int:
+        return self._data_begin + self._entries[name]["data_offsets"][0]
+
+    def _fill(self, view: memoryview, at: int) -> int:
+        """Fill `view` with the bytes from offset `at`; return how many."""
+        done = 0
+        while done < len(view):
+            num_read = os.preadv(self._file.fileno(), [view[done:]], at + done)
+            if num_read == 0:
+                raise TensorFileError(f"{self.path}: the file is cut short")
+            done += num_read
+        return done
+
+
+def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
+    """Return the length and the text that a file begins with."""
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, tensor in tensors.items():
+        shape = list(tensor.shape)
+        num_elements = int(np.prod(shape, dtype=np.int64))
+        end = begin + num_elements * torch.empty((), dtype=tensor.dtype).element_size()
+        described[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(described).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _blocks(tensors: Mapping[str, Tensor | TensorBlocks], block_bytes: int) -> Iterator[memoryview]:
+    """Yield a file's content in order, each block at most `block_bytes` long."""
+    yield memoryview(_header(tensors))
+    for tensor in tensors.values():
+        for part in tensor.blocks if isinstance(tensor, TensorBlocks) else [tensor]:
+            content = _bytes_of(part.detach().cpu().contiguous())
+            for begin in range(0, len(content), block_bytes):
+                yield content[begin : begin + block_bytes]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return a view of a contiguous CPU tensor's bytes."""
+    return tensor.view(-1).view(torch.uint8).numpy().data

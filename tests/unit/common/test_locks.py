@@ -1,0 +1,50 @@
+"""One process holds a folder; its end, however it comes, frees the folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longplay.common.locks import FolderLock, FolderLockedError, is_locked, lock_holder
+
+HOLD = """
+import sys
+from pathlib import Path
+from longplay.common.locks import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_second_holder_is_refused_until_the_first_releases(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        assert is_locked(tmp_path)
+        assert lock_holder(tmp_path) == os.getpid()
+        with pytest.raises(FolderLockedError):
+            FolderLock(tmp_path)
+        assert lock_holder(tmp_path) == os.getpid()
+    assert not is_locked(tmp_path)
+    assert lock_holder(tmp_path) is None
+    lock.release()
+    FolderLock(tmp_path).release()
+
+
+def test_a_folder_without_a_lock_is_free(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    assert lock_holder(tmp_path / "absent") is None
+
+
+def test_a_killed_holder_frees_the_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert lock_holder(tmp_path) == process.pid
+        with pytest.raises(FolderLockedError):
+            FolderLock(tmp_path)
+        process.kill()
+    assert not is_locked(tmp_path)
+    FolderLock(tmp_path).release()
