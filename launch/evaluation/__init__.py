@@ -1,1 +1,1 @@
-"""Evaluate a model on a split."""
+"""Evaluate the checkpoints of a run and recommend from them."""

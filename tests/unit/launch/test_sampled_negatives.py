@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longplay.launch.evaluation.candidates import sample_unseen
+from longplay.launch.evaluation.sampled_negatives import sample_unseen
 
 
 def draw(seen: list[set[int]], targets: list[int], *, num_items: int, count: int) -> list[list[int]]:

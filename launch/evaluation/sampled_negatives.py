@@ -1,6 +1,6 @@
-"""The sampled negatives of the literature's ranking: never the target, never a seen item.
+"""Draw the negatives of sampled ranking: neither the target nor an item of the history.
 
-They are the same at every world size.
+The draws do not depend on the number of ranks or on the batch.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longplay.models.base.keyed_random import keyed_integers, row_keys
 
-_STREAM = 0x5A11  # keeps these draws apart from any other use of a user's key
+_STREAM = 0x5A11  # separates these draws from other draws with a user's key
 _MAX_ROUNDS = 8
 
 
@@ -22,23 +22,28 @@ def sample_unseen(
     count: int,
     seed: int,
 ) -> Tensor:
-    """Draw `count` distinct items per query, uniformly among those that are neither its target nor seen.
+    """Draw `count` distinct items per query, uniformly among the items that are neither its target nor seen.
 
     A query with fewer such items gets all of them.
 
     Args:
-        users, targets: (Q,) int64; a query's draw depends on (seed, user) alone.
-        seen_ptr: (Q + 1,), seen_items: distinct items of each query, rising, the target not among them.
+        users: (Q,) int64. The draw of a query depends only on the seed, its user and its items.
+        targets: (Q,) int64.
+        seen_ptr: (Q + 1,) int64, where each query's items begin in `seen_items`.
+        seen_items: (P,) int64, the distinct items of each query in ascending order, without its target.
+        num_items: items are 1..num_items.
+        count: items per query.
     Returns:
         (query, item) int64 pairs (S, 2), grouped by query.
     """
     num_queries, width = users.shape[0], num_items + 1
     query = torch.arange(num_queries)
     counts = seen_ptr.diff()
-    blocked = torch.repeat_interleave(query, counts) * width + seen_items  # rising, as codes all are
-    wanted = torch.minimum(num_items - 1 - counts, torch.tensor(count))
+    # A pair is one integer, query * width + item. `blocked` is sorted, so that a binary search finds a pair.
+    blocked = torch.repeat_interleave(query, counts) * width + seen_items
+    missing = torch.minimum(num_items - 1 - counts, torch.tensor(count))
     found: list[Tensor] = []
-    open_queries = query[wanted > 0]
+    open_queries = query[missing > 0]
     for round_number in range(_MAX_ROUNDS):
         if open_queries.numel() == 0:
             break
@@ -46,18 +51,18 @@ def sample_unseen(
         drawn = keyed_integers(keys, 0, 2 * count, num_items) + 1
         codes = open_queries.unsqueeze(1) * width + drawn
         fit = ~_repeats(drawn) & (drawn != targets[open_queries].unsqueeze(1)) & ~_contains(blocked, codes)
-        fit &= fit.cumsum(1) <= wanted[open_queries].unsqueeze(1)
+        fit &= fit.cumsum(1) <= missing[open_queries].unsqueeze(1)
         found.append(codes[fit])
-        wanted[open_queries] -= fit.sum(1)
-        open_queries = open_queries[wanted[open_queries] > 0]
+        missing[open_queries] -= fit.sum(1)
+        open_queries = open_queries[missing[open_queries] > 0]
         if open_queries.numel():
             blocked = torch.cat([blocked, found[-1]]).sort().values
-    for each in open_queries.tolist():  # almost everything is seen: shuffle what is left
-        left = torch.arange(1, width) + each * width
-        left = left[~_contains(blocked, left) & (left != each * width + targets[each])]
+    for each in open_queries.tolist():  # Nearly every item is seen: shuffle the rest.
+        rest = torch.arange(1, width) + each * width
+        rest = rest[~_contains(blocked, rest) & (rest != each * width + targets[each])]
         keys = row_keys(seed, _STREAM, users[each : each + 1], torch.tensor([_MAX_ROUNDS]))
-        order = keyed_integers(keys, 1, left.shape[0], 2**62)[0].argsort()
-        found.append(left[order[: int(wanted[each])]])
+        order = keyed_integers(keys, 1, rest.shape[0], 2**62)[0].argsort()
+        found.append(rest[order[: int(missing[each])]])
     codes = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
     drawn_for = codes // width
     if len(found) > 1:
@@ -67,7 +72,7 @@ def sample_unseen(
 
 
 def _contains(ordered: Tensor, values: Tensor) -> Tensor:
-    """Whether each value is among the `ordered` ones."""
+    """Return whether each value occurs in `ordered`, which is sorted."""
     if not ordered.numel():
         return torch.zeros_like(values, dtype=torch.bool)
     at = torch.searchsorted(ordered, values).clamp_(max=ordered.shape[0] - 1)
@@ -75,7 +80,7 @@ def _contains(ordered: Tensor, values: Tensor) -> Tensor:
 
 
 def _repeats(values: Tensor) -> Tensor:
-    """(Q, n) bool: whether a value has occurred before in its row of values (Q, n)."""
+    """Return (Q, n) bool: whether a value occurs earlier in its row of `values` (Q, n)."""
     ordered, order = values.sort(dim=1, stable=True)
     return torch.zeros_like(values, dtype=torch.bool).scatter_(
         1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1]

@@ -1,0 +1,78 @@
+"""Turn a batch of held-out events into queries: the encoded histories and the pairs that ranking needs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from longplay.data_shards.stream.eval_stream import EvalBatch
+from longplay.distributed.runtime.collectives import all_reduce_max
+from longplay.distributed.runtime.errors import NonFiniteError
+from longplay.distributed.table.item_table import ItemTable
+from longplay.distributed.table.ranking import Queries
+from longplay.launch.evaluation.sampled_negatives import sample_unseen
+from longplay.launch.settings.config import RunConfig
+
+Encoder = Callable[[Tensor, Tensor, None, Tensor], Tensor]
+
+
+def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, config: RunConfig) -> Queries:
+    """Encode the histories of a batch and gather what ranking needs. Collective.
+
+    Args:
+        batch: None on a rank that has no batch left, which still takes part in the collectives.
+    Raises:
+        NonFiniteError: the encoder's output is not finite on some rank.
+    """
+    device = table.world.device
+    if batch is None:
+        item_ids = torch.zeros(1, config.context_length, dtype=torch.int64, device=device)
+        seq_idx = torch.zeros(1, config.context_length, dtype=torch.int32, device=device)
+        at = torch.empty(0, dtype=torch.int64, device=device)
+    else:
+        item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
+        at = (batch.query_rows * config.context_length + batch.query_slots).to(device)
+    plan, index = table.plan(item_ids.flatten())
+    rows = plan.rows_from_owners(table.shard)
+    embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
+    hidden = encoder(embedded, seq_idx, None, at).float()
+    check_finite(hidden, table)
+    if batch is None:
+        nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
+        return Queries(hidden=hidden, targets=at, seen=nothing, sampled=nothing)
+    return Queries(
+        hidden=hidden,
+        targets=batch.targets.to(device),
+        seen=seen_pairs(batch).to(device),
+        sampled=sampled_pairs(batch, config, num_items=table.num_items).to(device),
+    )
+
+
+def seen_pairs(batch: EvalBatch) -> Tensor:
+    """Return the (query, item) int64 pairs (P, 2) of the histories, each pair once, without the targets."""
+    query = torch.repeat_interleave(torch.arange(batch.targets.shape[0]), batch.seen_ptr.diff())
+    return torch.stack([query, batch.seen_items], 1)
+
+
+def sampled_pairs(batch: EvalBatch, config: RunConfig, *, num_items: int) -> Tensor:
+    """Return the (query, item) int64 pairs (S, 2) of the sampled negatives."""
+    return sample_unseen(
+        batch.users,
+        batch.targets,
+        batch.seen_ptr,
+        batch.seen_items,
+        num_items=num_items,
+        count=config.evaluation.num_sampled,
+        seed=config.seed,
+    )
+
+
+def check_finite(hidden: Tensor, table: ItemTable) -> None:
+    """Stop all ranks if any rank's output is not finite: its targets would get position 1. Collective.
+
+    Raises:
+        NonFiniteError: the output of some rank is not finite.
+    """
+    broken = (~torch.isfinite(hidden)).any().float().reshape(1)
+    if all_reduce_max(broken, table.world).item():
+        raise NonFiniteError("the encoder's output is not finite; the checkpoint cannot be evaluated")
