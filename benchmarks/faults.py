@@ -24,16 +24,16 @@ class AtStep:
     action: Callable[[], object]
 
     def __call__(self, this_rank: int) -> None:
-        from longplay.launch.training import loop as training
+        from longplay.launch.training import loop
 
-        original = training.run_step
+        original = loop.train_step
 
         def faulty(model: Model, planned: PlannedStep, **settings: Any) -> StepResult:
             if planned.step == self.step and this_rank == self.rank:
                 self.action()
             return original(model, planned, **settings)
 
-        training.run_step = faulty
+        loop.train_step = faulty
 
 
 def kill_self() -> None:

@@ -14,7 +14,7 @@ from longplay.launch.settings.recipes import get_recipe
 from longplay.launch.settings.resolving import resolve
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
-from longplay.launch.training.train_step import run_step
+from longplay.launch.training.train_step import train_step
 
 warnings.filterwarnings("ignore", module="deepspeed|torch")
 
@@ -56,9 +56,9 @@ class OwnLoop:
         targets = 0
         if self._steps is None:
             self._steps = StepPipeline(self.model, iter(self.stream))
-        ahead = self._steps if self._plan_ahead else None
+        pipeline = self._steps if self._plan_ahead else None
         for _ in range(number):
-            result = run_step(self.model, self._steps.take(), lr=1e-3, ahead=ahead)
+            result = train_step(self.model, self._steps.take(), lr=1e-3, pipeline=pipeline)
             targets += result.num_targets
         return targets
 

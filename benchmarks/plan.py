@@ -143,6 +143,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     from longplay.launch.settings.recipes import get_recipe
     from longplay.launch.settings.resolving import resolve
     from longplay.launch.training.model import build_model
+    from longplay.launch.training.step_pipeline import StepPipeline
     from longplay.launch.training.train_step import train_step
 
     warnings.simplefilter("ignore")
@@ -159,8 +160,9 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
 
     def train() -> None:
         model = build_model(config, dataset, world)
-        for step, batch in enumerate(few, 1):
-            train_step(model, batch, step=step, lr=1e-3)
+        pipeline = StepPipeline(model, iter(few))
+        for _ in few:
+            train_step(model, pipeline.take(), lr=1e-3)
 
     if what == "rss":
         # DeepSpeed imports these for its first engine; libraries are not part of the estimate

@@ -26,8 +26,9 @@ from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
 from longplay.distributed.zero.deepspeed_env import deepspeed
 from longplay.distributed.zero.zero_engine import deepspeed_config
-from longplay.launch.training.step_pipeline import rows_keys
+from longplay.launch.training.step_pipeline import keys_of_rows
 from longplay.models.build import build_encoder
+from longplay.models.losses.base import LOSSES
 
 _LOSS = ["--loss.name", "bce"]
 _ADAGRAD = ["--table.optimizer.name", "adagrad"]
@@ -62,7 +63,8 @@ def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
     engine = EncoderEngine(encoder, table, config.engine, world)
-    own.model = dataclasses.replace(own.model, encoder=encoder, table=table, engine=engine, negatives=None)
+    loss = LOSSES[config.loss.name](config.loss, num_items=num_rows)
+    own.model = dataclasses.replace(own.model, encoder=encoder, table=table, engine=engine, loss=loss)
     return own
 
 
@@ -145,7 +147,9 @@ def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
         for _ in range(number):
             batch = next(batches)
             negatives = torch.randint(1, num_rows + 1, batch.targets.shape)
-            engine.backward(engine(batch, rows_keys(own.model, batch, 1), negatives) / batch.targets.numel())
+            engine.backward(
+                engine(batch, keys_of_rows(own.model, batch, 1), negatives) / batch.targets.numel()
+            )
             engine.step()
 
     return steps

@@ -15,10 +15,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     Args:
         kind: what the entries are, for messages: "encoder".
+        package: dotted name of a package whose modules register the built-in entries. They are imported at
+            the first lookup, so that the registry itself stays cheap to import.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, package: str | None = None) -> None:
         self.kind = kind
+        self._package = package
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, entry: Entry) -> Entry:
@@ -37,20 +40,33 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         Raises:
             UnknownNameError: no entry has this name.
         """
-        if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UnknownNameError(
-                f"{self.kind} {name!r}: unknown; {hint}available: {', '.join(self._entries)}. "
-                "An entry of your own module needs --import MODULE"
-            )
-        return self._entries[name]
+        entries = self._loaded()
+        if name not in entries:
+            raise UnknownNameError(f"{self.kind} {name!r}: {self.hint(name)}")
+        return entries[name]
+
+    def hint(self, name: str) -> str:
+        """Return what a message says about the unknown `name`: the nearest name and all available ones."""
+        entries = self._loaded()
+        near = difflib.get_close_matches(name, entries, n=1)
+        nearest = f"did you mean {near[0]}? " if near else ""
+        return (
+            f"unknown; {nearest}available: {', '.join(entries)}. "
+            "An entry of your own module needs --import MODULE"
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._loaded())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._loaded())
+
+    def _loaded(self) -> dict[str, Entry]:
+        """Return the entries, built-in ones included."""
+        package, self._package = self._package, None  # cleared first: the modules may look names up
+        if package is not None:
+            import_submodules(importlib.import_module(package))
+        return self._entries
 
 
 class UnknownNameError(ValueError, KeyError):

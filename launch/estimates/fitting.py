@@ -10,6 +10,7 @@ from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate, 
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.models.losses.base import LOSSES
 
 _Change = tuple[str, RunConfig, int]
 """What is changed in words, the configuration, and the world size."""
@@ -94,7 +95,7 @@ def _single_changes(config: RunConfig, workload: Workload, plan: MemoryEstimate)
     if plan.device_type == "cuda":
         if (
             table.update == "row_sparse"
-            and config.loss.name != "full_softmax"
+            and not LOSSES[config.loss.name].visits_every_row
             and table.placement == "device"
         ):
             yield [change("--table.placement host", table=dataclasses.replace(table, placement="host"))]

@@ -21,9 +21,9 @@ from longplay.launch.estimates.workload import Workload, expected_distinct, meas
 from longplay.launch.settings.config import RunConfig
 from longplay.models.base.config import EncoderConfig
 from longplay.models.build import build_encoder
+from longplay.models.losses.base import LOSSES, LossLoad
 from longplay.models.memory import encoder_slot_bytes
 
-_LOSS_CHUNK = 1 << 22  # floats; of models.losses
 _RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}  # interpreter and libraries; CUDA's is assumed
 # glibc keeps and fragments what it is given back: measured as the growth of resident memory beyond what
 # tensors take at their peak, in benchmarks/plan.py.
@@ -146,7 +146,11 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     slots = -(-rows_of_rank // config.engine.gradient_accumulation_steps) * context_length
     targets = workload.filled * slots
     shard = -(-workload.num_items // world_size) * width * 4
-    distinct = expected_distinct(workload.probabilities, **_draws(config, targets))
+    loss = LOSSES[config.loss.name](config.loss, num_items=workload.num_items)
+    lookups = loss.lookups(targets)
+    distinct = expected_distinct(
+        workload.probabilities, popular=lookups.by_popularity, uniform=lookups.uniform
+    )
     rows = int(distinct * width * 4)
     weights = num_encoder_weights(config.encoder)
 
@@ -158,20 +162,26 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     per_slot = encoder_slot_bytes(
         config.encoder, padding=workload.padding, bf16=bf16, device_type=device_type
     )
-    saved, work = _loss_bytes(config, targets, shard, world_size, device_type)
+    loss_cost = loss.cost(
+        LossLoad(
+            num_targets=targets,
+            width=width,
+            world_size=world_size,
+            rows_per_rank=-(-workload.num_items // world_size),
+            logits_at_once=chunk_elements(World(world_size=world_size, device=torch.device(device_type))),
+        )
+    )
     # Looked-up rows, their gradient, and one that is being added to it; gradients of earlier micro-batches.
     exchange = 3 * rows + (config.engine.gradient_accumulation_steps - 1) * rows + int(8 * 8 * distinct)
     passing = {
         "activations kept for the backward": int(slots * per_slot.saved),
-        "loss, kept for the backward": saved,
-        "activations or loss, at work": int(max(slots * per_slot.passing, work)),
+        "loss, kept for the backward": loss_cost.saved_bytes,
+        "activations or loss, at work": int(max(slots * per_slot.passing, loss_cost.working_bytes)),
         "rows looked up, and gradients": exchange,
         "encoder gradients": 4 * weights,
     }
     # The optimizer's step comes when activations are gone; it needs more only beside a large table.
-    step_work = 5 * rows if config.loss.name != "full_softmax" else 3 * shard
-    if config.table.update == "zero_dense":
-        step_work = 3 * shard
+    step_work = 3 * shard if loss.visits_every_row or config.table.update == "zero_dense" else 5 * rows
     if step_work > sum(passing.values()):
         passing = {"table, the optimizer's step at work": step_work}
     host = _host_bytes(config, workload, rows_of_rank, world_size)
@@ -188,7 +198,7 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
         kept=kept,
         passing=passing,
         host=host,
-        wire=_wire_bytes(config, distinct, weights, targets, world_size),
+        wire=_wire_bytes(config, distinct, weights, loss_cost.sent_bytes, world_size),
         limit_bytes=None,
         limit_is="",
         steps_per_epoch=workload.steps_per_epoch,
@@ -202,18 +212,6 @@ def num_encoder_weights(config: EncoderConfig) -> int:
     """Weights of the encoder that `config` describes."""
     encoder = build_encoder(config, device="meta")  # the weights themselves might be what does not fit
     return sum(parameter.numel() for parameter in encoder.parameters())
-
-
-def _draws(config: RunConfig, targets: float) -> dict[str, float]:
-    """Item ids that one micro-batch looks up, by where they come from."""
-    loss = config.loss
-    if loss.name == "full_softmax":
-        return {"popular": targets, "uniform": 0.0}
-    if loss.name != "sampled_softmax":
-        return {"popular": targets, "uniform": targets * loss.num_negatives}
-    if loss.negatives == "uniform":
-        return {"popular": targets, "uniform": float(loss.num_negatives)}
-    return {"popular": targets + loss.num_negatives, "uniform": 0.0}
 
 
 def _table_bytes(config: RunConfig, shard: int) -> dict[str, int]:
@@ -244,25 +242,6 @@ def _encoder_bytes(config: RunConfig, weights: int, world_size: int, device_type
     }
 
 
-def _loss_bytes(
-    config: RunConfig, targets: float, shard: int, world_size: int, device_type: str
-) -> tuple[int, int]:
-    """Bytes of the loss kept for its backward, and at work."""
-    loss, width = config.loss, config.encoder.d_model
-    hidden = targets * width
-    if loss.name == "full_softmax":
-        world = World(world_size=world_size, device=torch.device(device_type))
-        logits = max(chunk_elements(world), shard // (4 * width))
-        gathered = hidden * world_size * (2 if world_size > 1 else 1)
-        return int(4 * (hidden + gathered) + shard), int(max(4 * logits, 2 * shard))
-    each = loss.num_negatives * (1 if loss.name == "sampled_softmax" else width)
-    if targets * each > _LOSS_CHUNK:
-        return int(4 * 3 * hidden), int(4 * 4.25 * _LOSS_CHUNK)
-    if loss.name == "sampled_softmax":
-        return int(4 * (2 * hidden + 1.25 * targets * each)), int(4 * 3 * targets * each)
-    return int(4 * (2 * hidden + targets * each)), int(4 * (hidden + targets * each))
-
-
 def _host_bytes(config: RunConfig, workload: Workload, rows_of_rank: int, world_size: int) -> dict[str, int]:
     """Batches made ahead, decoded shards, and the tables of users, items and segments."""
     data = config.data
@@ -277,7 +256,7 @@ def _host_bytes(config: RunConfig, workload: Workload, rows_of_rank: int, world_
 
 
 def _wire_bytes(
-    config: RunConfig, distinct: float, weights: int, targets: float, world_size: int
+    config: RunConfig, distinct: float, weights: int, loss_bytes: float, world_size: int
 ) -> dict[str, int]:
     """Bytes that one rank sends in a step; nothing for one rank alone."""
     if world_size == 1:
@@ -288,11 +267,8 @@ def _wire_bytes(
     # reduce-scatter of gradients and all-gather of weights; stage 3 gathers again for the backward
     passes = 2 if stage == 1 else 1 + micro_batches if stage == 2 else 3 * micro_batches
     wire = {"table rows and their gradients": int(rows), "encoder": int(4 * weights * away * passes)}
-    if config.loss.name == "full_softmax":
-        everyone = targets * world_size
-        wire["loss: hidden states and their gradient"] = int(
-            4 * everyone * (3 * width + 6) * away * micro_batches
-        )
+    if loss_bytes:
+        wire["loss: hidden states and their gradient"] = int(loss_bytes * micro_batches)
     return wire
 
 

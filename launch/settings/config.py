@@ -19,7 +19,7 @@ from longplay.distributed.checkpoints.writer import Background
 from longplay.distributed.engine import EngineConfig
 from longplay.distributed.table.item_table import ItemTableConfig
 from longplay.models.base.config import EncoderConfig
-from longplay.models.losses.losses import LossConfig
+from longplay.models.losses.base import LOSSES, LossConfig
 
 
 @settings_class
@@ -119,9 +119,9 @@ class RunConfig:
                 "writes into ZeRO-3's gradient partition; set --engine.zero_stage 3 or "
                 "--table.update row_sparse"
             )
-        if self.table.placement == "host" and self.loss.name == "full_softmax":
+        if self.table.placement == "host" and LOSSES[self.loss.name].visits_every_row:
             raise ValueError(
-                "table.placement=host: loss.name=full_softmax reads every row at each step; "
+                f"table.placement=host: loss.name={self.loss.name} reads every row at each step; "
                 "set another loss, for example --loss.name sampled_softmax, or --table.placement device"
             )
         measured = self.evaluation.metric_names()

@@ -63,5 +63,4 @@ def share_skipped(dataset: Dataset, world: World) -> None:
 
 
 def _every_rank_reads_all(config: RunConfig) -> bool:
-    by_frequency = config.loss.name == "sampled_softmax" and config.loss.negatives != "uniform"
-    return config.data.split.kind == "temporal" or by_frequency
+    return config.data.split.kind == "temporal" or config.loss.draws_by_count

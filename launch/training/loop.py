@@ -40,7 +40,7 @@ from longplay.launch.training.schedule import learning_rate
 from longplay.launch.training.step_display import StepDisplay
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.summary import describe
-from longplay.launch.training.train_step import StepResult, run_step
+from longplay.launch.training.train_step import StepResult, train_step
 
 _SURELY_TOO_LARGE = 1.25  # times the memory there is: plans have been off by up to 14 %
 
@@ -158,14 +158,14 @@ class Training:
                 steps_per_epoch = self.stream.steps_per_epoch(batch.epoch)
                 lr = self._learning_rate(steps_per_epoch)
                 with memory_is_enough_for(f"step {planned.step}"):
-                    result = run_step(
+                    result = train_step(
                         self.model,
                         planned,
                         lr=lr,
                         stop_requested=self.stop.asked,
-                        ahead=None if self._is_last(batch, steps_per_epoch) else ahead,
+                        pipeline=None if self._is_last(batch, steps_per_epoch) else ahead,
                     )
-            seconds, data_wait = time.perf_counter() - began, ahead.take_data_wait()
+            seconds, data_wait = time.perf_counter() - began, ahead.take_data_wait_s()
             self._print(self.profile.step_done())
             at.advance(
                 epoch=batch.epoch, step_in_epoch=batch.step, steps_per_epoch=steps_per_epoch, seconds=seconds

@@ -1,8 +1,9 @@
-"""What a run trains: the encoder under DeepSpeed and the sharded item table, with its loss's negatives."""
+"""What a run trains: the encoder under DeepSpeed, the sharded item table and the loss."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.splits import train_item_counts
@@ -13,28 +14,32 @@ from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.settings.config import RunConfig
 from longplay.models.build import build_encoder
 from longplay.models.encoder import SequenceEncoder
-from longplay.models.losses.losses import LossConfig
-from longplay.models.losses.negatives import SharedNegatives
+from longplay.models.losses.base import LOSSES, Loss
+from longplay.models.losses.negatives import shared_negatives
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What one training step works on; on `side` the next one is planned."""
+    """What a training step reads and updates.
+
+    Attributes:
+        side: the stream on which the next step is planned.
+    """
 
     config: RunConfig
     world: World
     encoder: SequenceEncoder
     table: ItemTable
     engine: EncoderEngine
-    negatives: SharedNegatives | None
+    loss: Loss
     side: SideStream
 
 
 def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_rows: bool = True) -> Model:
-    """Build encoder, table and engine; the initial weights depend on the seed alone. Every rank must call.
+    """Build encoder, table, engine and loss; the initial weights depend on the seed alone. Collective.
 
     Args:
-        initial_rows: False where a checkpoint's rows follow, see `ItemTable`.
+        initial_rows: False if a checkpoint fills the table, see `ItemTable`.
     """
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(
@@ -46,26 +51,24 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
         initial_rows=initial_rows,
     )
     engine = EncoderEngine(encoder, table, config.engine, world)
-    negatives = shared_negatives(config.loss, dataset, config)
     return Model(
         config=config,
         world=world,
         encoder=encoder,
         table=table,
         engine=engine,
-        negatives=None if negatives is None else negatives.to(world.device),
+        loss=build_loss(config, dataset, world.device),
         side=SideStream(world.device),
     )
 
 
-def shared_negatives(loss: LossConfig, dataset: Dataset, config: RunConfig) -> SharedNegatives | None:
-    """The distribution of sampled softmax's negatives; None where the loss draws its own or none.
+def build_loss(config: RunConfig, dataset: Dataset, device: torch.device) -> Loss:
+    """Build the loss that `config` names, with the distribution of its shared negatives if it has one."""
 
-    For in-batch negatives it is only the estimate of how often an item occurs in a batch.
-    """
-    if loss.name != "sampled_softmax":
-        return None
-    if loss.negatives == "uniform":
-        return SharedNegatives(dataset.num_items)
-    counts = torch.from_numpy(train_item_counts(dataset, config.data.split)[1:])
-    return SharedNegatives.by_frequency(counts, 1.0 if loss.negatives == "in_batch" else loss.frequency_alpha)
+    def item_counts() -> Tensor:
+        return torch.from_numpy(train_item_counts(dataset, config.data.split)[1:])
+
+    kind, shared = LOSSES[config.loss.name], None
+    if kind.candidates == "shared":
+        shared = shared_negatives(config.loss, dataset.num_items, item_counts).to(device)
+    return kind(config.loss, num_items=dataset.num_items, shared=shared)

@@ -1,9 +1,9 @@
-"""A training step before it runs: its rows on the device, what they draw, which table rows they need."""
+"""The part of a training step that needs no weights: batch, negatives and the plan of the row exchange."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.runtime.collectives import PendingCollective, all_gather_rows, start_all_reduce_sum
 from longplay.distributed.runtime.phases import phase
+from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.row_exchange import PendingRowExchange
 from longplay.launch.training.model import Model
 from longplay.models.base.keyed_random import keyed_integers, row_keys
@@ -19,146 +20,54 @@ from longplay.models.losses.negatives import target_keys, uniform_negatives
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRows:
-    """A micro-batch of B rows with V targets on the device; its exchange of table rows is being planned.
+class PlannedMicroBatch:
+    """B rows with V targets on the device, and the pending exchange of the table rows that they need.
 
     Attributes:
         seq_idx: (B, L) int32.
-        keys: (B,) of the rows' random numbers.
-        slots: (V,) the slots, flattened, that have a target.
-        positives: (V,) the targets' items.
-        planning: of one exchange for inputs, targets and negatives.
-        inputs: (B, L), where in the rows looked up each slot's item stands.
-        candidates: where in them the targets stand, (V,), and their negatives, (V * K,) or (M,); empty for a
-            full softmax.
+        keys: (B,) int64, keys of the rows' random numbers.
+        slots: (V,) int64, flat slots b * L + t that have a target.
+        positives: (V,) int64, item ids of the targets.
+        exchange: one exchange for inputs, targets and negatives.
+        input_index: (B, L) int64, each slot's index into the rows looked up.
+        positive_index: (V,) int64, the same of each target; (0,) for a loss without candidates.
+        negative_index: (V, K), (M,) or (0,) int64, the same of the negatives; see `Candidates`.
     """
 
     seq_idx: Tensor
     keys: Tensor
     slots: Tensor
     positives: Tensor
-    planning: PendingRowExchange
-    inputs: Tensor
-    candidates: list[Tensor]
+    exchange: PendingRowExchange
+    input_index: Tensor
+    positive_index: Tensor
+    negative_index: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
-    """Step number `step` (from 1) of this rank.
+    """This rank's part of one training step.
 
     Attributes:
-        num_targets: () int64, being summed over ranks.
-        shared: (M,) the items of negatives that all targets share; None where each draws its own.
+        step: number of the step, from 1.
+        num_targets: () int64, the sum over ranks, in flight.
+        shared: (M,) int64, item ids of the shared negatives; None for other candidates.
     """
 
     batch: Batch
     step: int
     num_targets: PendingCollective
     shared: Tensor | None
-    micro_batches: list[PlannedRows]
-
-    def send_positions(self) -> None:
-        """Send which table rows are wanted; to be called once there is other work to do meanwhile."""
-        for rows in self.micro_batches:
-            rows.planning.send_positions()
-
-
-def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
-    """Plan step number `step` of this rank's rows. Every rank must call.
-
-    It reads neither weights nor gradients, so that it may run beside the step before. On a GPU it does, on
-    the model's side stream; `model.side.mark()` comes before it, at the latest where no step is under way.
-    """
-    device = model.world.device
-    with model.side.beside():
-        with phase("negatives"):
-            count = torch.tensor(int((batch.targets > 0).sum()), device=device)
-            num_targets = start_all_reduce_sum(count, model.world)
-            shared = draw_shared(model, batch, step)
-        parts = split_rows(batch, model.config.engine.gradient_accumulation_steps)
-        micro_batches = [plan_rows(model, rows, shared, step) for rows in parts]
-    return PlannedStep(
-        batch=batch, step=step, num_targets=num_targets, shared=shared, micro_batches=micro_batches
-    )
-
-
-def plan_rows(model: Model, batch: Batch, shared: Tensor | None, step: int) -> PlannedRows:
-    """Bring one micro-batch to the device, draw its negatives and begin to plan its exchange. Every rank must
-    call.
-    """
-    loss, table, device = model.config.loss, model.table, model.world.device
-    item_ids = batch.item_ids.to(device, non_blocking=True)
-    keys = rows_keys(model, batch, step)
-    # Found on the CPU, where the batch is: on a GPU their number would have to be waited for.
-    slots = batch.targets.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
-    positives = batch.targets.to(device, non_blocking=True).flatten()[slots]
-    with phase("negatives"):
-        wanted = [item_ids.flatten()]
-        if shared is not None:
-            wanted += [positives, shared]
-        elif loss.name != "full_softmax":
-            length = item_ids.shape[1]
-            target_key = target_keys(keys[slots // length], slots % length)
-            drawn = uniform_negatives(target_key, positives, loss.num_negatives, table.num_items)
-            wanted += [positives, drawn.flatten()]
-    with phase("exchange"):
-        planning, index = table.begin_exchange(torch.cat(wanted))
-    inputs, *candidates = index.split([ids.numel() for ids in wanted])
-    return PlannedRows(
-        seq_idx=batch.seq_idx.to(device, non_blocking=True),
-        keys=keys,
-        slots=slots,
-        positives=positives,
-        planning=planning,
-        inputs=inputs.view(item_ids.shape),
-        candidates=candidates,
-    )
-
-
-def draw_shared(model: Model, batch: Batch, step: int) -> Tensor | None:
-    """Negatives (M,) that all targets of the global batch share, the same on every rank. Every rank must
-    call.
-    """
-    loss, device = model.config.loss, model.world.device
-    if model.negatives is None:
-        return None
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    key = row_keys(model.config.seed, step, zero - 1, zero)  # no row is of lane -1
-    if loss.negatives != "in_batch":
-        return model.negatives.draw(key, loss.num_negatives)
-    everyone, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)
-    if not everyone.shape[0]:
-        return torch.ones(
-            loss.num_negatives, dtype=torch.int64, device=device
-        )  # no target is compared to them
-    return everyone[keyed_integers(key, 0, loss.num_negatives, everyone.shape[0])[0]]
-
-
-def rows_keys(model: Model, batch: Batch, step: int) -> Tensor:
-    """(B,) key of each row's random numbers: its place in the data, whatever the rank and micro-batch."""
-    device = model.world.device
-    lanes = batch.row_lanes.to(device, non_blocking=True)
-    return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))
-
-
-def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Cut a rank's rows into `parts` micro-batches; one that would be empty becomes a row of padding."""
-    split = {
-        name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()
-    }  # views stay pinned
-    for number in range(parts):
-        fields = {name: pieces[number] for name, pieces in split.items()}
-        if fields["item_ids"].shape[0] == 0:
-            fields = {name: value.new_zeros(1, *value.shape[1:]) for name, value in fields.items()}
-        yield Batch(batch.epoch, batch.step, **fields)
+    micro_batches: list[PlannedMicroBatch]
 
 
 class StepPipeline:
-    """Plans a run's steps in their order, each while the one before is under way.
+    """Plans the steps of a run in order; `train_step` plans the next one while it runs the current one.
 
     Args:
+        batches: this rank's batches.
         first_step: number of the first batch's step.
-        heartbeat: told what is being waited for.
+        heartbeat: called with what the rank is about to do.
     """
 
     def __init__(
@@ -167,44 +76,139 @@ class StepPipeline:
         batches: Iterator[Batch],
         *,
         first_step: int = 1,
-        heartbeat: Callable[[str], None] = lambda doing: None,
+        heartbeat: Heartbeat = no_heartbeat,
     ) -> None:
         self._model, self._batches, self._heartbeat = model, batches, heartbeat
-        self._step, self._under_way = first_step, first_step
+        self._next_step, self._current_step = first_step, first_step
         self._planned: PlannedStep | None = None
-        self._data_wait = 0.0
-
-    def plan_next(self) -> None:
-        """Plan one step more, unless one is planned. Every rank must call."""
-        if self._planned is not None:
-            return
-        began = time.perf_counter()
-        self._heartbeat(f"reading the batch of step {self._step}")
-        with phase("data wait"):
-            batch = next(self._batches)
-        self._data_wait += time.perf_counter() - began
-        self._heartbeat(f"training step {self._under_way}")
-        self._planned = plan_step(self._model, batch, self._step)
-        self._step += 1
-
-    def send_positions(self) -> None:
-        """Let the planned step's exchange go on. Every rank must call."""
-        if self._planned is not None:
-            with self._model.side.beside(), phase("exchange"):
-                self._planned.send_positions()
+        self._data_wait_s = 0.0
 
     def take(self) -> PlannedStep:
-        """The next step. Every rank must call."""
+        """Return the next step; plan it now unless it is planned already. Collective."""
         if self._planned is None:
             self._model.side.mark()
             self.plan_next()
         planned, self._planned = self._planned, None
         assert planned is not None
-        self._under_way = planned.step
+        self._current_step = planned.step
         self._heartbeat(f"training step {planned.step}")
         return planned
 
-    def take_data_wait(self) -> float:
-        """Seconds spent waiting for batches since the last call."""
-        waited, self._data_wait = self._data_wait, 0.0
+    def plan_next(self) -> None:
+        """Read the next batch and start planning its step, unless it is planned already. Collective."""
+        if self._planned is not None:
+            return
+        began = time.perf_counter()
+        self._heartbeat(f"reading the batch of step {self._next_step}")
+        with phase("data wait"):
+            batch = next(self._batches)
+        self._data_wait_s += time.perf_counter() - began
+        self._heartbeat(f"training step {self._current_step}")
+        self._planned = plan_step(self._model, batch, self._next_step)
+        self._next_step += 1
+
+    def send_positions(self) -> None:
+        """Send which table rows the planned step needs. Collective.
+
+        Waits for the numbers of rows, so call it after other work has been started.
+        """
+        if self._planned is None:
+            return
+        with self._model.side.beside(), phase("exchange"):
+            for micro_batch in self._planned.micro_batches:
+                micro_batch.exchange.send_positions()
+
+    def take_data_wait_s(self) -> float:
+        """Return the seconds spent waiting for batches since the last call."""
+        waited, self._data_wait_s = self._data_wait_s, 0.0
         return waited
+
+
+def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
+    """Draw a step's negatives and start its exchanges. Collective.
+
+    Reads neither weights nor gradients, so that on a GPU it runs on the model's side stream while another
+    step runs on the main stream. Call `model.side.mark()` first.
+    """
+    with model.side.beside():
+        with phase("negatives"):
+            count = torch.tensor(int((batch.targets > 0).sum()), device=model.world.device)
+            num_targets = start_all_reduce_sum(count, model.world)
+            shared = draw_shared_negatives(model, batch, step)
+        parts = split_rows(batch, model.config.engine.gradient_accumulation_steps)
+        micro_batches = [plan_micro_batch(model, rows, shared, step) for rows in parts]
+    return PlannedStep(
+        batch=batch, step=step, num_targets=num_targets, shared=shared, micro_batches=micro_batches
+    )
+
+
+def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: int) -> PlannedMicroBatch:
+    """Copy one micro-batch to the device, draw its negatives and start its exchange. Collective."""
+    device, num_negatives = model.world.device, model.config.loss.num_negatives
+    item_ids = batch.item_ids.to(device, non_blocking=True)
+    keys = keys_of_rows(model, batch, step)
+    # Computed on the CPU: on a GPU the program would have to wait for the number of slots.
+    slots = batch.targets.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+    positives = batch.targets.to(device, non_blocking=True).flatten()[slots]
+    with phase("negatives"):
+        match model.loss.candidates:
+            case "none":
+                candidates = negatives = positives[:0]
+            case "shared":
+                assert shared is not None
+                candidates, negatives = positives, shared
+            case "per_target":
+                length = item_ids.shape[1]
+                keys_of_targets = target_keys(keys[slots // length], slots % length)
+                num_items = model.table.num_items
+                negatives = uniform_negatives(keys_of_targets, positives, num_negatives, num_items)
+                candidates = positives
+    with phase("exchange"):
+        needed = [item_ids.flatten(), candidates, negatives.flatten()]
+        exchange, index = model.table.begin_exchange(torch.cat(needed))
+    input_index, positive_index, negative_index = index.split([ids.numel() for ids in needed])
+    return PlannedMicroBatch(
+        seq_idx=batch.seq_idx.to(device, non_blocking=True),
+        keys=keys,
+        slots=slots,
+        positives=positives,
+        exchange=exchange,
+        input_index=input_index.view(item_ids.shape),
+        positive_index=positive_index,
+        negative_index=negative_index.view(negatives.shape),
+    )
+
+
+def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | None:
+    """Draw the negatives (M,) that all targets of the global batch share, the same on every rank. Collective.
+
+    Returns None if the loss has no shared negatives.
+    """
+    loss, device = model.config.loss, model.world.device
+    if model.loss.shared is None:
+        return None
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    key = row_keys(model.config.seed, step, zero - 1, zero)  # lane -1 has no rows
+    if loss.negatives != "in_batch":
+        return model.loss.shared.draw(key, loss.num_negatives)
+    targets, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)
+    if not targets.shape[0]:  # a batch without targets uses no negatives either
+        return torch.ones(loss.num_negatives, dtype=torch.int64, device=device)
+    return targets[keyed_integers(key, 0, loss.num_negatives, targets.shape[0])[0]]
+
+
+def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
+    """Derive each row's key (B,) int64 from its position in the data, whatever its rank and micro-batch."""
+    device = model.world.device
+    lanes = batch.row_lanes.to(device, non_blocking=True)
+    return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))
+
+
+def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Split a rank's rows into `parts` micro-batches; an empty one becomes a row of padding."""
+    split = {name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()}
+    for number in range(parts):
+        fields = {name: pieces[number] for name, pieces in split.items()}  # views, which stay pinned
+        if fields["item_ids"].shape[0] == 0:
+            fields = {name: value.new_zeros(1, *value.shape[1:]) for name, value in fields.items()}
+        yield Batch(batch.epoch, batch.step, **fields)

@@ -1,1 +1,1 @@
-"""Training losses and their negatives."""
+"""Training losses, one file each, and their negatives."""

@@ -18,6 +18,7 @@ from longplay.distributed.runtime.world import World
 from longplay.launch.settings.data_arguments import share_skipped
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
+from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
 
 SHORT = ["--train.max_steps", "3", "--train.eval_every_steps", "3"]
@@ -77,7 +78,8 @@ def step_without_targets(world: World, data: Path) -> list[tuple[float, float, i
             "item_ids": torch.zeros_like(batch.item_ids),
             "targets": torch.zeros_like(batch.targets),
         }
-        result = train_step(model, Batch(batch.epoch, batch.step, **tensors), step=1, lr=0.01)
+        planned = StepPipeline(model, iter([Batch(batch.epoch, batch.step, **tensors)])).take()
+        result = train_step(model, planned, lr=0.01)
         found.append((result.loss, result.grad_norm, result.num_targets))
     return found
 

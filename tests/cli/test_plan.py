@@ -21,6 +21,7 @@ from longplay.launch.settings import recipes
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
+from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
 
 OVERRIDES = ["--encoder.d_model", "32", "--context_length", "100"]
@@ -43,8 +44,9 @@ def allocated(world: World, data: Path, config: RunConfig) -> int:
     few = [next(batches) for _ in range(2)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = build_model(config, dataset, world)
-        for step, batch in enumerate(few, 1):
-            train_step(model, batch, step=step, lr=1e-3)
+        pipeline = StepPipeline(model, iter(few))
+        for _ in few:
+            train_step(model, pipeline.take(), lr=1e-3)
     results: Any = profiler.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     peak = total = 0
@@ -71,7 +73,7 @@ def bytes_sent(world: World, data: Path, config: RunConfig) -> int:
     dataset = Dataset.open(data)
     model = build_model(config, dataset, world)
     batches = iter(TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size))
-    return train_step(model, next(batches), step=1, lr=1e-3).table_bytes
+    return train_step(model, StepPipeline(model, batches).take(), lr=1e-3).table_bytes
 
 
 @pytest.mark.parametrize("loss", ["full_softmax", "bce"])

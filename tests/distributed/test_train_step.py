@@ -16,7 +16,7 @@ from longplay.distributed.runtime.world import World
 from longplay.launch.evaluation.evaluation import evaluate
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
-from longplay.launch.training.train_step import run_step, train_step
+from longplay.launch.training.train_step import train_step
 
 STEPS = 20
 
@@ -33,9 +33,9 @@ def train(
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
     batches = iter(TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size))
-    history = []
-    for step in range(1, steps + 1):
-        result = train_step(trained, next(batches), step=step, lr=0.01)
+    pipeline, history = StepPipeline(trained, batches), []
+    for _ in range(steps):
+        result = train_step(trained, pipeline.take(), lr=0.01)
         history.append((result.loss, result.grad_norm))
     trained.engine.train(False)
     metrics = evaluate(trained.engine, trained.table, dataset, config, "validation").metrics
@@ -49,8 +49,8 @@ def train_ahead(
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
     stream = TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)
-    ahead = StepPipeline(trained, iter(stream))
-    results = [run_step(trained, ahead.take(), lr=0.01, ahead=ahead) for _ in range(steps)]
+    pipeline = StepPipeline(trained, iter(stream))
+    results = [train_step(trained, pipeline.take(), lr=0.01, pipeline=pipeline) for _ in range(steps)]
     return [(result.loss, result.grad_norm) for result in results]
 
 
@@ -184,7 +184,7 @@ def poison_one_rank(world: World, data: Path) -> tuple[str, bool]:
     table = model.table.shard.clone()
     batches = iter(TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size))
     with pytest.raises(NonFiniteError) as caught:
-        train_step(model, next(batches), step=1, lr=0.01)
+        train_step(model, StepPipeline(model, batches).take(), lr=0.01)
     same = all(torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True))
     return str(caught.value), same and torch.equal(table, model.table.shard)
 

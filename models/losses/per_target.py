@@ -1,0 +1,42 @@
+"""Losses that compare each target with uniform negatives of its own."""
+
+from abc import abstractmethod
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from longplay.models.losses.base import Loss, LossCost, LossInputs, LossLoad
+from longplay.models.losses.chunks import cost_in_chunks, sum_of_chunks
+
+
+class PerTargetLoss(Loss):
+    """A loss of each target's score and of the scores of its own K negatives."""
+
+    candidates = "per_target"
+
+    @abstractmethod
+    def of_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the sum over targets, a scalar.
+
+        Args:
+            positive: (V,) float32, scores of the targets.
+            negative: (V, K) float32, scores of their negatives.
+        """
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        def of_chunk(hidden: Tensor, positive_index: Tensor, negative_index: Tensor, rows: Tensor) -> Tensor:
+            hidden = hidden.float()
+            positive = (hidden * F.embedding(positive_index, rows).float()).sum(1)
+            negative = (F.embedding(negative_index, rows).float() @ hidden.unsqueeze(2)).squeeze(2)
+            return self.of_scores(positive, negative)
+
+        per_target = inputs.hidden, inputs.positive_index, inputs.negative_index
+        elements_per_target = inputs.negative_index.shape[1] * inputs.hidden.shape[1]
+        return sum_of_chunks(of_chunk, per_target, inputs.rows, elements_per_target)
+
+    def cost(self, load: LossLoad) -> LossCost:
+        elements_per_target = self.config.num_negatives * load.width
+        hidden, negatives = load.num_targets * load.width, load.num_targets * elements_per_target
+        return cost_in_chunks(load, elements_per_target) or LossCost(
+            saved_bytes=int(4 * (2 * hidden + negatives)), working_bytes=int(4 * (hidden + negatives))
+        )
