@@ -1,4 +1,4 @@
-"""`longplay inspect`: what is in a prepared dataset, as text, as JSON and as a picture."""
+"""`longplay inspect`: describe a prepared dataset as text, JSON and a figure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longplay.common.registry import import_submodules
+from longplay.data_shards import readers
+from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, Spread, inspect_dataset
 from longplay.data_shards.storage.verification import find_problems
@@ -21,31 +24,31 @@ _EXIT_PROBLEMS = 1
 
 
 def register(subparsers: Any) -> None:
-    """Adds the command `inspect` to the subparsers of `longplay`; its `func` takes the parsed arguments."""
-    parser = subparsers.add_parser("inspect", help="what is in a dataset", description=__doc__)
+    """Add the command `inspect` to the subparsers of `longplay`."""
+    parser = subparsers.add_parser("inspect", help="describe and verify a dataset", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(func=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder and the options."""
+    """Add the folder and the options."""
     parser.add_argument("data", type=Path, metavar="DIR", help="a dataset made by `longplay prepare`")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
-        "--png", type=Path, metavar="FILE", help=f"where the picture goes (default: DIR/{PNG_NAME})"
+        "--png", type=Path, metavar="FILE", help=f"file for the figure (default: DIR/{PNG_NAME})"
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read everything first and check every checksum and count; exit code 1 if anything is wrong",
+        help="first read all files and check every checksum and count; exit code 1 if anything is wrong",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspects what `args` name; returns the exit code.
+    """Describe the dataset; return the exit code.
 
     Raises:
-        DataError: no dataset, or one that is damaged.
+        DataError: the folder is not a dataset, or the dataset is damaged.
         OSError: the file of `--png` cannot be written.
     """
     if args.verify:
@@ -54,29 +57,31 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"problems": problems}, indent=1) if args.json else "\n".join(problems))
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
-    found = inspect_dataset(dataset, track_shards)
+    import_submodules(readers)
+    reader = READERS.get(dataset.manifest.source.get("format", ""))
+    found = inspect_dataset(dataset, track_shards, time_unit_s=reader and reader.time_unit_s)
     if args.json:
         verified = {"verified": True} if args.verify else {}
         print(json.dumps({**dataclasses.asdict(found), **verified}, indent=1))
     else:
         print(_as_text(found), end="")
         if args.verify:
-            print("verified: every checksum and count agrees with the content")
+            print("verified: all checksums and counts match the content")
     note = _write_png(dataset, found, args.png, args.data / PNG_NAME)
     print(note, file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
 def _write_png(dataset: Dataset, found: Inspection, asked: Path | None, default: Path) -> str:
-    """What became of the picture; that it cannot be written is an error only if it was asked for by name."""
+    """Write the figure and return a line about it. A failure is an error only if the user named the file."""
     path = asked or default
     try:
         draw(dataset, found, path)
     except OSError as error:
         if asked is not None:
             raise
-        return f"no picture: {path} cannot be written ({error.strerror}); name a file with --png"
-    return f"picture: {path}"
+        return f"no figure: {path} cannot be written ({error.strerror}); choose a file with --png"
+    return f"figure: {path}"
 
 
 def _as_text(found: Inspection) -> str:
@@ -88,9 +93,12 @@ def _as_text(found: Inspection) -> str:
             ("events", f"{found.num_events:,}"),
             ("users", f"{found.num_users:,}"),
             ("items", f"{found.num_items:,}"),
-            ("density", f"{found.density:.4%} of all pairs of a user and an item"),
-            ("repeats", f"{found.repeat_fraction:.2%} of the events: the user had the item before"),
-            ("ties", f"{found.tie_fraction:.2%} of the events: at the time of the user's event before"),
+            ("density", f"{found.density:.4%} of all (user, item) pairs"),
+            (
+                "repeats",
+                f"{found.repeat_fraction:.2%} of events: the user had an earlier event with the item",
+            ),
+            ("ties", f"{found.tie_fraction:.2%} of events: at the same time as the user's previous event"),
             *_time_lines(found),
         ],
         [("events per user", ""), *_spread_lines(found.lengths)],
@@ -98,7 +106,7 @@ def _as_text(found: Inspection) -> str:
             ("events per item", ""),
             *_spread_lines(found.popularity.counts),
             *(
-                (f"  top {name} of the items", f"{share:.2%} of the events")
+                (f"  top {name} of the items", f"{share:.2%} of events")
                 for name, share in found.popularity.top_shares.items()
             ),
             ("  items with one event", f"{found.popularity.num_single:,}"),
@@ -143,7 +151,7 @@ def _spread_lines(spread: Spread) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command on its own, `python -m longplay.launch.inspect_dataset`."""
+    """Run the command alone: `python -m longplay.launch.inspect_dataset`."""
     from longplay.launch.cli import main as longplay
 
     return longplay(["inspect", *(sys.argv[1:] if argv is None else argv)])

@@ -1,4 +1,4 @@
-"""`longplay synth`: raw files in the layouts of LFM-1b, KuaiRand-27K or MovieLens-1M, of any size."""
+"""`longplay synth`: generate raw files of any size in the layout of LFM-1b, KuaiRand-27K or MovieLens-1M."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _HELP = {
 
 
 def register(subparsers: Any) -> None:
-    """Adds the command `synth` to the subparsers of `longplay`; its `func` takes the parsed arguments."""
+    """Add the command `synth` to the subparsers of `longplay`."""
     parser = subparsers.add_parser(
-        "synth", help="generated raw files in the originals' layouts", description=__doc__
+        "synth", help="generate raw files in the layout of a public dataset", description=__doc__
     )
     add_arguments(parser)
     parser.set_defaults(func=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds one subcommand per dataset."""
+    """Add one subcommand per dataset."""
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, original in RAW_FORMATS.items():
         one = formats.add_parser(name, help=_HELP[name])
@@ -42,25 +42,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             required=name != "ml1m",
             default=str(original.events) if name == "ml1m" else None,
             metavar="N",
-            help=f"rows to write, as 250000, 100M or 1.5G (the original has {original.events})",
+            help=f"rows to write: 250000, 100M, 1.5G, ... (the original has {original.events})",
         )
-        one.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the files")
-        one.add_argument("--users", metavar="N", help="(default: as many as keep the original's mean length)")
+        one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+        one.add_argument(
+            "--users", metavar="N", help="number of users (default: keeps the original's mean history length)"
+        )
         one.add_argument(
             "--items",
             default=str(original.items),
             metavar="N",
-            help="of the catalogue (default: %(default)s)",
+            help="size of the catalogue (default: %(default)s)",
         )
-        one.add_argument("--seed", default="0", metavar="N", help="(default: %(default)s)")
+        one.add_argument(
+            "--seed", default="0", metavar="N", help="seed of the generator (default: %(default)s)"
+        )
         one.add_argument("--overwrite", action="store_true", help="replace the files at --out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generates what `args` describe; returns the exit code.
+    """Generate the files; return the exit code.
 
     Raises:
-        DataError: unusable options or output path; the disk fills up.
+        DataError: an option or the output path is unusable, or the disk is full.
     """
     raw = RawSynthetic(
         format=args.format,
@@ -86,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_count(name: str, text: str) -> int:
-    """`250000`, `250_000`, `100M` or `1.5G` -> the number.
+    """Parse `250000`, `250_000`, `100M` or `1.5G`.
 
     Raises:
-        DataError: anything else; names the option `--name`.
+        DataError: `text` is anything else; the message names the option `--name`.
     """
     match = re.fullmatch(r"(\d+(?:_\d+)*)(?:\.(\d+))?([kmgb]?)", text.strip().lower())
     if match:
@@ -97,7 +101,7 @@ def parse_count(name: str, text: str) -> int:
         number, rest = divmod(int(whole + fraction) * _SUFFIXES[suffix], 10 ** len(fraction))
         if not rest:
             return number
-    raise DataError(f"--{name} is {text!r}, it must be a whole number such as 250000, 500K, 100M or 1.5G")
+    raise DataError(f"--{name} is {text!r}, it must be an integer such as 250000, 500K, 100M or 1.5G")
 
 
 def _print_plan(raw: RawSynthetic, out: Path) -> None:
@@ -106,12 +110,12 @@ def _print_plan(raw: RawSynthetic, out: Path) -> None:
         f"{raw.num_items:,} items, seed {raw.seed}; about {raw.estimated_bytes():,} bytes"
     )
     for file in raw.files:
-        extra = ", beside the events" if "log_random" in file.path else ""
+        extra = ", in addition to the events" if "log_random" in file.path else ""
         print(f"  {out / file.path}  ({file.num_rows:,} rows{extra})", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command on its own, `python -m longplay.launch.synth`."""
+    """Run the command alone: `python -m longplay.launch.synth`."""
     from longplay.launch.cli import main as longplay
 
     return longplay(["synth", *(sys.argv[1:] if argv is None else argv)])

@@ -30,7 +30,7 @@ from longplay.data_shards.generators.layouts import (
     lfm1b_files,
     ml1m_files,
 )
-from longplay.data_shards.readers.sources import Progress, no_progress
+from longplay.data_shards.progress import Progress, no_progress
 
 _NUM_THREADS = 2
 _MOST_ITEMS = 2_000_000_000

@@ -10,15 +10,11 @@ than popularity does.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.readers.sources import Block, ParsedBlock
 
 _ITEMS_PER_INTEREST = 50
 _NUM_FAVOURITES = 5
@@ -34,7 +30,7 @@ _MEDIAN_GAP_S = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSource:
+class SyntheticEvents:
     """A seeded generator of listening histories, all in one block.
 
     Attributes:
@@ -68,38 +64,15 @@ class SyntheticSource:
         if not 0 <= self.follow_probability <= 1:
             raise DataError(f"--follow-probability is {self.follow_probability}, it must lie between 0 and 1")
 
-    def describe(self) -> dict[str, Any]:
-        return {"format": "synthetic", "paths": [], "options": dataclasses.asdict(self)}
-
-    def fingerprint(self) -> list[Any]:
-        return []
-
-    def max_events(self) -> int:
-        return self.events
-
-    def total_weight(self) -> int:
-        return self.events
-
-    def blocks(self, block_bytes: int) -> Iterator[Block]:
-        yield self
-
-    @property
-    def part(self) -> str:
-        return "generated"
-
-    @property
-    def weight(self) -> int:
-        return self.events
-
-    def parse(self) -> ParsedBlock:
+    def generate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return user, item and time of the events, (events,) integers each, one user after the other."""
         rng = np.random.default_rng(self.seed)
         lengths = self._lengths(rng)
         catalogue = Catalogue.draw(self.items, self.zipf, rng)
         items = self._walk(lengths, catalogue, rng)
         user = np.repeat(rng.permutation(self.users * 4)[: self.users], lengths)
         original_ids = rng.choice(self.items * 10, self.items, replace=False)
-        columns = (user, original_ids[items], _times(lengths, rng))
-        return ParsedBlock(*(values.astype(np.int64) for values in columns), rows_in=self.events)
+        return user, original_ids[items], _times(lengths, rng)
 
     def _lengths(self, rng: np.random.Generator) -> np.ndarray:
         """(users,) history lengths, at least `_MIN_LENGTH`, that add up to `events`."""

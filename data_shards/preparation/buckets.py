@@ -17,7 +17,7 @@ from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.partition import RunTotals, bucket_parts, open_runs
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
-from longplay.data_shards.readers.sources import Progress, no_progress
+from longplay.data_shards.progress import Progress, no_progress
 
 REPEATED_ITEM = "repeated_item"
 OVER_MAX_USER_EVENTS = "over_max_user_events"

@@ -16,8 +16,9 @@ import numpy as np
 from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
+from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.readers.bad_rows import BadRows
-from longplay.data_shards.readers.sources import Block, ParsedBlock, Progress, Source, no_progress
+from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
 
 BEFORE_FROM = "before_from"
 AFTER_UNTIL = "after_until"

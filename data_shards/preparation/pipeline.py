@@ -32,8 +32,9 @@ from longplay.data_shards.preparation.selection import Selection, select
 from longplay.data_shards.preparation.work_folder import WorkFolder, remove, work_folder
 from longplay.data_shards.preparation.workers import default_num_workers
 from longplay.data_shards.preparation.writing import assign_users, default_num_shards, write_shards
+from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, BadRows
-from longplay.data_shards.readers.sources import Progress, Source, no_progress
+from longplay.data_shards.readers.sources import Source
 from longplay.data_shards.storage.manifest import (
     ITEMS_NAME,
     USERS_NAME,

@@ -16,7 +16,7 @@ from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.sorting import stable_order
 from longplay.data_shards.preparation.workers import in_order
-from longplay.data_shards.readers.sources import Progress, no_progress
+from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.storage.manifest import NUM_QUANTILES
 
 USER_TOO_SHORT = "user_too_short"

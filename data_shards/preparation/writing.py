@@ -13,7 +13,7 @@ from longplay.common.atomic import write_bytes
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.selection import Selection
 from longplay.data_shards.preparation.workers import in_order
-from longplay.data_shards.readers.sources import Progress, no_progress
+from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.storage.manifest import ShardInfo
 from longplay.data_shards.storage.shard_layout import ShardWriter
 

@@ -1,1 +1,1 @@
-"""Read source files into blocks of events."""
+"""Read source files as blocks of events. Each format of `longplay prepare` is one module here."""

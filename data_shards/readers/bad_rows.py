@@ -1,4 +1,4 @@
-"""The account of source rows that could not be used: counted by reason, the first few remembered."""
+"""Count the unusable rows of a source by reason, and keep the first few as examples."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ _MAX_TEXT = 60
 
 
 def missing(column: str) -> str:
-    """The reason of a row whose `column` is empty."""
+    """Return the reason for a row whose `column` is empty."""
     return f"missing:{column}"
 
 
 def not_an_integer(column: str) -> str:
-    """The reason of a row whose `column` holds something that is no whole number of 64 bits."""
+    """Return the reason for a row whose `column` does not hold a 64-bit integer."""
     return f"not_an_integer:{column}"
 
 
 def out_of_range(column: str) -> str:
-    """The reason of a row whose `column` holds a number that the format rules out."""
+    """Return the reason for a row whose `column` holds a number outside the range of the format."""
     return f"out_of_range:{column}"
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """One unusable row: where it stands (`events.csv, line` 3), why, and the text that is wrong."""
+    """One unusable row.
+
+    Attributes:
+        where: the file and the kind of number, such as `events.csv, line`.
+        number: line or row number.
+        reason: why it is unusable.
+        text: the unusable text.
+    """
 
     where: str
     number: int
@@ -49,11 +56,11 @@ class BadRow:
 
 @dataclass
 class BadRows:
-    """Unusable rows of one source, or of one block of it.
+    """The unusable rows of a source or of one of its blocks.
 
     Attributes:
-        counts: reason -> rows dropped for it; a row is counted once, under the first reason that holds.
-        first: the earliest few of them, blank lines excluded.
+        counts: reason -> rows dropped. A row counts once, under the first reason that applies.
+        first: the first few of these rows, without blank lines.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -61,16 +68,16 @@ class BadRows:
 
     @property
     def num_bad(self) -> int:
-        """Rows dropped for a fault; a blank line is none."""
+        """Dropped rows without blank lines, which are not errors."""
         return sum(count for reason, count in self.counts.items() if reason != BLANK_LINE)
 
     @property
     def num_dropped(self) -> int:
-        """All rows dropped, blank lines included."""
+        """All dropped rows, including blank lines."""
         return sum(self.counts.values())
 
     def add(self, other: BadRows, rows_before: int = 0) -> None:
-        """Adds the rows of a later block, in which `rows_before` rows of the file are not counted."""
+        """Add the rows of a later block, whose row numbers start after `rows_before` rows of the file."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
         room = max(0, NUM_EXAMPLES - len(self.first))
@@ -79,24 +86,24 @@ class BadRows:
         ]
 
     def check(self, rows_in: int, max_bad_fraction: float) -> None:
-        """Stops the run when more than `max_bad_fraction` of `rows_in` rows are bad.
+        """Check that at most `max_bad_fraction` of `rows_in` rows are unusable.
 
         Raises:
-            DataError: too many; names the first bad row by file, line and field.
+            DataError: there are more; the message names the first unusable row by file, line and field.
         """
         if self.num_bad <= max_bad_fraction * rows_in:
             return
         raise DataError(
-            f"{self.first[0]}; {self.num_bad} of {rows_in} rows cannot be used, more than --max-bad-fraction "
-            f"{max_bad_fraction:g} allows: correct the file, name other columns with --user, --item, --time, "
-            "or raise --max-bad-fraction to drop such rows"
+            f"{self.first[0]}; {self.num_bad} of {rows_in} rows are unusable, more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows; correct the file, choose other columns with --user, --item and "
+            "--time, or raise --max-bad-fraction to drop these rows"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
+        """Return plain data for `from_json`."""
         return {"counts": self.counts, "first": [dataclasses.astuple(row) for row in self.first]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> BadRows:
-        """What `to_json` gave."""
+        """Restore the result of `to_json`."""
         return cls(dict(content["counts"]), [BadRow(*row) for row in content["first"]])

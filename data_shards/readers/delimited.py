@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longplay.data_shards.readers.fields import Columns, RowFormat
+from longplay.data_shards.readers.fields import Columns, RowFormat, add_column_arguments, columns_of
+from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.text_blocks import TextFile
 from longplay.data_shards.readers.text_layout import Layout, TextSource, header_names
 
 _TAB_SUFFIXES = (".tsv", ".inter")
 _SEPARATORS = (",", "\t", ";", "|")
+_SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +22,9 @@ class CsvSource(TextSource):
     """Delimited text with a header line and named columns.
 
     Attributes:
-        paths: files of the same kind, read one after the other.
-        sep: the separator; None takes it from the file's extension or header line.
+        paths: files of the same format, read in this order.
+        columns: which columns hold the user, the item and the time.
+        sep: the separator; None: chosen by each file's extension or header line.
     """
 
     paths: tuple[Path, ...]
@@ -50,8 +54,31 @@ class CsvSource(TextSource):
 
 
 def _guess_separator(path: Path, header: str) -> str:
-    """Tab for `.tsv` and `.inter`, else the usual separator most frequent in the header, comma if none."""
+    """Return a tab for `.tsv` and `.inter`, else the usual separator that is most frequent in the header."""
     name = path.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".bz2")
     if name.endswith(_TAB_SUFFIXES):
         return "\t"
     return max(_SEPARATORS, key=header.count)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument(
+        "--sep",
+        help="separator: tab, comma, semicolon, pipe, space or any text (default: by extension or header)",
+    )
+    add_column_arguments(parser)
+
+
+READERS.register(
+    "csv",
+    Reader(
+        help="delimited text with a header line: .csv, .tsv, .inter, also .gz, .bz2 or .zst",
+        add_arguments=_add_arguments,
+        open=lambda args: CsvSource(
+            paths=tuple(args.paths),
+            columns=columns_of(args),
+            sep=_SEPARATOR_NAMES.get(args.sep, args.sep),
+        ),
+    ),
+)

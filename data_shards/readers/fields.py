@@ -1,14 +1,14 @@
-"""Raw columns -> whole numbers: the one place that decides what an id or a time may look like.
+"""Parse raw columns into integers. This module alone decides which ids and times are usable.
 
-An id or a time is an integer of 64 bits, or a float without a fraction (`978300760.0`) below 2**53. A
-datetime column counts as the integer it is stored as. Times with a fraction are unusable unless a
-`time_scale` above 1 is given: every time is then multiplied by it and rounded, so that 1000 keeps the
-milliseconds of times in seconds.
+An id or a time is a 64-bit integer, or a float below 2**53 without a fraction (`978300760.0`). A datetime
+column is read as the integer it is stored as. A time with a fraction is unusable unless `time_scale` is above
+1: then every time is multiplied by it and rounded, so that 1000 keeps the milliseconds of times in seconds.
 """
 
 from __future__ import annotations
 
 import difflib
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,12 @@ _MAX_INT64 = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the three columns read from a source, and the scale of its times."""
+    """The columns to read from a source.
+
+    Attributes:
+        user, item, time: names of the columns.
+        time_scale: factor by which times are multiplied.
+    """
 
     user: str = "user_id"
     item: str = "item_id"
@@ -47,31 +52,53 @@ class Columns:
             raise DataError(f"--time-scale is {self.time_scale}, it must be at least 1")
 
     def names(self) -> dict[str, str]:
-        """role -> column name."""
+        """Return role -> column name."""
         return {role: getattr(self, role) for role in ROLES}
+
+
+def add_column_arguments(parser: ArgumentParser) -> None:
+    """Add `--user`, `--item`, `--time` and `--time-scale`."""
+    default = Columns()
+    for role, name in default.names().items():
+        parser.add_argument(
+            f"--{role}", default=name, metavar="COLUMN", help=f"column of the {role} (default: {name})"
+        )
+    parser.add_argument(
+        "--time-scale",
+        type=int,
+        default=default.time_scale,
+        metavar="N",
+        help="multiply times by N and round: 1000 keeps the milliseconds of times in seconds with a fraction "
+        "(default: 1; rows whose time has a fraction are unusable)",
+    )
+
+
+def columns_of(args: Namespace) -> Columns:
+    """Return the columns that the arguments of `add_column_arguments` select."""
+    return Columns(user=args.user, item=args.item, time=args.time, time_scale=args.time_scale)
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """A column that must hold `value`, or the row is left out; `true` and `false` count as 1 and 0."""
+    """Keep only the rows whose `column` holds `value`; `true` and `false` count as 1 and 0."""
 
     column: str
     value: int
 
     @property
     def reason(self) -> str:
-        """Why a row of another value is dropped."""
+        """The reason for dropping a row with another value."""
         return f"not_selected:{self.column}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFormat:
-    """What is read of a row, and what it must be to be used.
+    """Which columns of a row are read, and which values are usable.
 
     Attributes:
-        columns: the user's, item's and time's.
-        least: role -> the smallest number there may be; any, if absent.
-        wanted: columns by which rows are selected.
+        columns: the columns of the user, the item and the time.
+        least: role -> smallest usable number; roles without an entry have no limit.
+        wanted: filters that select rows.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -79,15 +106,21 @@ class RowFormat:
     wanted: tuple[RowFilter, ...] = ()
 
     def names(self) -> dict[str, str]:
-        """Key of a table's column -> name in the source: the roles, then what rows are selected by."""
+        """Return key in a parsed table -> column name in the source: the roles first, then the filters."""
         return {**self.columns.names(), **{f"wanted:{want.column}": want.column for want in self.wanted}}
 
 
 def find_column(name: str, present: Sequence[str], option: str | None, path: Path) -> int:
-    """The position of the column called `name`, or `name:type` as RecBole writes it; `option` names another.
+    """Return the index of the column called `name`, or `name:type` as RecBole writes it.
+
+    Args:
+        name: the column to find.
+        present: names of all columns.
+        option: the command-line option that selects another column, for the error message.
+        path: the file, for the error message.
 
     Raises:
-        DataError: there is none; lists those present and the nearest.
+        DataError: the file has no such column; the message lists its columns and the nearest one.
     """
     bases = [column.partition(":")[0] for column in present]
     for candidates in (list(present), bases):
@@ -95,18 +128,18 @@ def find_column(name: str, present: Sequence[str], option: str | None, path: Pat
             return candidates.index(name)
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
     hint = f", nearest {nearest[0]!r}" if nearest else ""
-    way_out = f"name the right one with {option}" if option else "pass files of the right format"
-    raise DataError(f"{path}: no column {name!r} (present: {', '.join(map(repr, present))}{hint}); {way_out}")
+    way_out = f"choose a column with {option}" if option else "pass files of this format"
+    raise DataError(f"{path}: no column {name!r} (columns: {', '.join(map(repr, present))}{hint}); {way_out}")
 
 
 def _whole(value: pl.Expr) -> pl.Expr:
-    """Float64 -> Int64 where it has no fraction and is exact, null elsewhere."""
+    """Convert Float64 to Int64 where the number is an exact integer, null elsewhere."""
     exact = value.is_finite() & (value == value.floor()) & (value.abs() < _EXACT_FLOAT)
     return pl.when(exact).then(value).otherwise(None).cast(pl.Int64, strict=False)
 
 
 def _integer(role: str, dtype: pl.DataType, scale: int) -> pl.Expr:
-    """Column `role` of type `dtype` -> Int64 times `scale`, null where it is no whole number of 64 bits."""
+    """Convert column `role` to Int64 times `scale`, null where the result is not a 64-bit integer."""
     column = pl.col(role)
     integer = column.cast(pl.Int64, strict=False)
     number = column.cast(pl.Float64, strict=False)
@@ -119,28 +152,29 @@ def _integer(role: str, dtype: pl.DataType, scale: int) -> pl.Expr:
 
 
 def check_types(schema: dict[str, pl.DataType], names: dict[str, str], path: Path) -> None:
-    """Refuses columns that can hold no ids or times at all.
+    """Check that the columns' types can hold ids and times.
 
     Raises:
-        DataError: such a column, by name.
+        DataError: a column has another type.
     """
     for role, dtype in schema.items():
         temporal = role == "time" and dtype in (pl.Datetime, pl.Date)
         if not (dtype.is_integer() or dtype.is_float() or temporal or dtype in (pl.String, pl.Null)):
             raise DataError(
-                f"{path}: column {names[role]!r} holds {dtype}, not integers; cast it, or name another with "
-                f"--{role}"
+                f"{path}: column {names[role]!r} holds {dtype}, not integers; cast it, or choose another "
+                f"column with --{role}"
             )
 
 
 def parse_rows(table: pl.DataFrame, form: RowFormat, where: str, first_number: int) -> ParsedBlock:
-    """The usable events of consecutive rows, and an account of the others.
+    """Return the usable events of consecutive rows, and count the other rows by reason.
 
     Args:
-        table: the columns of `form.names()`, of any type that `check_types` admits; `reason` and `text` may
-            say which rows were found unusable already, and the row.
-        where: how to name the place of a row, its number following.
-        first_number: the number of the first row.
+        table: the columns of `form.names()`, of any type that `check_types` accepts. Optional columns
+            `reason` and `text` mark rows that are known to be unusable.
+        form: which columns and values are usable.
+        where: the file and the kind of row number, for messages: `events.csv, line`.
+        first_number: number of the first row.
     """
     names = form.names()
     scales = {key: form.columns.time_scale if key == "time" else 1 for key in names}
@@ -179,7 +213,7 @@ def parse_rows(table: pl.DataFrame, form: RowFormat, where: str, first_number: i
 
 
 def _parse_carefully(rows: pl.DataFrame, form: RowFormat, scales: dict[str, int]) -> pl.DataFrame:
-    """The columns of `form.names()` as Int64, and `reason` and `text` where one is unusable and null."""
+    """Return the columns of `form.names()` as Int64, with `reason` and `text` for the unusable rows."""
     names = form.names()
     texts = [key for key in names if rows.schema[key] == pl.String]
     rows = rows.with_columns(pl.col(key).str.strip_chars() for key in texts)
@@ -205,7 +239,7 @@ def _parse_carefully(rows: pl.DataFrame, form: RowFormat, scales: dict[str, int]
 
 
 def _account(bad: pl.DataFrame, where: str) -> BadRows:
-    """Counts rows by `reason` and remembers the first, with their `number` and `text`."""
+    """Count unusable rows by `reason` and keep the first as examples."""
     counts = dict(bad.group_by("reason").len().sort("reason").iter_rows())
     faulty = bad.filter(pl.col("reason") != BLANK_LINE).head(NUM_EXAMPLES)
     rows = faulty.select("number", "reason", "text").iter_rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,17 +18,25 @@ from longplay.data_shards.readers.fields import (
     ROLES,
     Columns,
     RowFormat,
+    add_column_arguments,
     check_types,
+    columns_of,
     find_column,
     parse_rows,
 )
+from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.sources import BLOCK_ROWS, Block, ParsedBlock
 from longplay.data_shards.readers.text_blocks import file_identity
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource:
-    """Parquet files, read one after the other; rows are numbered from 1 in each."""
+    """Parquet files with named columns. Row numbers start at 1 in each file.
+
+    Attributes:
+        paths: the files, read in this order.
+        columns: which columns hold the user, the item and the time.
+    """
 
     paths: tuple[Path, ...]
     columns: Columns = field(default_factory=Columns)
@@ -47,7 +56,7 @@ class ParquetSource:
 
     def blocks(self, block_bytes: int) -> Iterator[Block]:
         if self.total_weight() == 0:
-            raise DataError(f"{', '.join(map(str, self.paths))}: no rows; pass a file that holds events")
+            raise DataError(f"{', '.join(map(str, self.paths))}: no rows; pass a file with events")
         for path in self.paths:
             with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
                 columns = _find_columns(path, file, self.columns)
@@ -57,7 +66,7 @@ class ParquetSource:
 
 @dataclass(frozen=True)
 class _ParquetBlock:
-    """Some consecutive rows of a file."""
+    """Consecutive rows of a file."""
 
     path: Path
     batch: pa.RecordBatch
@@ -80,10 +89,10 @@ class _ParquetBlock:
 
 
 def _find_columns(path: Path, file: pq.ParquetFile, columns: Columns) -> dict[str, str]:
-    """role -> the name of its column in the file.
+    """Return role -> name of its column in the file.
 
     Raises:
-        DataError: missing, or of a type that holds no integers.
+        DataError: a column is missing or does not hold integers.
     """
     names, present = columns.names(), file.schema_arrow.names
     found = {role: present[find_column(names[role], present, f"--{role}", path)] for role in ROLES}
@@ -100,13 +109,13 @@ def _num_rows(path: Path) -> int:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Makes what goes wrong with a file one line.
+    """Turn an error while reading a file into one line.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     if path.is_dir():
-        raise DataError(f"{path}: a folder, not a file; name the Parquet files in it")
+        raise DataError(f"{path}: is a folder; pass the Parquet files in it")
     try:
         yield
     except FileNotFoundError:
@@ -114,5 +123,20 @@ def _reading(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path}: cannot be read as Parquet ({cause}); check that the file is whole"
+            f"{path}: cannot be read as Parquet ({cause}); check that the file is complete"
         ) from error
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE")
+    add_column_arguments(parser)
+
+
+READERS.register(
+    "parquet",
+    Reader(
+        help="Parquet files",
+        add_arguments=_add_arguments,
+        open=lambda args: ParquetSource(paths=tuple(args.paths), columns=columns_of(args)),
+    ),
+)

@@ -1,8 +1,8 @@
-"""What every reader gives: blocks of a source, each parsed on its own into usable events and an account."""
+"""The interface of a source: blocks that are parsed independently into events and counts of unusable rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,15 +10,8 @@ import numpy as np
 
 from longplay.data_shards.readers.bad_rows import BadRows
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, events done, events in all, estimated while reading) as work advances."""
-
 BLOCK_ROWS = 1_000_000
-"""Rows of a block where rows, not bytes, are what is counted."""
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """The progress callback of those who want none."""
+"""Rows of a block, for sources that are not divided by bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +20,9 @@ class ParsedBlock:
 
     Attributes:
         user, item, time: (events,) int64.
-        rows_in: rows of the block, header excluded.
-        bad_rows: unusable rows, numbered from the block's first row.
-        dropped: reason -> rows that are sound and were not asked for.
+        rows_in: rows of the block, without the header.
+        bad_rows: unusable rows, numbered from the first row of the block.
+        dropped: reason -> usable rows that the source's options exclude.
     """
 
     user: np.ndarray
@@ -45,11 +38,12 @@ class ParsedBlock:
 
 
 class Block(Protocol):
-    """A part of a source that can be parsed on its own, in any thread.
+    """A part of a source that can be parsed independently, in any thread.
 
     Attributes:
-        part: the file it is of; blocks of a file follow each other, rows are numbered within the file.
-        weight: its share of the source, in the unit of `Source.total_weight`.
+        part: the file of the block. Blocks of a file are consecutive, and row numbers start anew in each
+            file.
+        weight: size of the block in the unit of `Source.total_weight`.
     """
 
     @property
@@ -59,42 +53,44 @@ class Block(Protocol):
     def weight(self) -> int: ...
 
     def parse(self) -> ParsedBlock:
-        """Reads and parses it.
+        """Read and parse the block.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the block cannot be read.
         """
         ...
 
 
 class Source(Protocol):
-    """Something `prepare_dataset` can read: raw files of one format, or a generator."""
+    """What `prepare_dataset` reads: raw files of one format, or generated events."""
 
     def describe(self) -> dict[str, Any]:
-        """`{"format", "paths", "options"}` for the manifest."""
+        """Return `{"format", "paths", "options"}` for the manifest."""
         ...
 
     def fingerprint(self) -> list[Any]:
-        """Plain data that differs when the content may: path, size and time of change of each file.
+        """Return plain data that changes when the content may: each file's path, size and modification time.
 
         Raises:
-            DataError: a file that cannot be read, or is none.
+            DataError: a file is missing or cannot be read.
         """
         ...
 
     def max_events(self) -> int:
-        """An upper estimate of its events, from the files' sizes."""
+        """Return an upper estimate of the number of events, from the sizes of the files."""
         ...
 
     def total_weight(self) -> int:
-        """The sum of its blocks' weights."""
+        """Return the sum of the weights of all blocks."""
         ...
 
     def blocks(self, block_bytes: int) -> Iterator[Block]:
-        """Its blocks in order, the same ones at every call with the same `block_bytes`; text of about that
-        size each.
+        """Yield the blocks in order, always the same ones for the same `block_bytes`.
+
+        Args:
+            block_bytes: approximate size of a block of text.
 
         Raises:
-            DataError: a file that cannot be read, a missing column.
+            DataError: a file cannot be read, or a column is missing.
         """
         ...

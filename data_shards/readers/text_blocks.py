@@ -1,4 +1,4 @@
-"""Text files in blocks of whole lines, plain or compressed, none of them held whole in memory."""
+"""Read plain or compressed text files in blocks of whole lines, without holding a file in memory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 24
 _PROBE_BYTES = 1 << 16
 MAX_INFLATION = 8
-"""Bytes of text that a byte of a compressed file is taken for when sizes are estimated; only a guess."""
+"""Assumed compression ratio, for estimates of sizes."""
 
 
 def file_identity(path: Path) -> list[Any]:
-    """Path, size and time of change of a file, by which one that was replaced is told.
+    """Return the path, size and modification time of a file, which change when it is replaced.
 
     Raises:
-        DataError: there is no such file.
+        DataError: the file does not exist or cannot be read.
     """
     try:
         stat = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
@@ -41,9 +41,10 @@ class TextBlock:
     """Whole lines of a file.
 
     Attributes:
-        begin, end: where they stand in a plain file; the last line may lack its line end.
-        data: the lines, where they were decompressed already.
-        weight: bytes of the file, as it is on disk.
+        path: the file.
+        begin, end: byte range in a plain file. The last line may lack its line break.
+        weight: bytes that the block takes in the file on disk.
+        data: the decompressed lines of a compressed file.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class TextBlock:
     data: bytes | None = None
 
     def read(self) -> bytes:
-        """The bytes of the lines."""
+        """Return the lines."""
         if self.data is not None:
             return self.data
         with reading(self.path), self.path.open("rb") as file:
@@ -63,7 +64,7 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file that exists and is not empty; gzip, zstd and bzip2 are told by its content."""
+    """A text file that exists and is not empty. Its first bytes show whether it is gzip, zstd or bzip2."""
 
     path: Path
     num_bytes: int
@@ -71,42 +72,46 @@ class TextFile:
 
     @classmethod
     def open(cls, path: Path) -> TextFile:
-        """Looks at a file.
+        """Open a file to detect its compression.
 
         Raises:
-            DataError: missing, unreadable or empty.
+            DataError: the file is missing, unreadable or empty.
         """
         if path.is_dir():
-            raise DataError(f"{path}: a folder, not a file; name the file to read")
+            raise DataError(f"{path}: is a folder; give the path of the file to read")
         with reading(path), path.open("rb") as file:
             start = file.read(8)
             num_bytes = os.fstat(file.fileno()).st_size
         if not start:
-            raise DataError(f"{path}: empty; pass a file that holds events")
+            raise DataError(f"{path}: is empty; pass a file with events")
         kinds = [kind for magic, kind in _MAGIC.items() if start.startswith(magic)]
         return cls(path, num_bytes, kinds[0] if kinds else None)
 
     def max_text_bytes(self) -> int:
-        """An upper estimate of the bytes of text in it."""
+        """Return an upper estimate of the bytes of text in the file."""
         return self.num_bytes * (MAX_INFLATION if self.compression else 1)
 
     def first_line(self) -> bytes:
-        """Its first line with its line end."""
+        """Return the first line with its line break."""
         with reading(self.path), self._stream() as stream:
             line = b""
             while b"\n" not in line and (more := stream.read(_PROBE_BYTES)):
                 line += more
                 self._check_length(len(line) if b"\n" not in line else 0)
         if not line:
-            raise DataError(f"{self.path}: empty; pass a file that holds events")
+            raise DataError(f"{self.path}: is empty; pass a file with events")
         end = line.find(b"\n") + 1
         return line[:end] if end else line
 
     def blocks(self, block_bytes: int, *, skip_header: bool) -> Iterator[TextBlock]:
-        """All lines, or all but the first, in blocks of `block_bytes` and the rest of a line.
+        """Yield the lines in blocks of at least `block_bytes`, each extended to the end of its last line.
+
+        Args:
+            block_bytes: size of a block.
+            skip_header: leave out the first line.
 
         Raises:
-            DataError: damaged, or no text.
+            DataError: the file is damaged or is not text.
         """
         first = self.first_line()
         mark = len(_BYTE_ORDER_MARK) if first.startswith(_BYTE_ORDER_MARK) else 0
@@ -125,7 +130,7 @@ class TextFile:
                 begin = weighed = end
 
     def _rest_of_line(self, file: Any) -> int:
-        """Bytes from here to the next line end, it included, or to the end of the file."""
+        """Return the number of bytes up to the end of the line, including its line break."""
         line = file.readline(_LONGEST_LINE)
         self._check_length(0 if line.endswith(b"\n") else len(line))
         return len(line)
@@ -153,17 +158,17 @@ class TextFile:
     def _check_length(self, line_bytes: int) -> None:
         if line_bytes >= _LONGEST_LINE:
             raise DataError(
-                f"{self.path}: cannot be read as text (no line end within {_LONGEST_LINE >> 20} MiB); check "
-                "that it is whole and holds lines"
+                f"{self.path}: cannot be read as text (no line break within {_LONGEST_LINE >> 20} MiB); "
+                "check that it is complete and consists of lines"
             )
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Makes what goes wrong with a file one line.
+    """Turn an error while reading a file into one line.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         yield
@@ -171,4 +176,4 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: no such file; check the path") from None
     except (OSError, pa.ArrowException) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: cannot be read as text ({cause}); check that it is whole") from error
+        raise DataError(f"{path}: cannot be read as text ({cause}); check that it is complete") from error

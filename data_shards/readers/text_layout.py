@@ -1,7 +1,7 @@
-"""How lines of text split into fields: in bulk where every line is regular, line by line where one is not.
+"""Split lines of text into fields: all at once if every line is regular, line by line otherwise.
 
-A row is a line, so that every complaint carries the line number an editor shows. A quoted field may hold the
-separator, not a line break.
+A row is a line, so that messages give the line number that an editor shows. A quoted field may contain the
+separator but not a line break.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import (
     BAD_QUOTING,
     BLANK_LINE,
@@ -33,18 +32,22 @@ from longplay.data_shards.readers.text_blocks import TextBlock, TextFile, file_i
 _UNIT_SEPARATOR = b"\x1f"
 _MAX_IRREGULAR_LINES = 4096
 _PARTS = 16
-_SAFETY = 1.5  # lines may be shorter than the first ones by this factor before memory is misjudged
+_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the lines of one file split into fields, and which of the fields are wanted.
+    """How the lines of one file are split into fields, and which fields are read.
 
     Attributes:
-        header: the names of all fields.
+        path: the file.
+        sep: the separator.
+        header: names of all fields.
+        form: which columns are read, and which values are usable.
         quotes: fields may be quoted with `"`.
-        nameable: the columns were named on the command line, and others can be.
-        at: key of `form.names()` -> position of its field.
+        has_header_line: the first line is a header.
+        nameable: the user can choose the columns on the command line.
+        at: key of `form.names()` -> index of its field.
     """
 
     path: Path
@@ -64,7 +67,7 @@ class Layout:
         object.__setattr__(self, "at", at)
 
     def parse(self, data: bytes, first_number: int) -> ParsedBlock:
-        """Whole lines -> usable events; `first_number` is that of the first line."""
+        """Parse whole lines into usable events; `first_number` is the number of the first line."""
         table = self._split_in_bulk(data)
         if table is not None:
             return parse_rows(table, self.form, f"{self.path}, line", first_number)
@@ -77,7 +80,7 @@ class Layout:
         return _concatenate(parts)
 
     def _split_in_bulk(self, data: bytes) -> pl.DataFrame | None:
-        """The wanted fields as text, None if a line is blank, quoted, of another width or not UTF-8."""
+        """Return the fields as text, or None if a line is blank, quoted, not UTF-8 or has another width."""
         sep = self.sep.encode()
         if self.quotes and b'"' in data:
             return None
@@ -108,18 +111,18 @@ class Layout:
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         if frame.select(pl.all_horizontal(pl.all().fill_null("") == "").any()).item():
-            return None  # it may be a blank line, which is read as one of empty fields
+            return None  # this may be a blank line, which is parsed as a line of empty fields
         return frame.select(pl.col(str(at)).alias(key) for key, at in self.at.items())
 
     def _split_each_line(self, data: bytes) -> pl.DataFrame:
-        """The wanted fields as text, null where there are none; `reason` and `text`, the line."""
+        """Return the fields as text, null where missing, with `reason` and `text` for the unusable lines."""
         lines = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
         block = pl.DataFrame(
             {"line": [line.removesuffix("\r") for line in lines]}, schema={"line": pl.String}
         )
         line = pl.col("line")
         quoted = self.quotes and b'"' in data
-        if quoted:  # a leading separator makes every field, the first included, one match of the pattern
+        if quoted:  # after a leading separator, every field is one match of the pattern
             sep = self.sep if self.sep.isspace() else re.escape(self.sep)
             pattern = f'{sep}(?:"(?:[^"]|"")*"|[^"{sep}]*)'
             led = pl.concat_str(pl.lit(self.sep), line)
@@ -149,7 +152,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _LayoutBlock:
-    """Lines of a file, and how they split."""
+    """A block of lines and their layout."""
 
     text: TextBlock
     layout: Layout
@@ -168,26 +171,26 @@ class _LayoutBlock:
 
 
 class TextSource(ABC):
-    """A source of text files: what all their formats share."""
+    """Base of the sources that read text files."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """`{"format", "paths", "options"}` for the manifest."""
+        """Return `{"format", "paths", "options"}` for the manifest."""
 
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
-        """The files in the order in which they are read.
+        """Return the files in the order in which they are read.
 
         Raises:
-            DataError: one that should be there is not.
+            DataError: a required file is missing.
         """
 
     @abstractmethod
     def layout(self, file: TextFile) -> Layout:
-        """How the lines of one of the files split.
+        """Return how the lines of one of the files are split.
 
         Raises:
-            DataError: a missing column.
+            DataError: a column is missing.
         """
 
     def fingerprint(self) -> list[Any]:
@@ -213,23 +216,18 @@ class TextSource(ABC):
 
 
 def count_lines(data: bytes) -> int:
-    """Lines, the last of which may lack its line end."""
+    """Return the number of lines. The last line may lack its line break."""
     return data.count(b"\n") + (not data.endswith(b"\n") and len(data) > 0)
 
 
 def header_names(line: bytes, sep: str) -> list[str]:
-    """The names in a header line."""
+    """Return the column names of a header line."""
     text = line.decode("utf-8-sig", "replace").rstrip("\r\n")
     return [name.strip().strip('"') for name in text.split(sep)]
 
 
-def missing_file(path: Path) -> DataError:
-    """The error of a file that a format demands."""
-    return DataError(f"{path}: no such file; check the path")
-
-
 def _cut(data: bytes, num_parts: int) -> Iterator[bytes]:
-    """Cuts lines into about `num_parts` runs of whole lines."""
+    """Divide lines into about `num_parts` parts of whole lines."""
     begin, target = 0, len(data) // num_parts + 1
     while begin < len(data):
         end = data.find(b"\n", begin + target) + 1 or len(data)
@@ -238,7 +236,7 @@ def _cut(data: bytes, num_parts: int) -> Iterator[bytes]:
 
 
 def _concatenate(parts: list[ParsedBlock]) -> ParsedBlock:
-    """Consecutive parts of one block as one; their bad rows are numbered alike."""
+    """Join consecutive parts of one block, whose unusable rows are already numbered within the file."""
     bad_rows, dropped = BadRows(), {}
     for part in parts:
         bad_rows.add(part.bad_rows)

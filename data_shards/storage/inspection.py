@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from longplay.data_shards.readers.presets import TIME_UNIT_S
+from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.dataset import Dataset
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_SHARES = (0.01, 0.1)
-
-Track = Callable[[range, str], Iterable[int]]
-"""Passes numbers of shards on one by one; it is given the name of the work too, to show progress."""
-
-
-def untracked(numbers: range, _: str) -> Iterable[int]:
-    """The track of those who want no progress."""
-    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +84,9 @@ class Inspection:
     bytes_per_event: float
 
 
-def inspect_dataset(dataset: Dataset, track: Track = untracked) -> Inspection:
+def inspect_dataset(
+    dataset: Dataset, track: Track = untracked, *, time_unit_s: float | None = None
+) -> Inspection:
     """Reads every shard once, one at a time.
 
     Raises:
@@ -118,7 +111,7 @@ def inspect_dataset(dataset: Dataset, track: Track = untracked) -> Inspection:
         num_items=dataset.num_items,
         density=num_pairs / (dataset.num_users * dataset.num_items),
         time_range=time_range,
-        time_range_utc=_as_dates(time_range, manifest.source.get("format")),
+        time_range_utc=_as_dates(time_range, time_unit_s),
         lengths=_spread(dataset.lengths),
         popularity=_popularity(dataset.items.counts),
         repeat_fraction=(dataset.num_events - num_pairs) / dataset.num_events,
@@ -181,9 +174,8 @@ def _count_ties(times: np.ndarray, ptr: np.ndarray) -> int:
     return int(np.count_nonzero(tied))
 
 
-def _as_dates(times: tuple[int, int], source_format: str | None) -> tuple[str, str] | None:
-    """In UTC to the second; None where the unit is not known, or the times are no dates in it."""
-    unit_s = TIME_UNIT_S.get(source_format or "")
+def _as_dates(times: tuple[int, int], unit_s: float | None) -> tuple[str, str] | None:
+    """Return times as dates in UTC; None if the unit is unknown or the times are not dates in it."""
     if unit_s is None:
         return None
     try:

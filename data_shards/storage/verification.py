@@ -17,7 +17,7 @@ import polars as pl
 
 from longplay.common.checksums import sha256_of
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.storage.inspection import Track, untracked
+from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.manifest import (
     ITEMS_NAME,
     MANIFEST_NAME,

@@ -1,4 +1,4 @@
-"""A picture of a dataset: how long its users' histories are, and how popular its items."""
+"""Draw the history lengths and the item popularity of a dataset."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ _NUM_POINTS = 1000
 
 
 def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
-    """Writes a PNG of two panels to `path`; reads no shard.
+    """Write a PNG with two panels to `path`. Reads no shard.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     figure = Figure(figsize=(12, 4.8), dpi=120, layout="constrained")
     lengths, popularity = figure.subplots(1, 2)
@@ -34,9 +34,9 @@ def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
 
 
 def _draw_lengths(axes: Axes, lengths: np.ndarray, found: Inspection) -> None:
-    """Bars of equal height stand for equally many users per doubling, however narrow they are."""
+    """Draw a histogram of the lengths whose heights are users per doubling of the length."""
     edges = np.geomspace(lengths.min() - 0.5, lengths.max() + 0.5, _NUM_BINS + 1)
-    # Whole numbers and a half, so that a short length's bar holds that length and no more.
+    # Edges at half-integers, so that the bar of a short length counts that length only.
     edges = np.unique(np.ceil(edges - 0.5) + 0.5)
     users, _ = np.histogram(lengths, edges)
     axes.stairs(users / np.log2(edges[1:] / edges[:-1]), edges, fill=True, color=_BLUE)
@@ -45,9 +45,9 @@ def _draw_lengths(axes: Axes, lengths: np.ndarray, found: Inspection) -> None:
     axes.axvline(mean, color=_GREEN, linestyle="--", label=f"mean {mean:,.1f}")
     axes.set(
         xscale="log",
-        xlabel="events of a user",
+        xlabel="events per user",
         ylabel="users per doubling of the length",
-        title=f"Lengths of {found.num_users:,} histories",
+        title=f"History lengths of {found.num_users:,} users",
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     _plain_numbers(axes)
@@ -60,20 +60,20 @@ def _draw_popularity(axes: Axes, counts: np.ndarray, found: Inspection) -> None:
     shares = found.popularity.top_shares.items()
     for (name, share), color, style in zip(shares, (_ORANGE, _GREEN), ("-", "--"), strict=True):
         rank = num_top(float(name.rstrip("%")) / 100, len(falling))
-        label = f"top {name} of the items: {share:.1%} of the events"
+        label = f"top {name} of items: {share:.1%} of events"
         axes.axvline(rank, color=color, linestyle=style, label=label)
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="rank of the item",
-        ylabel="events of the item",
+        xlabel="item rank",
+        ylabel="events per item",
         title=f"Popularity of {found.num_items:,} items",
     )
     _plain_numbers(axes)
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """1,000 rather than 10³, on both axes."""
+    """Format the ticks of both axes as 1,000 instead of 10³."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.set_minor_formatter(NullFormatter())

@@ -49,7 +49,7 @@ def test_the_text_says_what_is_in_the_dataset(folder: Path, capsys: pytest.Captu
         ["max", "7"],
         ["items", "with", "one", "event", "0"],
         ["shards", f"{dataset.num_shards}"],
-        ["picture:", str(folder / "inspect.png")],
+        ["figure:", str(folder / "inspect.png")],
     ):
         assert row in rows
 
@@ -62,7 +62,7 @@ def test_json_is_all_that_stdout_holds(folder: Path, capsys: pytest.CaptureFixtu
     assert content["rows_dropped"] == {"user_too_short": 5}
     assert content["lengths"]["quantiles"]["50%"] == 4
     assert content["verified"] is True
-    assert errors == f"picture: {folder / 'inspect.png'}\n"
+    assert errors == f"figure: {folder / 'inspect.png'}\n"
 
 
 def test_the_picture_lies_where_it_was_asked_for(folder: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_read_only_folder_gives_a_note(
     assert main(["inspect", str(folder)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
-        f"no picture: {folder / 'inspect.png'} cannot be written (Permission denied); name a file with --png"
+        f"no figure: {folder / 'inspect.png'} cannot be written (Permission denied); choose a file with --png"
     )
 
 
@@ -124,7 +124,7 @@ def test_verify_prints_every_problem_and_exits_with_1(
 
 def test_verify_says_so_when_all_is_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--verify"]) == 0
-    assert "verified: every checksum and count agrees with the content\n" in capsys.readouterr().out
+    assert "verified: all checksums and counts match the content\n" in capsys.readouterr().out
 
 
 def test_a_missing_shard_is_one_line_without_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

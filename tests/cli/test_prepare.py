@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
+import os
 import re
 import signal
 import subprocess
@@ -78,14 +78,14 @@ TEXT_FAULTS = {
     "open quote": ('user_id,item_id,timestamp\n1,"2,3\n', r"line 2: bad quoting"),
     "no such column": (
         "uid,item_id,timestamp\n1,2,3\n",
-        r"no column 'user_id' \(present: 'uid'.*with --user",
+        r"no column 'user_id' \(columns: 'uid'.*with --user",
     ),
     "nearest column": (
         "user_id,itemid,timestamp\n1,2,3\n",
-        r"nearest 'itemid'\); name the right one with --item",
+        r"nearest 'itemid'\); choose a column with --item",
     ),
     "only a header": ("user_id,item_id,timestamp\n", r"no events \(only a header or blank lines\)"),
-    "empty": ("", r"empty; pass a file that holds events"),
+    "empty": ("", r"is empty; pass a file with events"),
     "binary": (b"user_id,item_id,timestamp\n1,2\x003,4\n", r"line 2: item_id is not an integer"),
     "one event each": (
         "user_id,item_id,timestamp\n1,2,3\n2,2,3\n",
@@ -143,7 +143,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
     assert_refused(["parquet", gone, *out], "gone: no such file", capsys)
     assert_refused(["ml1m", gone, *out], "gone: no such file", capsys)
     assert_refused(["ml1m", str(tmp_path), *out], r"ratings\.dat: no such file", capsys)
-    assert_refused(["csv", str(tmp_path), *out], "a folder, not a file", capsys)
+    assert_refused(["csv", str(tmp_path), *out], "is a folder", capsys)
     assert_refused(["csv", cut, *out], r"cut\.csv\.gz: cannot be read as text", capsys)
     assert_refused(["parquet", text, *out], r"events\.csv: cannot be read as Parquet", capsys)
 
@@ -189,7 +189,7 @@ def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
         request.addfinalizer(lambda: signal.signal(number, before))
     argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set")]
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module, "_write_users", lambda *_: signal.raise_signal(number))
+        patched.setattr(prepare_module, "write_shards", lambda *_, **__: signal.raise_signal(number))
         try:
             code = prepare.main(argv)
         except SystemExit as left:
@@ -200,12 +200,46 @@ def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv", "set"]
 
 
-def test_it_registers_as_a_subcommand(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    prepare.register(parser.add_subparsers())
-    path = write(tmp_path / "events.csv", GOOD)
-    args = parser.parse_args(["prepare", "csv", path, "--out", str(tmp_path / "set")])
-    assert args.func(args) == 0
+OWN_READER = """
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from longplay.data_shards.readers.parquet import ParquetSource
+from longplay.data_shards.readers.registry import READERS, Reader
+
+def add_arguments(parser):
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--repeat", type=int, default=1)
+
+def open_pairs(args):
+    \"\"\"Read lines 'user item' whose line number is the time.\"\"\"
+    lines = args.path.read_text().splitlines() * args.repeat
+    rows = [(*map(int, line.split()), number) for number, line in enumerate(lines)]
+    table = args.path.with_suffix(".parquet")
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(table)
+    return ParquetSource(paths=(table,))
+
+READERS.register("pairs", Reader(help="pairs", add_arguments=add_arguments, open=open_pairs, time_unit_s=1))
+"""
+
+
+def test_a_reader_may_come_from_a_module_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "my_package").mkdir()
+    write(tmp_path / "my_package" / "my_reader.py", OWN_READER)
+    path, out = write(tmp_path / "pairs.txt", "1 10\n1 11\n2 10\n2 12\n"), tmp_path / "set"
+    words = ["--import", "my_package.my_reader", "pairs", path, "--repeat", "3", "--until", "1970-01-02"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "longplay.launch.prepare", *words, "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Dataset.open(out).num_events == 12
+
+
+def test_a_module_that_cannot_be_imported_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prepare.main(["--import", "no_such_module", "csv"])
+    assert "--import: no_such_module: cannot be imported (No module named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

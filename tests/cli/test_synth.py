@@ -34,7 +34,7 @@ def test_counts_take_suffixes(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "1e6", "ten", "1.2345K", "5T", "1 2", "M"])
 def test_what_is_no_count_is_refused_by_name(text: str) -> None:
-    with pytest.raises(DataError, match=r"^--events is .*, it must be a whole number such as 250000"):
+    with pytest.raises(DataError, match=r"^--events is .*, it must be an integer such as 250000"):
         synth.parse_count("events", text)
 
 
@@ -61,7 +61,7 @@ def test_kuairand_says_that_the_random_log_comes_on_top(
     assert synth.main(["kuairand", "--events", "20K", "--out", str(tmp_path), "--items", "5K"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "catalogue of 5,000 items" in lines[0]
-    assert lines[5].endswith("log_random_4_22_to_5_08_27k.csv  (74 rows, beside the events)")
+    assert lines[5].endswith("log_random_4_22_to_5_08_27k.csv  (74 rows, in addition to the events)")
     assert lines[6].endswith(f"5 files in {tmp_path / 'data'}")
     assert len(list((tmp_path / "data").iterdir())) == 5
 
@@ -76,11 +76,11 @@ def test_ml1m_needs_no_size() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--events=many", "--events is 'many', it must be a whole number"),
+        ("--events=many", "--events is 'many', it must be an integer"),
         ("--events=0", "--events is 0, it must be at least 1"),
         ("--users=1M", "--users is 1000000 with --events 1000, it must be at most 1000"),
         ("--items=0", "--items is 0, it must be at least 1"),
-        ("--seed=-3", "--seed is '-3', it must be a whole number"),
+        ("--seed=-3", "--seed is '-3', it must be an integer"),
     ],
 )
 def test_bad_options_are_one_line(

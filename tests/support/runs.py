@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from longplay.data_shards.generators.synthetic import SyntheticSource
 from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.readers.synthetic import SyntheticSource
 from longplay.launch.run_folders.metrics_file import Series, read_scalars
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.resolving import resolve

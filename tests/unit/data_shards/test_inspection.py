@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,6 @@ from support.datasets import (
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import QUANTILES, Spread, inspect_dataset, percent
-from longplay.data_shards.storage.manifest import MANIFEST_NAME
 
 
 @pytest.fixture(scope="module")
@@ -106,27 +104,22 @@ def test_counts_and_shards_are_the_manifests(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source_format", "scale", "dates"),
+    ("unit_s", "scale", "dates"),
     [
-        ("ml1m", 1, ("2000-04-25 23:05:32", "2003-02-28 17:49:50")),
-        ("lfm1b", 1, ("2000-04-25 23:05:32", "2003-02-28 17:49:50")),
-        ("kuairand", 1000, ("2000-04-25 23:05:32", "2003-02-28 17:49:50")),
-        ("csv", 1, None),
-        ("ml1m", 10**9, None),
+        (1.0, 1, ("2000-04-25 23:05:32", "2003-02-28 17:49:50")),
+        (1e-3, 1000, ("2000-04-25 23:05:32", "2003-02-28 17:49:50")),
+        (None, 1, None),
+        (1.0, 10**9, None),
     ],
-    ids=["ml1m", "lfm1b", "kuairand", "unit not known", "no date"],
+    ids=["seconds", "milliseconds", "unknown unit", "not a date"],
 )
-def test_times_are_dates_where_the_format_fixes_their_unit(
-    tmp_path: Path, source_format: str, scale: int, dates: tuple[str, str] | None
+def test_times_are_dates_if_their_unit_is_known(
+    tmp_path: Path, unit_s: float | None, scale: int, dates: tuple[str, str] | None
 ) -> None:
     first, last = 956703932 * scale, 1046454590 * scale
     frame = pl.DataFrame({"user": [1, 1], "item": [1, 2], "time": [first, last]})
-    folder = tmp_path / "set"
-    prepared(FrameSource(frame), folder)
-    content = json.loads((folder / MANIFEST_NAME).read_text())
-    content["source"]["format"] = source_format
-    (folder / MANIFEST_NAME).write_text(json.dumps(content))
-    found = inspect_dataset(Dataset.open(folder))
+    dataset = prepared(FrameSource(frame), tmp_path / "set")
+    found = inspect_dataset(dataset, time_unit_s=unit_s)
     assert found.time_range == (first, last)
     assert found.time_range_utc == dates
 

@@ -18,8 +18,10 @@ from support.naive_prepare import NaiveFormat, naive_prepare
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import pipeline as prepare_module
 from longplay.data_shards.preparation.pipeline import PrepareOptions, WorkPlan, prepare_dataset
+from longplay.data_shards.readers.kuairand import KuaiRandSource
+from longplay.data_shards.readers.lfm1b import Lfm1bSource
+from longplay.data_shards.readers.ml1m import Ml1mSource
 from longplay.data_shards.readers.parquet import ParquetSource
-from longplay.data_shards.readers.presets import KuaiRandSource, Lfm1bSource, Ml1mSource
 from longplay.data_shards.readers.sources import Source
 
 ID_AND_TIME = {"user_id": 0, "track_id": 0, "video_id": 0, "timestamp": 1, "time_ms": 1}
@@ -210,13 +212,13 @@ def test_dirty_parquet_is_prepared_as_naively(
 
 def test_a_missing_part_of_kuairand_is_named(tmp_path: Path) -> None:
     (tmp_path / "log_standard_4_08_to_4_21_27k_part2.csv").write_text(",".join(KUAIRAND_HEADER) + "\n")
-    with pytest.raises(DataError, match=r"27k_part1\.csv: no such file, but .*part2\.csv is there; add"):
+    with pytest.raises(DataError, match=r"27k_part1\.csv: no such file, although .*part2\.csv exists; add"):
         prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
 
 
 def test_a_log_that_is_no_kuairand_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log_standard_x.csv").write_text("user,video\n1,2\n")
-    with pytest.raises(DataError, match=r"no column 'user_id' .*; pass files of the right format"):
+    with pytest.raises(DataError, match=r"no column 'user_id' .*; pass files of this format"):
         prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
 
 

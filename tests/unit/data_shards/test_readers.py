@@ -24,9 +24,9 @@ from support.datasets import (
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 from longplay.data_shards.readers.delimited import CsvSource
-from longplay.data_shards.readers.fields import Columns
+from longplay.data_shards.readers.fields import Columns, RowFilter, RowFormat, parse_rows
+from longplay.data_shards.readers.ml1m import Ml1mSource
 from longplay.data_shards.readers.parquet import ParquetSource
-from longplay.data_shards.readers.presets import Ml1mSource
 from longplay.data_shards.readers.sources import Source
 
 FIELD = st.one_of(
@@ -165,6 +165,16 @@ def test_a_scaled_time_beyond_64_bits_is_unusable(tmp_path: Path) -> None:
     dataset = prepared(source, tmp_path / "set")
     assert sequences(dataset) == {1: [(5, 1000), (6, 2000)]}
     assert dataset.manifest.rows_dropped == {"not_an_integer:timestamp": 1}
+
+
+def test_a_flag_that_is_no_number_is_missing_in_any_case() -> None:
+    header = ("user_id", "video_id", "time_ms", "is_click")
+    table = pl.DataFrame([["1", "2", "3", flag] for flag in ("TRUE", "NaN", "", "no")], header, orient="row")
+    form = RowFormat(columns=Columns(item="video_id", time="time_ms"), wanted=(RowFilter("is_click", 1),))
+    keyed = table.rename({name: key for key, name in form.names().items()})
+    parsed = parse_rows(keyed, form, "somewhere", 1)
+    assert parsed.user.tolist() == [1]
+    assert parsed.bad_rows.counts == {"missing:is_click": 2, "not_an_integer:is_click": 1}
 
 
 def test_ml100k_is_read_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.generators.synthetic import SyntheticSource
+from longplay.data_shards.readers.synthetic import SyntheticSource
 
 
 def frame_of(source: SyntheticSource) -> pl.DataFrame:

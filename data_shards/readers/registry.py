@@ -1,0 +1,35 @@
+"""The source formats that `longplay prepare` offers, by the name that the user types.
+
+A module adds a format by registering a `Reader` when it is imported. `longplay prepare` imports every module
+of this package and those that `--import` names.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from longplay.common.registry import Registry
+from longplay.data_shards.readers.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A source format.
+
+    Attributes:
+        help: one line for `longplay prepare --help`.
+        add_arguments: adds the format's own arguments to the parser of `longplay prepare NAME`.
+        open: all parsed arguments -> the source to read.
+        time_unit_s: seconds in one unit of the format's times. None if the format does not fix the unit, so
+            that times cannot be given or shown as dates.
+    """
+
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+    open: Callable[[Namespace], Source]
+    time_unit_s: float | None = None
+
+
+READERS: Registry[Reader] = Registry("reader")
