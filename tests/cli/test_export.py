@@ -346,7 +346,7 @@ def test_a_wheel_holds_the_package_and_all_folders(tmp_path: Path) -> None:
         check=True,
     )
     for name in listed.stdout.splitlines():
-        if name.endswith((".py", ".cpp", ".toml", "README.md", "LICENSE")) and not name.startswith(".typing"):
+        if name.endswith((".py", ".cpp", ".toml", "README.md", "LICENSE", "py.typed")) and not name.startswith(".typing"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -358,7 +358,7 @@ def test_a_wheel_holds_the_package_and_all_folders(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(target)
-    assert "longplay/__init__.py" in names
+    assert {"longplay/__init__.py", "longplay/py.typed"} <= set(names)
     for folder in ("data_shards", "models", "distributed", "serving", "launch"):
         ours = {f"longplay/{folder}/{path.name}" for path in (source / folder).glob("*.py")}
         assert ours <= set(names)
