@@ -346,7 +346,8 @@ def test_a_wheel_holds_the_package_and_all_folders(tmp_path: Path) -> None:
         check=True,
     )
     for name in listed.stdout.splitlines():
-        if name.endswith((".py", ".cpp", ".toml", "README.md", "LICENSE", "py.typed")) and not name.startswith(".typing"):
+        wanted = name.endswith((".py", ".cpp", ".toml", "README.md", "LICENSE", "py.typed"))
+        if wanted and not name.startswith(".typing"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
