@@ -139,18 +139,19 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     from longplay.data_shards.storage.dataset import Dataset
     from longplay.data_shards.stream.train_stream import TrainStream
     from longplay.distributed.runtime.world import init_world
-    from longplay.launch.estimates.memory_estimate import ALLOCATOR, num_encoder_weights, plan_run
+    from longplay.launch.estimates.memory_estimate import ALLOCATOR, plan_run
     from longplay.launch.settings.recipes import get_recipe
     from longplay.launch.settings.resolving import resolve
     from longplay.launch.training.model import build_model
     from longplay.launch.training.step_pipeline import StepPipeline
     from longplay.launch.training.train_step import train_step
+    from longplay.models.encoder import num_parameters
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     config = resolve(recipe, get_recipe(recipe), overrides)
     # Most pages of DeepSpeed's buckets are never touched on a CPU: the estimate excludes them.
-    bucket = str(num_encoder_weights(config.encoder))
+    bucket = str(num_parameters(config.encoder))
     config = resolve(recipe, get_recipe(recipe), [*overrides, "--engine.reduce_bucket_elements", bucket])
     dataset = Dataset.open(data)
     plan = plan_run(config, dataset, device_type="cpu")

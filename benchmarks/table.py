@@ -27,7 +27,7 @@ from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowO
 from longplay.distributed.zero.deepspeed_env import deepspeed
 from longplay.distributed.zero.zero_engine import deepspeed_config
 from longplay.launch.training.step_pipeline import keys_of_rows
-from longplay.models.build import build_encoder
+from longplay.models.encoder import build_encoder
 from longplay.models.losses.base import LOSSES
 
 _LOSS = ["--loss.name", "bce"]

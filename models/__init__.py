@@ -1,4 +1,4 @@
-"""Encoders, mixers with their reference twins, losses, negatives and metrics.
+"""Encoders with their registry, mixers with reference implementations, losses, negatives and metrics.
 
-Import from the modules themselves, for example `from longplay.models.build import build_encoder`.
+Import from the modules themselves, for example `from longplay.models.encoder import build_encoder`.
 """

@@ -1,34 +1,51 @@
-"""The encoder that all five models share: input stage, a stack of blocks, final norm."""
+"""The encoder around a stack of blocks: input stage, blocks, final norm; its construction and its cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longplay.models.base.activations import Activations, Execution, total
+from longplay.models.base.block import EncoderBlock, RecurrentBlock
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.dropout import KeyedDropout
+from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
+from longplay.models.blocks.layers import build_norm
 
 _POSITION_STD = 0.02
 
 
-@runtime_checkable
-class RecurrentBlock(Protocol):
-    """A block that can also advance one event at a time; its state is a NamedTuple of (B, ...) tensors."""
+def build_encoder(
+    config: EncoderConfig, generator: torch.Generator | None = None, *, device: str = "cpu"
+) -> "SequenceEncoder":
+    """Build the encoder that `config` describes, in float32, initialised from `generator` alone.
 
-    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any: ...
+    The global generator is neither read nor changed.
 
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    Args:
+        config: the model and its switches.
+        generator: a CPU generator, advanced by one draw; None = one seeded with 0.
+        device: where the parameters are made; "meta" makes shapes without memory.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.default_generator.manual_seed(seed)
+        blocks = [config.entry.block(config, index) for index in range(config.num_blocks)]
+        final_norm = nn.Identity() if config.entry.ends_normalised else build_norm(config)
+        return SequenceEncoder(config, blocks, final_norm)
 
 
 @dataclass(frozen=True)
 class EncoderState:
-    """What a recurrent encoder carries from one event to the next.
+    """The state that a recurrent encoder carries from one event to the next.
 
     Attributes:
-        position: (B,) int64, events seen so far.
+        position: (B,) int64, number of events so far.
         blocks: one state per block.
     """
 
@@ -37,18 +54,17 @@ class EncoderState:
 
 
 class SequenceEncoder(nn.Module):
-    """Item embeddings of packed rows -> hidden states, strictly causal, segments strictly separate.
+    """Encode the item embeddings of packed rows, strictly causal, segments strictly separate.
 
-    No output depends on a later slot of its segment or on any slot of another segment, to the last bit.
+    A later slot of its segment or any slot of another segment does not change an output, to the last bit.
 
     Args:
         config: the switches of the input stage.
-        blocks: modules `block(x, layout, dropout_keys, at)`, (B, L, D) -> (B, L, D), or, in eval mode, (Q, D)
-            at the flat slots `at` (Q,), where it is not None.
+        blocks: applied in this order.
         final_norm: applied to the last block's output.
     """
 
-    def __init__(self, config: EncoderConfig, blocks: list[nn.Module], final_norm: nn.Module) -> None:
+    def __init__(self, config: EncoderConfig, blocks: list[EncoderBlock], final_norm: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.input_dropout = KeyedDropout(config.input_dropout_p, layer_id=0)
@@ -66,7 +82,7 @@ class SequenceEncoder(nn.Module):
         dropout_keys: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """Encodes packed rows.
+        """Encode packed rows.
 
         Args:
             x: (B, L, D), item embeddings; cast to the parameters' dtype.
@@ -74,18 +90,17 @@ class SequenceEncoder(nn.Module):
                 segment of its own.
             dropout_keys: (B,) int64, see `keyed_random.row_keys`; needed to train with dropout, unused in
                 eval mode.
-            at: (Q,) int64, flat slots b * L + t; in eval mode only. What the last block does slot by slot is
-                then done for these alone, which saves up to half of a shallow encoder's work.
+            at: (Q,) int64, flat slots b * L + t, in eval mode only. The last block then does its slot-wise
+                work for these slots alone, which saves up to half of a shallow encoder's work.
 
         Returns:
-            (B, L, D) hidden states, of the parameters' dtype; (Q, D), those at `at`, where it is given.
+            Hidden states (B, L, D) of the parameters' dtype; with `at`, those at its slots, (Q, D).
 
         Raises:
-            ValueError: if shapes disagree, dropout is active and no keys are given, or `at` is given in
-                training mode.
+            ValueError: shapes disagree, an active dropout has no keys, or `at` is given in training mode.
         """
         if at is not None and self.training:
-            raise ValueError("at: needs eval mode; in training select from the result")
+            raise ValueError("at: needs eval mode; in training, select from the result")
         if x.shape[:2] != seq_idx.shape or x.shape[2] != self.config.d_model:
             raise ValueError(
                 f"x {tuple(x.shape)}, seq_idx {tuple(seq_idx.shape)}: "
@@ -109,7 +124,7 @@ class SequenceEncoder(nn.Module):
         return next(self.parameters()).dtype
 
     def gate_weights(self) -> dict[str, float]:
-        """The last forward's mean mixing weights, by block and branch; empty for models without a gate."""
+        """Return the mean mixing weights of the last forward, by block and branch; empty without a gate."""
         weights = {}
         for number, block in enumerate(self.blocks):
             mean_gate = getattr(block, "mean_gate", None)
@@ -120,10 +135,15 @@ class SequenceEncoder(nn.Module):
     def init_state(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> EncoderState:
-        """The state before a segment's first event; device and dtype default to the parameters'.
+        """Return the state before a segment's first event.
+
+        Args:
+            batch_size: number of sequences B.
+            device: None = that of the parameters.
+            dtype: None = that of the parameters.
 
         Raises:
-            TypeError: if the model is not recurrent.
+            TypeError: the model is not recurrent.
         """
         parameter = next(self.parameters())
         device, dtype = device or parameter.device, dtype or parameter.dtype
@@ -131,18 +151,19 @@ class SequenceEncoder(nn.Module):
         return EncoderState(torch.zeros(batch_size, dtype=torch.int64, device=device), states)
 
     def step(self, x_t: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
-        """One new event per sequence, in constant time: equals the full forward in eval mode. Never drops
-        out.
+        """Advance each sequence by one event, in constant time.
+
+        The result equals that of the full forward in eval mode; nothing is dropped out.
 
         Args:
-            x_t: (B, D), the new items' embeddings.
+            x_t: (B, D), the embeddings of the new items.
             state: from `init_state`, `prefill` or the previous step.
 
         Returns:
-            (B, D), the hidden states after the event, and the new state.
+            The hidden states after the event, (B, D), and the new state.
 
         Raises:
-            TypeError: if the model is not recurrent.
+            TypeError: the model is not recurrent.
         """
         hidden = self._embed(x_t, state.position)
         new_states = []
@@ -152,14 +173,17 @@ class SequenceEncoder(nn.Module):
         return self.final_norm(hidden), EncoderState(state.position + 1, new_states)
 
     def prefill(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, EncoderState]:
-        """Steps through whole histories, one event at a time.
+        """Step through whole histories, one event at a time.
 
         Args:
             x: (B, L, D), item embeddings, left-aligned.
-            lengths: (B,) int64, how many events of each row count; at least 1.
+            lengths: (B,) int64, the number of events of each history, at least 1.
 
         Returns:
-            (B, D), the hidden state after each history's last event, and the state to step on from.
+            The hidden state after each history's last event, (B, D), and the state for the next `step`.
+
+        Raises:
+            TypeError: the model is not recurrent.
         """
         state = self.init_state(x.shape[0])
         last = torch.zeros_like(x[:, 0], dtype=self.dtype)
@@ -171,7 +195,7 @@ class SequenceEncoder(nn.Module):
         return last, state
 
     def _embed(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Scaled item embeddings plus positions; positions past context_length share the last one."""
+        """Scale item embeddings and add positions; those beyond context_length share the last embedding."""
         hidden = x.to(self.dtype) * self.config.embedding_scale
         if self.position_embedding is None or positions is None:
             return hidden
@@ -180,19 +204,50 @@ class SequenceEncoder(nn.Module):
     def _recurrent_blocks(self) -> Sequence[RecurrentBlock]:
         blocks = [block for block in self.blocks if isinstance(block, RecurrentBlock)]
         if len(blocks) < len(self.blocks):
+            recurrent = [name for name, entry in ENCODERS.items() if entry.recurrent]
             raise TypeError(
-                f"model={self.config.model}: has no recurrent form; use gru4rec, recmamba or mambarec"
+                f"model={self.config.model}: has no recurrent form; use one of {', '.join(recurrent)}"
             )
         return blocks
 
 
 def _where_active(active: Tensor, new: EncoderState, old: EncoderState) -> EncoderState:
-    """The new state of the active rows, the old one of the others."""
+    """Take the new state in rows where `active` (B,) is True, and the old state in the others."""
 
     def select(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(active.view(-1, *[1] * (a.dim() - 1)), a, b)
 
     blocks = [
-        ours._make(map(select, ours, theirs)) for ours, theirs in zip(new.blocks, old.blocks, strict=True)
+        after._make(map(select, after, before)) for after, before in zip(new.blocks, old.blocks, strict=True)
     ]
     return EncoderState(select(new.position, old.position), blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotBytes:
+    """Memory of an encoder's activations, in bytes per slot of a micro-batch.
+
+    Attributes:
+        saved: kept from forward to backward.
+        passing: needed by the backward at its peak, beyond the memory it has freed by then.
+    """
+
+    saved: float
+    passing: float
+
+
+def activation_bytes(config: EncoderConfig, execution: Execution) -> SlotBytes:
+    """Return the memory that an encoder's activations take per slot of a training step."""
+    D = config.d_model
+    block = config.entry.block.activations(config, execution)
+    first = Activations(masks=D if config.input_dropout_p > 0 else 0)
+    last = Activations() if config.entry.ends_normalised else Activations(wide=D + 2)
+    edges = total(first, last).saved_bytes(execution.bf16)
+    saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges
+    return SlotBytes(saved=saved, passing=4 * block.passing)
+
+
+@cache
+def num_parameters(config: EncoderConfig) -> int:
+    """Return the number of an encoder's parameters, without allocating them."""
+    return sum(parameter.numel() for parameter in build_encoder(config, device="meta").parameters())

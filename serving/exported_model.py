@@ -16,8 +16,7 @@ from torch import Tensor
 
 from longplay.common.tensor_file import TensorFileError, read_tensors
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
-from longplay.models.build import build_encoder
-from longplay.models.encoder import EncoderState, SequenceEncoder
+from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder
 from longplay.serving.export_format import (
     ENCODER_NAME,
     ITEMS_NAME,

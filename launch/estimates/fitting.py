@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate, num_encoder_weights
+from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.models.encoder import num_parameters
 from longplay.models.losses.base import LOSSES
 
 _Change = tuple[str, RunConfig, int]
@@ -99,7 +100,7 @@ def _single_changes(config: RunConfig, workload: Workload, plan: MemoryEstimate)
             and table.placement == "device"
         ):
             yield [change("--table.placement host", table=dataclasses.replace(table, placement="host"))]
-        fewer = max(1 << 20, num_encoder_weights(encoder))
+        fewer = max(1 << 20, num_parameters(encoder))
         if fewer < engine.reduce_bucket_elements:
             smaller = dataclasses.replace(engine, reduce_bucket_elements=fewer)
             yield [change(f"--engine.reduce_bucket_elements {fewer}", engine=smaller)]

@@ -6,7 +6,6 @@ configuration and of the dataset's lengths and counts; `benchmarks/plan.py` comp
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
@@ -19,10 +18,9 @@ from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.full_softmax import chunk_elements
 from longplay.launch.estimates.workload import Workload, expected_distinct, measure_workload
 from longplay.launch.settings.config import RunConfig
-from longplay.models.base.config import EncoderConfig
-from longplay.models.build import build_encoder
+from longplay.models.base.activations import Execution
+from longplay.models.encoder import activation_bytes, num_parameters
 from longplay.models.losses.base import LOSSES, LossLoad
-from longplay.models.memory import encoder_slot_bytes
 
 _RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}  # interpreter and libraries; CUDA's is assumed
 # glibc keeps and fragments what it is given back: measured as the growth of resident memory beyond what
@@ -152,16 +150,16 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
         workload.probabilities, popular=lookups.by_popularity, uniform=lookups.uniform
     )
     rows = int(distinct * width * 4)
-    weights = num_encoder_weights(config.encoder)
+    weights = num_parameters(config.encoder)
 
     kept = _encoder_bytes(config, weights, world_size, device_type)
     table_on_host = config.table.placement == "host" and device_type == "cuda"
     if not table_on_host:
         kept = _table_bytes(config, shard) | kept
-    bf16 = config.engine.precision == "bf16"
-    per_slot = encoder_slot_bytes(
-        config.encoder, padding=workload.padding, bf16=bf16, device_type=device_type
+    execution = Execution(
+        device_type=device_type, bf16=config.engine.precision == "bf16", padding=workload.padding
     )
+    per_slot = activation_bytes(config.encoder, execution)
     loss_cost = loss.cost(
         LossLoad(
             num_targets=targets,
@@ -205,13 +203,6 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
         targets_per_epoch=workload.targets_per_epoch,
         slots=slots,
     )
-
-
-@cache
-def num_encoder_weights(config: EncoderConfig) -> int:
-    """Weights of the encoder that `config` describes."""
-    encoder = build_encoder(config, device="meta")  # the weights themselves might be what does not fit
-    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def _table_bytes(config: RunConfig, shard: int) -> dict[str, int]:

@@ -8,8 +8,8 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import EpochOrder, usable_lanes
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.launch.settings.config import RunConfig
+from longplay.models.base.segments import SMALLEST_BUCKET
 
-_SMALLEST_BUCKET = 16  # of models.segments
 _SAMPLED_ROWS = 20_000
 _COUNT_BLOCK = 1 << 20
 
@@ -61,7 +61,7 @@ def measure_workload(
 
 
 def _rectangle_padding(plan: EpochOrder, context_length: int) -> float:
-    """Slots of `models.segments.PaddedBuckets` per slot, of some rows; a row's end is a segment too."""
+    """Slots of `models.base.segments.PaddedBuckets` per slot, of some rows; a row's end is a segment too."""
     lengths: list[np.ndarray] = []
     num_rows = 0
     for pool in (pool for lane in plan.lanes for pool in lane):
@@ -72,7 +72,7 @@ def _rectangle_padding(plan: EpochOrder, context_length: int) -> float:
         if num_rows >= _SAMPLED_ROWS:
             break
     every = np.concatenate(lengths)
-    rectangles = np.maximum(_SMALLEST_BUCKET, 2 ** np.ceil(np.log2(np.maximum(every, 1))))
+    rectangles = np.maximum(SMALLEST_BUCKET, 2 ** np.ceil(np.log2(np.maximum(every, 1))))
     return float(np.minimum(rectangles, context_length).sum() / every.sum())
 
 

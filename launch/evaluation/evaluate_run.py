@@ -33,8 +33,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.data_arguments import agree_on_bad_shards
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.saved import read_config
-from longplay.models.build import build_encoder
-from longplay.models.encoder import SequenceEncoder
+from longplay.models.encoder import SequenceEncoder, build_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

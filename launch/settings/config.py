@@ -20,6 +20,7 @@ from longplay.distributed.engine import EngineConfig
 from longplay.distributed.table.item_table import ItemTableConfig
 from longplay.models.base.config import EncoderConfig
 from longplay.models.losses.base import LOSSES, LossConfig
+from longplay.models.metrics import metric_names
 
 
 @settings_class
@@ -87,8 +88,7 @@ class EvaluationConfig:
     def metric_names(self) -> list[str]:
         """Return what an evaluation measures, as `train.metric` names it: "full_unseen/ndcg@10"."""
         kinds = ("full", "full_unseen", f"sampled{self.num_sampled}")
-        measures = ["mrr", *(f"{name}@{cutoff}" for name in ("hit", "ndcg") for cutoff in self.cutoffs)]
-        return [f"{kind}/{measure}" for kind in kinds for measure in measures]
+        return [f"{kind}/{metric}" for kind in kinds for metric in metric_names(self.cutoffs)]
 
 
 @settings_class

@@ -12,8 +12,7 @@ from longplay.distributed.runtime.side_stream import SideStream
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.settings.config import RunConfig
-from longplay.models.build import build_encoder
-from longplay.models.encoder import SequenceEncoder
+from longplay.models.encoder import SequenceEncoder, build_encoder
 from longplay.models.losses.base import LOSSES, Loss
 from longplay.models.losses.negatives import shared_negatives
 

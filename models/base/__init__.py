@@ -1,1 +1,1 @@
-"""Shared parts of every encoder: configuration, registry, segments, keyed randomness."""
+"""What all encoders share: configuration, registry, segments, keyed randomness, dropout, memory counts."""

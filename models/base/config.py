@@ -1,14 +1,19 @@
-"""The encoder's configuration: one frozen dataclass for all five models."""
+"""The encoder's configuration: one frozen dataclass for all encoders. Importing it does not import torch."""
 
-from typing import Literal
+import dataclasses
+import difflib
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from longplay.common.settings import Count, PositiveFloat, Probability, settings_class
+from longplay.models.base.registry import ENCODERS, EncoderEntry
 
-ModelName = Literal["gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec"]
 MixerName = Literal["mamba", "mamba2"]
 GateName = Literal["soft", "top1"]
 ScanName = Literal["auto", "chunk", "cpp", "kernel", "ref"]
 ActivationName = Literal["gelu", "relu", "silu"]
+Options = TypeVar("Options")
 
 
 @settings_class
@@ -16,7 +21,7 @@ class EncoderConfig:
     """Shape and switches of the encoder.
 
     Attributes:
-        model: Architecture of the blocks.
+        model: Name of the encoder.
         context_length: Slots in a row. Also the number of learned positions.
         d_model: Width of item embeddings and hidden states.
         num_blocks: Number of blocks; for gru4rec, of GRU layers.
@@ -39,9 +44,10 @@ class EncoderConfig:
         gate: How moematrrec combines its branches. soft = convex sum; top1 = the likelier branch, scaled by
             its probability.
         scan_backend: Implementation of the Mamba-1 recurrence. auto = the fastest that is available.
+        options: Options that an encoder of your own declares, for example --encoder.options.rank 8.
     """
 
-    model: ModelName
+    model: str
     context_length: Count
     d_model: Count = 64
     num_blocks: Count = 2
@@ -61,18 +67,27 @@ class EncoderConfig:
     activation: ActivationName = "gelu"
     gate: GateName = "soft"
     scan_backend: ScanName = "auto"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.model in _WITH_ATTENTION:
+        if self.model not in ENCODERS:
+            raise ValueError(f"model={self.model!r}: {ENCODERS.hint(self.model)}")
+        if self.entry.uses_attention:
             _check_divides("num_heads", self.num_heads, "d_model", self.d_model)
-        if self.mixer == "mamba2" and self.model in ("recmamba", "mambarec", "moematrrec"):
-            _check_divides("headdim", self.headdim, "expand * d_model", self.expand * self.d_model)
+        if self.entry.uses_state_space and self.mixer == "mamba2":
+            _check_divides("headdim", self.headdim, "expand * d_model", self.inner_width)
+        _check_options(self.model, self.entry.options_type, self.options)
+
+    @property
+    def entry(self) -> EncoderEntry:
+        """The registry entry of `model`."""
+        return ENCODERS[self.model]
 
     @property
     def has_positions(self) -> bool:
         """Whether learned positions are added to the item embeddings."""
         if self.positional_embedding is None:
-            return self.model in _WITH_ATTENTION
+            return self.entry.learned_positions
         return self.positional_embedding
 
     @property
@@ -90,12 +105,43 @@ class EncoderConfig:
         """The inner width of the feed-forward."""
         return 4 * self.d_model if self.d_ff is None else self.d_ff
 
+    @property
+    def inner_width(self) -> int:
+        """The inner width of the state-space mixer."""
+        return self.expand * self.d_model
 
-_WITH_ATTENTION = ("sasrec", "moematrrec")
+    def options_as(self, options_type: type[Options]) -> Options:
+        """Return `options` as an instance of the encoder's own dataclass, with its defaults filled in."""
+        return TypeAdapter(options_type).validate_python(self.options)
 
 
-def _check_divides(field: str, value: int, whole_name: str, whole: int) -> None:
+def _check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
     if whole % value:
         divisors = [d for d in range(1, whole + 1) if whole % d == 0]
         nearest = min(divisors, key=lambda d: abs(d - value))
-        raise ValueError(f"{field}={value}: must divide {whole_name} = {whole}; nearest valid: {nearest}")
+        raise ValueError(f"{name}={value}: must divide {whole_name} = {whole}; nearest valid: {nearest}")
+
+
+def _check_options(model: str, options_type: type | None, options: dict[str, Any]) -> None:
+    """Check the encoder's own options by name and type.
+
+    Raises:
+        ValueError: an option is unknown, missing or of the wrong type.
+    """
+    names = [] if options_type is None else [item.name for item in dataclasses.fields(options_type)]
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            nearest = f"did you mean options.{near[0]}? " if near else ""
+            raise ValueError(
+                f"options.{name}: unknown; {nearest}options of {model}: {', '.join(names) or 'none'}"
+            )
+    if options_type is None:
+        return
+    try:
+        TypeAdapter(options_type).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["options", *map(str, first["loc"])])
+        shown = "" if first["type"] == "missing" or not first["loc"] else f"={first['input']!r}"
+        raise ValueError(f"{place}{shown}: {first['msg'].removeprefix('Value error, ')}") from None

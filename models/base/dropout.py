@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of the row's key, not of a global generator."""
+"""Dropout whose mask is a function of the row's key, independent of any global generator."""
 
 from typing import Any
 
@@ -11,19 +11,17 @@ _LEVELS = 1 << 16  # a 16-bit threshold: four elements per 64-bit word
 
 
 class KeyedDropout(nn.Module):
-    """Zeroes elements of (B, L, D) with probability p and scales the rest by the inverse of the exact keep
-    probability.
+    """Zero elements with probability p and divide the others by the exact probability of keeping one.
 
-    The mask of row b depends only on (dropout_keys[b], layer_id, slot, channel): a row is masked alike
-    whichever batch, rank or device it meets, and whatever follows it in the row. p is rounded to a multiple
-    of 2^-16.
+    The mask of row b depends only on (dropout_keys[b], layer_id, slot, channel). It is the same in any batch,
+    on any rank and device, and for any length of the row. p is rounded to a multiple of 2^-16.
 
     Args:
         p: probability of zeroing an element, 0 <= p < 1.
         layer_id: distinguishes this layer's masks from those of the model's other layers.
 
     Raises:
-        ValueError: if p is out of range; in forward, if training with p > 0 and no keys are given.
+        ValueError: p is out of range.
     """
 
     def __init__(self, p: float, layer_id: int) -> None:
@@ -35,11 +33,14 @@ class KeyedDropout(nn.Module):
         self._threshold = min(round(p * _LEVELS), _LEVELS - 1)
 
     def forward(self, x: Tensor, dropout_keys: Tensor | None) -> Tensor:
-        """Drops elements of x (B, L, D) in training mode; the identity in eval mode or with p = 0.
+        """Drop elements of x in training mode; return x itself in eval mode or with p = 0.
 
         Args:
             x: (B, L, D), any float dtype.
-            dropout_keys: (B,) int64, see `keyed_random.row_keys`; may be None where nothing is dropped.
+            dropout_keys: (B,) int64, see `keyed_random.row_keys`; may be None if nothing is dropped.
+
+        Raises:
+            ValueError: an active dropout is given no keys.
         """
         if not self.training or self._threshold == 0:
             return x
@@ -54,7 +55,7 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, layer_id={self.layer_id}"
 
     def _dropped(self, dropout_keys: Tensor, shape: torch.Size) -> Tensor:
-        """(B, L, D) bool, True where an element is dropped."""
+        """Return (B, L, D) bool, True where an element is dropped."""
         num_rows, num_slots, width = shape
         words_per_slot = -(-width // 4)
         words = keyed_bits(dropout_keys, self.layer_id, num_slots * words_per_slot)
@@ -63,7 +64,7 @@ class KeyedDropout(nn.Module):
 
 
 class _MaskedScale(torch.autograd.Function):
-    """x * scale where not dropped, else 0; keeps only the bool mask for backward."""
+    """x * scale where an element is kept, else 0. Only the bool mask is saved for the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:

@@ -1,6 +1,7 @@
-"""Counter-based random numbers: every draw is a pure function of a key, so results do not depend on the world
-size, the batch composition, the device or the order of calls. Nothing here reads or changes a global
-generator.
+"""Counter-based random numbers: every draw is a pure function of a key.
+
+Results do not depend on the world size, the composition of a batch, the device or the order of calls. No
+global generator is read or changed.
 
 The hash is the splitmix64 stream: output i of key k is `finalise(k + (i + 1) * GOLDEN)`, in wrapping int64
 arithmetic.
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as `value`."""
+    """Return the int64 that has the same 64 bits as `value`."""
     value &= 0xFFFF_FFFF_FFFF_FFFF
     return value - (1 << 64) if value >> 63 else value
 
@@ -24,7 +25,7 @@ _MIX_2 = _signed(0x94D0_49BB_1331_11EB)
 
 
 def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
-    """New keys that depend on `keys` and on `value`; distinct values of one key never collide.
+    """Return new keys that depend on `keys` and on `value`. Distinct values of one key never collide.
 
     Args:
         keys: int64, any shape.
@@ -39,12 +40,12 @@ def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
 
 
 def row_keys(seed: int, step: int, lanes: Tensor, row_numbers: Tensor) -> Tensor:
-    """One key per row of a batch, from where the row came from and when it is used.
+    """Return one key per row of a batch, from the row's origin in the data and the step that uses it.
 
     Args:
         seed: the run's seed.
         step: the optimizer step.
-        lanes: (B,) int64, the lane of the data stream that each row was packed in.
+        lanes: (B,) int64, the lane of the data stream in which each row was packed.
         row_numbers: (B,) int64, the row's number within its lane.
 
     Returns:
@@ -55,11 +56,11 @@ def row_keys(seed: int, step: int, lanes: Tensor, row_numbers: Tensor) -> Tensor
 
 
 def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
-    """`count` random 64-bit words per key.
+    """Draw `count` random 64-bit words per key.
 
     Args:
         keys: (B,) int64.
-        stream: names the purpose (a dropout layer, a kind of negative): streams of one key are independent.
+        stream: number of the purpose, for example of a dropout layer; streams of a key are independent.
         count: words per key; word i does not depend on `count`.
 
     Returns:
@@ -72,7 +73,7 @@ def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
-    """`count` uniform numbers in [0, 1) per key, multiples of 2^-53: (B, count) float64."""
+    """Draw `count` uniform numbers in [0, 1) per key, multiples of 2^-53: (B, count) float64."""
     return (
         keyed_bits(keys, stream, count).bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).double()
         * 2.0**-53
@@ -80,10 +81,10 @@ def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
-    """`count` integers in [0, bound) per key: (B, count) int64; bias below bound / 2^63.
+    """Draw `count` integers in [0, bound) per key: (B, count) int64, with a bias below bound / 2^63.
 
     Raises:
-        ValueError: if `bound` is less than 1.
+        ValueError: `bound` is less than 1.
     """
     if bound < 1:
         raise ValueError(f"bound={bound}: must be at least 1")
@@ -91,7 +92,7 @@ def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
 
 
 def _finalise_(z: Tensor, scratch: Tensor) -> Tensor:
-    """splitmix64's finaliser, in place. int64 `>>` is arithmetic: a mask makes each shift logical."""
+    """Finalise z in place, as splitmix64 does. int64 `>>` is arithmetic; a mask makes each shift logical."""
     for shift, multiplier in ((30, _MIX_1), (27, _MIX_2), (31, None)):
         torch.bitwise_right_shift(z, shift, out=scratch)
         scratch.bitwise_and_((1 << (64 - shift)) - 1)

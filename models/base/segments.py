@@ -1,4 +1,4 @@
-"""Where the segments of packed rows lie: computed once per forward from `seq_idx`, shared by every block."""
+"""The segments of packed rows, computed once per forward from `seq_idx` and shared by every block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SMALLEST_BUCKET = 16  # slots; shorter segments share one bucket
+SMALLEST_BUCKET = 16  # slots; shorter segments share one bucket
 
 
 @dataclass(frozen=True)
 class PaddedBuckets:
-    """Segments re-batched as (segments, slots) rectangles, one per bucket of lengths, laid end to end.
+    """Segments batched by length: one rectangle (segments, slots) per bucket of lengths, stored end to end.
 
     Attributes:
-        shapes: (segments, slots) of each bucket; slots is a power of two (at most L), so under half of a
-            bucket is padding, but for the smallest bucket.
-        source: (P,) int64, the flat slot b * L + t of each padded position; padding repeats its segment's
-            first slot.
-        target: (B * L,) int64, the padded position of each flat slot: the inverse of `source`.
+        shapes: (segments, slots) of each bucket. slots is a power of two or L, so that less than half of a
+            bucket is padding, except in the smallest bucket.
+        source: (P,) int64, the flat slot b * L + t of each place in the rectangles; padding repeats the first
+            slot of its segment.
+        target: (B * L,) int64, the place of each flat slot in the rectangles: the inverse of `source`.
         is_padding: (P, 1) bool.
     """
 
@@ -30,11 +30,11 @@ class PaddedBuckets:
     is_padding: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Applies `function` to the segments of x, bucket by bucket: (B, L, D) -> (B, L, E).
+        """Apply `function` to the segments of x, bucket by bucket: (B, L, D) -> (B, L, E).
 
         Args:
-            function: (segments, slots, D) -> (segments, slots, E), causal along the slots, as padding is at
-                the end.
+            function: (segments, slots, D) -> (segments, slots, E). It must be causal along the slots, because
+                padding is at the end.
             x: (B, L, D).
         """
         padded = self.gather(x.flatten(0, 1))
@@ -46,16 +46,16 @@ class PaddedBuckets:
         return self.scatter(torch.cat(outputs)).unflatten(0, x.shape[:2])
 
     def gather(self, flat: Tensor) -> Tensor:
-        """(B * L, D) slots -> (P, D) padded positions. Deterministic, forward and backward."""
+        """Copy slots (B * L, D) into the rectangles (P, D). Forward and backward are deterministic."""
         return _Regroup.apply(flat, self.source, self.target, None)
 
     def scatter(self, padded: Tensor) -> Tensor:
-        """(P, D) padded positions -> (B * L, D) slots; padding is dropped and receives a gradient of zero."""
+        """Copy the rectangles (P, D) back to slots (B * L, D). Padding is dropped; its gradient is zero."""
         return _Regroup.apply(padded, self.target, self.source, self.is_padding)
 
 
 class SegmentLayout:
-    """The segments of a batch of rows. Everything but `seq_idx` is computed at first use.
+    """The segments of a batch of rows. Each property is computed at first use.
 
     Args:
         seq_idx: (B, L) int32 or int64, the segment number of each slot; a segment is a run of equal numbers.
@@ -73,31 +73,31 @@ class SegmentLayout:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(B, L) int64, the slot's place in its segment: 0, 1, 2, ..."""
+        """(B, L) int64, the number of each slot within its segment: 0, 1, 2, ..."""
         slots = torch.arange(self.seq_idx.shape[1], device=self.seq_idx.device).expand_as(self.seq_idx)
         return slots - torch.where(self.starts, slots, 0).cummax(dim=1).values
 
     def same_segment(self, shift: int, dtype: torch.dtype) -> Tensor:
-        """(B, L - shift, 1) of 1 where a slot and the one `shift` slots before it share a segment, else 0."""
+        """Return (B, L - shift, 1): 1 where a slot and the slot `shift` before it share a segment, else 0."""
         return (self.seq_idx[:, shift:] == self.seq_idx[:, :-shift]).unsqueeze(2).to(dtype)
 
     @cached_property
     def first_slots(self) -> Tensor:
-        """(S,) int64, flat index b * L + t of each segment's first slot. Waits for the device."""
+        """(S,) int64, the flat slot b * L + t of each segment's start. Synchronises with the device."""
         return self.starts.flatten().nonzero().squeeze(1)
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(S,) int64, the slots of each segment."""
+        """(S,) int64, the number of slots of each segment."""
         return torch.diff(self.first_slots, append=self.first_slots.new_tensor([self.seq_idx.numel()]))
 
     @cached_property
     def buckets(self) -> PaddedBuckets:
-        """The segments as padded rectangles. Waits for the device."""
+        """The segments as padded rectangles. Synchronises with the device."""
         longest = self.seq_idx.shape[1]
         target = torch.empty(self.seq_idx.numel(), dtype=torch.int64, device=self.seq_idx.device)
         shapes, sources, paddings = [], [], []
-        offset, low, high = 0, 0, min(_SMALLEST_BUCKET, longest)
+        offset, low, high = 0, 0, min(SMALLEST_BUCKET, longest)
         while low < longest:
             members = ((self.lengths > low) & (self.lengths <= high)).nonzero().squeeze(1)
             if len(members):
@@ -116,12 +116,12 @@ class SegmentLayout:
 
 
 def select_slots(x: Tensor, at: Tensor | None) -> Tensor:
-    """x (B, L, ...) itself, or (Q, ...), what it has at the flat slots `at` (Q,), b * L + t."""
+    """Return x (B, L, ...) itself, or (Q, ...), its values at the flat slots `at` (Q,), b * L + t."""
     return x if at is None else x.flatten(0, 1)[at]
 
 
 class _Regroup(torch.autograd.Function):
-    """x[index] whose backward is a gather by the inverse index, not a scatter-add: same bits on every run."""
+    """x[index]. The backward gathers by the inverse index; a scatter-add would not be deterministic."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, zero_grad_rows: Tensor | None) -> Tensor:

@@ -1,1 +1,1 @@
-"""The blocks that encoders are stacked from."""
+"""The encoders: each module holds one block and registers it in `ENCODERS`; `layers` holds shared parts."""

@@ -1,4 +1,4 @@
-"""Parts that several models' blocks are made of."""
+"""Parts that several encoders' blocks are made of, each with the activations that it keeps."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longplay.models.base.activations import Activations, Execution
+from longplay.models.base.block import EncoderBlock
 from longplay.models.base.config import ActivationName, EncoderConfig
 from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.segments import SegmentLayout, select_slots
@@ -14,10 +16,17 @@ from longplay.models.mixers.mamba2 import Mamba2
 
 _LAYERS_PER_BLOCK = 8  # dropout layer ids reserved for each block; id 0 is the input's
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
 
 
 class FeedForward(nn.Module):
-    """Linear, activation, linear, position by position: (..., D) -> (..., D)."""
+    """Two linear layers with an activation function between them, applied to each slot.
+
+    Args:
+        d_model: width of input and output.
+        d_ff: inner width.
+        activation: name of the activation function.
+    """
 
     def __init__(self, d_model: int, d_ff: int, activation: ActivationName) -> None:
         super().__init__()
@@ -26,11 +35,12 @@ class FeedForward(nn.Module):
         self.activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
         return self.down(self.activation(self.up(x)))
 
 
 class AddNorm(nn.Module):
-    """norm(x + update), the post-norm joint; either half can be switched off for ablation."""
+    """Post-norm residual connection: norm(x + update). The config can switch off the norm or the addition."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -38,20 +48,21 @@ class AddNorm(nn.Module):
         self.norm = build_norm(config)
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
+        """Join x and update, both (..., D), to (..., D)."""
         return self.norm(x + update if self.residual else update)
 
 
-class MixerBlock(nn.Module):
-    """x + dropout(mixer(norm(x))) with a recurrent mixer: the pre-norm block of MambaRec and GRU4Rec.
+class MixerBlock(EncoderBlock):
+    """Pre-norm block of a recurrent mixer: x + dropout(mixer(norm(x))).
 
     Args:
-        config: switches and dropout.
+        config: the encoder's configuration.
         block_index: counts from 0; keys the dropout.
-        mixer: `mixer(x, layout, at)`, with `init_state` and `step`.
+        mixer: a module called as `mixer(x, layout, at)`, with `init_state` and `step`.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int, mixer: nn.Module) -> None:
-        super().__init__()
+        super().__init__(config, block_index)
         self.residual = config.residual
         self.norm = build_norm(config)
         self.mixer: Any = mixer
@@ -60,51 +71,61 @@ class MixerBlock(nn.Module):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         update = self.dropout(self.mixer(self.norm(x), layout, at), dropout_keys)
         return select_slots(x, at) + update if self.residual else update
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The mixer's state before the first event."""
+        """Return the mixer's state before the first event."""
         return self.mixer.init_state(batch_size, device, dtype)
 
     def step(self, x_t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One event: (B, D) -> (B, D)."""
+        """Advance by one event: (B, D) -> (B, D)."""
         update, state = self.mixer.step(self.norm(x_t), state)
         return x_t + update if self.residual else update, state
 
 
 def build_norm(config: EncoderConfig) -> nn.Module:
-    """Layer norm, or the identity where the ablation switches it off."""
+    """Build a layer norm, or the identity if the config switches norms off."""
     return nn.LayerNorm(config.d_model) if config.layer_norm else nn.Identity()
 
 
 def build_dropout(config: EncoderConfig, block_index: int, place: int) -> KeyedDropout:
-    """The place-th dropout of a block, with a mask of its own."""
+    """Build the dropout number `place` of a block; each number has its own masks."""
     assert place < _LAYERS_PER_BLOCK
     return KeyedDropout(config.dropout, layer_id=_LAYERS_PER_BLOCK * (block_index + 1) + place)
 
 
 def build_feed_forward(config: EncoderConfig) -> FeedForward:
-    """The feed-forward that the config describes."""
+    """Build the feed-forward that the config describes."""
     return FeedForward(config.d_model, config.feed_forward_width, config.activation)
 
 
 def build_mixer(config: EncoderConfig) -> Mamba | Mamba2:
-    """The state-space mixer that the config names."""
-    if config.mixer == "mamba2":
-        return Mamba2(
-            config.d_model,
-            d_state=config.d_state,
-            d_conv=config.d_conv,
-            expand=config.expand,
-            headdim=config.headdim,
-            scan=config.scan_backend,
-        )
-    return Mamba(
-        config.d_model,
-        d_state=config.d_state,
-        d_conv=config.d_conv,
-        expand=config.expand,
-        scan=config.scan_backend,
-    )
+    """Build the state-space mixer that the config selects."""
+    return _MIXERS[config.mixer].from_config(config)
+
+
+def mixer_activations(config: EncoderConfig, execution: Execution) -> Activations:
+    """Return the activations of the state-space mixer that the config selects."""
+    return _MIXERS[config.mixer].activations(config, execution)
+
+
+def stream_activations(config: EncoderConfig) -> Activations:
+    """Return the activations of the residual stream (B, L, D) at the entry of one sub-layer."""
+    return Activations(wide=config.d_model)
+
+
+def norm_activations(config: EncoderConfig) -> Activations:
+    """Return the activations of a layer norm: its output, and the mean and deviation of each slot."""
+    return Activations(wide=2, narrow=config.d_model) if config.layer_norm else Activations()
+
+
+def dropout_activations(config: EncoderConfig) -> Activations:
+    """Return the activations of a dropout: its mask."""
+    return Activations(masks=config.d_model if config.dropout > 0 else 0)
+
+
+def feed_forward_activations(config: EncoderConfig) -> Activations:
+    """Return the activations of a feed-forward: the input and the output of its activation function."""
+    return Activations(narrow=2 * config.feed_forward_width)

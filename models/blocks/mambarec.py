@@ -1,11 +1,40 @@
-"""MambaRec: plain Mamba blocks, each standing for a whole Transformer block, feed-forward included."""
+"""MambaRec: plain Mamba blocks without a feed-forward; each replaces a whole Transformer block."""
 
+from longplay.models.base.activations import Activations, Execution, total
 from longplay.models.base.config import EncoderConfig
-from longplay.models.blocks.layers import MixerBlock, build_mixer
+from longplay.models.base.registry import ENCODERS, EncoderEntry
+from longplay.models.blocks.layers import (
+    MixerBlock,
+    build_mixer,
+    dropout_activations,
+    mixer_activations,
+    norm_activations,
+    stream_activations,
+)
 
 
 class MambaRecBlock(MixerBlock):
-    """x + dropout(mamba(norm(x))): the residual block of the Mamba paper, nothing else."""
+    """The residual block of the Mamba paper: x + dropout(mamba(norm(x)))."""
 
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
         super().__init__(config, block_index, build_mixer(config))
+
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory of one block.
+
+        The backward of the mixer comes first, before it can reuse the memory of a feed-forward.
+        """
+        D, E = config.d_model, config.inner_width
+        return total(
+            stream_activations(config),
+            norm_activations(config),
+            mixer_activations(config, execution),
+            dropout_activations(config),
+            Activations(passing=max(1.5 * D, 2.0 * E - D)),
+        )
+
+
+ENCODERS.register(
+    "mambarec", EncoderEntry(block=MambaRecBlock, display_name="MambaRec", uses_state_space=True)
+)

@@ -1,26 +1,39 @@
-"""MoEMaTrRec: Mamba and causal self-attention side by side, mixed by a gate that sees only the past."""
+"""MoEMaTrRec: Mamba and causal self-attention in parallel, mixed by a gate that depends on the past only."""
 
 import torch
 from torch import Tensor, nn
 
+from longplay.models.base.activations import Activations, Execution, total
+from longplay.models.base.block import EncoderBlock
 from longplay.models.base.config import EncoderConfig
+from longplay.models.base.registry import ENCODERS, EncoderEntry
 from longplay.models.base.segments import SegmentLayout, select_slots
-from longplay.models.blocks.layers import AddNorm, build_dropout, build_feed_forward, build_mixer
+from longplay.models.blocks.layers import (
+    AddNorm,
+    build_dropout,
+    build_feed_forward,
+    build_mixer,
+    dropout_activations,
+    feed_forward_activations,
+    mixer_activations,
+    norm_activations,
+    stream_activations,
+)
 from longplay.models.mixers.attention import SegmentAttention
 
 
-class MoEMaTrRecBlock(nn.Module):
-    """Gated mix of Mamba and attention, dropout, add & norm, feed-forward, dropout, add & norm.
+class MoEMaTrRecBlock(EncoderBlock):
+    """Post-norm block: gated mix of Mamba and attention, dropout, add and norm; then RecMamba's feed-forward.
 
-    Both branches are computed for every slot, under top-1 routing too.
+    Both branches are computed for every slot, even under top-1 routing.
 
     Attributes:
-        mean_gate: (2,) float32, the last forward's mean weights of Mamba and attention; None before the
-            first.
+        mean_gate: (2,) float32, the mean weights of Mamba and attention in the last forward; None before the
+            first forward.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
-        super().__init__()
+        super().__init__(config, block_index)
         self.mamba = build_mixer(config)
         self.attention = SegmentAttention(config.d_model, config.num_heads)
         self.gate = nn.Linear(2 * config.d_model, 2)
@@ -35,7 +48,7 @@ class MoEMaTrRecBlock(nn.Module):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         weights = self._gate_weights(x, layout, at)
         self.mean_gate = weights.detach().flatten(0, -2).mean(0)
         of_mamba, of_attention = weights.to(x.dtype).unsqueeze(-1).unbind(-2)
@@ -43,11 +56,27 @@ class MoEMaTrRecBlock(nn.Module):
         x = self.mix_join(select_slots(x, at), self.mix_dropout(mixed, dropout_keys))
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
-    def _gate_weights(self, x: Tensor, layout: SegmentLayout, at: Tensor | None) -> Tensor:
-        """(B, L, 2) or (Q, 2) float32: softmax over the branches; under top-1 the smaller weight is 0 and the
-        other stays as it is.
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory of one block; the gate keeps its input twice and the weighted branches."""
+        D = config.d_model
+        stream, norm = stream_activations(config), norm_activations(config)
+        dropout = dropout_activations(config)
+        branches = (
+            mixer_activations(config, execution),
+            SegmentAttention.activations(config, execution),
+            Activations(wide=2 * D + 8, narrow=2 * D),  # gate
+        )
+        return total(
+            *(stream, *branches, dropout, norm),
+            *(stream, feed_forward_activations(config), dropout, norm),
+            Activations(passing=1.5 * D),
+        )
 
-        Scaling the chosen branch by its own probability is what gives the gate a gradient.
+    def _gate_weights(self, x: Tensor, layout: SegmentLayout, at: Tensor | None) -> Tensor:
+        """Return the branches' weights, (B, L, 2) or (Q, 2) float32: a softmax; top-1 sets the smaller to 0.
+
+        The chosen branch is scaled by its own probability, which gives the gate a gradient.
         Source: Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022, equation 2.
         """
         logits = self.gate(select_slots(torch.cat([x, running_mean(x, layout)], dim=2), at))
@@ -59,11 +88,24 @@ class MoEMaTrRecBlock(nn.Module):
 
 
 def running_mean(x: Tensor, layout: SegmentLayout) -> Tensor:
-    """(B, L, D): at each slot the mean over its segment's slots up to and including it.
+    """Return at each slot the mean over its segment's slots up to and including it: (B, L, D) -> (B, L, D).
 
-    Sums run inside re-batched segments: a sum over the row less the sum before the segment would carry other
-    segments' rounding.
+    Sums run inside re-batched segments. The difference of two sums over the whole row would carry the
+    rounding of other segments.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     sums = layout.buckets.map(lambda segments: segments.cumsum(1, dtype=wide), x)
     return (sums / (layout.positions + 1).unsqueeze(2)).to(x.dtype)
+
+
+ENCODERS.register(
+    "moematrrec",
+    EncoderEntry(
+        block=MoEMaTrRecBlock,
+        display_name="MoEMaTrRec",
+        learned_positions=True,
+        ends_normalised=True,
+        uses_attention=True,
+        uses_state_space=True,
+    ),
+)

@@ -1,1 +1,1 @@
-"""Sequence mixers: attention, Mamba, Mamba-2."""
+"""Sequence mixers: attention, Mamba and Mamba-2, each with the activations that it keeps."""

@@ -1,22 +1,23 @@
-"""Causal self-attention inside the segments of packed rows, mask-free: segments are re-batched by length."""
+"""Causal self-attention inside the segments of packed rows, batched by length, without a mask."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longplay.models.base.activations import Activations, Execution
+from longplay.models.base.config import EncoderConfig
 from longplay.models.base.segments import SegmentLayout, select_slots
 
 
 class SegmentAttention(nn.Module):
-    """Multi-head causal self-attention, (B, L, D) -> (B, L, D), in which a slot attends to its own segment
-    only.
+    """Multi-head causal self-attention in which a slot attends to its own segment only.
 
-    Segments of similar length form one batch for `scaled_dot_product_attention(is_causal=True)`; their end
-    padding is harmless under causality, and memory grows with the segments, never with L x L. Attention
-    weights are not dropped out: drop the output instead, whose mask can be keyed by row.
+    Segments of similar length form one batch for `scaled_dot_product_attention(is_causal=True)`. Padding is
+    at the end, where causality makes it harmless, and memory grows with the segments' lengths, never with
+    L x L. Attention weights are not dropped out: drop the output instead, whose mask can be keyed by row.
 
     Args:
         d_model: width.
-        num_heads: heads; divides d_model.
+        num_heads: heads; must divide d_model.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
@@ -26,10 +27,16 @@ class SegmentAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Attend: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
         return self.out_proj(select_slots(layout.buckets.map(self._attend, self.qkv_proj(x)), at))
 
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory of queries, keys, values and output by segment, and of the output by row."""
+        D, padding = config.d_model, execution.padding
+        return Activations(narrow=4 * D * padding + D, wide=config.num_heads * padding)
+
     def _attend(self, qkv: Tensor) -> Tensor:
-        """qkv (S, T, 3 D) of the segments of one bucket -> (S, T, D)."""
+        """Attend within the segments of one bucket: qkv (S, T, 3 D) -> (S, T, D)."""
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Depthwise causal convolution followed by SiLU, in which no tap reaches over a segment's start."""
+"""Depthwise causal convolution and SiLU; no tap reads across a segment's start."""
 
 import ctypes
 from functools import cache
@@ -16,16 +16,18 @@ _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
-    """silu(bias + sum_k weight[:, k] * x shifted by K - 1 - k slots within its segment).
+    """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]), within the slot's segment.
+
+    On CUDA the kernel of causal-conv1d runs if it is installed, on the CPU C++ if a compiler is available.
 
     Args:
         x: (B, L, E), any float dtype.
-        weight: (E, K), tap K - 1 being the current slot, as in a causal nn.Conv1d.
+        weight: (E, K); tap K - 1 is the current slot, as in a causal nn.Conv1d.
         bias: (E,).
         layout: the segments of the rows.
 
     Returns:
-        (B, L, E), of x's dtype.
+        (B, L, E), x's dtype.
     """
     kernel = _kernel() if x.is_cuda and x.shape[2] % 8 == 0 and 2 <= weight.shape[1] <= 4 else None
     if kernel is None:
@@ -37,23 +39,23 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLay
 
 
 def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """One slot of `causal_conv_silu`.
+    """Compute one slot of `causal_conv_silu`.
 
     Args:
         x_t: (B, E), the new slot's input.
         weight: (E, K).
         bias: (E,).
-        window: (B, K - 1, E), the segment's last inputs, oldest first, 0 before its start.
+        window: (B, K - 1, E), the segment's last inputs, oldest first; 0 before its start.
 
     Returns:
-        (B, E), the slot's output, and (B, K - 1, E), the new window.
+        The slot's output (B, E) and the new window (B, K - 1, E).
     """
     window = torch.cat([window, x_t.unsqueeze(1)], dim=1)
     return F.silu((window * weight.t()).sum(1) + bias), window[:, 1:]
 
 
 class _TorchConv(torch.autograd.Function):
-    """The convolution by shifted, masked multiply-adds: no unfolding, no transposition."""
+    """The convolution by shifted, masked multiply-adds, without unfolding or transposing x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
@@ -80,13 +82,13 @@ class _TorchConv(torch.autograd.Function):
 
 
 class _Sizes(ctypes.Structure):
-    """Sizes of the source."""
+    """The struct `Sizes` of the C++ source."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("rows", "slots", "channels", "taps", "stride", "threads")]
 
 
 class _CppConv(torch.autograd.Function):
-    """The convolution by the C++ of `causal_conv.cpp`."""
+    """The convolution by `causal_conv.cpp`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
@@ -114,7 +116,7 @@ class _CppConv(torch.autograd.Function):
 
 @cache
 def _kernel() -> Any | None:
-    """causal-conv1d's kernel, or None where it cannot be imported."""
+    """Return the kernel of causal-conv1d, or None if it cannot be imported."""
     try:
         from causal_conv1d import causal_conv1d_fn  # pyright: ignore[reportMissingImports] -- optional
     except ImportError:

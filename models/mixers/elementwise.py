@@ -1,4 +1,4 @@
-"""What Mamba's mixer does element by element around its scan: on the CPU in one pass each, by C++."""
+"""Element-wise operations around Mamba's scan; on the CPU, C++ computes each in one pass over memory."""
 
 import ctypes
 from pathlib import Path
@@ -15,31 +15,33 @@ _LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of the source
 
 
 def is_available(num_channels: int) -> bool:
-    """Whether float32 CPU tensors of so many channels take one pass; the first call may compile."""
+    """Return whether C++ can compute float32 CPU tensors of this width. The first call may compile it."""
     return num_channels % _LANES == 0 and load_native(_SOURCE) is not None
 
 
 def softplus(x: Tensor, bias: Tensor) -> Tensor:
-    """log(1 + exp(x + bias)): x (..., E), bias (E,), of one dtype -> (..., E)."""
-    if _takes(x, bias):
+    """Return log(1 + exp(x + bias)), (..., E), for x (..., E) and bias (E,) of one dtype."""
+    if _runs_in_cpp(x, bias):
         return _Softplus.apply(x, bias)
     return F.softplus(x + bias)
 
 
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
-    """(y + D u) silu(z): y, u, z (..., E), D (E,), of one dtype -> (..., E)."""
-    if _takes(y, u, D, z):
+    """Return (y + D u) silu(z), (..., E), for y, u, z (..., E) and D (E,) of one dtype."""
+    if _runs_in_cpp(y, u, D, z):
         return _SkipGate.apply(y, u, D, z)
     return torch.addcmul(y, u, D) * F.silu(z)
 
 
 class _Sizes(ctypes.Structure):
-    """Sizes of the source."""
+    """The struct `Sizes` of the C++ source."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("slots", "channels", "stride", "threads")]
 
 
 class _Softplus(torch.autograd.Function):
+    """softplus(x + bias) by C++."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
         x, bias = x.contiguous(), bias.contiguous()
@@ -59,6 +61,8 @@ class _Softplus(torch.autograd.Function):
 
 
 class _SkipGate(torch.autograd.Function):
+    """(y + D u) silu(z) by C++."""
+
     @staticmethod
     def forward(ctx: Any, y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
         y, u, D = y.contiguous(), u.contiguous(), D.contiguous()
@@ -81,8 +85,8 @@ class _SkipGate(torch.autograd.Function):
         return dy, du, dD.sum(0), dz
 
 
-def _takes(*tensors: Tensor) -> bool:
-    """Whether all are float32 on the CPU, as autocast mixes types, and the source is built."""
+def _runs_in_cpp(*tensors: Tensor) -> bool:
+    """Return whether C++ can compute these tensors. Autocast may mix types, so each one is checked."""
     fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
     return fits and is_available(tensors[0].shape[-1])
 
@@ -94,6 +98,6 @@ def _sizes_of(x: Tensor, strided: Tensor | None = None) -> _Sizes:
 
 
 def _parts(x: Tensor) -> Tensor:
-    """(blocks of slots, E) of 0."""
+    """Return zeros (blocks of slots, E), into which the C++ sums a gradient over each block's slots."""
     channels = x.shape[-1]
     return x.new_zeros(-(-x.numel() // (channels * _BLOCK)), channels)

@@ -7,21 +7,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longplay.models.base.config import ScanName
+from longplay.models.base.activations import Activations, Execution
+from longplay.models.base.config import EncoderConfig, ScanName
 from longplay.models.base.segments import SegmentLayout, select_slots
+from longplay.models.mixers import elementwise
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
-from longplay.models.scans.selective_scan import selective_scan, selective_step
+from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
+from longplay.models.scans.selective_scan import choose_form, selective_scan, selective_step
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class MambaState(NamedTuple):
-    """What a Mamba mixer carries from one event to the next.
+    """The state that a Mamba mixer carries from one event to the next.
 
     Attributes:
-        window: (B, d_conv - 1, channels), the convolution's last inputs, oldest first.
-        memory: (B, ..., d_state), the recurrence's state, float32 or wider.
+        window: (B, d_conv - 1, channels), the last inputs of the convolution, oldest first.
+        memory: (B, ..., d_state), the state of the recurrence, float32 or wider.
     """
 
     window: Tensor
@@ -29,10 +32,10 @@ class MambaState(NamedTuple):
 
 
 class Mamba(nn.Module):
-    """Selective state space: (B, L, d_model) -> (B, L, d_model), causal within each segment.
+    """Selective state-space mixer, causal within each segment.
 
-    A state_dict of mamba-ssm's `Mamba` of the same sizes loads with strict=True. Parameters may be bfloat16:
-    the step size, A and the scan are computed in float32.
+    The state_dict of mamba-ssm's `Mamba` of the same sizes loads with strict=True. With bfloat16 parameters
+    the step size, A and the scan are still computed in float32.
     Source: Gu and Dao 2023; mamba_ssm/modules/mamba_simple.py.
 
     Args:
@@ -62,10 +65,19 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(initial_dt_bias(self.d_inner))
 
+    @classmethod
+    def from_config(cls, config: EncoderConfig) -> "Mamba":
+        """Build the mixer that an encoder's configuration describes."""
+        return cls(
+            config.d_model,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            scan=config.scan_backend,
+        )
+
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype; (Q, d_model) at flat slots
-        `at`.
-        """
+        """Mix x, of the parameters' dtype: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
         if at is None:
             u, z = self.in_proj(x).chunk(2, dim=2)
         else:
@@ -77,7 +89,7 @@ class Mamba(nn.Module):
         return self.out_proj(self._skip_and_gate(select_slots(y, at), select_slots(u, at), z))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
-        """The state before the first event; `dtype` is the parameters'."""
+        """Return the state before the first event; `dtype` is that of the parameters."""
         window = torch.zeros(
             batch_size, self.conv1d.kernel_size[0] - 1, self.d_inner, device=device, dtype=dtype
         )
@@ -86,30 +98,57 @@ class Mamba(nn.Module):
         return MambaState(window, memory)
 
     def step(self, x_t: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """One event: x_t (B, d_model) -> (B, d_model), as `forward` gives at that slot."""
+        """Advance by one event: x_t (B, D) -> (B, D), the output of `forward` at that slot."""
         u, z = self.in_proj(x_t).chunk(2, dim=1)
         u, window = causal_conv_step(u, self.conv1d.weight.squeeze(1), self._conv_bias(), state.window)
         memory, y = selective_step(*self._scan_inputs(u), state.memory)
         return self.out_proj(self._skip_and_gate(y, u, z)), MambaState(window, memory)
+
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory of the mixer.
+
+        Kept are in_proj's output (2 E), the convolution's input and output (2 E), x_proj's output, the
+        softplus' input and output (2 E), the scan's inputs and chunk states, and the operands and the product
+        of the gate (3 E, or 2 E if skip and gate run in one pass).
+        """
+        L, E, N = config.context_length, config.inner_width, config.d_state
+        bf16, on_cpu = execution.bf16, execution.device_type == "cpu"
+        form = choose_form(
+            config.scan_backend, device_type=execution.device_type, dtype=torch.float32, d_state=N
+        )
+        in_chunks = form not in ("kernel", "cpp")
+        padded_state = 8 * math.ceil(N / 8)
+        scanned = 2 * padded_state + math.ceil(L / CHUNK_LENGTH) * E * padded_state / L
+        scanned += E * (bf16 + in_chunks)  # the inputs once more: in float32, and time-major
+        one_pass = on_cpu and not bf16 and elementwise.is_available(E)
+        passing = 0.0
+        if in_chunks and not on_cpu:  # on the CPU the chunked scan works on few rows at a time
+            passing = BACKWARD_TENSORS * min(CHUNK_LENGTH, L) * E * N / L
+        return Activations(
+            wide=2 * E + scanned,
+            narrow=(6 if one_pass else 7) * E + math.ceil(config.d_model / 16) + 2 * N,
+            passing=passing,
+        )
 
     def _conv_bias(self) -> Tensor:
         assert self.conv1d.bias is not None
         return self.conv1d.bias
 
     def _scan_inputs(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """u (..., E) -> u, dt (..., E), A (E, N), B, C (..., N), all float32 or wider."""
+        """Return u, dt (..., E), A (E, N), B, C (..., N), all float32 or wider, for u (..., E)."""
         wide = torch.promote_types(u.dtype, torch.float32)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = softplus(F.linear(dt, self.dt_proj.weight).to(wide), self.dt_proj.bias.to(wide))
         return u.to(wide), dt, -torch.exp(self.A_log.to(wide)), B.to(wide), C.to(wide)
 
     def _skip_and_gate(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        """(y + D u) silu(z), in u's dtype."""
+        """Return (y + D u) silu(z), in u's dtype."""
         return skip_and_gate(y.to(u.dtype), u, self.D.to(u.dtype), z)
 
 
 def initial_dt_bias(count: int) -> Tensor:
-    """(count,) whose softplus is log-uniform in [1e-3, 1e-1]: Mamba's initial step sizes."""
+    """Draw Mamba's initial step-size biases: (count,), their softplus log-uniform in [1e-3, 1e-1]."""
     low, high = math.log(_DT_MIN), math.log(_DT_MAX)
     dt = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=_DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus

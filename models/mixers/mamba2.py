@@ -1,23 +1,26 @@
-"""The Mamba-2 mixer, with parameter names, shapes and initialisation of mamba-ssm's `Mamba2`, one group."""
+"""The Mamba-2 mixer, with the parameters and initialisation of mamba-ssm's `Mamba2` of one group."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longplay.models.base.config import ScanName
+from longplay.models.base.activations import Activations, Execution
+from longplay.models.base.config import EncoderConfig, ScanName
 from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.mixers.mamba import MambaState, initial_dt_bias
-from longplay.models.scans.ssd import ssd, ssd_step
+from longplay.models.scans.ssd import CHUNK_LENGTH, ssd, ssd_step
 
 _A_INIT_RANGE = (1.0, 16.0)
 
 
 class Mamba2(nn.Module):
-    """State space duality: (B, L, d_model) -> (B, L, d_model), causal within each segment.
+    """Mixer by state space duality, causal within each segment.
 
-    A state_dict of mamba-ssm's `Mamba2` of the same sizes loads with strict=True. Parameters may be bfloat16:
-    the step size, A and the recurrence are computed in float32.
+    The state_dict of mamba-ssm's `Mamba2` of the same sizes loads with strict=True. With bfloat16 parameters
+    the step size, A and the recurrence are still computed in float32.
     Source: Dao and Gu 2024; mamba_ssm/modules/mamba2.py.
 
     Args:
@@ -25,8 +28,11 @@ class Mamba2(nn.Module):
         d_state: state per channel.
         d_conv: convolution taps.
         expand: inner width / d_model.
-        headdim: channels per head; divides expand * d_model.
+        headdim: channels per head; must divide expand * d_model.
         scan: how the recurrence is computed, see `ssd`.
+
+    Raises:
+        ValueError: `headdim` does not divide expand * d_model.
     """
 
     def __init__(
@@ -55,10 +61,20 @@ class Mamba2(nn.Module):
         self.norm = GatedRMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
+    @classmethod
+    def from_config(cls, config: EncoderConfig) -> "Mamba2":
+        """Build the mixer that an encoder's configuration describes."""
+        return cls(
+            config.d_model,
+            d_state=config.d_state,
+            d_conv=config.d_conv,
+            expand=config.expand,
+            headdim=config.headdim,
+            scan=config.scan_backend,
+        )
+
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """x (B, L, d_model) of the parameters' dtype -> the same shape and dtype; (Q, d_model) at flat slots
-        `at`.
-        """
+        """Mix x, of the parameters' dtype: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
         z, xBC, dt = self._project(x)
         xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
@@ -66,7 +82,7 @@ class Mamba2(nn.Module):
         return self._skip_norm_project(*(select_slots(tensor, at) for tensor in (y, u, z)))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
-        """The state before the first event; `dtype` is the parameters'."""
+        """Return the state before the first event; `dtype` is that of the parameters."""
         window_shape = batch_size, self.conv1d.kernel_size[0] - 1, self.conv1d.in_channels
         memory_shape = batch_size, self.nheads, self.headdim, self.d_state
         memory_dtype = torch.promote_types(dtype, torch.float32)
@@ -76,36 +92,54 @@ class Mamba2(nn.Module):
         )
 
     def step(self, x_t: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """One event: x_t (B, d_model) -> (B, d_model), as `forward` gives at that slot."""
+        """Advance by one event: x_t (B, D) -> (B, D), the output of `forward` at that slot."""
         z, xBC, dt = self._project(x_t)
         xBC, window = causal_conv_step(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), state.window)
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
         memory, y = ssd_step(u, dt, A, B, C, state.memory)
         return self._skip_norm_project(y, u, z), MambaState(window, memory)
 
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory of the mixer in its matmul form, by chunks of T slots.
+
+        Kept are pairs of slots within a chunk for every head (H T), chunk states (E N / T), in_proj's output,
+        and the convolution's input and output.
+        """
+        E, N = config.inner_width, config.d_state
+        H, T = E // config.headdim, min(CHUNK_LENGTH, config.context_length)
+        fill = math.ceil(config.context_length / T) * T / config.context_length
+        operands = 2 * E + H * T + 2 * H * N + E * N / T + T + 2 * N  # of matrix products
+        chunked = 3 * E + H * T + E * N / T + T + 5 * H
+        projected = 2 * E + 2 * N + H + 2 * (E + 2 * N)
+        return Activations(
+            wide=3 * E + H + fill * chunked, narrow=projected + 2 * E + fill * operands, masks=fill * T
+        )
+
     def _conv_bias(self) -> Tensor:
         assert self.conv1d.bias is not None
         return self.conv1d.bias
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., d_model) -> z (..., E), the convolution's input xBC (..., E + 2 N), raw dt (..., H)."""
+        """Project x (..., D) to z (..., E), xBC (..., E + 2 N) for the convolution, and raw dt (..., H)."""
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv1d.in_channels, self.nheads], dim=-1)
         return z, xBC, dt
 
     def _scan_inputs(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """-> u (..., H, P), dt (..., H), A (H,), B, C (..., N), all float32 or wider."""
+        """Return u (..., H, P), dt (..., H), A (H,), B, C (..., N), all float32 or wider."""
         wide = torch.promote_types(xBC.dtype, torch.float32)
         u, B, C = xBC.to(wide).split([self.d_inner, self.d_state, self.d_state], dim=-1)
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         return u.unflatten(-1, (self.nheads, self.headdim)), dt, -torch.exp(self.A_log.to(wide)), B, C
 
     def _skip_norm_project(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        """Add the skip, gate, normalise and project: y, u (..., H, P), z (..., E) -> (..., D)."""
         y = torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(1)).flatten(-2)
         return self.out_proj(self.norm(y.to(z.dtype), z))
 
 
 class GatedRMSNorm(nn.Module):
-    """rms_norm(y * silu(z)) * weight, in float32 or wider inside.
+    """rms_norm(y * silu(z)) * weight, computed in float32 or wider.
 
     Source: mamba_ssm/ops/triton/layernorm_gated.py with norm_before_gate=False and one group.
     """
@@ -116,7 +150,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """y, z (..., E) -> (..., E)."""
+        """Gate and normalise y, z (..., E) to (..., E), of y's dtype."""
         wide = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(wide) * F.silu(z.to(wide))
         return F.rms_norm(gated, self.weight.shape, self.weight.to(wide), self.eps).to(y.dtype)

@@ -1,1 +1,1 @@
-"""Recurrences of Mamba and Mamba-2."""
+"""The recurrences of Mamba and Mamba-2, each in several equivalent forms."""

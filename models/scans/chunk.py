@@ -1,7 +1,8 @@
-"""Mamba-1's selective scan in plain PyTorch: needs no compiler and no kernel, linear in L in time and memory.
+"""Mamba-1's selective scan in plain PyTorch, without compiler or kernel; linear in L in time and memory.
 
-Time-major and in chunks. Forward keeps only the state at each chunk's entry; backward recomputes the states
-of one chunk at a time. The working set is a few chunks of (T, B, E, N) whatever the length.
+The scan is time-major and runs in chunks of T slots. The forward keeps only the state at each chunk's entry;
+the backward recomputes the states of one chunk at a time. The working set is a few tensors of (T, B, E, N),
+independent of the length.
 """
 
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CPU_STATE_ELEMENTS = 1 << 14  # rows * E * N scanned together: their chunks stay in cache
-_CHUNK_LENGTH = 32  # slots; with the above the fastest of 8, 16, 32 on CPU at B=128, L=200, E=128, N=32
+CHUNK_LENGTH = 32  # slots; the fastest of 8, 16, 32 on a CPU at B=128, L=200, E=128, N=32
+BACKWARD_TENSORS = 4  # tensors (T, B, E, N) that the backward works in
+_CPU_STATE_ELEMENTS = 1 << 14  # rows * E * N scanned together, so that their chunks stay in cache
 
 
 def selective_scan_chunk(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int = _CHUNK_LENGTH
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int = CHUNK_LENGTH
 ) -> Tensor:
-    """The scan of `selective_scan.selective_scan_ref`, with the same arguments and result, differentiable."""
+    """Compute `selective_scan.selective_scan_ref` in chunks, with the same arguments and result."""
     rows_at_once = max(1, _CPU_STATE_ELEMENTS // A.numel()) if u.device.type == "cpu" else u.shape[0]
     groups = zip(*(tensor.split(rows_at_once) for tensor in (u, dt, B, C, starts)), strict=True)
     outputs = [_ChunkScan.apply(u, dt, A, B, C, starts, chunk_length) for u, dt, B, C, starts in groups]
@@ -24,6 +26,8 @@ def selective_scan_chunk(
 
 
 class _ChunkScan(torch.autograd.Function):
+    """The scan of a group of rows, with a backward that recomputes the states chunk by chunk."""
+
     @staticmethod
     def forward(
         ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int
@@ -53,7 +57,9 @@ class _ChunkScan(torch.autograd.Function):
         x = dt * u
         dx, ddt, dB, dC, dA = (torch.empty_like(t) for t in (u, dt, B, C, A))
         dA.zero_()
-        decay, states, grads, scratch = u.new_empty(4, min(ctx.chunk_length, num_slots), num_rows, *A.shape)
+        decay, states, grads, scratch = u.new_empty(
+            BACKWARD_TENSORS, min(ctx.chunk_length, num_slots), num_rows, *A.shape
+        )
         carried = torch.zeros_like(entries[0])
         for number in reversed(range(len(entries))):
             begin = number * ctx.chunk_length
@@ -91,7 +97,7 @@ def _run_chunk(
     decay: Tensor,
     states: Tensor,
 ) -> Tensor:
-    """Fills `decay` with exp(dt A), 0 at segment starts; fills and returns the states (T, B, E, N)."""
+    """Write exp(dt A), 0 at segment starts, into `decay`; write the states (T, B, E, N) and return them."""
     length = slots.stop - slots.start
     a, h = decay[:length], states[:length]
     torch.mul(dt[slots].unsqueeze(3), A, out=a)

@@ -1,4 +1,4 @@
-"""Mamba-1's selective scan by the C++ of `selective_scan.cpp`, where a compiler is there."""
+"""Mamba-1's selective scan by `selective_scan.cpp`, if a compiler is available."""
 
 import ctypes
 from pathlib import Path
@@ -15,12 +15,12 @@ _LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * k
 
 
 def is_available(d_state: int) -> bool:
-    """Whether float32 CPU tensors of this state size can be scanned; the first call may compile."""
+    """Return whether C++ can scan float32 CPU tensors of this state size. The first call may compile it."""
     return d_state <= _LARGEST_STATE and load_native(_SOURCE) is not None
 
 
 def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """The scan of `selective_scan.selective_scan_ref` for float32 on the CPU."""
+    """Compute `selective_scan.selective_scan_ref` for float32 tensors on the CPU."""
     padding = -A.shape[1] % _LANES
     if padding:
         A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))
@@ -28,7 +28,7 @@ def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, s
 
 
 class _Sizes(ctypes.Structure):
-    """Sizes of the source."""
+    """The struct `Sizes` of the C++ source."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -37,6 +37,8 @@ class _Sizes(ctypes.Structure):
 
 
 class _CppScan(torch.autograd.Function):
+    """The scan by C++; the forward keeps the state at each chunk's entry."""
+
     @staticmethod
     def forward(
         ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, with_grad: bool
@@ -71,8 +73,7 @@ class _CppScan(torch.autograd.Function):
 
 def _sizes_of(u: Tensor, A: Tensor, with_grad: bool) -> _Sizes:
     num_rows, num_slots, channels = u.shape
-    parts = (
-        1 if num_rows >= 16 else min(8, -(-channels // 16))
-    )  # by the shapes alone: it decides the order of sums
+    # Depends on the shapes alone, because the number of parts decides the order of sums.
+    parts = 1 if num_rows >= 16 else min(8, -(-channels // 16))
     chunks = -(-num_slots // _CHUNK_LENGTH) if with_grad else 1
     return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())

@@ -1,8 +1,8 @@
-"""Mamba-1's scan by the CUDA kernel of mamba-ssm, where it is installed, with exact resets at segment starts.
+"""Mamba-1's scan by the CUDA kernel of mamba-ssm, if it is installed, with exact resets at segment starts.
 
-The kernel has no argument for segments. At a segment's first slot let dt' = K and u' = u dt / K: then exp(K
-A) = 0 in float32, so the state is forgotten, and dt' u' = dt u, so the input is added unchanged. No extra
-slot is needed.
+The kernel has no argument for segments. Therefore dt and u are replaced at a segment's first slot by
+dt' = K and u' = u dt / K with a large K. Then exp(K A) = 0 in float32, which resets the state, and
+dt' u' = dt u, which leaves the input unchanged. No extra slot is needed.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ _RESET_DT = 1e6  # exp(-1e6 |A|) is 0 in float32 for |A| above 1e-4; A starts at
 
 @cache
 def _kernel() -> Any | None:
-    """mamba-ssm's selective_scan_fn, or None where it cannot be imported."""
+    """Return mamba-ssm's selective_scan_fn, or None if it cannot be imported."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports] -- optional
     except ImportError:
@@ -26,12 +26,12 @@ def _kernel() -> Any | None:
 
 
 def is_available(dtype: torch.dtype, d_state: int) -> bool:
-    """Whether the kernel can scan CUDA tensors of this dtype and state size."""
+    """Return whether the kernel can scan CUDA tensors of this dtype and state size."""
     return dtype == torch.float32 and d_state <= LARGEST_STATE and _kernel() is not None
 
 
 def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """The scan of `selective_scan.selective_scan_ref`, with the same arguments and result, differentiable."""
+    """Compute `selective_scan.selective_scan_ref` by the kernel, with the same arguments and result."""
     kernel = _kernel()
     assert kernel is not None
     u, dt = fold_resets(u, dt, starts)
@@ -41,6 +41,6 @@ def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
 
 
 def fold_resets(u: Tensor, dt: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """u and dt (B, L, E) under which a scan without resets forgets its state at `starts` (B, L) bool."""
+    """Return u and dt (B, L, E) that make a scan without resets reset its state at `starts` (B, L) bool."""
     starts = starts.unsqueeze(2)
     return torch.where(starts, u * dt / _RESET_DT, u), torch.where(starts, _RESET_DT, dt)

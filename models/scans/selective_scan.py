@@ -1,4 +1,4 @@
-"""The recurrence of Mamba-1 with a reset at each segment's start, in four equivalent forms.
+"""The recurrence of Mamba-1 with a reset at each segment's start, and the choice among its equivalent forms.
 
     h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 
@@ -6,7 +6,6 @@ Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state s
 softplus of dt, the D skip and the z gate are applied outside.
 """
 
-import logging
 import os
 from typing import get_args
 
@@ -18,14 +17,13 @@ from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans.chunk import selective_scan_chunk
 
-_log = logging.getLogger(__name__)
 _SCAN_VARIABLE = "LONGPLAY_SCAN"
 
 
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, scan: ScanName = "auto"
 ) -> Tensor:
-    """The scan by the form named, or by the fastest one that is available here.
+    """Compute the scan by the form that `scan` names.
 
     Args:
         u: (B, L, E) float32 or float64, the convolved input.
@@ -33,17 +31,18 @@ def selective_scan(
         A: (E, N), negative, of u's dtype.
         B: (B, L, N), of u's dtype.
         C: (B, L, N), of u's dtype.
-        starts: (B, L) bool, True at each segment's first slot, where the state is forgotten.
-        scan: "auto" is the kernel on CUDA, else C++ in float32, each where it can be had, else the chunk; the
-            environment variable LONGPLAY_SCAN overrides "auto".
+        starts: (B, L) bool, True at each segment's first slot, where the state is reset.
+        scan: a form, or "auto" for the fastest available one, see `choose_form`.
 
     Returns:
         (B, L, E), y.
 
     Raises:
-        ValueError: if LONGPLAY_SCAN names no form, or the form asked for cannot run here.
+        ValueError: the form named cannot compute these tensors, or LONGPLAY_SCAN names no form.
     """
-    name = _choose(u, A.shape[1], scan)
+    d_state = A.shape[1]
+    name = choose_form(scan, device_type=u.device.type, dtype=u.dtype, d_state=d_state)
+    _check_form(name, u, d_state)
     if name == "kernel":
         return scan_kernel.selective_scan_kernel(u, dt, A, B, C, starts)
     if name == "cpp":
@@ -54,7 +53,7 @@ def selective_scan(
 
 
 def selective_scan_ref(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """The scan one slot at a time, by autograd: the definition the others are tested against."""
+    """Compute the scan one slot at a time by autograd: the reference for the tests of the other forms."""
     state = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
     for t in range(u.shape[1]):
@@ -67,31 +66,48 @@ def selective_scan_ref(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, s
 def selective_step(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One slot of the scan: u, dt (B, E), B, C (B, N), state (B, E, N) -> the new state and y (B, E)."""
+    """Compute one slot: u, dt (B, E), A (E, N), B, C (B, N), state (B, E, N) -> new state, y (B, E)."""
     state = torch.exp(dt.unsqueeze(2) * A) * state + (dt * u).unsqueeze(2) * B.unsqueeze(1)
     return state, (state @ C.unsqueeze(2)).squeeze(2)
 
 
-def _choose(u: Tensor, d_state: int, scan: ScanName) -> ScanName:
-    """The form that will run for these inputs."""
+def choose_form(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_state: int) -> ScanName:
+    """Return the form that `scan` selects.
+
+    "auto" is the CUDA kernel on a GPU and C++ for float32 on the CPU, if they are available, and the chunked
+    form otherwise. Every other name selects itself. The environment variable LONGPLAY_SCAN replaces "auto".
+
+    Args:
+        scan: the setting `scan_backend`.
+        device_type: "cpu" or "cuda".
+        dtype: of the scan's inputs.
+        d_state: state per channel.
+
+    Raises:
+        ValueError: LONGPLAY_SCAN names no form.
+    """
     if scan == "auto":
         scan = _from_environment()
-    if scan == "auto":
-        if u.is_cuda and scan_kernel.is_available(u.dtype, d_state):
-            return "kernel"
-        if not u.is_cuda and u.dtype == torch.float32 and scan_cpp.is_available(d_state):
-            return "cpp"
-        return "chunk"
-    if scan == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
+    if scan != "auto":
+        return scan
+    if device_type == "cuda" and scan_kernel.is_available(dtype, d_state):
+        return "kernel"
+    if device_type == "cpu" and dtype == torch.float32 and scan_cpp.is_available(d_state):
+        return "cpp"
+    return "chunk"
+
+
+def _check_form(name: ScanName, u: Tensor, d_state: int) -> None:
+    """Check that the form `name` can compute these tensors."""
+    if name == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
         raise ValueError(
             "scan_backend=kernel: needs mamba-ssm, CUDA, float32 and "
             f"d_state up to {scan_kernel.LARGEST_STATE}; use scan_backend=auto"
         )
-    if scan == "cpp" and not (
+    if name == "cpp" and not (
         u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available(d_state)
     ):
         raise ValueError("scan_backend=cpp: needs a C++ compiler, the CPU and float32; use scan_backend=auto")
-    return scan
 
 
 def _from_environment() -> ScanName:

@@ -1,5 +1,4 @@
-"""Mamba-2's recurrence (state space duality) with a reset at each segment's start: matmul form, and one slot
-at a time.
+"""Mamba-2's recurrence (state space duality) with a reset at each segment's start, in three equivalent forms.
 
     h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t        per head, A a scalar
 
@@ -16,14 +15,14 @@ from torch.nn import functional as F
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
 
-_CHUNK_LENGTH = 32  # slots; the fastest of 16, 32, 64 on CPU at H=2..8, P=32..64, N=32
+CHUNK_LENGTH = 32  # slots; the fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
 _KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
 
 
 def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout, scan: ScanName = "auto"
 ) -> Tensor:
-    """The recurrence by the kernel where mamba-ssm and CUDA are there, else in matmul form.
+    """Compute the recurrence by the kernel if mamba-ssm and CUDA are available, else in matmul form.
 
     Args:
         x: (B, L, H, P) float32 or float64.
@@ -32,13 +31,13 @@ def ssd(
         B: (B, L, N), shared by all heads, of x's dtype.
         C: (B, L, N), shared by all heads, of x's dtype.
         layout: the segments of the rows.
-        scan: "ref" and "kernel" ask for one form; every other name is the best one here.
+        scan: "ref" or "kernel" selects that form, "chunk" and "cpp" the matmul form, "auto" the fastest one.
 
     Returns:
         (B, L, H, P), y.
 
     Raises:
-        ValueError: if the kernel is asked for and cannot run here.
+        ValueError: `scan` is "kernel" and the kernel cannot compute these tensors.
     """
     kernel_runs = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
     if scan == "kernel" and not kernel_runs:
@@ -51,7 +50,7 @@ def ssd(
 
 
 def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """The recurrence one slot at a time, by autograd: the definition the others are tested against."""
+    """Compute the recurrence one slot at a time by autograd: the reference in the tests."""
     state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[2])
     outputs = []
     for t in range(x.shape[1]):
@@ -62,19 +61,19 @@ def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: Segm
 
 
 def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One slot: x (B, H, P), dt (B, H), B, C (B, N), state (B, H, P, N) -> the new state and y (B, H, P)."""
+    """Compute one slot: x (B, H, P), dt (B, H), B, C (B, N), state (B, H, P, N) -> new state, y (B, H, P)."""
     decay = torch.exp(dt * A)[:, :, None, None]
     state = decay * state + (dt.unsqueeze(2) * x).unsqueeze(3) * B[:, None, None, :]
     return state, (state @ C[:, None, :, None]).squeeze(3)
 
 
 def kernel_is_available() -> bool:
-    """Whether mamba-ssm's kernels can be imported."""
+    """Return whether mamba-ssm's kernels can be imported."""
     return _kernel() is not None
 
 
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """The recurrence by mamba-ssm's Triton kernels."""
+    """Compute the recurrence by mamba-ssm's Triton kernels."""
     kernel = _kernel()
     assert kernel is not None
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
@@ -88,12 +87,12 @@ def ssd_chunk(
     B: Tensor,
     C: Tensor,
     layout: SegmentLayout,
-    chunk_length: int = _CHUNK_LENGTH,
+    chunk_length: int = CHUNK_LENGTH,
 ) -> Tensor:
-    """The recurrence in chunks of T slots: inside a chunk a masked T x T product, between chunks a state.
+    """Compute the recurrence in chunks of T slots: a masked T x T product inside, a state between chunks.
 
     Decays are sums of dt A from the segment's start within the chunk, never differences across segments, so
-    that no rounding leaks from one segment into another.
+    that no rounding error passes from one segment to another.
     """
     num_slots, length = x.shape[1], min(chunk_length, x.shape[1])
     chunked = [_to_chunks(tensor, length) for tensor in (x, dt, B, C)]
@@ -114,7 +113,7 @@ def ssd_chunk(
 
 
 def _entry_states(x: Tensor, B: Tensor, decay_sum: Tensor, seq_idx: Tensor) -> Tensor:
-    """The state at each chunk's entry (B, K, H, P, N), before any reset inside the chunk."""
+    """Return the state at each chunk's entry (B, K, H, P, N), before any reset inside the chunk."""
     reaches_end = (seq_idx == seq_idx[:, :, -1:]).unsqueeze(2)
     to_end = (decay_sum[..., -1:] - decay_sum).masked_fill(~reaches_end, -torch.inf).exp()
     added = (x * to_end.unsqueeze(4)).transpose(3, 4) @ B.unsqueeze(2)
@@ -128,20 +127,20 @@ def _entry_states(x: Tensor, B: Tensor, decay_sum: Tensor, seq_idx: Tensor) -> T
 
 
 def _continues(seq_idx: Tensor) -> Tensor:
-    """(B, K, T) bool: whether the slot is of the segment that the previous chunk ended in."""
+    """Return (B, K, T) bool, True where the slot belongs to the last segment of the previous chunk."""
     previous = torch.cat([seq_idx[:, :1, 0], seq_idx[:, :-1, -1]], dim=1)
     return seq_idx == previous.unsqueeze(2)
 
 
 def _to_chunks(tensor: Tensor, length: int, pad_value: int = 0) -> Tensor:
-    """(B, L, ...) -> (B, K, T, ...), padded at the end."""
+    """Cut (B, L, ...) into chunks (B, K, T, ...), padded at the end."""
     padding = [0, 0] * (tensor.dim() - 2) + [0, -tensor.shape[1] % length]
     return F.pad(tensor, padding, value=pad_value).unflatten(1, (-1, length))
 
 
 @cache
 def _kernel() -> Any | None:
-    """mamba-ssm's mamba_chunk_scan_combined, or None where it cannot be imported."""
+    """Return mamba-ssm's mamba_chunk_scan_combined, or None if it cannot be imported."""
     try:
         from mamba_ssm.ops.triton.ssd_combined import (  # pyright: ignore[reportMissingImports] -- optional
             mamba_chunk_scan_combined,

@@ -133,7 +133,7 @@ BAD_SETTINGS = {
     "no number": ("--train.lr fast", r"train\.lr='fast': must be a number$"),
     "no whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: must be a whole number$"),
     "out of range": ("--train.lr -1", r"train\.lr=-1: must be above 0"),
-    "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': must be one of gru4rec, "),
+    "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': unknown; available: gru4rec"),
     "context length of 0": ("--context_length 0", "^longplay: error: context_length=0: .*nearest valid: 1"),
     "seed below 0": ("--seed -1", "^longplay: error: seed=-1: must be at least 0; nearest valid: 0$"),
     "a shared setting of one part": ("--data.seed 3", r"data\.seed: set --seed, which applies to every part"),

@@ -16,13 +16,14 @@ from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.world import World
 from longplay.launch.cli import main
 from longplay.launch.estimates.fitting import check_plan
-from longplay.launch.estimates.memory_estimate import num_encoder_weights, plan_run
+from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.settings import recipes
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
+from longplay.models.encoder import num_parameters
 
 OVERRIDES = ["--encoder.d_model", "32", "--context_length", "100"]
 
@@ -60,7 +61,7 @@ def allocated(world: World, data: Path, config: RunConfig) -> int:
 @pytest.mark.parametrize("loss", ["full_softmax", "bce"])
 def test_the_plan_is_near_what_is_allocated(data: Path, model: str, loss: str) -> None:
     config = small_config(*OVERRIDES, "--loss.name", loss, model=model)
-    bucket = str(num_encoder_weights(config.encoder))
+    bucket = str(num_parameters(config.encoder))
     config = small_config(
         *OVERRIDES, "--loss.name", loss, "--engine.reduce_bucket_elements", bucket, model=model
     )

@@ -1,15 +1,15 @@
-"""What every encoder promises: causal, segments apart, packed equals separate, step equals forward."""
+"""Every encoder: causal, segments separate, packed equals separate, step equals the full forward."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from longplay.models.base.config import EncoderConfig, ModelName
+from longplay.models.base.config import EncoderConfig
 from longplay.models.base.keyed_random import row_keys
-from longplay.models.build import build_encoder
-from longplay.models.encoder import SequenceEncoder
+from longplay.models.base.registry import ENCODERS
+from longplay.models.encoder import SequenceEncoder, build_encoder
 
 _WIDTH = 16
 _SMALL: dict[str, Any] = {
@@ -27,13 +27,13 @@ _SWITCHES: list[dict[str, Any]] = [
     {"residual": False},
     {"num_blocks": 1, "scan_backend": "chunk"},
 ]
-_MIXED = ("recmamba", "mambarec", "moematrrec")
+_MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
 
 
 def _cases() -> list[Any]:
     cases = []
-    for model in get_args(ModelName):
-        extra: list[dict[str, Any]] = [{"mixer": "mamba2"}] if model in _MIXED else []
+    for model in _MODELS:
+        extra: list[dict[str, Any]] = [{"mixer": "mamba2"}] if ENCODERS[model].uses_state_space else []
         if model == "moematrrec":
             extra += [{"gate": "top1"}, {"gate": "top1", "mixer": "mamba2", "positional_embedding": True}]
         for switches in _SWITCHES + extra:
@@ -108,18 +108,17 @@ def test_chosen_slots_equal_those_of_the_full_forward(switches: dict[str, Any]) 
         assert encoder(x, seq_idx, at=at[:0]).shape == (0, _WIDTH)
 
 
-def test_slots_are_chosen_in_eval_mode_only() -> None:
+def test_slots_can_be_chosen_in_eval_mode_only() -> None:
     x, seq_idx = _rows([[4]])
     with pytest.raises(ValueError, match="eval mode"):
         _encoder(model="mambarec").train()(x, seq_idx, torch.zeros(1, dtype=torch.int64), torch.tensor([3]))
 
 
 @pytest.mark.parametrize(
-    "switches", [c for c in _cases() if c.values[0]["model"] not in ("sasrec", "moematrrec")]
+    "switches", [case for case in _cases() if ENCODERS[case.values[0]["model"]].recurrent]
 )
 def test_step_equals_the_full_forward(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
-    assert encoder.recurrent
     num_slots = 45 if switches.get("positional_embedding") else 12  # past context_length = 40 too
     x, seq_idx = _rows([[num_slots], [num_slots]])
     with torch.no_grad():
@@ -131,7 +130,7 @@ def test_step_equals_the_full_forward(switches: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "recmamba", "mambarec"])
-def test_prefill_leaves_off_where_each_history_ends(model: str) -> None:
+def test_prefill_stops_at_the_end_of_each_history(model: str) -> None:
     encoder = _encoder(model=model)
     x, seq_idx = _rows([[9], [9]])
     lengths = torch.tensor([8, 4])
@@ -145,15 +144,15 @@ def test_prefill_leaves_off_where_each_history_ends(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["sasrec", "moematrrec"])
-def test_attention_models_refuse_to_step(model: str) -> None:
+def test_models_with_attention_have_no_step(model: str) -> None:
     encoder = _encoder(model=model)
     assert not encoder.recurrent
-    with pytest.raises(TypeError, match="no recurrent form"):
+    with pytest.raises(TypeError, match="no recurrent form; use one of gru4rec, mambarec, recmamba"):
         encoder.init_state(1)
 
 
-@pytest.mark.parametrize("model", get_args(ModelName))
-def test_training_row_does_not_depend_on_its_batch(model: str) -> None:
+@pytest.mark.parametrize("model", _MODELS)
+def test_a_training_row_does_not_depend_on_its_batch(model: str) -> None:
     encoder = _encoder(model=model).train()
     x, seq_idx = _rows([[3, 37], [40], [20, 20]])
     keys = row_keys(0, 1, torch.arange(3), torch.arange(3))
@@ -163,8 +162,8 @@ def test_training_row_does_not_depend_on_its_batch(model: str) -> None:
     assert not torch.equal(together, encoder(x, seq_idx, keys + 1))
 
 
-@pytest.mark.parametrize("model", get_args(ModelName))
-def test_same_generator_builds_the_same_weights_and_the_global_one_is_left_alone(model: ModelName) -> None:
+@pytest.mark.parametrize("model", _MODELS)
+def test_initial_weights_depend_on_the_given_generator_alone(model: str) -> None:
     config = EncoderConfig(**_SMALL, model=model)
     before = torch.get_rng_state()
     one = build_encoder(config, torch.Generator().manual_seed(3)).state_dict()
@@ -175,14 +174,14 @@ def test_same_generator_builds_the_same_weights_and_the_global_one_is_left_alone
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("model", get_args(ModelName))
-def test_one_slot_and_one_row_are_enough(model: str) -> None:
+@pytest.mark.parametrize("model", _MODELS)
+def test_a_row_of_one_slot_is_encoded(model: str) -> None:
     encoder = _encoder(model=model)
     assert encoder(torch.randn(1, 1, _WIDTH), torch.zeros(1, 1, dtype=torch.int32)).shape == (1, 1, _WIDTH)
 
 
 @pytest.mark.parametrize(
-    "switches", [{"model": m} for m in get_args(ModelName)] + [{"model": "mambarec", "mixer": "mamba2"}]
+    "switches", [{"model": m} for m in _MODELS] + [{"model": "mambarec", "mixer": "mamba2"}]
 )
 def test_bfloat16_parameters_train(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
@@ -195,7 +194,7 @@ def test_bfloat16_parameters_train(switches: dict[str, Any]) -> None:
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in encoder.parameters())
 
 
-def test_gate_weights_are_a_distribution_and_top1_is_below_it() -> None:
+def test_gate_weights_sum_to_one_and_to_less_under_top1() -> None:
     x, seq_idx = _rows([[3, 37], [40]])
     soft, top1 = _encoder(model="moematrrec"), _encoder(model="moematrrec", gate="top1")
     soft(x, seq_idx)
@@ -208,7 +207,7 @@ def test_gate_weights_are_a_distribution_and_top1_is_below_it() -> None:
     assert _encoder(model="sasrec").gate_weights() == {}
 
 
-def test_encoder_refuses_mismatched_shapes() -> None:
+def test_mismatched_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="must be"):
         _encoder(model="mambarec")(torch.zeros(2, 3, _WIDTH), torch.zeros(2, 4, dtype=torch.int32))
 
@@ -216,7 +215,7 @@ def test_encoder_refuses_mismatched_shapes() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
     [
-        ("model", "bert4rec", "should be 'gru4rec'"),
+        ("model", "bert4rec", "unknown; did you mean gru4rec"),
         ("context_length", 0, "greater than or equal to 1"),
         ("dropout", 1.0, "less than 1"),
         ("input_dropout", -0.1, "greater than or equal to 0"),
@@ -225,11 +224,11 @@ def test_encoder_refuses_mismatched_shapes() -> None:
         ("d_ff", 0, "greater than or equal to 1"),
     ],
 )
-def test_bad_config_names_the_field_and_its_rule(field: str, value: Any, rule: str) -> None:
+def test_a_bad_setting_is_named_with_its_rule(field: str, value: Any, rule: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}\W[^.]*{rule}"):
         EncoderConfig(**{**_SMALL, "model": "sasrec", field: value})
 
 
-def test_bad_headdim_names_the_nearest_divisor() -> None:
+def test_a_bad_headdim_is_named_with_the_nearest_divisor() -> None:
     with pytest.raises(ValueError, match=r"headdim=7: .* nearest valid: 8"):
         EncoderConfig(**{**_SMALL, "model": "mambarec", "mixer": "mamba2", "headdim": 7})

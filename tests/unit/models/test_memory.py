@@ -1,20 +1,21 @@
-"""The formulas of what backward needs, against the tensors that autograd holds."""
+"""The formulas of the activations' memory equal the tensors that autograd holds."""
 
 from typing import Any
 
 import pytest
 import torch
 
+from longplay.models.base.activations import Execution
 from longplay.models.base.config import EncoderConfig
+from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
-from longplay.models.build import build_encoder
-from longplay.models.memory import encoder_slot_bytes
+from longplay.models.encoder import activation_bytes, build_encoder
 
 ROWS = 8
 
 
 def held_by_autograd(config: EncoderConfig) -> tuple[float, float]:
-    """Bytes per slot of all storages saved for backward, the weights aside; and the rectangles' padding."""
+    """Return the bytes per slot of all storages saved for backward, except weights, and the padding."""
     encoder = build_encoder(config).train()
     length = config.context_length
     cuts = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))
@@ -36,29 +37,33 @@ def held_by_autograd(config: EncoderConfig) -> tuple[float, float]:
     return sum(size for size, _ in held.values()) / slots, rectangles / slots
 
 
-@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "mambarec", "recmamba", "moematrrec"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"d_model": 32, "num_blocks": 3, "d_state": 16, "context_length": 100},
-        {"d_model": 96, "expand": 1, "dropout": 0.0, "d_ff": 64},
-        {"mixer": "mamba2"},
-        {"mixer": "mamba2", "headdim": 16, "d_state": 16, "d_model": 96, "context_length": 90},
-        {"scan_backend": "chunk", "context_length": 128},
-    ],
-    ids=["default", "deep", "plain", "mamba2", "mamba2 heads", "chunk"],
-)
-def test_the_formula_is_what_autograd_holds(model: Any, settings: dict[str, Any]) -> None:
-    if model in ("gru4rec", "sasrec") and settings.keys() & {"mixer", "scan_backend"}:
-        pytest.skip("has no state-space mixer")
+MODELS = ("gru4rec", "sasrec", "mambarec", "recmamba", "moematrrec")
+SHAPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "deep": {"d_model": 32, "num_blocks": 3, "d_state": 16, "context_length": 100},
+    "plain": {"d_model": 96, "expand": 1, "dropout": 0.0, "d_ff": 64},
+}
+MIXERS: dict[str, dict[str, Any]] = {
+    "mamba2": {"mixer": "mamba2"},
+    "mamba2 heads": {"mixer": "mamba2", "headdim": 16, "d_state": 16, "d_model": 96, "context_length": 90},
+    "chunk": {"scan_backend": "chunk", "context_length": 128},
+}
+CASES = [
+    pytest.param(model, settings, id=f"{model}-{name}")
+    for model in MODELS
+    for name, settings in (SHAPES | (MIXERS if ENCODERS[model].uses_state_space else {})).items()
+]
+
+
+@pytest.mark.parametrize(("model", "settings"), CASES)
+def test_the_formula_equals_the_memory_that_autograd_holds(model: str, settings: dict[str, Any]) -> None:
     config = EncoderConfig(**{"model": model, "context_length": 200, "num_blocks": 1, **settings})
     held, padding = held_by_autograd(config)
-    assert encoder_slot_bytes(config, padding=padding).saved == pytest.approx(held, rel=0.1)
+    assert activation_bytes(config, Execution(padding=padding)).saved == pytest.approx(held, rel=0.1)
 
 
-def test_bf16_takes_less_and_the_kernels_absence_on_a_gpu_more() -> None:
+def test_bf16_takes_less_memory_and_the_chunked_scan_on_a_gpu_more() -> None:
     config = EncoderConfig(model="mambarec", context_length=200, scan_backend="chunk")
-    wide = encoder_slot_bytes(config, padding=1.0)
-    assert 0.5 < encoder_slot_bytes(config, padding=1.0, bf16=True).saved / wide.saved < 1
-    assert encoder_slot_bytes(config, padding=1.0, device_type="cuda").passing > wide.passing
+    wide = activation_bytes(config, Execution())
+    assert 0.5 < activation_bytes(config, Execution(bf16=True)).saved / wide.saved < 1
+    assert activation_bytes(config, Execution(device_type="cuda")).passing > wide.passing

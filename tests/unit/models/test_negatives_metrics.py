@@ -1,4 +1,4 @@
-"""Keyed negatives, and metrics from ranks."""
+"""Keyed negatives."""
 
 import math
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from longplay.models.base.keyed_random import row_keys
 from longplay.models.losses.negatives import SharedNegatives, target_keys, uniform_negatives
-from longplay.models.metrics import ranking_metrics
 
 
 def _keys(count: int) -> torch.Tensor:
@@ -77,41 +76,3 @@ def test_uniform_shared_negatives_cover_the_catalogue() -> None:
 def test_counts_without_events_are_refused(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="counts"):
         SharedNegatives.by_frequency(torch.tensor(counts), 1.0)
-
-
-@given(ranks=st.lists(st.integers(2, 80).map(lambda twice: twice / 2), min_size=2, max_size=40))
-@settings(max_examples=40, deadline=None)
-def test_metrics_equal_the_naive_ones(ranks: list[float]) -> None:
-    got = ranking_metrics(torch.tensor(ranks), cutoffs=(5, 10))
-    naive = {"mrr": [1 / r for r in ranks]}
-    for k in (5, 10):
-        naive[f"hit@{k}"] = [float(r <= k) for r in ranks]
-        naive[f"ndcg@{k}"] = [1 / math.log2(r + 1) if r <= k else 0.0 for r in ranks]
-    assert set(got) == set(naive) | {f"{name}_se" for name in naive}
-    for name, values in naive.items():
-        mean = sum(values) / len(values)
-        se = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-        assert got[name] == pytest.approx(mean, abs=1e-12)
-        assert got[f"{name}_se"] == pytest.approx(se, abs=1e-12)
-
-
-def test_metrics_do_not_depend_on_the_order_of_ranks() -> None:
-    ranks = torch.randint(1, 1000, (5000,), generator=torch.Generator().manual_seed(0)).double()
-    assert ranking_metrics(ranks) == ranking_metrics(ranks.flip(0))
-
-
-def test_half_ranks_of_ties_count_as_they_are() -> None:
-    got = ranking_metrics(torch.tensor([5.0, 5.5]), cutoffs=(5,))
-    assert got["hit@5"] == 0.5
-
-
-def test_one_rank_has_no_standard_error() -> None:
-    assert math.isnan(ranking_metrics(torch.tensor([3]))["mrr_se"])
-
-
-@pytest.mark.parametrize(
-    ("ranks", "message"), [([], "N at least 1"), ([0.5], "found 0.5"), ([float("nan")], "found nan")]
-)
-def test_impossible_ranks_are_refused(ranks: list[float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ranking_metrics(torch.tensor(ranks))

@@ -1,0 +1,59 @@
+"""The interface of the blocks that encoders are stacked from."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from longplay.models.base.activations import Activations, Execution
+from longplay.models.base.config import EncoderConfig
+from longplay.models.base.segments import SegmentLayout
+
+
+class EncoderBlock(nn.Module):
+    """Base class of all blocks: (B, L, D) -> (B, L, D), strictly causal, segments strictly separate.
+
+    No output may depend on a later slot of its segment or on any slot of another segment. A block that can
+    also advance one event at a time has the two methods of `RecurrentBlock`.
+
+    Args:
+        config: the encoder's configuration.
+        block_index: counts from 0; keys the block's dropout masks.
+    """
+
+    def __init__(self, config: EncoderConfig, block_index: int) -> None:
+        super().__init__()
+
+    def forward(
+        self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
+    ) -> Tensor:
+        """Encode the rows of a micro-batch.
+
+        Args:
+            x: (B, L, D).
+            layout: the segments of the rows.
+            dropout_keys: (B,) int64, one key per row; None if nothing is dropped.
+            at: (Q,) int64, flat slots b * L + t; given to the last block in eval mode only.
+
+        Returns:
+            (B, L, D), or (Q, D) at the slots `at`.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def activations(config: EncoderConfig, execution: Execution) -> Activations:
+        """Return the memory that one block takes per slot of a training step."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class RecurrentBlock(Protocol):
+    """A block that can also advance one event at a time; its state is a NamedTuple of (B, ...) tensors."""
+
+    def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
+        """Return the state before a segment's first event."""
+        ...
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Advance by one event: (B, D) and the state -> (B, D) and the new state."""
+        ...
