@@ -1,10 +1,7 @@
-"""The exception for problems that a user can cause and fix."""
+"""The one exception of this package that a user can cause."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Input data, a prepared dataset or a data setting is unusable.
-
-    The message is one line: what is wrong, where, and what to do.
-    """
+    """Unusable input data, prepared dataset or data setting; the message is one line and says what to do."""

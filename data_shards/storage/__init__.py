@@ -1,1 +1,1 @@
-"""Open, verify and describe prepared datasets."""
+"""Open, check and describe prepared datasets."""

@@ -1,1 +1,1 @@
-"""Pack sequences into rows and deliver them in a reproducible order."""
+"""Deliver packed rows in a reproducible order."""

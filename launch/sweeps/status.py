@@ -1,4 +1,4 @@
-"""The status of a sweep's runs, from their folders and, for unfinished ones, from their cluster."""
+"""How far a sweep's runs are: from their folders, and from the cluster for those that have not finished."""
 
 import json
 import re
@@ -6,17 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from longplay.launch.console.durations import duration
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
-from longplay.launch.sweeps.cluster import QueueState
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.sweeps.cluster import QueueState, queue_states
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job import is_finished
-from longplay.launch.sweeps.job_log import STARTS, STOPPED, last_error, since_start, tail
-from longplay.launch.sweeps.queue_states import queue_states
+from longplay.launch.sweeps.job_log import STARTS, last_error, since_start, tail
 
-# Slurm's reasons for a pending job that resolve by themselves; others may need different options.
-_USUAL_REASONS = (
+# Reasons to wait that pass by themselves; another may need a change of the command.
+_PATIENCE = (
     "",
     "Priority",
     "Resources",
@@ -36,17 +35,17 @@ _ENDINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """Status of one job of a sweep.
+    """Where a job of a sweep stands.
 
     Attributes:
-        state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved; resumes when
-            submitted again), "failed", or another way in which it ended.
-        live: whether its cluster still has it; a live job is not submitted again.
-        step, total: steps done and planned, if known.
-        metric: best value of `train.metric` in validation so far.
+        state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved, to be submitted
+            again), "failed", or how else it ended.
+        live: whether the cluster has it, so that it is left alone.
+        step, total: of its training, as far as they are known.
+        metric: best of the validations so far; its name is `train.metric`.
         node: where it runs or ran last.
-        seconds_left: training time left, at the speed of the latest step.
-        error: its last error, or an unusual reason why it is pending, in one line.
+        seconds_left: of its training, at the pace of the latest step.
+        error: its last error, or an unusual reason to wait, in a line.
     """
 
     spec: SweepJobSpec
@@ -61,11 +60,10 @@ class JobStatus:
 
 
 def sweep_status(folder: SweepFolder, *, ask_cluster: bool = True) -> list[JobStatus]:
-    """Return the status of every job, in the order of sweep.json.
+    """The status of every job, in the order of sweep.json.
 
     Args:
-        ask_cluster: False reads the folder alone; a job that may be live then has the state "submitted".
-
+        ask_cluster: False reads the folder alone; what would be live is then "submitted".
     Raises:
         ConfigError: Slurm does not answer.
     """
@@ -90,8 +88,8 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
     elif queued is not None and queued.is_live:
         waits = queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
         state, live = "pending" if waits else "running", True
-        if waits and queued.reason not in _USUAL_REASONS:
-            error = f"pending: {queued.reason}"
+        if waits and queued.reason not in _PATIENCE:
+            error = f"waits for {queued.reason}"
     elif not asked:
         state = "submitted"
     else:
@@ -111,26 +109,26 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
 
 
 def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> tuple[str, str | None]:
-    """Return state and error of an unfinished job that its cluster no longer has."""
+    """State and error of a job that the cluster no longer has and that did not finish."""
     logs = folder.logs(name)
     error = last_error(logs)
-    lines = since_start(logs[0]) if logs else []
+    said = since_start(logs[0]) if logs else []
     if queued is not None and queued.state in _ENDINGS:
         return _ENDINGS[queued.state], error
     if queued is None and not logs:
-        return "cancelled", None  # Slurm drops a task of an array that is cancelled before it starts
-    if error is None and STOPPED in lines:
+        return "cancelled", None  # Slurm forgets an array's task that is cancelled before it starts
+    if error is None and any("stopped on request" in line for line in said):
         return "stopped", None
     began = any(STARTS in tail(log) for log in logs[:1])
     if error is None and folder.submissions[name].cluster == "local" and not began:
         return "stopped", None
     if error is None and not logs and queued is not None:
         where = f" {queued.node}" if queued.node else ""
-        error = f"no log: {folder.path} may not be on a file system that the node{where} shares"
+        error = f"left no log: {folder.path} may not be on a file system that the node{where} shares"
     elif error is None:
-        of_task = [line for line in lines if re.match(r"srun: error: .*\btasks? ", line)]
-        last = f"; last line: {(of_task or lines[-1:])[0].strip()[:160]}" if lines else ""
-        error = f"ended{f' as {queued.state}' if queued else ''} without an error message{last}"
+        of_task = [line for line in said if re.match(r"srun: error: .*\btasks? ", line)]
+        last = f"; last said: {(of_task or said[-1:])[0].strip()[:160]}" if said else ""
+        error = f"ended{f' as {queued.state}' if queued else ''} without an error of its own{last}"
     return "failed", error
 
 
@@ -142,7 +140,7 @@ def _node(folder: SweepFolder, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a training, read from its run folder; None where unknown."""
+    """What a run folder says of a training on its way."""
 
     step: int | None = None
     total: int | None = None
@@ -151,7 +149,7 @@ class Progress:
 
     @classmethod
     def read(cls, run: Path, spec: SweepJobSpec) -> "Progress":
-        """Read the end of metrics.jsonl, and best.json."""
+        """From the end of metrics.jsonl, and best.json."""
         scalars = parse_scalars(tail(run / METRICS_FILE).splitlines())
         last = {tag: (step, value) for step, tag, value in scalars}
         try:
@@ -175,7 +173,7 @@ class Progress:
 
 
 def as_table(statuses: list[JobStatus]) -> str:
-    """Return a table of one line per job, with errors below the lines of failed jobs and a summary."""
+    """One line per job, below it the error of one that failed; a summary at the end."""
     header = ("run", "state", "step", "metric", "node", "left")
     rows = [
         (
@@ -184,7 +182,7 @@ def as_table(statuses: list[JobStatus]) -> str:
             "-" if status.step is None else f"{status.step}/{status.total or '?'}",
             "-" if status.metric is None else f"{status.metric:.4f}",
             status.node or "-",
-            "-" if status.seconds_left is None else duration(status.seconds_left),
+            duration(status.seconds_left),
         )
         for status in statuses
     ]
@@ -198,6 +196,29 @@ def as_table(statuses: list[JobStatus]) -> str:
 
 
 def summary(statuses: list[JobStatus]) -> str:
-    """Return the number of jobs in each state, as one line."""
+    """How many jobs are in which state."""
     counts = Counter(status.state for status in statuses)
     return f"{len(statuses)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 40 s, 12 min, 3.5 h."""
+    if seconds is None:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def open_sweep(path: Path) -> SweepFolder:
+    """A sweep that was begun.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = SweepFolder(path)
+    if not folder.jobs:
+        raise ConfigError(
+            f"--out {path}: holds no sweep (no sweep.json); begin one with longplay sweep --data"
+        )
+    return folder

@@ -1,16 +1,13 @@
-"""Where a run stands, when it ends, and how it is told to stop."""
+"""Where a run stands, what is due, and when it ends."""
 
-import os
-import signal
 from dataclasses import dataclass
-from typing import Any
 
 from longplay.launch.settings.config import TrainConfig
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a run stands; all of it is in every checkpoint."""
+    """Where a run stands. Every checkpoint holds all of it."""
 
     step: int = 0
     epoch: int = 0
@@ -21,24 +18,44 @@ class Progress:
     validations_since_best: int = 0
 
     def advance(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int, seconds: float) -> None:
-        """Count the step that was step number `step_in_epoch` (from 0) of `epoch`."""
+        """Count one step.
+
+        Args:
+            step_in_epoch: number of the step in its epoch, from 0.
+            seconds: duration of the step.
+        """
         self.step += 1
         self.train_seconds += seconds
         ended = step_in_epoch + 1 == steps_per_epoch
         self.epoch, self.step_in_epoch = (epoch + 1, 0) if ended else (epoch, step_in_epoch + 1)
 
-    def epochs_done(self, steps_per_epoch: int) -> float:
-        """Epochs that lie behind, the current one in part."""
-        return self.epoch + self.step_in_epoch / steps_per_epoch
-
     def note_validation(self, value: float) -> None:
-        """Remember the best value of the metric and how long ago it was."""
+        """Count a validation and keep the best value of the metric."""
         self.validations_since_best += 1
         if self.best_value is None or value > self.best_value:
             self.best_value, self.best_step, self.validations_since_best = value, self.step, 0
 
+    def epochs_done(self, steps_per_epoch: int) -> float:
+        """Return the number of epochs trained, with the fraction of the current one."""
+        return self.epoch + self.step_in_epoch / steps_per_epoch
+
+    def next_step_is_last(self, train: TrainConfig, steps_per_epoch: int) -> bool:
+        """Return whether the next step reaches the bound of steps or epochs."""
+        ends_epoch = self.step_in_epoch + 1 == steps_per_epoch
+        return (ends_epoch and self.epoch + 1 == train.max_epochs) or self.step + 1 == train.max_steps
+
+    def validation_is_due(self, train: TrainConfig) -> bool:
+        """Return whether to validate after the step just counted."""
+        if train.eval_every_steps is None:
+            return self.step_in_epoch == 0
+        return self.step % train.eval_every_steps == 0
+
+    def save_is_due(self, train: TrainConfig) -> bool:
+        """Return whether to save after the step just counted, apart from the save after each validation."""
+        return train.checkpoint_every_steps is not None and self.step % train.checkpoint_every_steps == 0
+
     def why_finished(self, train: TrainConfig) -> str | None:
-        """The bound that is reached, or None while there is something left to do."""
+        """Return the bound that is reached, in words; None while the run is not finished."""
         if self.epoch >= train.max_epochs:
             return f"train.max_epochs {train.max_epochs} done"
         if train.max_steps is not None and self.step >= train.max_steps:
@@ -48,27 +65,3 @@ class Progress:
         if train.patience is not None and self.validations_since_best >= train.patience:
             return f"no better {train.metric} in {train.patience} validations"
         return None
-
-
-class StopRequest:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second acts at once.
-
-    Slurm sends SIGTERM twice when it ends a step, through slurmd and through srun, and SIGKILL after its
-    grace time anyway: in a step of it further SIGTERM and SIGUSR1 are let pass.
-    """
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    @property
-    def asked(self) -> bool:
-        return self.signal is not None
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number)
-        later = signal.SIG_IGN if "SLURM_STEP_ID" in os.environ else signal.SIG_DFL
-        for each in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, later)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,25 +1,19 @@
 """The learning rate of a step."""
 
 import math
-from typing import Literal
+
+from longplay.launch.settings.config import TrainConfig
 
 
-def learning_rate(
-    peak: float,
-    *,
-    step: int,
-    warmup_steps: int,
-    done: float,
-    decay: Literal["none", "linear", "cosine"],
-    final_fraction: float,
-) -> float:
-    """Linear warm-up to `peak`, then decay to `final_fraction` of it.
+def learning_rate(train: TrainConfig, *, step: int, epochs_done: float) -> float:
+    """Return the learning rate: a linear warm-up, then a decay that spans `train.max_epochs`.
 
     Args:
-        step: 1 for the first step.
-        done: share of the scheduled epochs that lies behind, 0 to 1.
+        step: number of the step, from 1.
+        epochs_done: epochs trained before the step.
     """
-    done = min(max(done, 0.0), 1.0)
-    shape = {"none": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[decay]
-    warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-    return peak * warm * (final_fraction + (1.0 - final_fraction) * shape)
+    done = min(max(epochs_done / train.max_epochs, 0.0), 1.0)
+    decayed = {"none": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    warm = min(1.0, step / train.warmup_steps) if train.warmup_steps else 1.0
+    fraction = train.final_lr_fraction
+    return train.lr * warm * (fraction + (1.0 - fraction) * decayed[train.decay])

@@ -7,14 +7,27 @@ import torch
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
-from longplay.data_shards.stream.train_stream import check_stream
-from longplay.distributed.runtime.watchdog import Watchdog
-from longplay.distributed.runtime.world import close_world, init_world, read_environment
+from longplay.data_shards.stream.train_stream import TrainStream, check_stream
+from longplay.distributed.runtime.watchdog import Heartbeat, Watchdog
+from longplay.distributed.runtime.world import World, close_world, init_world, read_environment
+from longplay.launch.console.exit_codes import EXIT_REQUEUE
+from longplay.launch.console.progress import ProgressDisplay
+from longplay.launch.estimates.fitting import check_plan
+from longplay.launch.estimates.memory_estimate import plan_run
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.settings.data_arguments import agree_on_bad_shards
-from longplay.launch.training.loop import Training
-from longplay.launch.training.progress import StopRequest
+from longplay.launch.settings.data_arguments import agree_on_bad_shards, check_agreement, share_skipped
+from longplay.launch.training.loop import run_loop
+from longplay.launch.training.model import build_model
+from longplay.launch.training.profiling import StepProfile
+from longplay.launch.training.progress import Progress
+from longplay.launch.training.run_log import RunLog
+from longplay.launch.training.saving import RunCheckpoints
+from longplay.launch.training.stop_request import StopRequest
+from longplay.launch.training.summary import describe
+from longplay.launch.training.validation import Validation
+
+_TOLERANCE = 1.25  # estimates have been off by up to 14 %
 
 
 def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 0) -> int:
@@ -32,7 +45,7 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     begun = folder.check(config, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
-    # The watchdog finds out who hangs while the others wait in a collective, which so must wait for longer.
+    # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
     world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
@@ -41,14 +54,83 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
             folder.lock()
         if not begun and world.world_size > 1:
             torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints
-        code = Training(
-            config,
-            dataset,
-            folder,
-            world,
-            stop=stop,
-            watchdog=watchdog,
-            profile_steps=profile_steps,
-        ).run()
+        heartbeat = watchdog.heartbeat
+        code = _train(config, dataset, folder, world, stop, heartbeat, profile_steps)
     close_world()
     return code
+
+
+def _train(
+    config: RunConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    world: World,
+    stop: StopRequest,
+    heartbeat: Heartbeat,
+    profile_steps: int,
+) -> int:
+    """Build the model or load the newest checkpoint, run the loop and return the exit code. Collective."""
+    display = ProgressDisplay(enabled=world.is_rank0)
+    skipped_by_all = set(dataset.store.skipped)
+    stream = TrainStream(
+        dataset,
+        config.data,
+        rank=world.rank,
+        world_size=world.world_size,
+        pin_memory=world.device.type == "cuda",
+    )
+    if world.is_rank0:  # its failure ends the other ranks
+        _check_memory(config, dataset, stream, world, display)
+
+    checkpoints = RunCheckpoints(folder, config, dataset, world, heartbeat=heartbeat, display=display)
+    newest = checkpoints.newest
+    model = build_model(config, dataset, world, initial_rows=newest is None)
+    check_agreement(dataset, skipped_by_all, config, world)
+    progress = Progress() if newest is None else checkpoints.load(newest, model)
+    log = RunLog(folder, model, dataset, display, progress)
+    if progress.why_finished(config.train) is not None:
+        display.print(f"nothing left to do: {progress.why_finished(config.train)}")
+        return 0
+
+    log.print(describe(config, dataset, model, stream.order(progress.epoch), folder.path))
+    profile = StepProfile(folder.path / "profile", world, profile_steps)
+    validation = Validation(model, dataset, heartbeat)
+    validation.try_one_batch()
+    with display:
+        stopped = run_loop(
+            model,
+            stream,
+            progress,
+            validation=validation,
+            checkpoints=checkpoints,
+            log=log,
+            profile=profile,
+            stop=stop,
+            heartbeat=heartbeat,
+        )
+        heartbeat("finishing the last checkpoint")
+        checkpoints.wait()
+    log.print(profile.close())
+    share_skipped(dataset, world)
+    log.close()
+    finished = progress.why_finished(config.train)
+    return EXIT_REQUEUE if stopped and finished is None else 0
+
+
+def _check_memory(
+    config: RunConfig, dataset: Dataset, stream: TrainStream, world: World, display: ProgressDisplay
+) -> None:
+    """Print how much memory the run takes.
+
+    Raises:
+        ConfigError: it does not fit, even if the estimate is too high; names two settings that make it fit.
+    """
+    plan = plan_run(
+        config,
+        dataset,
+        world_size=world.world_size,
+        device_type=world.device.type,
+        epoch_order=stream.order(0),
+    )
+    display.print(plan.line())
+    check_plan(plan, config, dataset, certainty=_TOLERANCE)

@@ -1,4 +1,4 @@
-"""The stream of evaluated histories equals a split in plain Python."""
+"""The stream of evaluated histories."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def queries(batch: EvalBatch) -> dict[int, tuple[list[int], int, list[int]]]:
-    """Return user -> (items of the segment, target, seen items)."""
+    """user -> (the segment's items, target, seen items)."""
     found = {}
     for query, user in enumerate(batch.users.tolist()):
         row, slot = int(batch.query_rows[query]), int(batch.query_slots[query])

@@ -1,0 +1,46 @@
+"""Validation during training."""
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.runtime.memory import memory_is_enough_for
+from longplay.distributed.runtime.watchdog import Heartbeat
+from longplay.launch.evaluation.evaluation import Evaluation, evaluate
+from longplay.launch.training.model import Model
+from longplay.launch.training.progress import Progress
+
+
+class Validation:
+    """Evaluates the model that is being trained on the validation split."""
+
+    def __init__(self, model: Model, dataset: Dataset, heartbeat: Heartbeat) -> None:
+        self._model, self._dataset, self._heartbeat = model, dataset, heartbeat
+
+    def run(self, progress: Progress) -> Evaluation:
+        """Evaluate the split and count the result in `progress`. Collective."""
+        result = self._evaluate()
+        progress.note_validation(result.flat()[self._model.config.train.metric])
+        return result
+
+    def try_one_batch(self) -> None:
+        """Evaluate one batch, to find out before the first epoch whether it fits into memory. Collective.
+
+        Training needs no such trial, because all steps have the shape of the first one.
+
+        Raises:
+            OutOfMemoryError: it does not fit.
+        """
+        with memory_is_enough_for("a batch of the validation"):
+            self._evaluate(max_rounds=1)
+
+    def _evaluate(self, max_rounds: int | None = None) -> Evaluation:
+        model = self._model
+        model.engine.train(False)
+        return evaluate(
+            model.engine,
+            model.table,
+            self._dataset,
+            model.config,
+            "validation",
+            max_users=model.config.evaluation.max_validation_users,
+            heartbeat=self._heartbeat,
+            max_rounds=max_rounds,
+        )
