@@ -24,7 +24,8 @@ from benchmarks.stream import lfm_lengths, write_dataset
 from benchmarks.table import with_rows
 from longplay.distributed.runtime.world import World, init_world
 from longplay.distributed.table.row_optimizers import LazyAdam, RowOptimizerConfig
-from longplay.distributed.table.score_counts import count_beating_rows, exact_dot
+from longplay.distributed.table.score_counts import count_beating_rows
+from longplay.models.scores import exact_dot
 
 WIDTH = 64
 # Lower bound on the bytes of device memory traffic per trained event, for one bf16 block of MambaRec:

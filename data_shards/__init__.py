@@ -1,6 +1,5 @@
-"""Events -> user sequences -> tar shards, and the packed, resumable stream of them.
+"""From raw events to a packed, resumable stream of user sequences.
 
-Writing: `text_reader`, `parquet_reader`, `synthetic` -> `sequences` -> `shard_writer`, led by `prepare`.
-Reading: `dataset` (`shard_reader`, `vocabulary`) -> `splits` -> `packing`, `epoch_plan` -> `train_stream`,
-`eval_stream`. Nothing here imports the project's other packages.
+`readers` turn source files into blocks of events, `preparation` turns blocks into shards, `storage` opens and
+verifies them, `stream` packs them into rows. `generators` write raw files for tests at scale.
 """

@@ -1,7 +1,10 @@
-"""The one exception of this package that a user can cause."""
+"""The exception for problems that a user can cause and fix."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Unusable input data, prepared dataset or data setting; the message is one line and says what to do."""
+    """Input data, a prepared dataset or a data setting is unusable.
+
+    The message is one line: what is wrong, where, and what to do.
+    """

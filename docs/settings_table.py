@@ -76,7 +76,7 @@ def values(hint: Any) -> str:
         return ", ".join("`none`" if arg is type(None) else values(arg) for arg in args)
     if origin is tuple:
         return f"{values(args[0])}s, separated by commas"
-    names = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", dict: "mapping"}
+    names = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", dict: "values by name"}
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -88,6 +88,8 @@ def default(field: dataclasses.Field[Any]) -> str:
         return "by recipe"
     else:
         value = field.default
+    if value == {}:
+        return "none"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -29,7 +29,7 @@ def build_encoder(
     Args:
         config: the model and its switches.
         generator: a CPU generator, advanced by one draw; None = one seeded with 0.
-        device: where the parameters are made; "meta" makes shapes without memory.
+        device: device of the parameters; "meta" gives shapes without memory.
     """
     generator = generator or torch.Generator().manual_seed(0)
     seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -56,7 +56,7 @@ class EncoderState:
 class SequenceEncoder(nn.Module):
     """Encode the item embeddings of packed rows, strictly causal, segments strictly separate.
 
-    A later slot of its segment or any slot of another segment does not change an output, to the last bit.
+    An output is bitwise independent of later slots and of other segments.
 
     Args:
         config: the switches of the input stage.

@@ -1,7 +1,7 @@
-"""The laws behind generated raw files: lengths, popularity, repeats, ids, and the order of the rows.
+"""Distributions of generated raw files: lengths, popularity, repeats, ids and the order of rows.
 
-All of them can be evaluated for any range of rows on its own: what an event's neighbours must agree on (a
-user's pool of favourites, the start of a session) is a hash of the user's index, not a state carried along.
+Each can be evaluated for any range of rows independently: values that several events share (a user's
+favourites, the start of a session) are hashes of the user's index instead of carried state.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """The generator of one part of the output, named by `key`, whatever was drawn for the other parts."""
+    """Return the random generator of the part of the output with this `key`, independent of other parts."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def draw_lengths(
     total: int, num_users: int, *, sigma: float, least: int, most: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(num_users,) int64 log-normal history lengths within [least, most] that add up to `total` exactly."""
+    """Draw (num_users,) int64 log-normal history lengths within [least, most] that add up to `total`."""
     assert least * num_users <= total <= most * num_users
     weights = rng.lognormal(0.0, sigma, num_users)
     spare, room = total - least * num_users, float(most - least)
     low, high = 0.0, max(1.0, room) / weights.min()
-    for _ in range(100):  # the cut at `most` takes mass away, so the scale is searched for
+    for _ in range(100):  # clipping at `most` removes mass, so the scale is found by bisection
         middle = (low + high) / 2
         low, high = (middle, high) if np.minimum(weights * middle, room).sum() < spare else (low, middle)
     ends = np.rint(np.cumsum(np.minimum(weights * high, room))).astype(np.int64)
     lengths = least + np.diff(ends, prepend=0)
-    missing = total - int(lengths.sum())  # rounding errors of the sum, an event or so
+    missing = total - int(lengths.sum())  # a few events, from rounding the sum
     while missing:
         free = np.flatnonzero(lengths < most if missing > 0 else lengths > least)[: abs(missing)]
         lengths[free] += np.sign(missing)
@@ -40,17 +40,17 @@ def draw_lengths(
 
 @dataclass(frozen=True, kw_only=True)
 class ZipfLaw:
-    """Popularity of rank r in proportion to 1 / (r + shift), drawn by the inverse of the continuous law.
+    """Popularity proportional to 1 / (r + shift) at popularity rank r, drawn by inverting the continuous law.
 
-    One exponential per event, however many items there are. A shift takes the edge off the head: the most
-    popular item has a share of about 1 / (shift * log(num_items / shift)).
+    Takes one exponential per event for any number of items. The shift flattens the head: the most popular
+    item has a share of about 1 / (shift * log(num_items / shift)).
     """
 
     num_items: int
     shift: float
 
     def ranks(self, uniform: np.ndarray) -> np.ndarray:
-        """Uniform numbers in [0, 1) -> ranks from 0, int64 of the same shape."""
+        """Map uniform numbers in [0, 1) to popularity ranks from 0, int64 of the same shape."""
         rank = np.exp(uniform * math.log1p(self.num_items / self.shift))
         rank -= 1.0
         rank *= self.shift
@@ -59,13 +59,13 @@ class ZipfLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class ScatteredIds:
-    """A one-to-one map from 0..num-1 into first..first+span-1, out of order except that 0 -> first."""
+    """A one-to-one map of 0..span-1 onto first..first+span-1 in scattered order, with 0 -> first."""
 
     first: int
     span: int
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """Numbers below `span`, int64 -> ids, int64 of the same shape."""
+        """Map int64 numbers below `span` to int64 ids of the same shape."""
         ids = numbers * coprime(self.span)
         ids %= self.span
         ids += self.first
@@ -73,7 +73,7 @@ class ScatteredIds:
 
 
 def coprime(span: int) -> int:
-    """The first number from span * 0.618 on without a common divisor with `span`."""
+    """Return the first number from span * 0.618 on that is coprime to `span`."""
     step = max(1, int(span * 0.6180339887))
     while math.gcd(step, span) != 1:
         step += 1
@@ -81,7 +81,7 @@ def coprime(span: int) -> int:
 
 
 def hash_uniform(user: np.ndarray, number: np.ndarray, salt: int) -> np.ndarray:
-    """(events,) in [0, 1), a function of (user, number, salt) alone; user and number below 2**32."""
+    """Hash (user, number, salt) to (events,) numbers in [0, 1). `user` and `number` are below 2**32."""
     bits = user.astype(np.uint64)
     bits <<= np.uint64(32)
     bits ^= number.astype(np.uint64)
@@ -96,12 +96,12 @@ def hash_uniform(user: np.ndarray, number: np.ndarray, salt: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """A share of a user's events come from a pool of favourites, the first of the pool more than the last.
+    """Draws a share of each user's events from a pool of favourites, earlier favourites more often.
 
     Attributes:
-        share: of the events that are drawn from the pool.
-        pool: (users,) int64 sizes of the pools.
-        salt: of the hash that decides what is in the pools.
+        share: share of events drawn from the pool.
+        pool: (users,) int64 size of each user's pool.
+        salt: salt of the hash that selects the favourites.
     """
 
     share: float
@@ -109,7 +109,7 @@ class Repeats:
     salt: int
 
     def uniform(self, user: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(events,) in [0, 1), for a law's `ranks`: the same number wherever a favourite is repeated."""
+        """Draw (events,) numbers in [0, 1) for `ZipfLaw.ranks`. Repeats of a favourite get equal numbers."""
         uniform = rng.random(len(user))
         choice = rng.random(len(user), dtype=np.float32)
         again = np.flatnonzero(choice < self.share)
@@ -122,12 +122,12 @@ class Repeats:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Which user each row of a file belongs to: histories are cut into pieces and the pieces are shuffled.
+    """The user of each row of a file. Histories are cut into pieces, and the pieces are shuffled.
 
     Attributes:
-        user: (pieces,) int64.
-        first: (pieces,) int64 place, in the user's history, of a piece's first event.
-        bounds: (pieces + 1,) int64 rows of the file where pieces begin and end.
+        user: (pieces,) int64 user of each piece.
+        first: (pieces,) int64 index of the piece's first event in the user's history.
+        bounds: (pieces + 1,) int64 first row of each piece in the file, and the number of rows.
     """
 
     user: np.ndarray
@@ -136,7 +136,7 @@ class RowOrder:
 
     @classmethod
     def draw(cls, lengths: np.ndarray, *, max_pieces: int, rng: np.random.Generator) -> RowOrder:
-        """Each history in up to `max_pieces` pieces, all of them in random order."""
+        """Cut each history into up to `max_pieces` pieces and shuffle all pieces."""
         num_pieces = rng.integers(1, max_pieces + 1, len(lengths))
         user = np.repeat(np.arange(len(lengths)), num_pieces)
         number = np.arange(len(user)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
@@ -153,7 +153,7 @@ class RowOrder:
         return int(self.bounds[-1])
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(stop - start,) users of the rows [start, stop) and places in their histories, both int64."""
+        """Return users and indices in their histories of rows [start, stop), (stop - start,) int64 each."""
         low = int(np.searchsorted(self.bounds, start, side="right")) - 1
         high = int(np.searchsorted(self.bounds, stop, side="left"))
         begin = np.maximum(self.bounds[low:high], start)
@@ -166,9 +166,9 @@ class RowOrder:
 def copy_from_before(
     columns: list[np.ndarray], user: np.ndarray, share: float, rng: np.random.Generator
 ) -> None:
-    """Gives a `share` of the rows the values that the row before, of the same user, has in `columns`.
+    """Copy the values in `columns` of the previous row, if it has the same user, to a `share` of the rows.
 
-    Of two neighbouring rows only the first is taken, so that a copy equals the row before it.
+    Two adjacent rows are never both copies, so that a copy equals the previous row.
     """
     rows = np.flatnonzero(rng.random(len(user), dtype=np.float32) < share)
     rows = rows[rows > 0]

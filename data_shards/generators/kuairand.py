@@ -1,7 +1,9 @@
-"""KuaiRand-27K's log files: 19 columns with a header, the standard log in four parts and the random log.
+"""Generated logs of KuaiRand-27K: 19 columns with a header, the standard log in four parts, the random log.
 
-Users and videos are numbered from 0. A period's rows are one log, cut in half into two parts, so a user has
-rows in several of them. Columns that are drawn together are written as one text.
+Users and videos are numbered from 0. The log of a period is divided into two halves, so a user has rows in
+several parts. Columns that are drawn jointly are written as one text.
+
+Source: the KuaiRand-27K dataset as published.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _TABLE = 65_536
 
 
 def kuairand_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
-    """The standard log's four parts, `events` rows together, and the log of random exposures besides."""
+    """Return the four parts of the standard log, `events` rows in total, and the log of random exposure."""
     rng = generator(seed, 0)
     most = max(-(-events // users), round(events / users * _KUAIRAND_CAP))
     lengths = draw_lengths(events, users, sigma=0.8, least=1, most=most, rng=rng)
@@ -91,13 +93,13 @@ def kuairand_files(*, events: int, users: int, items: int, seed: int) -> list[Ra
 
 @dataclass(frozen=True, kw_only=True)
 class _KuairandTables:
-    """Joint values of columns that are drawn together, one of 65,536 entries at a time.
+    """Tables of 65,536 joint values of the columns that are drawn jointly.
 
     Attributes:
-        flags: which of the 128 combinations of is_click .. long_view.
-        watched: (128,) by those combinations, the most of a video that is played.
-        tails: which of the 60 combinations of is_profile_enter, is_rand = 0 or 1, tab (is_rand's bit unset).
-        durations: of videos, in milliseconds.
+        flags: index of the combination of is_click .. long_view, one of 128.
+        watched: (128,) maximum played share of a video for each combination.
+        tails: index of the combination of is_profile_enter, is_rand and tab, one of 60, with is_rand = 0.
+        durations: durations of videos in milliseconds.
     """
 
     flags: np.ndarray
@@ -141,7 +143,17 @@ _HOURS = pl.Series(
 
 @dataclass(frozen=True, kw_only=True)
 class _KuairandLog:
-    """One log of KuaiRand: a period, its rows' order, and where its videos come from."""
+    """A log of one period.
+
+    Attributes:
+        order: the users of its rows.
+        days: days of the period, counted from the first day of the dataset.
+        is_rand: whether the log is of random exposure.
+        ranks: (users, generator) -> popularity ranks of the viewed videos.
+        videos: popularity rank -> video id.
+        tables: values of the other columns.
+        salt: salt of the hash that places sessions.
+    """
 
     order: RowOrder
     days: range
@@ -152,7 +164,7 @@ class _KuairandLog:
     salt: int
 
     def file(self, path: str, start: int, stop: int, *, holds_video_0: bool) -> RawFile:
-        """The rows [start, stop) of this log as a file of their own."""
+        """Return rows [start, stop) of this log as a file."""
         bounds = row_blocks(start, stop)
 
         def text(block: int, rng: np.random.Generator) -> bytes:

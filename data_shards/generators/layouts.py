@@ -1,7 +1,8 @@
-"""The original datasets' files, row by row: which columns, in which order, with values of which shape.
+"""Generated rows of LFM-1b and MovieLens-1M: their columns, order and distributions.
 
-Each function gives the files of one dataset as `RawFile`s, whose blocks are generated independently of each
-other. Sources: the LFM-1b, KuaiRand-27K and MovieLens-1M datasets as published.
+Each function returns the files of one dataset as `RawFile`s, whose blocks are generated independently.
+
+Source: the LFM-1b and MovieLens-1M datasets as published.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _ML1M_RATINGS = (0.056, 0.107, 0.261, 0.349, 0.227)
 
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
-    """One file to be written, in blocks.
+    """A file to write in blocks.
 
     Attributes:
-        path: relative to the output folder.
-        header: the first line with its line break, or nothing.
-        bounds: (blocks + 1,) int64 rows where blocks begin and end, the header not counted.
-        text: (block, generator) -> the block's rows as they are in the file.
+        path: path relative to the output folder.
+        header: the header line with its line break, or nothing.
+        bounds: (blocks + 1,) int64 first row of each block, without the header, and the number of rows.
+        text: (block, generator) -> the text of the block's rows.
     """
 
     path: str
@@ -65,27 +66,27 @@ class RawFile:
 
 
 def row_blocks(start: int, stop: int) -> np.ndarray:
-    """Bounds of the blocks of the rows [start, stop)."""
+    """Return the bounds of the blocks of rows [start, stop)."""
     return np.unique(np.append(np.arange(start, stop, BLOCK_ROWS), [start, stop]))
 
 
 def rows_text(columns: dict[str, np.ndarray | pl.Series], separator: str) -> bytes:
-    """The rows as text; a text column holds several fields at once and is written as it is."""
+    """Return the rows as text. A text column may hold several fields and is written unchanged."""
     buffer = io.BytesIO()
     pl.DataFrame(columns).write_csv(buffer, include_header=False, separator=separator, quote_style="never")
     return buffer.getvalue()
 
 
 def session_starts(user: np.ndarray, place: np.ndarray, salt: int) -> np.ndarray:
-    """(events,) where in a user's time, in [0, 1), the session of the event at `place` begins.
+    """Return (events,) start of each event's session as a fraction of the user's time span, in [0, 1).
 
-    Sessions are neighbours in the file and lie anywhere in time, so no piece of a history is in time order.
+    Consecutive sessions of a file are at random times, so that no piece of a history is in time order.
     """
     return hash_uniform(user, place >> _SESSION_EVENTS_LOG2, salt)
 
 
 def lfm1b_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
-    """`LFM-1b_LEs.txt`: user, artist, album, track, Unix seconds; TAB, no header."""
+    """Return `LFM-1b_LEs.txt`: user, artist, album, track and Unix seconds between tabs, without a header."""
     rng = generator(seed, 0)
     most = max(-(-events // users), round(events / users * _LFM1B_CAP / _LFM1B_MEAN))
     lengths = draw_lengths(events, users, sigma=0.8, least=1, most=most, rng=rng)
@@ -124,7 +125,7 @@ def lfm1b_files(*, events: int, users: int, items: int, seed: int) -> list[RawFi
 
 
 def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
-    """`ratings.dat`: UserID::MovieID::Rating::Timestamp, grouped by user, no movie twice by a user."""
+    """Return `ratings.dat`: UserID::MovieID::Rating::Timestamp, grouped by user, each movie once per user."""
     rng = generator(seed, 0)
     most = ml1m_most_length(events, users, items)
     lengths = draw_lengths(events, users, sigma=1.0, least=ML1M_LEAST_LENGTH, most=most, rng=rng)
@@ -138,7 +139,7 @@ def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFil
         members = np.arange(blocks[block], blocks[block + 1])
         length = lengths[members]
         keys = rng.standard_exponential((len(members), items), dtype=np.float32)
-        keys /= weights  # an exponential race: the first `length` to arrive are a draw without replacement
+        keys /= weights  # exponential race: the `length` smallest keys are a draw without replacement
         movie = np.concatenate([np.argpartition(row, n - 1)[:n] for row, n in zip(keys, length, strict=True)])
         user = np.repeat(members, length)
         n = len(user)
@@ -157,5 +158,5 @@ def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFil
 
 
 def ml1m_most_length(events: int, users: int, items: int) -> int:
-    """The longest history: 0.585 of the movies as in the original, more where the mean comes near that."""
+    """Return the longest history: 0.585 of the movies as in the original, or more if the mean requires it."""
     return min(items, max(int(0.585 * items), -(-events // users), ML1M_LEAST_LENGTH))

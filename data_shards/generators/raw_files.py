@@ -1,8 +1,8 @@
-"""Raw files of LFM-1b, KuaiRand-27K and MovieLens-1M, generated at any size in the originals' exact layouts.
+"""Write raw files of any size in the exact layouts of LFM-1b, KuaiRand-27K and MovieLens-1M.
 
-For trying `prepare` at scale without the data. A file is written block by block: two threads generate blocks
-ahead while earlier ones are written, so memory does not grow with the number of events. A block depends on
-the seed, the sizes and its number alone: the same arguments give the same bytes.
+They serve to run `prepare` at scale without the original data. Two threads generate blocks while earlier ones
+are written, so memory does not grow with the number of events. A block depends only on the seed, the sizes
+and its number: equal arguments give equal bytes.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from longplay.data_shards.generators.layouts import (
 )
 from longplay.data_shards.progress import Progress, no_progress
 
-_NUM_THREADS = 2
+NUM_THREADS = 2
 _MOST_ITEMS = 2_000_000_000
 _MOST_USERS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawFormat:
-    """An original dataset: its size and how its files are generated.
+    """An original dataset: its size and the generator of its files.
 
     Attributes:
-        events, items, users: of the original.
-        least_length: events that every user has at least.
+        events, items, users: size of the original.
+        least_length: minimum number of events of a user.
         files: (events, users, items, seed) -> the files.
     """
 
@@ -69,13 +69,14 @@ RAW_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RawSynthetic:
-    """What to generate.
+    """The files to generate.
 
     Attributes:
         format: one of `RAW_FORMATS`.
-        events: rows of the file, met exactly; for kuairand of the standard log's four files together.
-        users: how many; None keeps the original's mean length.
-        items: size of the catalogue, not all of which need to occur; None takes the original's.
+        events: exact number of rows; for kuairand, of the four files of the standard log in total.
+        users: number of users; None keeps the mean history length of the original.
+        items: size of the catalogue, of which some items may not occur; None: the size of the original.
+        seed: seed of the generator.
     """
 
     format: str
@@ -99,8 +100,8 @@ class RawSynthetic:
                 raise DataError(f"--{name} is {value}{why}, it must be at most {high}")
         if self.format == "ml1m" and self.events > self.num_users * self.num_items:
             raise DataError(
-                f"--events is {self.events}, more than {self.num_users} users can rate of {self.num_items} "
-                f"movies once each; pass at most {self.num_users * self.num_items} or more --users or --items"
+                f"--events is {self.events}, more than {self.num_users} users can rate {self.num_items} "
+                f"movies once each; lower --events to {self.num_users * self.num_items} or raise --users or --items"
             )
 
     @property
@@ -115,54 +116,57 @@ class RawSynthetic:
 
     @cached_property
     def files(self) -> list[RawFile]:
-        """The files, with their numbers of rows; drawing the users' lengths is all that this takes."""
+        """The files and their numbers of rows. Draws the history lengths but generates no rows."""
         return RAW_FORMATS[self.format].files(
             events=self.events, users=self.num_users, items=self.num_items, seed=self.seed
         )
 
     def estimated_bytes(self) -> int:
-        """Size of all files together, from the first block's bytes per row."""
+        """Return the estimated size of all files, from the bytes per row of the first block."""
         first = next(file for file in self.files if file.num_rows)
         row_bytes = len(first.text(0, _block_generator(self.seed, 0))) / int(first.bounds[1])
         return sum(len(file.header) + int(file.num_rows * row_bytes) for file in self.files)
 
 
 def check_raw_output(raw: RawSynthetic, out: Path, *, overwrite: bool) -> None:
-    """Refuses an output folder in which the files cannot be written, before any work is done.
+    """Check before any work that the files can be written to `out`.
 
     Raises:
-        DataError: `out` is no folder, holds one of the files and `overwrite` is off, or has too little space.
+        DataError: `out` is not a folder, contains one of the files and `overwrite` is off, or lacks space.
     """
     standing = next((path for path in (out, *out.parents) if path.exists()), Path())
     if not standing.is_dir():
-        raise DataError(f"{standing}: a file, not a folder; pass another --out")
+        raise DataError(f"{standing}: is a file, not a folder; pass another --out")
     for file in raw.files:
         path = out / file.path
         if path.is_dir():
-            raise DataError(f"{path}: a folder is there; pass another --out")
+            raise DataError(f"{path}: is a folder; pass another --out")
         if path.exists() and not overwrite:
-            raise DataError(f"{path}: is there already; pass --overwrite to replace it, or another --out")
+            raise DataError(f"{path}: already exists; pass --overwrite to replace it, or another --out")
     needed, free = raw.estimated_bytes(), shutil.disk_usage(standing).free
     if needed > free:
         raise DataError(
-            f"{out}: about {needed / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB are free there; "
-            f"pass another --out or fewer --events"
+            f"{out}: needs about {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free; "
+            "pass another --out or fewer --events"
         )
 
 
 def write_raw(
     raw: RawSynthetic, out: Path, *, overwrite: bool = False, progress: Progress = no_progress
 ) -> list[Path]:
-    """Writes the files of `raw` under `out` and returns their paths, in the order of `raw.files`.
+    """Write the files of `raw` into `out` and return their paths, in the order of `raw.files`.
 
-    Each is written beside its place under a hidden name, and all are renamed when all are whole. On any
-    exception what was written is removed.
+    The files are written under temporary names and renamed when all are complete. On any exception the
+    temporary files are removed.
 
     Args:
-        progress: called with ("writing", rows written, rows in all) after each block.
+        raw: the files to generate.
+        out: the folder.
+        overwrite: replace existing files.
+        progress: called with ("writing", rows written, total rows) after each block.
 
     Raises:
-        DataError: as `check_raw_output`; the disk fills up.
+        DataError: `check_raw_output` fails, or the disk is full.
     """
     check_raw_output(raw, out, overwrite=overwrite)
     paths = [out / file.path for file in raw.files]
@@ -184,7 +188,7 @@ def write_raw(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
-                f"{out}: the disk is full after {done:,} of {total:,} rows; what was written is removed; "
+                f"{out}: the disk is full after {done:,} of {total:,} rows; the partial files are removed; "
                 f"free about {raw.estimated_bytes() / 1e9:,.1f} GB, or pass another --out or fewer --events"
             ) from error
         raise
@@ -199,15 +203,15 @@ def _block_generator(seed: int, number: int) -> Any:
 
 
 def _texts(raw: RawSynthetic) -> Generator[bytes, None, None]:
-    """The text of every block of every file in order, a few blocks ahead of the reader."""
+    """Yield the text of every block of every file in order, generating a few blocks ahead."""
     blocks = ((file, block) for file in raw.files for block in range(file.num_blocks))
     jobs = (
         (file.text, block, _block_generator(raw.seed, number)) for number, (file, block) in enumerate(blocks)
     )
     ahead: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
-            ahead.extend(pool.submit(*job) for job in itertools.islice(jobs, _NUM_THREADS + 1))
+            ahead.extend(pool.submit(*job) for job in itertools.islice(jobs, NUM_THREADS + 1))
             while ahead:
                 text = ahead.popleft().result()
                 ahead.extend(pool.submit(*job) for job in itertools.islice(jobs, 1))
@@ -217,7 +221,7 @@ def _texts(raw: RawSynthetic) -> Generator[bytes, None, None]:
 
 
 def _write_all(handle: Any, text: bytes) -> None:
-    """Writes all of `text`: one call may take a part only, and 2 GiB at most."""
+    """Write all of `text`. A single call may write only a part, and at most 2 GiB."""
     rest = memoryview(text)
     while rest:
         rest = rest[os.write(handle.fileno(), rest) :]

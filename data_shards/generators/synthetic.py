@@ -1,11 +1,10 @@
-"""Generated events in which order carries information, so that a sequence model has something to find.
+"""Generate events in which order carries information, so that a sequence model can learn from it.
 
-The model, per user: a handful of favourite interests, which drift; a Markov chain that stays in the current
-interest for some events and then moves, mostly to a favourite, sometimes to a new one that replaces a
-favourite. Items of an interest lie on a ring: the next item is one of the few that follow the current one on
-the ring (`follow_probability`) or any of the interest's, by popularity. Popularity is Zipf-Mandelbrot over
-the catalogue, lengths are log-normal. Knowing the interest and the ring predicts the next item far better
-than popularity does.
+Each user has a few favourite interests. A Markov chain stays in the current interest for some events and then
+moves, usually to a favourite, sometimes to a new interest that replaces a favourite. The items of an interest
+form a ring: with `follow_probability` the next item is one of the next few on the ring, otherwise any item of
+the interest by popularity. Popularity is Zipf-Mandelbrot over the catalogue; history lengths are log-normal.
+The interest and the ring predict the next item far better than popularity.
 """
 
 from __future__ import annotations
@@ -31,13 +30,15 @@ _MEDIAN_GAP_S = 240
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticEvents:
-    """A seeded generator of listening histories, all in one block.
+    """A seeded generator of listening histories.
 
     Attributes:
-        users, items, events: how many; every user has at least 5 events, `events` is met exactly.
-        zipf: exponent of the popularity law; 0 makes all items alike.
-        length_sigma: spread of the log-normal lengths; 0 makes all histories alike.
-        follow_probability: share of the events that follow the ring.
+        users, items: size of the user base and of the catalogue.
+        events: exact number of events. Every user has at least 5.
+        zipf: exponent of the popularity law; 0 makes all items equally popular.
+        length_sigma: spread of the log-normal history lengths; 0 makes all lengths equal.
+        follow_probability: share of events that follow the ring.
+        seed: seed of the generator.
     """
 
     users: int = 2_500
@@ -75,14 +76,17 @@ class SyntheticEvents:
         return user, original_ids[items], _times(lengths, rng)
 
     def _lengths(self, rng: np.random.Generator) -> np.ndarray:
-        """(users,) history lengths, at least `_MIN_LENGTH`, that add up to `events`."""
+        """Draw (users,) history lengths of at least `_MIN_LENGTH` that add up to `events`."""
         weights = rng.lognormal(0.0, self.length_sigma, self.users)
         spare = self.events - self.users * _MIN_LENGTH
         ends = np.rint(np.cumsum(weights) / weights.sum() * spare).astype(np.int64)
         return _MIN_LENGTH + np.diff(ends, prepend=0)
 
     def _walk(self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator) -> np.ndarray:
-        """(events,) items of all users one after the other, drawn for all users at once, step by step."""
+        """Draw (events,) items of all users, one user after the other.
+
+        Each step draws the next event of all users at once.
+        """
         order = np.argsort(-lengths, kind="stable")
         first = (np.cumsum(lengths) - lengths)[order]
         num_active = np.searchsorted(-lengths[order], -np.arange(lengths.max()), side="left")
@@ -104,11 +108,14 @@ class SyntheticEvents:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items in interests: item i belongs to interest i % num_interests, on its ring at i // num_interests.
+    """Items and their interests.
+
+    Item i is at place i // num_interests on the ring of interest i % num_interests.
 
     Attributes:
-        item_cdf: (items,) cumulative popularity within each interest plus the interest's number, in interest
-            order.
+        num_items, num_interests: numbers of items and interests.
+        by_interest: (items,) items ordered by interest.
+        item_cdf: (items,) number of the interest plus cumulative popularity within it, in the same order.
         interest_cdf: (interests,) cumulative popularity of the interests.
     """
 
@@ -120,7 +127,7 @@ class Catalogue:
 
     @classmethod
     def draw(cls, num_items: int, zipf: float, rng: np.random.Generator) -> Catalogue:
-        """A catalogue whose popularity ranks are dealt to the items at random."""
+        """Draw a catalogue with Zipf-Mandelbrot popularity in random order."""
         num_interests = max(1, num_items // _ITEMS_PER_INTEREST)
         weights = (np.arange(1, num_items + 1) + _ZIPF_SHIFT * num_items) ** -zipf
         weights = rng.permutation(weights)
@@ -136,17 +143,17 @@ class Catalogue:
         return cls(num_items, num_interests, by_interest, item_cdf, np.cumsum(totals) / totals.sum())
 
     def draw_interests(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
-        """Interests by popularity."""
+        """Draw interests by popularity."""
         at = np.searchsorted(self.interest_cdf, rng.random(shape), side="right")
         return np.minimum(at, self.num_interests - 1)
 
     def draw_items(self, rng: np.random.Generator, interest: np.ndarray) -> np.ndarray:
-        """One item of each given interest, by popularity."""
+        """Draw one item of each given interest, by popularity."""
         at = np.searchsorted(self.item_cdf, interest + rng.random(len(interest)), side="right")
         return self.by_interest[np.minimum(at, self.num_items - 1)]
 
     def follow(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
-        """An item that follows each given one on its ring."""
+        """Draw one item that follows each given item on its ring."""
         interest, place = item % self.num_interests, item // self.num_interests
         ring = (self.num_items - interest + self.num_interests - 1) // self.num_interests
         place = (place + rng.choice(_RING_STEPS, len(item), p=_RING_WEIGHTS)) % ring
@@ -156,7 +163,7 @@ class Catalogue:
 def _next_interests(
     favourites: np.ndarray, users: np.ndarray, catalogue: Catalogue, rng: np.random.Generator
 ) -> np.ndarray:
-    """The interests that `users` move to; a new one takes a favourite's place in `favourites`."""
+    """Draw the interests to which `users` move. A new interest replaces a favourite in `favourites`."""
     slot = rng.integers(0, _NUM_FAVOURITES, len(users))
     renewed = rng.random(len(users)) < _NEW_INTEREST
     favourites[users[renewed], slot[renewed]] = catalogue.draw_interests(rng, int(renewed.sum()))
@@ -164,7 +171,7 @@ def _next_interests(
 
 
 def _times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(events,) Unix seconds, rising within a user from a start within one year."""
+    """Draw (events,) Unix seconds, ascending within a user from a random start within one year."""
     gaps = rng.lognormal(np.log(_MEDIAN_GAP_S), 1.5, int(lengths.sum())).astype(np.int64)
     first = np.cumsum(lengths) - lengths
     gaps[first] = _FIRST_TIME_S + rng.integers(0, _YEAR_S, len(lengths))

@@ -1,1 +1,1 @@
-"""Open, check and describe prepared datasets."""
+"""Open, verify and describe prepared datasets."""

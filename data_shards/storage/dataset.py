@@ -1,4 +1,4 @@
-"""A prepared dataset, opened and checked."""
+"""Open a prepared dataset and check it against its manifest."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ import pyarrow.parquet as pq
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
-from longplay.data_shards.storage.shard_reader import WAY_OUT, DecodedShard
+from longplay.data_shards.storage.shard_reader import REMEDY, DecodedShard
 from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES, OnBadShard, ShardStore
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 
-_WAY_OUT = "restore the file or prepare the dataset again"
+_REMEDY = "restore the file or prepare the dataset again"
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A prepared dataset. Users and shards are numbered from 0; a shard's users are consecutive.
+    """A prepared dataset. Users and shards are numbered from 0; the users of a shard are consecutive.
 
     Attributes:
-        path: its folder, or the URL below which its files lie.
-        lengths: (num_users,) int64 events per user.
-        user_original_ids: (num_users,) int64.
-        shard_ptr: (num_shards + 1,) int64, the first user of each shard.
-        store: reads the shards and accounts for those that are skipped.
+        path: its folder, or the base URL of its files.
+        manifest: counts, provenance and shards.
+        lengths: (num_users,) int64 number of events of each user.
+        user_original_ids: (num_users,) int64 id of each user in the source.
+        shard_ptr: (num_shards + 1,) int64 first user of each shard.
+        store: reads the shards and records those that are skipped.
     """
 
     path: Location
@@ -49,18 +50,20 @@ class Dataset:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         on_bad_shard: OnBadShard = "stop",
     ) -> Dataset:
-        """Opens a dataset: a folder, or the URL that stands before its files' names.
+        """Open a dataset in a folder or below a URL.
 
-        Whether all shards are there and of the right size is seen here in a folder, below a URL only when
-        they are read.
+        In a folder, this checks that all shards exist and have the right size. Below a URL, shards are
+        checked when they are read.
 
         Args:
-            cache_bytes: memory for decoded shards, so that a small dataset is read once.
+            path: the folder, or the base URL of the files.
+            cache_bytes: memory for decoded shards, so that a small dataset is read only once.
             on_bad_shard: `stop` raises for a missing, truncated or damaged shard, here or when it is read;
-                `skip` warns and goes on without it.
+                `skip` warns and leaves it out.
 
         Raises:
-            DataError: no dataset, a file missing or of another size, tables that contradict the manifest.
+            DataError: there is no dataset, a file is missing or has another size, or the tables contradict
+                the manifest.
         """
         path = parse_location(path)
         manifest = _read_manifest(path)
@@ -70,11 +73,11 @@ class Dataset:
         if len(lengths) != manifest.num_users or not np.array_equal(
             users["shard"].to_numpy(), np.repeat(np.arange(len(manifest.shards)), np.diff(shard_ptr))
         ):
-            raise DataError(f"{in_folder(path, USERS_NAME)}: does not match the manifest; {_WAY_OUT}")
+            raise DataError(f"{in_folder(path, USERS_NAME)}: does not match the manifest; {_REMEDY}")
         per_shard = np.add.reduceat(lengths, shard_ptr[:-1])
         if not np.array_equal(per_shard, [shard.num_events for shard in manifest.shards]):
             raise DataError(
-                f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_WAY_OUT}"
+                f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_REMEDY}"
             )
         if isinstance(path, Path):
             _check_items(path / ITEMS_NAME, manifest)
@@ -94,21 +97,21 @@ class Dataset:
 
     @functools.cached_property
     def items(self) -> ItemVocabulary:
-        """Original ids and counts of the items, 16 bytes each; read when first asked for.
+        """Original ids and counts of the items, read at the first access. Takes 16 bytes per item.
 
         Raises:
-            DataError: missing or damaged.
+            DataError: the table is missing or damaged.
         """
         location = in_folder(self.path, ITEMS_NAME)
         table = _read_table(location, ("original_id", "count"))
         counts = table["count"].to_numpy()
         if len(counts) != self.num_items or counts.sum() != self.num_events:
-            raise DataError(f"{location}: does not match the manifest; {_WAY_OUT}")
+            raise DataError(f"{location}: does not match the manifest; {_REMEDY}")
         return ItemVocabulary(table["original_id"].to_numpy(), counts)
 
     @property
     def dataset_id(self) -> str:
-        """Fingerprint of the mappings and shards; the same for equal datasets wherever they lie."""
+        """Fingerprint of the id mappings and the shards. Equal datasets have equal ids, in any folder."""
         return self.manifest.dataset_id
 
     @property
@@ -117,7 +120,7 @@ class Dataset:
 
     @property
     def num_items(self) -> int:
-        """Item ids run from 1 to this."""
+        """Number of items. Item ids are 1..num_items."""
         return self.manifest.num_items
 
     @property
@@ -129,15 +132,15 @@ class Dataset:
         return len(self.manifest.shards)
 
     def shard(self, index: int, *, with_times: bool = True) -> DecodedShard:
-        """The sequences of one shard, from memory if it was read lately; zeros if it is skipped.
+        """Return the sequences of one shard, from the cache if possible; zeros if the shard is skipped.
 
         Raises:
-            DataError: missing, truncated or damaged.
+            DataError: the shard is missing, truncated or damaged.
         """
         return self.store.shard(index, with_times=with_times)
 
     def sequence(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """One user's item ids (int32) and times (int64)."""
+        """Return the item ids (int32) and times (int64) of one user."""
         index = int(np.searchsorted(self.shard_ptr, user, side="right")) - 1
         shard = self.shard(index)
         assert shard.times is not None
@@ -145,16 +148,16 @@ class Dataset:
         return shard.items[begin:end], shard.times[begin:end]
 
     def verify(self) -> None:
-        """Reads every shard and compares its checksum with the manifest's.
+        """Read every shard and check its checksum.
 
         Raises:
-            DataError: the first shard whose content differs.
+            DataError: the content of a shard differs from its checksum.
         """
         for index in range(self.num_shards):
             self.store.shard(index, with_times=False)
 
     def skipped_summary(self) -> str | None:
-        """What was left out as bad, as a line to be shown; None if nothing was."""
+        """Return a line that names the skipped shards, or None if none was skipped."""
         skipped = self.store.skipped
         if not skipped:
             return None
@@ -170,17 +173,17 @@ def _check_size(store: ShardStore, index: int, path: Path, num_bytes: int) -> No
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        store.skip(index, f"{path}: shard is missing; {WAY_OUT}")
+        store.skip(index, f"{path}: shard is missing; {REMEDY}")
         return
     if found != num_bytes:
-        store.skip(index, f"{path}: shard has {found} bytes, the manifest says {num_bytes}; {WAY_OUT}")
+        store.skip(index, f"{path}: shard has {found} bytes, the manifest says {num_bytes}; {REMEDY}")
 
 
 def _check_items(path: Path, manifest: Manifest) -> None:
-    """Whether the items are as many as the manifest says, and their events; a million at a time.
+    """Check the numbers of items and events against the manifest, reading a million items at a time.
 
     Raises:
-        DataError: they are not, or the file is missing or damaged.
+        DataError: a number differs, or the file is missing or damaged.
     """
     num_items = num_events = 0
     try:
@@ -189,11 +192,11 @@ def _check_items(path: Path, manifest: Manifest) -> None:
                 num_items += batch.num_rows
                 num_events += int(batch["count"].to_numpy().sum())
     except FileNotFoundError:
-        raise DataError(f"{path}: is missing; {_WAY_OUT}") from None
+        raise DataError(f"{path}: is missing; {_REMEDY}") from None
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_WAY_OUT}") from error
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_REMEDY}") from error
     if (num_items, num_events) != (manifest.num_items, manifest.num_events):
-        raise DataError(f"{path}: does not match the manifest; {_WAY_OUT}")
+        raise DataError(f"{path}: does not match the manifest; {_REMEDY}")
 
 
 def _read_manifest(path: Location) -> Manifest:
@@ -206,7 +209,7 @@ def _read_manifest(path: Location) -> Manifest:
         raise
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{url}: cannot be read ({error}); --data takes the folder, or the URL above {MANIFEST_NAME}"
+            f"{url}: cannot be read ({error}); --data takes the folder or URL that contains {MANIFEST_NAME}"
         ) from error
 
 
@@ -215,9 +218,9 @@ def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:
         source = location if isinstance(location, Path) else io.BytesIO(read_whole(location).tobytes())
         return pl.read_parquet(source, columns=list(columns), glob=False)
     except FileNotFoundError:
-        raise DataError(f"{location}: is missing; {_WAY_OUT}") from None
+        raise DataError(f"{location}: is missing; {_REMEDY}") from None
     except DataError:
         raise
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         cause = str(error).splitlines()[0]
-        raise DataError(f"{location}: cannot be read ({cause}); {_WAY_OUT}") from error
+        raise DataError(f"{location}: cannot be read ({cause}); {_REMEDY}") from error

@@ -1,4 +1,4 @@
-"""What is in a prepared dataset: counts, time range, lengths, popularity, repeats and ties."""
+"""Describe a prepared dataset: counts, time range, lengths, popularity, repeats and ties."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ TOP_SHARES = (0.01, 0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How whole numbers are distributed.
+    """The distribution of integers.
 
     Attributes:
-        quantiles: "1%" -> the least of the numbers that 1 % of them do not exceed; for each of `QUANTILES`.
+        min, max, mean: of the numbers.
+        quantiles: "1%" -> smallest of the numbers that at least 1 % of them do not exceed, and so on for each
+            of `QUANTILES`.
     """
 
     min: int
@@ -32,14 +34,14 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
-    """How events are spread over items.
+    """The distribution of events over items.
 
     Attributes:
         counts: events per item.
-        top_shares: "1%" -> share of the events that fall on that many of the items, the most frequent ones,
-            rounded up to a whole item; for each of `TOP_SHARES`.
-        num_single: items with one event.
-        gini: 0 where all items are equally frequent, near 1 where one has all events.
+        top_shares: "1%" -> share of events on the most frequent 1 % of the items, rounded up to whole items,
+            and so on for each of `TOP_SHARES`.
+        num_single: number of items with one event.
+        gini: Gini coefficient: 0 if all items are equally frequent, near 1 if one item has nearly all events.
     """
 
     counts: Spread
@@ -50,18 +52,20 @@ class Popularity:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect_dataset` finds.
+    """The result of `inspect_dataset`.
 
     Attributes:
         source: format, paths and options, as in the manifest.
-        density: share of all pairs of a user and an item that have an event.
-        time_range: first and last time, in the source's unit.
-        time_range_utc: the same as dates, None where the source's format does not fix the unit.
+        density: share of (user, item) pairs that have an event.
+        time_range: first and last time in the source's unit.
+        time_range_utc: the same as dates; None if the unit is unknown.
         lengths: events per user.
-        repeat_fraction: share of the events whose user had the item before.
-        tie_fraction: share of the events at the same time as the same user's event before.
-        shard_events: smallest, median and largest number of events of a shard.
-        num_bytes: of all shards together.
+        popularity: events per item.
+        repeat_fraction: share of events whose user has an earlier event with the item.
+        tie_fraction: share of events at the same time as the user's previous event.
+        shard_events: minimum, median and maximum number of events of a shard.
+        num_bytes: size of all shards.
+        bytes_per_event: `num_bytes` / `num_events`.
     """
 
     dataset_id: str
@@ -87,7 +91,12 @@ class Inspection:
 def inspect_dataset(
     dataset: Dataset, track: Track = untracked, *, time_unit_s: float | None = None
 ) -> Inspection:
-    """Reads every shard once, one at a time.
+    """Describe a dataset. Reads every shard once, one at a time.
+
+    Args:
+        dataset: the dataset.
+        track: reports the progress.
+        time_unit_s: seconds in one unit of the dataset's times; None if unknown.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -124,12 +133,12 @@ def inspect_dataset(
 
 
 def percent(share: float) -> str:
-    """0.01 -> "1%"."""
+    """Return a share as text: 0.01 -> "1%"."""
     return f"{100 * share:g}%"
 
 
 def _spread(values: np.ndarray) -> Spread:
-    """Of (n,) integers, n at least 1."""
+    """Return the distribution of (n,) integers, n at least 1."""
     quantiles = np.quantile(values, QUANTILES, method="inverted_cdf").tolist()
     return Spread(
         min=int(values.min()),
@@ -140,27 +149,27 @@ def _spread(values: np.ndarray) -> Spread:
 
 
 def _popularity(counts: np.ndarray) -> Popularity:
-    """Of (items,) counts, in any order."""
-    rising = np.sort(counts)
-    num_items, num_events = len(rising), int(rising.sum())
-    # The area under the Lorenz curve, from the sum of i * count_i over i = 1..items by rising count.
-    weighted = float(rising @ np.arange(1, num_items + 1, dtype=np.float64))
-    top = {percent(share): rising[-num_top(share, num_items) :].sum() / num_events for share in TOP_SHARES}
+    """Return the distribution of (items,) counts in any order."""
+    ascending = np.sort(counts)
+    num_items, num_events = len(ascending), int(ascending.sum())
+    # The area under the Lorenz curve: the sum of i * count_i over i = 1..items in ascending order.
+    weighted = float(ascending @ np.arange(1, num_items + 1, dtype=np.float64))
+    top = {percent(share): ascending[-num_top(share, num_items) :].sum() / num_events for share in TOP_SHARES}
     return Popularity(
-        counts=_spread(rising),
+        counts=_spread(ascending),
         top_shares={name: float(value) for name, value in top.items()},
-        num_single=int(np.searchsorted(rising, 1, side="right")),
+        num_single=int(np.searchsorted(ascending, 1, side="right")),
         gini=2 * weighted / (num_items * num_events) - (num_items + 1) / num_items,
     )
 
 
 def num_top(share: float, num_items: int) -> int:
-    """How many items the top `share` of them are: rounded up."""
+    """Return the number of items in the top `share`, rounded up."""
     return math.ceil(round(share * num_items, 6))
 
 
 def _count_pairs(items: np.ndarray, ptr: np.ndarray, num_items: int) -> int:
-    """Distinct pairs of a user and an item."""
+    """Count the distinct (user, item) pairs."""
     user = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
     pairs = user * (num_items + 1) + items
     pairs.sort()
@@ -168,7 +177,7 @@ def _count_pairs(items: np.ndarray, ptr: np.ndarray, num_items: int) -> int:
 
 
 def _count_ties(times: np.ndarray, ptr: np.ndarray) -> int:
-    """Events at the same time as the one before of the same user."""
+    """Count the events at the same time as the user's previous event."""
     tied = times[1:] == times[:-1]
     tied[ptr[1:-1] - 1] = False
     return int(np.count_nonzero(tied))

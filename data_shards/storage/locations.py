@@ -1,4 +1,4 @@
-"""Where a dataset lies: a folder, or a URL that WebDataset's `gopen` reads; its files, read whole."""
+"""Locations of a dataset and its files: local paths, or URLs that WebDataset's `gopen` reads."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from webdataset.gopen import gopen, gopen_schemes
 from longplay.data_shards.errors import DataError
 
 Location = Path | str
-"""A folder or file as a Path; anything that `gopen` reads otherwise as a URL."""
+"""A local folder or file is a Path; any other location that `gopen` reads is a URL."""
 
 NUM_TRIES = 3
-_PAUSES_S = (0.2, 1.0)  # after the first and the second failure
+RETRY_PAUSES_S = (0.2, 1.0)  # after the first and the second failure
 _BLOCK_BYTES = 4 << 20
-_CURL_SAYS = {
+_CURL_ERRORS = {
     6: "no such host",
     7: "cannot connect",
-    18: "the transfer broke off",
+    18: "the transfer was cut off",
     22: "the server answered with an error such as 404",
     28: "timed out",
-    52: "the server answered nothing",
-    56: "the connection broke",
+    52: "the server sent an empty reply",
+    56: "the connection was reset",
 }
 
 
 def parse_location(text: Path | str) -> Location:
-    """A Path, or the URL itself where `text` is one that is not a local file.
+    """Return a Path for a local path or a `file:` URL, any other URL unchanged.
 
     Raises:
-        DataError: a URL of a scheme that `gopen` cannot read.
+        DataError: `gopen` cannot read URLs of this scheme.
     """
     if isinstance(text, Path):
         return text
@@ -48,48 +48,52 @@ def parse_location(text: Path | str) -> Location:
         return Path(url2pathname(urlparse(text).path))
     if scheme[1].lower() not in _schemes():
         raise DataError(
-            f"{text}: cannot be opened; the schemes are {', '.join(sorted(_schemes()))}, and "
-            "pipe:COMMAND reads what a command prints"
+            f"{text}: unsupported scheme; use one of {', '.join(sorted(_schemes()))}; "
+            "pipe:COMMAND reads the output of a command"
         )
     return text.rstrip("/")
 
 
 def in_folder(folder: Location, name: str) -> Location:
-    """The file `name` of a folder or below a URL."""
+    """Return the location of the file `name` in a folder or below a URL."""
     return folder / name if isinstance(folder, Path) else f"{folder}/{name}"
 
 
 def absolute(location: Location) -> str:
-    """The location as a process in another folder would name it."""
+    """Return the location as text that does not depend on the working directory."""
     return str(location.resolve()) if isinstance(location, Path) else location
 
 
 def read_whole(
     location: Location, num_bytes: int | None = None, check: Callable[[np.ndarray], None] | None = None
 ) -> np.ndarray:
-    """The bytes of a file, (num_bytes,) uint8; a URL is tried three times before giving up.
+    """Read a whole file as (num_bytes,) uint8. A URL is tried up to three times.
 
     Args:
-        num_bytes: how many there must be; None: as many as there are.
-        check: raises ValueError where the content is not what it should be.
+        location: the file.
+        num_bytes: expected size; None: any size.
+        check: raises ValueError if the content is wrong.
 
     Raises:
         FileNotFoundError: a local file is missing.
-        OSError, ValueError: it cannot be read, has another size, or `check` refuses it.
+        OSError, ValueError: the file cannot be read, has another size, or fails `check`.
         DataError: the program or package that reads such URLs is not installed.
     """
     if isinstance(location, Path):
         return _read_once(os.path.abspath(location), num_bytes, check)
-    for pause in (*_PAUSES_S, None):
+    for pause in (*RETRY_PAUSES_S, None):
         try:
             return _read_once(location, num_bytes, check)
         except FileNotFoundError as error:
             program = error.filename or "the program"
             raise DataError(
-                f"{location}: is read by {program}, which is not installed; install it, or copy the dataset"
+                f"{location}: needs {program}, which is not installed; install it, or copy the dataset to a "
+                "local folder"
             ) from None
         except ImportError as error:
-            raise DataError(f"{location}: {error}; install that package, or copy the dataset") from None
+            raise DataError(
+                f"{location}: {error}; install that package, or copy the dataset to a local folder"
+            ) from None
         except (OSError, ValueError) as error:
             if pause is None:
                 raise type(error)(f"{error}; tried {NUM_TRIES} times") from error
@@ -108,8 +112,8 @@ def _read_once(url: str, num_bytes: int | None, check: Callable[[np.ndarray], No
             raise
         program = stream.args[0][0]
         program = program if isinstance(program, str) else program[0]
-        says = _CURL_SAYS.get(status, "") if program == "curl" else ""
-        raise OSError(f"{program} ended with {status}{says and f': {says}'}") from error
+        cause = _CURL_ERRORS.get(status, "") if program == "curl" else ""
+        raise OSError(f"{program} ended with {status}{cause and f': {cause}'}") from error
     if check is not None:
         check(content)
     return content
@@ -123,13 +127,13 @@ def _read_stream(stream: Any) -> np.ndarray:
 
 
 def _read_into(stream: Any, num_bytes: int) -> np.ndarray:
-    """All of a stream that must have `num_bytes`."""
+    """Read a whole stream whose size must be `num_bytes`."""
     content, found = np.empty(num_bytes, np.uint8), 0
     view = content.data
     while found < num_bytes:
         if hasattr(stream, "readinto"):
             got = stream.readinto(view[found:])
-        else:  # gopen's pipes, whose `read` looks after the program's exit code
+        else:  # gopen's pipes: their `read` checks the program's exit code
             block = stream.read(min(_BLOCK_BYTES, num_bytes - found))
             got = len(block)
             view[found : found + got] = block

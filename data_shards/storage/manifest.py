@@ -1,4 +1,4 @@
-"""What a prepared dataset says about itself: `manifest.json`."""
+"""The manifest of a prepared dataset: `manifest.json`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MANIFEST_NAME = "manifest.json"
 ITEMS_NAME = "items.parquet"
 USERS_NAME = "users.parquet"
 NUM_QUANTILES = 1000
-"""`time_quantiles[i]` is the exact time below which i/1000 of the events lie, so it has one entry more."""
+"""`time_quantiles[i]`, i = 0..1000, is the exact time at rank i/1000 of the events in time order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One tar file of a dataset: its name, the users and events in it, its size and checksum."""
+    """A tar shard: its name, numbers of users and events, size and checksum."""
 
     name: str
     num_samples: int
@@ -40,9 +40,9 @@ class Manifest:
 
     Attributes:
         dataset_id: hex fingerprint of the id mappings and of every shard's content.
-        source: `{"format": ..., "paths": [...], "options": {...}}` as given to `longplay prepare`.
-        options: what was to be kept of it.
-        rows_in: rows of the source, header excluded; equals `num_events` plus all of `rows_dropped`.
+        source: `{"format": ..., "paths": [...], "options": {...}}` of `longplay prepare`.
+        options: options that decide which events are kept.
+        rows_in: rows of the source without the header: `num_events` plus the sum of `rows_dropped`.
         rows_dropped: reason -> number of rows.
         time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
         shards: in user order.
@@ -81,23 +81,23 @@ class Manifest:
         return sum(shard.num_bytes for shard in self.shards)
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json` into `folder`; the same manifest always gives the same bytes."""
+        """Write `manifest.json` into `folder`. Equal manifests give equal bytes."""
         content = {"kind": KIND, **dataclasses.asdict(self)}
         (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Reads and checks `folder/manifest.json`.
+        """Read and check `folder/manifest.json`.
 
         Raises:
-            DataError: there is none, it is not one of ours, of another schema, or inconsistent in itself.
+            DataError: the file is missing, is not a manifest, has another schema version, or is inconsistent.
         """
         path = folder / MANIFEST_NAME
         try:
             text = path.read_text()
         except FileNotFoundError:
             raise DataError(
-                f"{folder}: no {MANIFEST_NAME}, so not a prepared dataset; make one with "
+                f"{folder}: contains no {MANIFEST_NAME}, so it is not a prepared dataset; make one with "
                 "`longplay prepare ... --out DIR`"
             ) from None
         except (OSError, ValueError) as error:
@@ -106,10 +106,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, path: Path | str) -> Manifest:
-        """Checks what was read from `path`.
+        """Parse and check the text of a manifest; `path` is used in messages.
 
         Raises:
-            DataError: it is not one of ours, of another schema, or inconsistent in itself.
+            DataError: it is not a manifest, has another schema version, or is inconsistent.
         """
         try:
             content = json.loads(text)
@@ -117,7 +117,7 @@ class Manifest:
             raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
         if not isinstance(content, dict) or content.pop("kind", None) != KIND:
             raise DataError(
-                f"{path}: not the manifest of a prepared dataset; pass a folder made by `longplay prepare`"
+                f"{path}: is not the manifest of a prepared dataset; pass a folder made by `longplay prepare`"
             )
         if content.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
@@ -134,7 +134,13 @@ class Manifest:
 def dataset_fingerprint(
     item_original_ids: np.ndarray, user_original_ids: np.ndarray, shards: Iterable[ShardInfo]
 ) -> str:
-    """The `dataset_id`, of items in the order of their ids, users in the order of the shards, and shards."""
+    """Return the `dataset_id`.
+
+    Args:
+        item_original_ids: (items,) int64 in the order of the item ids.
+        user_original_ids: (users,) int64 in the order of the shards.
+        shards: the shards in order.
+    """
     digest = hashlib.sha256()
     for ids in (item_original_ids, user_original_ids):
         digest.update(np.ascontiguousarray(ids, "<i8").data)
@@ -144,7 +150,7 @@ def dataset_fingerprint(
 
 
 def fingerprint(*texts: str) -> str:
-    """32 hex digits that tell one sequence of texts from another."""
+    """Return 32 hex digits of the SHA-256 of a sequence of texts."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{text}\n".encode())
@@ -152,7 +158,7 @@ def fingerprint(*texts: str) -> str:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether `folder` holds the manifest of a prepared dataset, of whatever schema."""
+    """Return whether `folder` contains the manifest of a prepared dataset of any schema version."""
     try:
         content = json.loads((folder / MANIFEST_NAME).read_text())
     except (OSError, ValueError):

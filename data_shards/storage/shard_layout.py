@@ -1,7 +1,7 @@
-"""The bytes of a shard: a ustar archive of two .npy arrays per user, and where in it each array lies.
+"""The bytes of a shard: a ustar archive with two .npy arrays per user, and the offset of each array.
 
-These are the bytes that `tarfile` and `numpy.lib.format` write, made without either, so that they stay the
-same whatever the versions of Python and NumPy, and so that short sequences are written and read at speed.
+The bytes equal those of `tarfile` and `numpy.lib.format`. Longplay writes them itself, so that they do not
+depend on the versions of Python and NumPy, and so that short sequences are written and read fast.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ ITEMS_DTYPE = np.dtype("<i4")
 TIMES_DTYPE = np.dtype("<i8")
 BLOCK_BYTES = 512
 RECORD_BYTES = 20 * BLOCK_BYTES
-"""An archive is padded with zeros to a multiple of this, after two blocks of them at least."""
+"""An archive ends with at least two blocks of zeros, up to a multiple of this size."""
 ARRAY_HEADER_BYTES = 128
-"""A one-dimensional array's .npy header, whatever its length."""
+"""Size of the .npy header of a one-dimensional array of any length."""
 MAX_MEMBER_BYTES = 8**11 - 1
-"""What the eleven octal digits of a ustar size hold."""
+"""Largest number with eleven octal digits, the size field of ustar."""
 
 _KEY_BYTES = 10
 _MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
 _TIME = b"00000000000\0"
 _AFTER_CHECKSUM = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK_BYTES - 156, b"\0")
-_FLUSH_BYTES = 8 << 20
+FLUSH_BYTES = 8 << 20
 
 
 def sample_key(user_index: int) -> str:
-    """The name of a user's sample within its shard."""
+    """Return the key of a user's sample in its shard."""
     return f"{user_index:010d}"
 
 
 def sample_bytes(user_index: int, items: np.ndarray, times: np.ndarray) -> list[bytes | memoryview]:
-    """The two members of one user, in the pieces they are written in; the arrays are not copied.
+    """Return the two archive members of one user in pieces, without copying the arrays.
 
     Args:
-        items: (events,) int32, or what converts to it.
-        times: (events,) int64, or what converts to it.
+        user_index: index of the user in the dataset.
+        items: (events,) int32, or a type that converts to it.
+        times: (events,) int64, or a type that converts to it.
     """
     key = b"%010d" % user_index
     key_sum, pieces = sum(key), []
     for suffix, dtype, values in ((ITEMS_SUFFIX, ITEMS_DTYPE, items), (TIMES_SUFFIX, TIMES_DTYPE, times)):
+        before, checksum, after, padding = _frame(suffix, dtype, len(values))
         content = np.ascontiguousarray(values, dtype)
-        before, checksum, after, padding = _frame(suffix, dtype, len(content))
         pieces += (
             b"%b%b%06o\0 %b" % (key, before, checksum + key_sum, after),
             content.data.cast("B"),
@@ -62,19 +63,19 @@ def sample_bytes(user_index: int, items: np.ndarray, times: np.ndarray) -> list[
 
 
 def end_of_archive(num_bytes: int) -> bytes:
-    """What ends an archive whose members take `num_bytes`."""
+    """Return the end of an archive whose members take `num_bytes`."""
     return bytes(2 * BLOCK_BYTES + -(num_bytes + 2 * BLOCK_BYTES) % RECORD_BYTES)
 
 
 def array_offsets(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where the arrays of a shard lie.
+    """Return the offsets of the arrays of a shard.
 
     Args:
-        lengths: (users,) events of each user, in the order they are written.
+        lengths: (users,) number of events of each user, in the order in which they are written.
 
     Returns:
-        (users,) int64 byte at which each user's items begin, the same for the times, and the bytes of the
-        whole shard, its end included. Items lie at multiples of 4 and times at multiples of 8.
+        (users,) int64 byte offset of each user's items, the same for the times, and the size of the whole
+        shard. Offsets of items are multiples of 4, those of times multiples of 8.
     """
     lengths = np.asarray(lengths, np.int64)
     before = BLOCK_BYTES + ARRAY_HEADER_BYTES
@@ -87,21 +88,22 @@ def array_offsets(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def read_headers(content: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the headers of a shard's members say.
+    """Read the headers of some members of a shard.
 
     Args:
-        content: (bytes,) uint8.
-        begins: (N,) where each member begins.
+        content: (bytes,) uint8, the shard.
+        begins: (N,) byte offset of each member.
 
     Returns:
-        (N,) int64 user index, and (N,) int64 size of the member in bytes; -1 where it is not a number.
+        (N,) int64 user index, and (N,) int64 size of the member in bytes; -1 for a field that is not a
+        number.
     """
     words = content.reshape(-1, BLOCK_BYTES)[begins // BLOCK_BYTES]
     return _number(words[:, :_KEY_BYTES], 10), _number(words[:, 124:135], 8)
 
 
 def _number(digits: np.ndarray, base: int) -> np.ndarray:
-    """(N,) the numbers written as rows of ASCII digits."""
+    """Return the (N,) int64 numbers whose ASCII digits are the rows of `digits`, -1 for other characters."""
     values = digits.astype(np.int64) - ord("0")
     written = ((values >= 0) & (values < base)).all(axis=1)
     powers = np.int64(base) ** np.arange(digits.shape[1] - 1, -1, -1)
@@ -109,12 +111,12 @@ def _number(digits: np.ndarray, base: int) -> np.ndarray:
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name and renames it when it is whole; a context manager.
+    """Context manager that writes one shard under a temporary name; `close()` renames it.
 
-    Leaving the context without `close()`, or by an exception, removes the temporary file.
+    Leaving the context without `close()`, or with an exception, removes the temporary file.
 
     Args:
-        path: the shard's final place; until `close()` its bytes go to a temporary name beside it.
+        path: path of the finished shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,11 +127,12 @@ class ShardWriter:
         self._num_waiting = self._num_bytes = self._num_samples = self._num_events = 0
 
     def add(self, user_index: int, items: np.ndarray, times: np.ndarray) -> None:
-        """Appends one user; the arrays must not change before `close()`.
+        """Append one user. The arrays must not change before `close()`.
 
         Args:
-            items: (events,) int32, or what converts to it.
-            times: (events,) int64, or what converts to it.
+            user_index: index of the user in the dataset.
+            items: (events,) int32, or a type that converts to it.
+            times: (events,) int64, or a type that converts to it.
         """
         assert len(items) == len(times), f"{len(items)} items, {len(times)} times"
         pieces = sample_bytes(user_index, items, times)
@@ -137,11 +140,11 @@ class ShardWriter:
         self._num_waiting += sum(map(len, pieces))
         self._num_samples += 1
         self._num_events += len(items)
-        if self._num_waiting >= _FLUSH_BYTES:
+        if self._num_waiting >= FLUSH_BYTES:
             self._flush()
 
     def close(self) -> ShardInfo:
-        """Ends the archive and puts it in its place; what the manifest says about it."""
+        """Finish the archive, rename it to `path` and return its entry for the manifest."""
         self._waiting.append(end_of_archive(self._num_bytes + self._num_waiting))
         self._flush()
         self._file.close()
@@ -155,7 +158,7 @@ class ShardWriter:
         )
 
     def abort(self) -> None:
-        """Gives up: removes the temporary file."""
+        """Remove the temporary file."""
         self._file.close()
         self.partial.unlink(missing_ok=True)
 
@@ -179,16 +182,17 @@ class ShardWriter:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _frame(suffix: str, dtype: np.dtype, length: int) -> tuple[bytes, int, bytes, bytes]:
-    """What stands around an array of `length` values, its user's key left out.
+    """Return the bytes around an array of `length` values, without the user's key.
 
     Returns:
-        The ustar header between key and checksum, the checksum less the key's bytes, the rest of the ustar
-        header and the .npy header, and the zeros after the array.
+        The ustar header between key and checksum; the checksum without the bytes of the key; the rest of the
+        ustar header and the .npy header; the zeros after the array.
     """
     num_bytes = ARRAY_HEADER_BYTES + length * dtype.itemsize
     if num_bytes > MAX_MEMBER_BYTES:
         raise ValueError(
-            f"{length} events of one user: a member of a shard has at most {MAX_MEMBER_BYTES} bytes"
+            f"{length} events of one user exceed the {MAX_MEMBER_BYTES} bytes of a shard member; "
+            "limit histories with --max-user-events"
         )
     before = (
         f".{suffix}".encode().ljust(100 - _KEY_BYTES, b"\0")
@@ -206,7 +210,7 @@ def _frame(suffix: str, dtype: np.dtype, length: int) -> tuple[bytes, int, bytes
 
 
 def _array_header(descr: str, length: int) -> bytes:
-    """The header of a one-dimensional array in .npy format 1.0."""
+    """Return the header of a one-dimensional array in .npy format 1.0."""
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({length},), }}"
     start = b"\x93NUMPY\x01\0" + (ARRAY_HEADER_BYTES - 10).to_bytes(2, "little")
     return (start + text.encode()).ljust(ARRAY_HEADER_BYTES - 1) + b"\n"

@@ -1,4 +1,4 @@
-"""Tar shard -> flat arrays: read whole, checked against the manifest, its arrays found by their offsets."""
+"""Decode a tar shard: read it whole, check it against the manifest, and slice its arrays by their offsets."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from longplay.data_shards.storage.shard_layout import (
     read_headers,
 )
 
-WAY_OUT = "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
+REMEDY = "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
 
 
 class BadShardError(DataError):
-    """A shard that is missing, truncated or damaged."""
+    """A shard is missing, truncated or damaged."""
 
 
 @dataclass(frozen=True)
 class DecodedShard:
-    """The sequences of one shard, one after the other.
+    """The concatenated sequences of one shard.
 
     Attributes:
-        items: (events,) int32 item ids; 0 throughout if the shard is bad and skipped.
-        times: (events,) int64; None where only the items were asked for.
-        ptr: (users + 1,) int64, where each user's events begin.
+        items: (events,) int32 item ids; all 0 if the shard is skipped.
+        times: (events,) int64; None if only the items were decoded.
+        ptr: (users + 1,) int64 first event of each user.
     """
 
     items: np.ndarray
@@ -45,7 +45,7 @@ class DecodedShard:
 
     @property
     def num_bytes(self) -> int:
-        """Memory it takes."""
+        """Memory of the arrays."""
         return self.items.nbytes + self.ptr.nbytes + (0 if self.times is None else self.times.nbytes)
 
 
@@ -58,44 +58,47 @@ def read_shard(
     *,
     with_times: bool = True,
 ) -> DecodedShard:
-    """Reads one whole shard and compares its checksum.
+    """Read one whole shard and check its checksum, its users and its item ids.
 
     Args:
-        first_user: index of the user of its first sample.
-        lengths: (users,) events of each of its users, in order.
-        num_items: the largest item id there may be.
+        location: the shard.
+        info: its size and checksum.
+        first_user: index of the shard's first user.
+        lengths: (users,) int64 number of events of each user of the shard.
+        num_items: largest valid item id.
+        with_times: decode the times too.
 
     Raises:
-        BadShardError: missing, truncated or damaged, or not what the dataset's tables say; names the shard.
+        BadShardError: the shard is missing, truncated or damaged, or contradicts the dataset's tables.
     """
 
     def check(content: np.ndarray) -> None:
         if hashlib.sha256(content.data).hexdigest() != info.sha256:
-            raise ValueError("its content differs from its checksum")
+            raise ValueError("its content does not match its checksum")
 
     try:
         content = read_whole(location, info.num_bytes, check)
         items_at, times_at, num_bytes = array_offsets(lengths)
         if num_bytes != info.num_bytes or not _holds_users(content, items_at, first_user, lengths):
-            raise ValueError("its users are not those of users.parquet")
+            raise ValueError("its users do not match users.parquet")
         ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         items = _gather(content, ITEMS_DTYPE, items_at, ptr)
         if len(items) and not (items.min() >= 1 and items.max() <= num_items):
-            raise ValueError(f"item ids outside 1..{num_items}")
+            raise ValueError(f"it contains item ids outside 1..{num_items}")
         times = _gather(content, TIMES_DTYPE, times_at, ptr) if with_times else None
     except FileNotFoundError:
-        raise BadShardError(f"{location}: shard is missing; {WAY_OUT}") from None
+        raise BadShardError(f"{location}: shard is missing; {REMEDY}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         cause = (str(error) or type(error).__name__).splitlines()[0]
         what = "cannot be read" if isinstance(error, OSError) else "is damaged"
-        raise BadShardError(f"{location}: shard {what} ({cause}); {WAY_OUT}") from error
+        raise BadShardError(f"{location}: shard {what} ({cause}); {REMEDY}") from error
     return DecodedShard(items, times, ptr)
 
 
 def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
-    """Whether a sample of each user, of its length, begins where it should."""
+    """Return whether the sample of each user has the expected place, key and length."""
     keys, sizes = read_headers(content, items_at - ARRAY_HEADER_BYTES - BLOCK_BYTES)
     users = np.arange(first_user, first_user + len(lengths))
     expected = ARRAY_HEADER_BYTES + ITEMS_DTYPE.itemsize * lengths
@@ -103,7 +106,7 @@ def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, len
 
 
 def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.ndarray) -> np.ndarray:
-    """The arrays of `dtype` that begin at the bytes `begins`, one after the other as `ptr` cuts them."""
+    """Concatenate the arrays of `dtype` that begin at the bytes `begins` and have the lengths of `ptr`."""
     usable = len(content) // dtype.itemsize * dtype.itemsize
     values = content[:usable].view(dtype)
     starts = begins // dtype.itemsize

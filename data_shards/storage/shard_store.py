@@ -1,4 +1,4 @@
-"""The shards of a dataset as sequences; bad ones stop the run, or are skipped and accounted for."""
+"""Read the shards of a dataset. A bad shard raises, or is skipped and recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, in_folder
 from longplay.data_shards.storage.manifest import ShardInfo
 from longplay.data_shards.storage.shard_reader import (
-    WAY_OUT,
+    REMEDY,
     BadShardError,
     DecodedShard,
     ShardCache,
@@ -24,17 +24,19 @@ DEFAULT_CACHE_BYTES = 1 << 30
 
 
 class ShardStore:
-    """Reads shards, keeps those used last, and accounts for those that are skipped.
+    """Reads shards, caches the most recently used ones, and records those that are skipped. Thread-safe.
 
-    A skipped shard is one whose items and times are all 0, from the first time it is found to be bad until
-    the end of the process, whatever becomes of its file.
+    Once a shard is skipped, its items and times read as 0 until the end of the process, even if its file is
+    restored.
 
     Args:
-        path: the dataset's folder or URL.
-        lengths: (users,) int64 events per user.
-        shard_ptr: (shards + 1,) int64 the first user of each shard.
+        path: the dataset's folder or base URL.
+        shards: name, size and checksum of each shard.
+        lengths: (users,) int64 number of events of each user.
+        shard_ptr: (shards + 1,) int64 first user of each shard.
+        num_items: largest valid item id.
         cache_bytes: memory for decoded shards.
-        on_bad_shard: `stop` raises, `skip` warns once per shard.
+        on_bad_shard: `stop` raises for a bad shard, `skip` warns once per bad shard.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class ShardStore:
         self._cache = ShardCache(self._read, cache_bytes)
 
     def shard(self, index: int, *, with_times: bool) -> DecodedShard:
-        """The sequences of one shard, from memory if it was read lately; zeros if it is skipped.
+        """Return the sequences of one shard, from the cache if possible; zeros if the shard is skipped.
 
         Raises:
-            DataError: missing, truncated or damaged, and not to be skipped.
+            DataError: the shard is missing, truncated or damaged, and bad shards are not skipped.
         """
         if index in self._skipped:
             return self._zeros(index)
@@ -71,7 +73,7 @@ class ShardStore:
 
     @property
     def skipped(self) -> dict[int, str]:
-        """Index of each skipped shard -> why, in the order they were found."""
+        """Index of each skipped shard -> reason, in the order in which they were found."""
         with self._lock:
             return dict(self._skipped)
 
@@ -81,11 +83,11 @@ class ShardStore:
         return sum(self.shards[index].num_events for index in self.skipped)
 
     def skip(self, index: int, reason: str) -> None:
-        """Leaves a shard out from now on, with a warning the first time.
+        """Skip a shard from now on, with a warning the first time.
 
         Raises:
-            BadShardError: bad shards are not to be skipped.
-            DataError: no shard is left.
+            BadShardError: bad shards are not skipped.
+            DataError: all shards are bad.
         """
         if self.on_bad_shard == "stop":
             raise BadShardError(reason)
@@ -96,9 +98,9 @@ class ShardStore:
             left = len(self.shards) - len(self._skipped)
         self._cache.drop(index)
         if not left:
-            raise DataError(f"{self.path}: all {len(self.shards)} shards are bad; restore them ({reason})")
-        cause = reason.removesuffix(f"; {WAY_OUT}")
-        warnings.warn(f"{cause}; skipped with its {self.shards[index].num_events:,} events", stacklevel=2)
+            raise DataError(f"{self.path}: all {len(self.shards)} shards are bad (the last one: {reason})")
+        cause = reason.removesuffix(f"; {REMEDY}")
+        warnings.warn(f"{cause}; skipped with {self.shards[index].num_events:,} events", stacklevel=2)
 
     def _read(self, index: int, with_times: bool) -> DecodedShard:
         begin, end = int(self.shard_ptr[index]), int(self.shard_ptr[index + 1])

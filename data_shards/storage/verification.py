@@ -1,7 +1,7 @@
-"""Every checksum and count of a prepared dataset, checked against its content.
+"""Check every checksum and count of a prepared dataset against its content.
 
-Shards are read here with nothing but `tarfile` and NumPy's own reader, so that what writes and reads them
-elsewhere is checked as well.
+Shards are read here with `tarfile` and NumPy's own reader only, as an independent check of Longplay's writer
+and reader.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ _USERS_COLUMNS = ("user_index", "original_id", "num_events", "shard", "position"
 
 
 def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
-    """Reads all of a dataset folder; one line for each thing in it that is not as it should be.
+    """Read a whole dataset folder and return one line for each problem.
+
+    Args:
+        folder: the dataset.
+        track: reports the progress.
 
     Raises:
-        DataError: `folder` holds no manifest, so it is no dataset.
+        DataError: `folder` contains no manifest, so it is not a dataset.
     """
     folder = Path(folder)
     try:
@@ -57,7 +61,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
 
 
 def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str]) -> pl.DataFrame | None:
-    """The table, or None and a problem where it cannot be compared with anything."""
+    """Return the table, or None after adding a problem if its content cannot be checked."""
     try:
         table = pl.read_parquet(path, columns=list(columns), glob=False)
     except FileNotFoundError:
@@ -68,7 +72,7 @@ def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str
         return None
     unfit = [name for name in columns if table[name].dtype != pl.Int64 or table[name].null_count()]
     if unfit:
-        problems.append(f"{path.name}: column {unfit[0]} does not hold Int64 without nulls")
+        problems.append(f"{path.name}: column {unfit[0]} is not Int64 without nulls")
     elif table.height != height:
         problems.append(f"{path.name}: has {table.height} rows, the manifest says {height}")
     return None if unfit or table.height != height else table
@@ -93,19 +97,19 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     if counts.sum() != manifest.num_events:
         yield f"{ITEMS_NAME}: counts add up to {counts.sum()}, the manifest has {manifest.num_events} events"
     if (np.diff(counts) > 0).any():
-        yield f"{ITEMS_NAME}: counts rise at row {int(np.argmax(np.diff(counts) > 0)) + 1}"
+        yield f"{ITEMS_NAME}: counts are not descending at row {int(np.argmax(np.diff(counts) > 0)) + 1}"
     if items["original_id"].n_unique() != items.height:
         yield f"{ITEMS_NAME}: an original_id occurs twice"
 
 
 def _check_fingerprint(users: pl.DataFrame, items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    """The dataset id is a checksum of both columns of original ids and of the shards' checksums."""
+    """Check the dataset id, a checksum of both columns of original ids and of the shards' checksums."""
     item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
     found = dataset_fingerprint(item_originals, user_originals, manifest.shards)
     if found != manifest.dataset_id:
         yield (
-            f"{MANIFEST_NAME}: dataset_id is {manifest.dataset_id}, but {found} by the original ids in "
-            f"{ITEMS_NAME} and {USERS_NAME} and the shards' checksums"
+            f"{MANIFEST_NAME}: dataset_id is {manifest.dataset_id}, but the original ids in {ITEMS_NAME} and "
+            f"{USERS_NAME} and the shards' checksums give {found}"
         )
 
 
@@ -122,7 +126,9 @@ def _check_shards(
         problems += [f"{info.name}: {problem}" for problem in found]
     missing = len(manifest.shards) - seen.num_shards
     if missing:
-        problems.append(f"{ITEMS_NAME}: counts not compared with the events, {missing} shards are not usable")
+        problems.append(
+            f"{ITEMS_NAME}: counts not compared with the events, because {missing} shards are unusable"
+        )
         return problems
     if items is not None:
         counts = items["count"].to_numpy()
@@ -138,10 +144,12 @@ def _check_shards(
 
 @dataclass
 class _Seen:
-    """What usable shards hold together.
+    """Totals of the usable shards.
 
     Attributes:
-        counts: (items + 1,) int64 events of each item id.
+        counts: (items + 1,) int64 number of events of each item id.
+        num_shards: number of usable shards.
+        first_time, last_time: range of their times.
     """
 
     counts: np.ndarray
@@ -153,10 +161,14 @@ class _Seen:
 def _check_shard(
     path: Path, info: ShardInfo, first_user: int, lengths: np.ndarray | None, seen: _Seen
 ) -> Iterator[str]:
-    """Reads a shard twice, for its checksum and for its arrays, and adds it to `seen` if it is usable.
+    """Read a shard twice, for its checksum and for its arrays, and add it to `seen` if it is usable.
 
     Args:
-        lengths: events of its users by users.parquet, if that is usable.
+        path: the shard.
+        info: its entry in the manifest.
+        first_user: index of its first user.
+        lengths: (users,) number of events of each user in users.parquet; None if that file is unusable.
+        seen: totals of the usable shards.
     """
     try:
         num_bytes = path.stat().st_size
@@ -170,7 +182,7 @@ def _check_shard(
     if num_bytes != info.num_bytes:
         yield f"has {num_bytes} bytes, the manifest says {info.num_bytes}"
     elif sha256 != info.sha256:
-        yield "content differs from its checksum in the manifest"
+        yield "content does not match its checksum in the manifest"
     try:
         items, times = _read_arrays(path, first_user)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
@@ -188,10 +200,10 @@ def _check_shard(
 
 
 def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Item ids and times of its users, in order.
+    """Return the item ids and times of a shard's users, in order.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the archive has other members.
     """
     items: list[np.ndarray] = []
     times: list[np.ndarray] = []
@@ -200,29 +212,36 @@ def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np
             arrays, suffix, dtype = ((items, "items", "<i4"), (times, "times", "<i8"))[place % 2]
             expected = f"{first_user + place // 2:010d}.{suffix}.npy"
             if member.name != expected:
-                raise ValueError(f"{member.name} where {expected} should be")
+                raise ValueError(f"contains {member.name} instead of {expected}")
             file = tar.extractfile(member)
             content = b"" if file is None else file.read()
             array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
             if array.dtype != np.dtype(dtype) or array.ndim != 1:
-                raise ValueError(f"{member.name} holds {array.dtype} {array.shape}")
+                raise ValueError(f"{member.name} is {array.dtype} {array.shape}")
             arrays.append(array)
     if [len(array) for array in items] != [len(array) for array in times]:
-        raise ValueError("a user has more or fewer times than items")
+        raise ValueError("a user has different numbers of items and times")
     return items, times
 
 
 def _check_events(
     items: np.ndarray, times: np.ndarray, lengths: np.ndarray, first_user: int, seen: _Seen
 ) -> Iterator[str]:
-    """Args are of one shard: (events,) `items` and `times`, (users,) `lengths`."""
+    """Check the events of one shard and add them to `seen`.
+
+    Args:
+        items, times: (events,) the concatenated sequences.
+        lengths: (users,) number of events of each user.
+        first_user: index of the first user.
+        seen: totals of the usable shards.
+    """
     ends = np.cumsum(lengths)
     falls = np.diff(times) < 0
     inner = ends[(ends > 0) & (ends < len(times))]
     falls[inner - 1] = False
     if falls.any():
         user = first_user + int(np.searchsorted(ends, np.argmax(falls), side="right"))
-        yield f"times fall within a user, {np.count_nonzero(falls)} times, first in user {user}"
+        yield f"times decrease within a user at {np.count_nonzero(falls)} events, first in user {user}"
     num_items = len(seen.counts) - 1
     outside = (items < 1) | (items > num_items)
     if outside.any():
@@ -237,7 +256,7 @@ def _check_events(
 
 
 def _compare(what: str, found: np.ndarray, expected: np.ndarray, where: str, first: int = 0) -> Iterator[str]:
-    """One line for all differences: the first of them, and how many there are."""
+    """Yield one line that names the first difference and counts the others."""
     different = np.flatnonzero(found != expected)
     if len(different):
         at = different[0]

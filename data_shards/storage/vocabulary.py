@@ -1,4 +1,4 @@
-"""Original item ids <-> the item ids that models see."""
+"""Map original item ids to the item ids that models use, and back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from longplay.data_shards.errors import DataError
 
 @dataclass(frozen=True)
 class ItemVocabulary:
-    """The items of a dataset; item ids run from 1, 0 is padding and stands for "unknown" here.
+    """The items of a dataset. Item ids start at 1; 0 is padding, and means "unknown" here.
 
     Attributes:
         original_ids: (items,) int64; entry i belongs to item id i + 1.
-        counts: (items,) int64 events of each item in the whole dataset, not rising.
+        counts: (items,) int64 number of events of each item in the whole dataset, in descending order.
     """
 
     original_ids: np.ndarray
@@ -30,17 +30,17 @@ class ItemVocabulary:
         return len(self.original_ids)
 
     def item_ids(self, original_ids: np.ndarray) -> np.ndarray:
-        """(N,) original ids -> (N,) int64 item ids, 0 where the dataset has no such item."""
+        """Return (N,) int64 item ids of (N,) original ids; 0 if the dataset has no such item."""
         original_ids = np.asarray(original_ids, np.int64)
         at = np.searchsorted(self.original_ids, original_ids, sorter=self._order)
         candidate = self._order[np.minimum(at, len(self) - 1)]
         return np.where(self.original_ids[candidate] == original_ids, candidate + 1, 0)
 
     def originals(self, item_ids: np.ndarray) -> np.ndarray:
-        """(N,) item ids, each from 1 to `len(self)` -> (N,) int64 original ids.
+        """Return (N,) int64 original ids of (N,) item ids.
 
         Raises:
-            DataError: an id out of that range.
+            DataError: an item id is outside 1..len(self).
         """
         item_ids = np.asarray(item_ids, np.int64)
         outside = item_ids[(item_ids < 1) | (item_ids > len(self))]

@@ -1,1 +1,1 @@
-"""Deliver packed rows in a reproducible order."""
+"""Pack sequences into rows and deliver them in a reproducible order."""

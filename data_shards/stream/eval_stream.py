@@ -1,4 +1,4 @@
-"""The packed histories whose next event is ranked in validation and test."""
+"""The packed histories whose next event is predicted in validation and test."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _MIN_POOL_EVENTS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How histories are cut, packed and dealt.
+    """How histories are cut, packed and distributed over ranks.
 
     Attributes:
-        context_length: the latest events of a history that are kept, and slots in a row.
+        context_length: slots in a row; a longer history keeps its latest events.
         rows_per_batch: rows of one batch of one rank.
-        max_users: evaluate only that many users, drawn by `seed`; None: all.
+        split: which events are predicted.
+        max_users: maximum number of evaluated users, drawn with `seed`; None: all users.
+        seed: seed of the draw.
+        prefetch_batches: batches prepared ahead in the background; 0: none.
     """
 
     context_length: int = 200
@@ -46,18 +49,19 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Histories of Q users packed in B rows; query q is about the event after the one at its row and slot.
+    """Histories of Q users packed into B rows. A query asks for the event after the end of one history.
 
     Attributes:
-        number: of the batch among all ranks' batches.
+        number: number of the batch among the batches of all ranks.
         item_ids: (B, L) int64, 0 = padding.
-        seq_idx: (B, L) int32, the number of a slot's segment within its row; trailing padding is a segment
-            too.
-        query_rows, query_slots: (Q,) int64, where each history ends.
-        targets: (Q,) int64, the item to be found.
-        users: (Q,) int64 user indices.
-        seen_ptr: (Q + 1,) int64; `seen_items[seen_ptr[q]:seen_ptr[q + 1]]` are, rising, the distinct item ids
-            of the whole history of query q, its target excluded.
+        seq_idx: (B, L) int32, number of each slot's segment within its row; trailing padding counts as one
+            more segment.
+        query_rows, query_slots: (Q,) int64, row and slot of each history's last event.
+        targets: (Q,) int64, the item to predict.
+        users: (Q,) int64, indices of the users.
+        seen_ptr: (Q + 1,) int64, first entry of each query in `seen_items`.
+        seen_items: int64; the entries of a query are the distinct item ids of the user's whole history
+            without the target, in ascending order.
     """
 
     number: int
@@ -73,7 +77,14 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Consecutive shards, the histories packed of them, and where their events lie in the shards' items."""
+    """Consecutive shards and the rows packed from their users' histories.
+
+    Attributes:
+        shards: indices of the shards.
+        rows: the packed rows; their `sources` index the concatenated items of `shards`.
+        first_batch: number of the first batch.
+        num_batches: number of batches.
+    """
 
     shards: tuple[int, ...]
     rows: PackedRows
@@ -82,16 +93,17 @@ class _Pool:
 
 
 class EvalStream:
-    """The batches of one rank for one part; the plan is the same at every number of ranks.
+    """The batches of one rank for one part of the split, which are the same for every number of ranks.
 
     Attributes:
-        num_users: users to be evaluated, over all ranks; those of shards that turn out to be bad and are
-            skipped have no query in any batch.
-        num_batches: batches of all ranks together; batch i belongs to rank i % world_size.
-        num_rounds: batches of the busiest rank, so that all ranks can take part in as many collectives.
+        num_users: evaluated users of all ranks, including users of shards that turn out to be bad and are
+            skipped, which have no query.
+        num_batches: batches of all ranks. Batch i belongs to rank i % world_size.
+        num_rounds: maximum number of batches of a rank, so that all ranks can run the same number of
+            collectives.
 
     Raises:
-        DataError: no user to evaluate.
+        DataError: the split leaves no user to evaluate.
     """
 
     def __init__(
@@ -116,15 +128,15 @@ class EvalStream:
         self.num_rounds = -(-self.num_batches // world_size)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        """The rank's batches, from the first, those without a query left out; may be iterated again.
+        """Yield the rank's batches that have a query. Each call starts at the first batch.
 
         Raises:
-            DataError: a missing or damaged shard, by name.
+            DataError: a shard is missing or damaged.
         """
         return prefetch(self._produce(), self.config.prefetch_batches)
 
     def _pack(self, shards: tuple[int, ...]) -> PackedRows:
-        """Packs the histories of the evaluated users of some shards."""
+        """Pack the histories of the evaluated users of some shards."""
         users, begins = pool_users(shards, self.dataset.lengths, self.dataset.shard_ptr)
         target_at = self._target_at[users]
         kept = target_at >= 0
@@ -152,14 +164,14 @@ class EvalStream:
                         yield batch
 
     def _batch(self, number: int, rows: PackedRows, items: np.ndarray) -> EvalBatch:
-        """Fills some rows; the target of a history is the event after its segment."""
+        """Fill the rows of one batch. The target of a history is the event after its segment."""
         item_ids = np.zeros((rows.num_rows, self.config.context_length), np.int64)
         sources, destinations, seq_idx = rows.slots(self.config.context_length)
         item_ids.reshape(-1)[destinations] = items[sources]
         query_rows, query_slots = rows.last_slots()
         target_in_items = rows.sources + rows.lengths
         targets = items[target_in_items].astype(np.int64)
-        read = targets > 0  # not so in a skipped shard
+        read = targets > 0  # 0 in a skipped shard
         query_rows, query_slots, targets, users, target_in_items = (
             values[read] for values in (query_rows, query_slots, targets, rows.users, target_in_items)
         )
@@ -170,7 +182,7 @@ class EvalStream:
 
 
 def _sample_users(target_at: np.ndarray, config: EvalConfig) -> np.ndarray:
-    """`target_at` with all but `max_users` of the evaluated users set to -1."""
+    """Return `target_at` with -1 for all but `max_users` of the evaluated users."""
     evaluated = np.flatnonzero(target_at >= 0)
     if config.max_users is None or len(evaluated) <= config.max_users:
         return target_at
@@ -183,10 +195,11 @@ def _sample_users(target_at: np.ndarray, config: EvalConfig) -> np.ndarray:
 def _seen(
     items: np.ndarray, begins: np.ndarray, lengths: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct items of histories `items[begin : begin + length]`, each without its target.
+    """Return the distinct items of the histories `items[begin : begin + length]` without their targets.
 
     Returns:
-        seen_ptr (Q + 1,) int64 and seen_items int64, rising within a query.
+        seen_ptr: (Q + 1,) int64, first entry of each query in `seen_items`.
+        seen_items: int64, ascending within a query.
     """
     query = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(len(query)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

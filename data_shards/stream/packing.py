@@ -1,4 +1,4 @@
-"""Windows of sequences, and rows packed of them."""
+"""Cut sequences into windows and pack the windows into rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 def cut_windows(
     lengths: np.ndarray, context_length: int, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts runs of `lengths` slots into windows of at most `context_length`, every slot in exactly one.
+    """Cut runs of consecutive slots into windows, so that every slot is in exactly one window.
 
     Args:
-        lengths: (N,) at least 1 each.
-        offsets: (N,) length of a run's first window, 1..context_length; a run that fits whole is not cut.
+        lengths: (N,) slots of each run, at least 1.
+        context_length: maximum length of a window.
+        offsets: (N,) length of each run's first window, 1..context_length. Runs of at most `context_length`
+            slots are not cut.
 
     Returns:
-        (M,) each: the run a window is of, where it starts within the run, its length.
+        run, start, length: (M,) each, the run of each window, its first slot within the run, and its slots.
     """
     first = np.where(lengths <= context_length, lengths, offsets)
     num_windows = 1 + -(-(lengths - first) // context_length)
@@ -29,16 +31,17 @@ def cut_windows(
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Assigns pieces to as few rows of `capacity` slots as the heuristic finds.
+    """Assign pieces to rows of `capacity` slots with the best-fit-decreasing heuristic.
 
-    From the longest piece to the shortest (equal ones in the order given), each goes to a row with the least
-    free space that still holds it, else to a new row.
+    Each piece, from the longest to the shortest and in the given order among equals, goes to the row with the
+    least free space that can hold it, or to a new row.
 
     Args:
-        lengths: (N,) each 1..capacity.
+        lengths: (N,) slots of each piece, 1..capacity.
+        capacity: slots of a row.
 
     Returns:
-        (N,) row of each piece, and the number of rows.
+        (N,) int64 row of each piece, and the number of rows.
     """
     order = np.argsort(-lengths, kind="stable")
     num_full = int(np.count_nonzero(lengths == capacity))
@@ -69,9 +72,10 @@ class PackedRows:
     """Segments in the order of their rows.
 
     Attributes:
-        users, sources, lengths: (N,) int64 whose segment it is, where it begins in the flat events that the
-            rows are filled from, and how many slots it takes.
-        row_ptr: (rows + 1,) int64 the first segment of each row; no row is empty.
+        users: (N,) int64 user of each segment.
+        sources: (N,) int64 index of the segment's first event in the concatenated events that fill the rows.
+        lengths: (N,) int64 slots of each segment.
+        row_ptr: (rows + 1,) int64 first segment of each row. No row is empty.
     """
 
     users: np.ndarray
@@ -97,7 +101,13 @@ class PackedRows:
         capacity: int,
         rng: np.random.Generator | None = None,
     ) -> PackedRows:
-        """Packs segments into rows; `rng` draws the order of the rows and of equally long segments."""
+        """Pack segments into rows.
+
+        Args:
+            users, sources, lengths: (N,) int64 each, see the attributes.
+            capacity: slots of a row.
+            rng: shuffles the rows and the segments of equal length; None keeps their order.
+        """
         if rng is not None:
             mixed = rng.permutation(len(lengths))
             users, sources, lengths = users[mixed], sources[mixed], lengths[mixed]
@@ -109,7 +119,7 @@ class PackedRows:
         return cls(users[order], sources[order], lengths[order], row_ptr.astype(np.int64))
 
     def rows(self, start: int, stop: int) -> PackedRows:
-        """Rows [start, stop) alone."""
+        """Return rows [start, stop)."""
         begin, end = self.row_ptr[start], self.row_ptr[stop]
         part = slice(begin, end)
         return PackedRows(
@@ -117,12 +127,13 @@ class PackedRows:
         )
 
     def slots(self, context_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where each filled slot comes from and goes to.
+        """Return the source and destination of each filled slot.
 
         Returns:
-            sources (filled,) positions in the flat events; destinations (filled,) positions in the flattened
-            (rows, L) arrays; seq_idx (rows, L) int32, the segment's number within its row, the trailing
-            padding being one segment more.
+            sources: (filled,) int64 indices into the concatenated events.
+            destinations: (filled,) int64 indices into the flattened (rows, L) arrays.
+            seq_idx: (rows, L) int32 number of each slot's segment within its row; trailing padding counts as
+                one more segment.
         """
         per_row = np.diff(self.row_ptr)
         row = np.repeat(np.arange(self.num_rows), per_row)
@@ -137,7 +148,7 @@ class PackedRows:
         return sources, destinations, seq_idx
 
     def last_slots(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) row and (N,) slot of each segment's last event."""
+        """Return the (N,) row and (N,) slot of each segment's last event."""
         row = np.repeat(np.arange(self.num_rows), np.diff(self.row_ptr))
         ends = np.cumsum(self.lengths)
         row_begins = (ends - self.lengths)[self.row_ptr[row]]

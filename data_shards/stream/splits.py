@@ -1,4 +1,4 @@
-"""Which events are trained on, and which are predicted in validation and test: decided when reading."""
+"""Divide events into training, validation and test. A split is applied when reading, not when preparing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longplay.data_shards.storage.manifest import NUM_QUANTILES
 
 Part = Literal["validation", "test"]
 MIN_LEAVE_ONE_OUT = 3
-"""Users with fewer events are trained on whole and not evaluated."""
+"""Users with fewer events are not evaluated; all of their events are trained on."""
 
 
 @settings_class
@@ -44,12 +44,12 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class SplitBounds:
-    """Where each user's events divide, as positions in the user's sequence.
+    """How each user's events are divided, as indices into the user's sequence.
 
     Attributes:
         num_train: (users,) int64; events [0, num_train) are trained on.
-        targets: part -> (users,) int64 position of the event to predict, from all events before it; -1: user
-            not evaluated.
+        targets: part -> (users,) int64 index of the event to predict from all events before it; -1 if the
+            user is not evaluated.
     """
 
     num_train: np.ndarray
@@ -58,10 +58,11 @@ class SplitBounds:
 
 @functools.lru_cache(maxsize=2)
 def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
-    """Divides every user's sequence; `temporal` reads all shards, once per dataset and split.
+    """Divide every user's sequence. The result is cached.
 
-    Under `temporal` a skipped shard's users are neither trained on nor evaluated. Under `leave_one_out`,
-    which reads nothing, they are divided like the others, and their events are 0 when they are read.
+    `temporal` reads all shards; the users of a skipped shard are neither trained on nor evaluated.
+    `leave_one_out` reads no shard and so includes the users of a shard that is skipped later, whose events
+    are then read as 0.
     """
     if split.kind == "leave_one_out":
         evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
@@ -83,25 +84,27 @@ def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
 
 
 def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
-    """When validation and test begin under a `temporal` split, to the nearest 1/1000 of the events.
+    """Return the times at which validation and test begin in a `temporal` split.
+
+    The fractions are rounded to 1/1000 of the events.
 
     Raises:
-        DataError: too many events at one time to divide them.
+        DataError: too many events have the same time.
     """
     test = round((1 - split.test_fraction) * NUM_QUANTILES)
     val = round((1 - split.test_fraction - split.val_fraction) * NUM_QUANTILES)
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"data.split.kind 'temporal': times {times[0]}, {times[val]}, {times[test]} do not divide the "
+            f"data.split.kind temporal: the times {times[0]}, {times[val]}, {times[test]} do not divide the "
             "events; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
-            "'leave_one_out'"
+            "leave_one_out"
         )
     return times[val], times[test]
 
 
 def _count_before(dataset: Dataset, time: int) -> np.ndarray:
-    """(users,) number of each user's events earlier than `time`; 0 in a skipped shard."""
+    """Return (users,) int64 number of each user's events before `time`; 0 in a skipped shard."""
     counts = []
     for index in range(dataset.num_shards):
         shard = dataset.shard(index)
@@ -115,9 +118,9 @@ def _count_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 def train_item_counts(dataset: Dataset, split: SplitConfig) -> np.ndarray:
-    """(num_items + 1,) int64 events per item id among those trained on; entry 0, the padding's, is 0.
+    """Return (num_items + 1,) int64 number of training events of each item id; 0 for the padding id 0.
 
-    Skipped shards are left out.
+    Skipped shards are not counted.
     """
     num_train = split_bounds(dataset, split).num_train
     counts = np.zeros(dataset.num_items + 1, np.int64)

@@ -14,28 +14,14 @@ from torch import Tensor
 
 from longplay.distributed.table import triton_kernels
 from longplay.distributed.table.host_memory import take_rows
+from longplay.models.scores import exact_dot, exact_scores, float32_error, score_slack
 from longplay.native.loading import call_native, load_native
 
-_BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
+BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
 _FUSED_ROWS = 1 << 22  # rows of one call of the kernel
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
 _TINY = 1e-30  # for queries and rows of zeros
 _SOURCE = Path(__file__).with_name("score_counts.cpp")
-
-
-def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
-    """The score by definition: float64 dot products (n,) of matching rows of two (n, D) fp32 tensors."""
-    return (queries.double() * rows.double()).sum(1)
-
-
-def exact_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> Tensor:
-    """Float64 scores (P,) of hidden[query] with rows[row], of which few are gathered at once."""
-    scores = torch.empty(query.shape[0], dtype=torch.float64, device=hidden.device)
-    step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
-    for at in range(0, query.shape[0], step):
-        chunk = slice(at, at + step)
-        scores[chunk] = exact_dot(hidden[query[chunk]], take_rows(rows, row[chunk]))
-    return scores
 
 
 def half_wins(scores: Tensor, against: Tensor) -> Tensor:
@@ -54,7 +40,7 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
         (Q,) float64.
     """
     beaten = torch.zeros_like(score)
-    slack = _slack(hidden, fused=False)
+    slack = score_slack(hidden, float32_error(hidden.shape[1]))
     step = max(1, _PAIR_ELEMENTS // hidden.shape[1])
     for at in range(0, query.shape[0], step):
         of, theirs = query[at : at + step], row[at : at + step]
@@ -100,8 +86,9 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     if hidden.shape[0] == 0 or rows.shape[0] == 0:
         return beaten
     fused = triton_kernels.works(counting_kernel, hidden.device)
-    slack = _slack(hidden, fused=fused)
-    step = max(1, _BLOCK_ELEMENTS // hidden.shape[0])
+    width = hidden.shape[1]
+    slack = score_slack(hidden, triton_kernels.score_error(width) if fused else float32_error(width))
+    step = max(1, BLOCK_ELEMENTS // hidden.shape[0])
     size = _FUSED_ROWS if fused else step
     for first in range(0, rows.shape[0], size):
         block = rows[first : first + size].to(hidden.device, non_blocking=True)
@@ -118,7 +105,7 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
             beaten += surely
             other = row != (own - first)[query]
             query, row = query[other], row[other]
-            exact = exact_scores(hidden, query, block, row)
+            exact = exact_scores(hidden, query, block.__getitem__, row)
             beaten.index_add_(0, query, half_wins(exact, score[query]))
     return beaten
 
@@ -165,15 +152,6 @@ def counting_kernel(device: torch.device) -> bool:
         and int((fused[0] - surely).abs().sum()) <= 2
         and abs(fused[1].shape[0] - query.shape[0]) <= 2
     )
-
-
-def _slack(hidden: Tensor, *, fused: bool) -> Tensor:
-    """(Q,) float64: how far a score may be from the exact one, per unit of the row's norm.
-
-    |fp32 dot - exact| <= D 2^-24 |query| |row| (1 + small); doubled to cover rounding of the bound itself.
-    """
-    error = triton_kernels.score_error(hidden.shape[1]) if fused else hidden.shape[1] * 2.0**-24
-    return 2 * error * hidden.double().norm(dim=1)
 
 
 def _round_up(value: Tensor) -> Tensor:

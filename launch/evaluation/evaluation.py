@@ -16,7 +16,7 @@ from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.collectives import all_gather_rows
 from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
-from longplay.distributed.table.ranking import Ranks, join_queries, rank_targets
+from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
 from longplay.launch.evaluation.queries import Encoder, make_queries
 from longplay.launch.settings.config import EvaluationConfig, RunConfig
 from longplay.launch.settings.data_arguments import share_skipped
@@ -107,7 +107,7 @@ def evaluate(
             queries = make_queries(encoder, table, batch, config)
             waiting.append((torch.empty(0, dtype=torch.int64) if batch is None else batch.users, queries))
             if number % rounds_per_pass == 0 or number == num_rounds:
-                positions = rank_targets(join_queries([queries for _, queries in waiting]), table)
+                positions = target_positions(join_queries([queries for _, queries in waiting]), table)
                 users = torch.cat([users for users, _ in waiting])
                 collected.append(torch.cat([users.double().unsqueeze(1), _columns(positions).cpu()], 1))
                 waiting.clear()
@@ -123,5 +123,5 @@ def evaluate(
     return Evaluation.of(everyone[:, 1:], settings, seconds=time.perf_counter() - began)
 
 
-def _columns(positions: Ranks) -> Tensor:
+def _columns(positions: TargetPositions) -> Tensor:
     return torch.stack([positions.full, positions.full_unseen, positions.sampled], 1)

@@ -1,1 +1,1 @@
-"""Submit and follow many runs."""
+"""Grids of runs: submit them, follow them, and run each as a job."""

@@ -1,4 +1,4 @@
-"""What `longplay sweep` can be told: which runs, and what each of them gets."""
+"""The arguments of `longplay sweep`: which runs, with which resources, and what to do."""
 
 import argparse
 import re
@@ -6,22 +6,37 @@ from pathlib import Path
 
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import Resources
-from longplay.launch.sweeps.grid import GRIDS, MODELS, STUDY_LENGTHS
+from longplay.launch.sweeps.grid import (
+    GRIDS,
+    MODELS,
+    STUDY_LENGTHS,
+    SweepGrid,
+    named_datasets,
+    prepared_datasets,
+)
+
+_GRID_OPTIONS = ("grid", "data", "models", "context_lengths", "seeds", "slots_per_step")
+_POSITIVE = ("nodes", "ranks_per_node", "cpus_per_task", "max_parallel", "signal_delay", "slots_per_step")
 
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which runs there are."""
+    """Add the options that select the runs."""
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the sweep (default sweeps/GRID), seen by all nodes"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the sweep, on a file system that all nodes share (default sweeps/GRID)",
     )
     parser.add_argument(
-        "--grid", choices=tuple(GRIDS), help="what varies: context lengths (study, the default), or a setting"
+        "--grid",
+        choices=tuple(GRIDS),
+        help="what varies: context lengths (study, the default) or one setting",
     )
     parser.add_argument(
         "--data",
         nargs="+",
         metavar="[NAME=]DIR",
-        help="prepared datasets (default: those in data/); NAME is what tables call it",
+        help="prepared datasets (default: all in data/); NAME is the dataset's name in tables",
     )
     parser.add_argument("--models", nargs="+", metavar="RECIPE", help=f"recipes (default {' '.join(MODELS)})")
     lengths = " ".join(map(str, STUDY_LENGTHS))
@@ -29,67 +44,110 @@ def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
         *("--context-lengths", "--lengths"),
         nargs="+",
         metavar="L",
-        help=f"default of study: {lengths}; of the others: the recipe's",
+        help=f"default {lengths} for study, the recipe's own for the other grids",
     )
     parser.add_argument("--seeds", nargs="+", metavar="S", help="default 0")
     parser.add_argument(
         "--slots-per-step",
         type=int,
         metavar="N",
-        help="rows that make about N slots a step, whatever the context length (default: the recipe's rows)",
+        help="choose the rows of a step so that it has about N slots at every context length (default: the "
+        "recipe's rows)",
     )
 
 
 def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where they run and with what."""
+    """Add the options that select the cluster and the resources of a job."""
     parser.add_argument(
         "--cluster",
         choices=("slurm", "local", "debug"),
-        help="default: slurm where there is one, else local: this machine; debug: this process",
+        help="local: processes on this machine; debug: this process (default: slurm where it is set up, else "
+        "local)",
     )
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="jobs at once (default: local 1)")
-    parser.add_argument("--nodes", type=int, default=1, help="of each job (default 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
-        "--ranks-per-node", type=int, metavar="N", help="default: one per GPU, or one where there is none"
+        "--max-parallel", type=int, metavar="N", help="jobs that run at once (default: all on Slurm, 1 local)"
     )
-    parser.add_argument("--cpus-per-task", type=int, metavar="N", help="of each rank")
-    parser.add_argument("--mem", metavar="SIZE", help="of each node, as sbatch takes it: 64G")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a job (default 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of a node (default 0: CPUs)"
+    )
+    parser.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="default: one per GPU, or one without GPUs"
+    )
+    parser.add_argument("--cpus-per-task", type=int, metavar="N", help="CPUs of a rank")
+    parser.add_argument("--mem", metavar="SIZE", help="memory of a node, in sbatch's format: 64G")
     parser.add_argument(
         "--time",
         type=parse_minutes,
         default=24 * 60,
         metavar="LIMIT",
-        help="limit of one start: minutes, H:MM:SS or D-HH:MM:SS (default 24 h); a longer run is requeued",
+        help="time limit of one start: minutes, H:MM:SS or D-HH:MM:SS (default 24 h); requeued after it",
     )
     parser.add_argument(
         "--signal-delay",
         type=int,
         default=120,
         metavar="S",
-        help="seconds before the limit to save (default 120)",
+        help="seconds before the time limit at which a run saves and is requeued (default 120)",
     )
     for name in ("partition", "account", "qos", "constraint"):
-        parser.add_argument(f"--{name}", help="as sbatch takes it")
+        parser.add_argument(f"--{name}", help="passed to sbatch")
     parser.add_argument(
         "--slurm-setup",
         action="append",
         default=[],
         metavar="LINE",
-        help="shell line before a job's ranks, such as 'module load cuda'; may be repeated",
+        help="shell line before the ranks start, such as 'module load cuda'; may be repeated",
+    )
+
+
+def add_action_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select an action other than submitting, and those that wait."""
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--dry-run", action="store_true", help="print what would run; submit nothing")
+    action.add_argument("--status", action="store_true", help="print the state of every run; submit nothing")
+    action.add_argument(
+        "--cancel", action="store_true", help="cancel the sweep's jobs; the command without it resumes them"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="with --status: refresh until the last job has ended"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until the jobs have ended; exit code 1 if any failed"
+    )
+
+
+def read_grid(args: argparse.Namespace, overrides: list[str], *, begun: bool) -> SweepGrid | None:
+    """Return the grid that the command names; None if it names no runs and the sweep has `begun`.
+
+    Raises:
+        ConfigError: an option is malformed, or no dataset is named or found.
+    """
+    if begun and not overrides and all(getattr(args, name) is None for name in _GRID_OPTIONS):
+        return None
+    data = args.data or prepared_datasets(Path("data"))
+    if not data:
+        raise ConfigError("--data: no prepared dataset in data/; make one with longplay prepare")
+    grid = args.grid or "study"
+    return SweepGrid(
+        grid=grid,
+        recipes=tuple(_split(args.models)) or MODELS,
+        context_lengths=tuple(_whole_numbers("--context-lengths", args.context_lengths))
+        or (STUDY_LENGTHS if grid == "study" else ()),
+        datasets=named_datasets(data),
+        seeds=tuple(_whole_numbers("--seeds", args.seeds)) or (0,),
+        overrides=tuple(overrides),
+        slots_per_step=args.slots_per_step,
     )
 
 
 def read_resources(args: argparse.Namespace) -> Resources:
-    """What each job gets."""
-    for name in (
-        "nodes",
-        "ranks_per_node",
-        "cpus_per_task",
-        "max_parallel",
-        "signal_delay",
-        "slots_per_step",
-    ):
+    """Return the resources of each job.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name in _POSITIVE:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -113,7 +171,14 @@ def read_resources(args: argparse.Namespace) -> Resources:
 
 
 def parse_minutes(text: str) -> int:
-    """Minutes that one of sbatch's forms of a time means: M, M:SS, H:MM:SS, D-H, D-H:MM, D-H:MM:SS."""
+    """Return the minutes of a time in one of sbatch's formats, rounded up.
+
+    Args:
+        text: M, M:SS, H:MM:SS, D-H, D-H:MM or D-H:MM:SS.
+
+    Raises:
+        argparse.ArgumentTypeError: the format is another.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match:
         days, first, second, third = (int(part or 0) for part in match.groups())
@@ -125,19 +190,18 @@ def parse_minutes(text: str) -> int:
             seconds = 60 * first + second
         if seconds:
             return -(-seconds // 60)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time; write minutes, H:MM:SS or D-HH:MM:SS")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time; give minutes, H:MM:SS or D-HH:MM:SS")
 
 
-def split_words(words: list[str] | None) -> list[str]:
-    """The words, which may also stand in one with commas between."""
+def _split(words: list[str] | None) -> list[str]:
+    """Split words that hold several values with commas between them."""
     return [part for word in words or () for part in word.split(",") if part]
 
 
-def whole_numbers(option: str, words: list[str] | None) -> list[int]:
-    """The words of `option` as numbers."""
-    numbers = []
-    for word in split_words(words):
-        if not word.isdigit():
-            raise ConfigError(f"{option} {word}: is not a whole number")
-        numbers.append(int(word))
-    return numbers
+def _whole_numbers(option: str, words: list[str] | None) -> list[int]:
+    """Return the values of `option` as numbers."""
+    values = _split(words)
+    for value in values:
+        if not value.isdigit():
+            raise ConfigError(f"{option} {value}: is not a whole number")
+    return [int(value) for value in values]

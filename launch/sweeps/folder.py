@@ -1,12 +1,12 @@
-"""A sweep's folder: which runs it is made of, where each was handed in last, and the runs themselves.
+"""A sweep's folder: its runs and their last submissions.
 
 sweep.json      {"version", "created", "updated", "git_commit", "jobs": {NAME: {...}}}; each job has `recipe`,
                 `model`, `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`, `run`
                 (relative to this folder) and `submission` ({"cluster", "job_id", "host", "time"}, or null)
 runs/NAME/      the run folder of `longplay train` (config.json, metrics.jsonl, best.json, tensorboard/,
-                checkpoints/) and, once it is trained, evaluation/validation.json and evaluation/test.json:
-                what `longplay evaluate --json` prints. A run with both is finished.
-submitit/       submitit's files; ID_RANK_log.out is what a rank of job ID printed
+                checkpoints/) and, after training, evaluation/validation.json and evaluation/test.json in
+                the format of `longplay evaluate --json`. A run with both is finished.
+submitit/       submitit's files; ID_RANK_log.out holds the output of a rank of job ID
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _VERSION = 1
 
 
 class SweepFolder:
-    """Reads and writes `sweep.json`; `jobs` and `submissions` are by name, in the order of their addition."""
+    """Reads and writes sweep.json; `jobs` and `submissions` are keyed by name, in the order of addition."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -43,7 +43,7 @@ class SweepFolder:
         if self.file.exists():
             self._read()
         elif self.path.exists() and (not self.path.is_dir() or any(self._others())):
-            raise ConfigError(f"--out {path}: is not empty and no sweep's folder; give another one")
+            raise ConfigError(f"--out {path}: is not empty and not the folder of a sweep; give another one")
 
     def _others(self) -> Iterator[Path]:
         return (item for item in self.path.iterdir() if not is_lock_file(item))
@@ -86,33 +86,33 @@ class SweepFolder:
             raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, specs: Iterable[SweepJobSpec]) -> list[SweepJobSpec]:
-        """Take jobs in; those that are there already must be the same.
+        """Add jobs and return them; a job that exists already must have the same dataset and settings.
 
         Raises:
-            ConfigError: one has another dataset or other settings than before.
+            ConfigError: a job exists with another dataset or other settings.
         """
         taken = []
         for spec in specs:
             before = self.jobs.get(spec.name)
             if before is not None and before.data != spec.data:
                 raise ConfigError(
-                    f"--out {self.path}: {spec.name} was begun on {before.data}, not {spec.data}; "
-                    "repeat that --data, name the other one with --data NAME=DIR, or give another --out"
+                    f"--out {self.path}: {spec.name} was started on {before.data}, not {spec.data}; "
+                    "give that --data, name the other dataset with --data NAME=DIR, or give another --out"
                 )
             changed = (
                 [] if before is None else changed_settings(before.config, spec.config, may_change=SAME_RESULT)
             )
             if changed:
                 raise ConfigError(
-                    f"--out {self.path}: {spec.name} was begun with other settings "
-                    f"({'; '.join(changed[:3])}); repeat those, or give another --out"
+                    f"--out {self.path}: {spec.name} was started with other settings "
+                    f"({'; '.join(changed[:3])}); give the same settings, or another --out"
                 )
             self.jobs[spec.name] = spec
             taken.append(spec)
         return taken
 
     def job(self, spec: SweepJobSpec) -> SweepJob:
-        """What is submitted for it."""
+        """Return the job to submit for a run."""
         return SweepJob(
             name=spec.name,
             recipe=spec.recipe,
@@ -122,27 +122,27 @@ class SweepFolder:
         )
 
     def logs(self, name: str) -> list[Path]:
-        """What the ranks of a job's last submission printed; rank 0's first."""
+        """Return the logs of the ranks of a job's last submission, rank 0's first."""
         submission = self.submissions.get(name)
         if submission is None:
             return []
-        of_rank = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out")  # job 5 has no 5_1_0_log.out
+        of_rank = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out")  # 5_1_0_log.out is not of job 5
         logs = (path for path in self.submitit.glob("*_log.out") if of_rank.fullmatch(path.name))
         return sorted(logs, key=lambda path: (len(path.name), path.name))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other commands from submitting into this folder.
+        """Lock the folder against other sweep commands.
 
         Raises:
-            ConfigError: one does.
+            ConfigError: another command holds the lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(self.path)
         except FolderLockedError:
             raise ConfigError(
-                f"--out {self.path}: another sweep command works in it; see it with --status, "
+                f"--out {self.path}: another sweep command uses this folder; watch it with --status, "
                 "end it with --cancel"
             ) from None
         except OSError as error:
@@ -151,5 +151,19 @@ class SweepFolder:
             yield
 
     def holder(self) -> int | None:
-        """The process on this machine that has the lock."""
+        """Return the id of the process on this machine that holds the lock, or None."""
         return lock_holder(self.path)
+
+
+def open_sweep(path: Path) -> SweepFolder:
+    """Open the folder of an existing sweep.
+
+    Raises:
+        ConfigError: the folder holds no sweep.
+    """
+    folder = SweepFolder(path)
+    if not folder.jobs:
+        raise ConfigError(
+            f"--out {path}: holds no sweep (no sweep.json); start one with longplay sweep --data"
+        )
+    return folder

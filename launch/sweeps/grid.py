@@ -1,4 +1,4 @@
-"""Which runs a sweep is made of: context lengths x models x datasets x seeds, or one of the ablations."""
+"""The runs of a sweep: context lengths x models x datasets x seeds, or an ablation of one setting."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from longplay.launch.settings.resolving import resolve
 MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
 STUDY_LENGTHS = (250, 500, 1000, 2000, 5000)
 
-# Grid -> the setting that it varies, and its values; the study varies the context length.
+# Grid -> the setting that it varies, with its values; the study varies the context length.
 GRIDS: dict[str, tuple[str, tuple[str, ...]] | None] = {
     "study": None,
     "positional_embedding": ("encoder.positional_embedding", ("true", "false")),
@@ -29,16 +29,15 @@ GRIDS: dict[str, tuple[str, tuple[str, ...]] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepGrid:
-    """What was asked for; `jobs` has it one by one.
+    """The axes of a sweep; `jobs` returns their product.
 
     Attributes:
         grid: one of GRIDS.
-        recipes: of the runs; by default the study's five models.
-        context_lengths: none stands for each recipe's own.
-        datasets: label -> folder or URL.
-        overrides: settings of every run, as typed after `longplay train RECIPE`.
-        slots_per_step: choose data.rows_per_step by the context length, so that a step has about as many
-            slots at all of them; none: the recipes' rows.
+        context_lengths: empty means each recipe's own.
+        datasets: (label, folder or URL) of each dataset.
+        overrides: settings of every run, in the form of `longplay train RECIPE --section.name VALUE`.
+        slots_per_step: number of slots in a step at every context length; data.rows_per_step follows from it.
+            None means the recipe's rows.
     """
 
     grid: str = "study"
@@ -50,10 +49,10 @@ class SweepGrid:
     slots_per_step: int | None = None
 
     def jobs(self) -> list["SweepJobSpec"]:
-        """Every run of the grid, settings checked.
+        """Return every run of the grid, with checked settings.
 
         Raises:
-            ConfigError: a recipe or setting that does not exist, or one that the grid itself sets.
+            ConfigError: a recipe or setting does not exist, or the grid itself sets it.
         """
         self._check_overrides()
         return list(self._each())
@@ -97,12 +96,12 @@ class SweepGrid:
             taken["data.rows_per_step"] = "--slots-per-step"
         for name, _ in parse_overrides(self.overrides):
             if name in taken:
-                raise ConfigError(f"--{name}: is set by the sweep itself; choose it with {taken[name]}")
+                raise ConfigError(f"--{name}: is set by the sweep; use {taken[name]}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepJobSpec:
-    """One run of a sweep; `overrides` are all its settings on top of the recipe."""
+    """One run of a sweep; `overrides` holds all its settings on top of the recipe."""
 
     name: str
     recipe: str
@@ -120,15 +119,15 @@ class SweepJobSpec:
         return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
 
     def run(self, sweep: Path) -> Path:
-        """Its run folder."""
+        """Return the run folder."""
         return sweep / "runs" / self.name
 
 
 def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Label -> place of each `DIR`, `URL` or `NAME=DIR`; the label is the folder's name if none is given.
+    """Return (label, place) of each `DIR`, `URL` or `NAME=DIR`; the default label is the folder's name.
 
     Raises:
-        ConfigError: two would have the same label, or a folder is no dataset.
+        ConfigError: two datasets have the same label, or a folder holds no dataset.
     """
     found: dict[str, str] = {}
     for word in words:
@@ -139,8 +138,8 @@ def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
         label = match[1] if match and named else _label(place)
         if found.get(label, place) != place:
             raise ConfigError(
-                f"--data {found[label]} and {place}: would both be called {label!r}; "
-                f"write --data OTHER={place}"
+                f"--data {found[label]} and {place}: both have the name {label!r}; "
+                f"give another with --data OTHER={place}"
             )
         if isinstance(location, Path) and not (location / "manifest.json").is_file():
             raise ConfigError(f"--data {place}: has no manifest.json; give a folder of `longplay prepare`")
@@ -149,7 +148,7 @@ def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def prepared_datasets(folder: Path) -> list[str]:
-    """The datasets in `folder`, which `longplay prepare` made."""
+    """Return the prepared datasets in `folder`."""
     return [str(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
 
 
@@ -159,12 +158,12 @@ def _label(place: str) -> str:
 
 
 def _rows_per_step(config: RunConfig, slots: int) -> int:
-    """Rows that make about so many slots: a multiple of the lanes, and at least one row for each."""
+    """Return the rows that hold about `slots` slots: a multiple of the lanes, at least one row per lane."""
     lanes = config.data.num_lanes
     return lanes * max(1, round(slots / (config.context_length * lanes)))
 
 
 def spec_from_json(saved: dict[str, object]) -> SweepJobSpec:
-    """What `dataclasses.asdict` made of a job, read back from JSON."""
+    """Return the job that `dataclasses.asdict` turned into JSON."""
     fields = json.loads(json.dumps(saved))
     return SweepJobSpec(**{**fields, "overrides": tuple(fields["overrides"])})

@@ -1,17 +1,19 @@
-"""What the log of a sweep's job says: its last start, and the first error after it. Needs no torch."""
+"""Read the log of a sweep's job: its last start, and the first error after it. Imports no torch."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 STARTS = "longplay: job"
-"""Each start of a job prints a line that begins so."""
+"""Beginning of the line that each start of a job prints."""
+STOPPED = "longplay: stopped on request; the run has saved"
+"""Line that a job prints when it ends before its run is finished."""
 _TAIL_BYTES = 1 << 16
 _PYTHON_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b.*:")
 
 
 def tail(path: Path) -> str:
-    """The last 64 KiB of a file as text, nothing of one that cannot be read."""
+    """Return the last 64 KiB of a file as text, "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
@@ -22,12 +24,12 @@ def tail(path: Path) -> str:
 
 
 def since_start(log: Path) -> list[str]:
-    """The lines after the last start, blank ones left out."""
+    """Return the lines after the last start, without blank ones."""
     return [line for line in tail(log).rpartition(STARTS)[2].splitlines() if line.strip()]
 
 
 def last_error(logs: Iterable[Path]) -> str | None:
-    """The first error after the last start that any rank printed: the others mostly follow from it."""
+    """Return the first error that any rank printed after the last start; others mostly follow from it."""
     for log in logs:
         for line in since_start(log):
             if "longplay: error" in line:

@@ -1,4 +1,4 @@
-"""How far a sweep's runs are: from their folders, and from the cluster for those that have not finished."""
+"""The status of a sweep's runs, from their folders and, for unfinished ones, from their cluster."""
 
 import json
 import re
@@ -6,16 +6,17 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from longplay.launch.console.durations import duration
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
-from longplay.launch.settings.errors import ConfigError
-from longplay.launch.sweeps.cluster import QueueState, queue_states
+from longplay.launch.sweeps.cluster import QueueState
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job import is_finished
-from longplay.launch.sweeps.job_log import STARTS, last_error, since_start, tail
+from longplay.launch.sweeps.job_log import STARTS, STOPPED, last_error, since_start, tail
+from longplay.launch.sweeps.queue_states import queue_states
 
-# Reasons to wait that pass by themselves; another may need a change of the command.
-_PATIENCE = (
+# Slurm's reasons for a pending job that resolve by themselves; others may need different options.
+_USUAL_REASONS = (
     "",
     "Priority",
     "Resources",
@@ -35,17 +36,17 @@ _ENDINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """Where a job of a sweep stands.
+    """Status of one job of a sweep.
 
     Attributes:
-        state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved, to be submitted
-            again), "failed", or how else it ended.
-        live: whether the cluster has it, so that it is left alone.
-        step, total: of its training, as far as they are known.
-        metric: best of the validations so far; its name is `train.metric`.
+        state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved; resumes when
+            submitted again), "failed", or another way in which it ended.
+        live: whether its cluster still has it; a live job is not submitted again.
+        step, total: steps done and planned, if known.
+        metric: best value of `train.metric` in validation so far.
         node: where it runs or ran last.
-        seconds_left: of its training, at the pace of the latest step.
-        error: its last error, or an unusual reason to wait, in a line.
+        seconds_left: training time left, at the speed of the latest step.
+        error: its last error, or an unusual reason why it is pending, in one line.
     """
 
     spec: SweepJobSpec
@@ -60,10 +61,11 @@ class JobStatus:
 
 
 def sweep_status(folder: SweepFolder, *, ask_cluster: bool = True) -> list[JobStatus]:
-    """The status of every job, in the order of sweep.json.
+    """Return the status of every job, in the order of sweep.json.
 
     Args:
-        ask_cluster: False reads the folder alone; what would be live is then "submitted".
+        ask_cluster: False reads the folder alone; a job that may be live then has the state "submitted".
+
     Raises:
         ConfigError: Slurm does not answer.
     """
@@ -88,8 +90,8 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
     elif queued is not None and queued.is_live:
         waits = queued.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
         state, live = "pending" if waits else "running", True
-        if waits and queued.reason not in _PATIENCE:
-            error = f"waits for {queued.reason}"
+        if waits and queued.reason not in _USUAL_REASONS:
+            error = f"pending: {queued.reason}"
     elif not asked:
         state = "submitted"
     else:
@@ -109,26 +111,26 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
 
 
 def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> tuple[str, str | None]:
-    """State and error of a job that the cluster no longer has and that did not finish."""
+    """Return state and error of an unfinished job that its cluster no longer has."""
     logs = folder.logs(name)
     error = last_error(logs)
-    said = since_start(logs[0]) if logs else []
+    lines = since_start(logs[0]) if logs else []
     if queued is not None and queued.state in _ENDINGS:
         return _ENDINGS[queued.state], error
     if queued is None and not logs:
-        return "cancelled", None  # Slurm forgets an array's task that is cancelled before it starts
-    if error is None and any("stopped on request" in line for line in said):
+        return "cancelled", None  # Slurm drops a task of an array that is cancelled before it starts
+    if error is None and STOPPED in lines:
         return "stopped", None
     began = any(STARTS in tail(log) for log in logs[:1])
     if error is None and folder.submissions[name].cluster == "local" and not began:
         return "stopped", None
     if error is None and not logs and queued is not None:
         where = f" {queued.node}" if queued.node else ""
-        error = f"left no log: {folder.path} may not be on a file system that the node{where} shares"
+        error = f"no log: {folder.path} may not be on a file system that the node{where} shares"
     elif error is None:
-        of_task = [line for line in said if re.match(r"srun: error: .*\btasks? ", line)]
-        last = f"; last said: {(of_task or said[-1:])[0].strip()[:160]}" if said else ""
-        error = f"ended{f' as {queued.state}' if queued else ''} without an error of its own{last}"
+        of_task = [line for line in lines if re.match(r"srun: error: .*\btasks? ", line)]
+        last = f"; last line: {(of_task or lines[-1:])[0].strip()[:160]}" if lines else ""
+        error = f"ended{f' as {queued.state}' if queued else ''} without an error message{last}"
     return "failed", error
 
 
@@ -140,7 +142,7 @@ def _node(folder: SweepFolder, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a run folder says of a training on its way."""
+    """Progress of a training, read from its run folder; None where unknown."""
 
     step: int | None = None
     total: int | None = None
@@ -149,7 +151,7 @@ class Progress:
 
     @classmethod
     def read(cls, run: Path, spec: SweepJobSpec) -> "Progress":
-        """From the end of metrics.jsonl, and best.json."""
+        """Read the end of metrics.jsonl, and best.json."""
         scalars = parse_scalars(tail(run / METRICS_FILE).splitlines())
         last = {tag: (step, value) for step, tag, value in scalars}
         try:
@@ -173,7 +175,7 @@ class Progress:
 
 
 def as_table(statuses: list[JobStatus]) -> str:
-    """One line per job, below it the error of one that failed; a summary at the end."""
+    """Return a table of one line per job, with errors below the lines of failed jobs and a summary."""
     header = ("run", "state", "step", "metric", "node", "left")
     rows = [
         (
@@ -182,7 +184,7 @@ def as_table(statuses: list[JobStatus]) -> str:
             "-" if status.step is None else f"{status.step}/{status.total or '?'}",
             "-" if status.metric is None else f"{status.metric:.4f}",
             status.node or "-",
-            duration(status.seconds_left),
+            "-" if status.seconds_left is None else duration(status.seconds_left),
         )
         for status in statuses
     ]
@@ -196,29 +198,6 @@ def as_table(statuses: list[JobStatus]) -> str:
 
 
 def summary(statuses: list[JobStatus]) -> str:
-    """How many jobs are in which state."""
+    """Return the number of jobs in each state, as one line."""
     counts = Counter(status.state for status in statuses)
     return f"{len(statuses)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 40 s, 12 min, 3.5 h."""
-    if seconds is None:
-        return "-"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def open_sweep(path: Path) -> SweepFolder:
-    """A sweep that was begun.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = SweepFolder(path)
-    if not folder.jobs:
-        raise ConfigError(
-            f"--out {path}: holds no sweep (no sweep.json); begin one with longplay sweep --data"
-        )
-    return folder

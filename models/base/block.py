@@ -42,8 +42,15 @@ class EncoderBlock(nn.Module):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory that one block takes per slot of a training step."""
-        raise NotImplementedError
+        """Return the memory that one block takes per slot of a training step, as `longplay plan` counts it.
+
+        Raises:
+            NotImplementedError: the encoder does not state it.
+        """
+        raise NotImplementedError(
+            f"encoder.model={config.model}: its block has no activations(config, execution); add it as a "
+            "static method"
+        )
 
 
 @runtime_checkable

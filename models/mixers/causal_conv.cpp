@@ -1,22 +1,22 @@
-// Depthwise causal convolution that does not reach over a segment's start, on the CPU: float32, OpenMP, vectorised over
-// the channels.
+// Depthwise causal convolution that does not read across a segment's start, on the CPU: float32, OpenMP, vectorised over the
+// channels.
 //
-// x (B, L, E) with `stride` floats from slot to slot; weight (K, E), tap K - 1 being the current slot; starts (B, L) bool.
-// Every sum is taken in an order that depends on the shapes alone, so results are bitwise equal at any thread count.
+// x (B, L, E) with slots `stride` floats apart; weight (K, E), where tap K - 1 is the current slot; starts (B, L) bool.
+// The order of every sum depends on the shapes alone, so results are bitwise equal for any number of threads.
 
 #include <algorithm>
 #include <cstdint>
 
 namespace {
 
-constexpr int64_t kBlock = 64;  // channels of a job: its rows of K slots stay in the first cache
+constexpr int64_t kBlock = 64;  // channels of a job: K slots of them stay in the first-level cache
 
-// Mirrored by causal_conv._Sizes.
+// The same fields as causal_conv._Sizes.
 struct Sizes {
   int64_t rows, slots, channels, taps, stride, threads;
 };
 
-// Calls work(row, first channel, number of channels) for every block of channels of every row.
+// Call work(row, first channel, number of channels) for every block of channels of every row.
 template <typename Work>
 void for_each_block(const Sizes& s, const Work& work) {
   const int64_t blocks = (s.channels + kBlock - 1) / kBlock;
@@ -27,7 +27,7 @@ void for_each_block(const Sizes& s, const Work& work) {
   }
 }
 
-// How many earlier slots the taps reach at slot t, given how many they reached at t - 1.
+// Return the number of earlier slots that the taps read at slot t, given their number at slot t - 1.
 inline int64_t reach(const Sizes& s, bool start, int64_t before) {
   return start ? 0 : std::min(before + 1, s.taps - 1);
 }
@@ -56,7 +56,7 @@ void causal_conv_forward(const Sizes* sizes, const float* x, const float* weight
   });
 }
 
-// dx (B, L, E), dweight (B, K, E) and dbias (B, E), a part for each row, are zero on entry.
+// dx (B, L, E), dweight (B, K, E) and dbias (B, E) are zero on entry; the last two hold one partial sum per row.
 void causal_conv_backward(const Sizes* sizes, const float* x, const float* weight, const bool* starts, const float* dy,
                           float* dx, float* dweight, float* dbias) {
   const Sizes s = *sizes;

@@ -1,8 +1,8 @@
-// What Mamba's mixer does element by element around its scan, in one pass each, on the CPU: float32, OpenMP, vectorised over
-// the channels.
+// Element-wise operations around Mamba's scan, each in one pass over memory, on the CPU: float32, OpenMP, vectorised over the
+// channels.
 //
-// Matrices are (M, E), E a multiple of 8, M slots; z and dz have `stride` floats from slot to slot. Sums over slots are taken
-// in blocks of kBlock slots, whatever the number of threads.
+// Matrices are (M, E): M slots, E channels, E a multiple of 8. In z, slots are `stride` floats apart. Sums over slots are taken
+// in blocks of kBlock slots, for any number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;  // slots
 
-// Mirrored by elementwise._Sizes.
+// The same fields as elementwise._Sizes.
 struct Sizes {
   int64_t slots, channels, stride, threads;
 };
@@ -22,7 +22,7 @@ inline Vec exp_vec(Vec x) { return exp2_vec(x * splat(1.4426950408889634f)); }
 
 inline Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp_vec(-at_least(x, splat(-87.f)))); }
 
-// log(1 + e) for e in [0, 1], to 2e-8 of itself: 2 atanh(s) with s = e / (2 + e).
+// log(1 + e) for e in [0, 1], with a relative error of 2e-8: 2 atanh(s) with s = e / (2 + e).
 inline Vec log1p_vec(Vec e) {
   const Vec s = e / (splat(2.f) + e), w = s * s;
   Vec p = splat(1.f / 13.f);
@@ -33,7 +33,7 @@ inline Vec log1p_vec(Vec e) {
 // log(1 + exp(x)).
 inline Vec softplus(Vec x) { return at_least(x, splat(0.f)) + log1p_vec(exp_vec(-at_least(x, -x))); }
 
-// Calls work(block, slot) for every slot, those of a block in order and by one thread.
+// Call work(block, slot) for every slot. One thread does the slots of a block, in order.
 template <typename Work>
 void for_each_slot(const Sizes& s, const Work& work) {
 #pragma omp parallel for schedule(static) num_threads(s.threads)
@@ -56,7 +56,7 @@ void softplus_forward(const Sizes* sizes, const float* x, const float* bias, flo
   });
 }
 
-// dbias (blocks, E), a part for each block of slots, is zero on entry.
+// dbias (blocks, E) holds one partial sum per block of slots; it is zero on entry.
 void softplus_backward(const Sizes* sizes, const float* x, const float* bias, const float* dy, float* dx, float* dbias) {
   const Sizes s = *sizes;
   for_each_slot(s, [=](int64_t block, int64_t m) {
@@ -81,7 +81,7 @@ void skip_gate_forward(const Sizes* sizes, const float* y, const float* u, const
   });
 }
 
-// dz (M, E) without stride; dD (blocks, E), a part for each block of slots, is zero on entry.
+// dz (M, E) is contiguous. dD (blocks, E) holds one partial sum per block of slots; it is zero on entry.
 void skip_gate_backward(const Sizes* sizes, const float* y, const float* u, const float* D, const float* z, const float* dout,
                         float* dy, float* du, float* dD, float* dz) {
   const Sizes s = *sizes;

@@ -3,11 +3,11 @@
 //   h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 //
 // Shapes: u, dt, y (B, L, E); A (E, N); B, C (B, L, N); starts (B, L) bool. All contiguous, N a multiple of 8.
-// Forward keeps the state at every chunk's entry, (B, K, E, N); backward recomputes one chunk of states at a time. Without a
-// backward to come, K is 1: what a row hands from block to block.
+// The forward keeps the state at every chunk's entry, (B, K, E, N); the backward recomputes one chunk of states at a time.
+// If no backward follows, K is 1: the one state that a row carries from block to block.
 //
-// Every sum is taken in an order that depends on the shapes alone, so results are bitwise equal at any thread count.
-// Compiled without -ffast-math: NaN and infinity in the input reach the output.
+// The order of every sum depends on the shapes alone, so results are bitwise equal for any number of threads.
+// Compiled without -ffast-math, so that NaN and infinity in the input reach the output.
 
 #include <algorithm>
 #include <cstdint>
@@ -19,13 +19,13 @@ namespace {
 
 constexpr int64_t kChunk = 32;     // slots between kept states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
-constexpr int64_t kBlock = 128;    // slots that all channels pass before the next ones: B, C and their gradients stay in cache
+constexpr int64_t kBlock = 128;    // slots processed for all channels at a time: B, C and their gradients stay in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
-constexpr int64_t kAhead = 4;      // slots ahead that are fetched: a slot's channels lie far from the next slot's
+constexpr int64_t kAhead = 4;      // prefetch distance in slots: the same channels of consecutive slots are far apart in memory
 
 inline float sum(Vec v) { return ((v[0] + v[2]) + (v[1] + v[3])) + ((v[4] + v[6]) + (v[5] + v[7])); }
 
-// out[w] = sum(v[w]), to the same bits.
+// out[w] = sum(v[w]), bitwise.
 template <int W>
 inline void sums(const Vec (&v)[W], float* out) {
 #ifdef __AVX__
@@ -40,15 +40,15 @@ inline void sums(const Vec (&v)[W], float* out) {
   for (int w = 0; w < W; w++) out[w] = sum(v[w]);
 }
 
-// Mirrored by scan_cpp._Sizes.
+// The same fields as cpp._Sizes.
 struct Sizes {
   int64_t rows, slots, channels, state;
-  int64_t chunks;   // whose entries are kept: all those of kChunk slots in a row, the last perhaps shorter, or 1
-  int64_t parts;    // that a row's channels are cut into, so that few rows can still use several threads
+  int64_t chunks;   // per row, whose entry states are kept: all chunks of kChunk slots, or 1
+  int64_t parts;    // parts of a row's channels, so that few rows can still use several threads
   int64_t threads;
 };
 
-// One group of W channels of one row. V is the number of vectors of the state, 0 where only known at run time.
+// One group of W channels of one row. V is the number of vectors of the state, 0 if it is known at run time only.
 template <int V, int W>
 struct ChannelGroup {
   static constexpr int64_t kBound = V ? V : kMaxVectors;
@@ -71,8 +71,8 @@ struct ChannelGroup {
     return ((row * s.chunks + std::min(chunk, s.chunks - 1)) * s.channels + channel + w) * s.state;
   }
 
-  // Slots from begin to end, both at a chunk's start or the row's end; the entry of begin's chunk is there already, that of
-  // end's is written.
+  // Scan the slots from begin to end, each of which is a chunk's start or the row's end. Read the entry state of begin's
+  // chunk and write that of end's chunk.
   void forward(int64_t begin, int64_t end, const float* u, const float* dt, const float* B, const float* C,
                const bool* starts, float* y, float* entries) const {
     Vec h[W][kBound] = {};
@@ -105,8 +105,8 @@ struct ChannelGroup {
         for (int64_t v = 0; v < count(); v++) store(entries + entry(end / kChunk, w) + v * kLanes, h[w][v]);
   }
 
-  // The same slots, blocks from last to first. Adds to dB, dC and this row's part of dA; writes du, ddt. `carried` (W, N) is
-  // the gradient of the state at `end`, zero at the row's, and becomes that at `begin`.
+  // Backward of the same slots, in blocks from last to first. Add to dB, dC and this row's part of dA; write du and ddt.
+  // `carried` (W, N) is the gradient of the state at `last` on entry (zero at the row's end) and at `first` on exit.
   void backward(int64_t first, int64_t last, const float* u, const float* dt, const float* B, const float* C,
                 const bool* starts, const float* entries, const float* dy, float* carried, float* du, float* ddt,
                 float* dA, float* dB, float* dC) const {
@@ -167,7 +167,7 @@ struct ChannelGroup {
     }
   }
 
-  // One slot: g is the gradient of h_t from later slots on entry, and of h_{t-1} on exit.
+  // Backward of one slot. g is the gradient of h_t from later slots on entry, and that of h_{t-1} on exit.
   void pull_back(int64_t t, const float* dy, const float* u, const float* dt, const float* B, const float* C,
                  const float* before, const float* decay, const float* state, float* du, float* ddt, float* dB,
                  float* dC, Vec (*g)[kBound], Vec (*dA_sum)[kBound]) const {
@@ -205,8 +205,8 @@ struct ChannelGroup {
   }
 };
 
-// Calls work(ChannelGroup, part, begin, end) for every channel of every row and every block of slots, in the order of the
-// blocks or against it. One row's part of the channels is one job, so that a job's calls may hand each other what they carry.
+// Call work(ChannelGroup, part, begin, end) for every channel of every row and every block of slots, in the order of the
+// blocks or in reverse. One part of a row's channels is one job, so that its calls can carry state from block to block.
 template <int V, typename Work>
 void run_jobs(const Sizes& s, const float* A, bool reversed, const Work& work) {
   const int64_t width = (s.channels + s.parts - 1) / s.parts, blocks = (s.slots + kBlock - 1) / kBlock;
@@ -245,8 +245,8 @@ void selective_scan_forward(const Sizes* sizes, const float* u, const float* dt,
   });
 }
 
-// dA (B, E, N), zero on entry, has a part for each row; dB and dC (parts, B, L, N), zero on entry, have one for each part of
-// the channels. `carried` (B, E, N), zero on entry, is work space.
+// dA (B, E, N) holds one partial sum per row; dB and dC (parts, B, L, N) hold one per part of the channels. `carried`
+// (B, E, N) is work space. All four are zero on entry.
 void selective_scan_backward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
                              const float* C, const bool* starts, const float* entries, const float* dy, float* du,
                              float* ddt, float* dA, float* dB, float* dC, float* carried) {

@@ -1,4 +1,4 @@
-"""`longplay inspect` as a user types it: what it prints, the picture, its exit codes."""
+"""`longplay inspect` from the command line: output, figure and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return tmp_path / "set"
 
 
-def test_the_text_says_what_is_in_the_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_describes_the_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder)]) == 0
     printed, errors = capsys.readouterr()
     assert errors == ""
@@ -54,7 +54,7 @@ def test_the_text_says_what_is_in_the_dataset(folder: Path, capsys: pytest.Captu
         assert row in rows
 
 
-def test_json_is_all_that_stdout_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_contains_only_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--json", "--verify"]) == 0
     printed, errors = capsys.readouterr()
     content = json.loads(printed)
@@ -65,13 +65,13 @@ def test_json_is_all_that_stdout_holds(folder: Path, capsys: pytest.CaptureFixtu
     assert errors == f"figure: {folder / 'inspect.png'}\n"
 
 
-def test_the_picture_lies_where_it_was_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_the_figure_is_written_to_the_given_file(folder: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(folder), "--png", str(tmp_path / "a.png")]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
     assert not (folder / "inspect.png").exists()
 
 
-def test_a_picture_in_the_folder_changes_nothing(folder: Path) -> None:
+def test_a_figure_in_the_folder_changes_nothing(folder: Path) -> None:
     before = Dataset.open(folder).dataset_id
     assert main(["inspect", str(folder)]) == 0
     assert (folder / "inspect.png").read_bytes().startswith(PNG_SIGNATURE)
@@ -87,7 +87,7 @@ def read_only(*_: object) -> None:
     raise PermissionError(13, "Permission denied", "inspect.png")
 
 
-def test_a_read_only_folder_gives_a_note(
+def test_a_read_only_folder_is_noted(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspect_dataset, "draw", read_only)
@@ -98,7 +98,7 @@ def test_a_read_only_folder_gives_a_note(
     )
 
 
-def test_a_picture_asked_for_that_cannot_be_written_is_an_error(
+def test_a_named_figure_that_cannot_be_written_is_an_error(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(folder), "--png", str(tmp_path / "none" / "a.png")]) == 2
@@ -116,13 +116,13 @@ def test_verify_prints_every_problem_and_exits_with_1(
     assert main(["inspect", str(folder), "--verify"]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "shard-00000.tar: is missing"
-    assert printed[1] == "shard-00001.tar: content differs from its checksum in the manifest"
+    assert printed[1] == "shard-00001.tar: content does not match its checksum in the manifest"
     assert not any(line.startswith(("events", "verified")) for line in printed)
     assert main(["inspect", str(folder), "--verify", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == {"problems": printed}
 
 
-def test_verify_says_so_when_all_is_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_confirms_a_sound_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--verify"]) == 0
     assert "verified: all checksums and counts match the content\n" in capsys.readouterr().out
 
@@ -136,7 +136,7 @@ def test_a_missing_shard_is_one_line_without_verify(folder: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("options", [[], ["--verify"]])
-def test_no_dataset_is_bad_usage(
+def test_a_folder_without_a_dataset_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     assert main(["inspect", str(tmp_path), *options]) == 2
@@ -154,7 +154,7 @@ def test_any_lengths_can_be_drawn(tmp_path: Path, lengths: list[int]) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
-def test_inspect_starts_without_the_weight_of_training() -> None:
+def test_inspect_imports_neither_deepspeed_nor_pyplot() -> None:
     code = "import sys; from longplay.launch.cli import build_parser; build_parser('inspect'); "
     code += "sys.exit('deepspeed' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,4 +1,4 @@
-"""`longplay prepare` as a user types it: what it prints, its exit codes and what it leaves behind."""
+"""`longplay prepare` from the command line: output, exit codes and files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def test_a_csv_becomes_a_dataset_and_the_summary_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_csv_becomes_a_dataset_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write(tmp_path / "events.csv", GOOD + "3,10,9\n\n"), tmp_path / "set"
     assert prepare.main(["csv", path, "--out", str(out)]) == 0
     printed, errors = capsys.readouterr()
@@ -95,7 +93,7 @@ TEXT_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", TEXT_FAULTS)
-def test_bad_text_is_one_line_with_the_way_out_and_leaves_nothing(
+def test_bad_text_is_one_line_with_a_remedy_and_leaves_no_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     content, message = TEXT_FAULTS[fault]
@@ -105,7 +103,7 @@ def test_bad_text_is_one_line_with_the_way_out_and_leaves_nothing(
 
 
 def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command exits with 2 after one line on stderr that matches `message`."""
+    """Check that the command exits with 2 and prints one line to stderr that matches `message`."""
     assert prepare.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("longplay: error: ")
@@ -123,7 +121,7 @@ PARQUET_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", PARQUET_FAULTS)
-def test_bad_parquet_is_one_line_with_the_way_out(
+def test_bad_parquet_is_one_line_with_a_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     columns, message = PARQUET_FAULTS[fault]
@@ -184,7 +182,7 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
 def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
 ) -> None:
-    if number == signal.SIGINT:  # a shell's background job, and so a suite in one, starts with it ignored
+    if number == signal.SIGINT:  # ignored in background jobs of a shell
         before = signal.signal(number, signal.default_int_handler)
         request.addfinalizer(lambda: signal.signal(number, before))
     argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set")]

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a prepare, and a disk that is full, then the same command again."""
+"""`longplay prepare` resumes after SIGKILL at random moments and after a full disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longplay.launch.prepare import main
 
 
 def prepare_in_small_parts(path: Path, out: Path) -> None:
-    """`longplay prepare` with its work cut small, so that even a short run has many moments."""
+    """Run `longplay prepare` with its work divided finely, so that a short run has many states."""
     from longplay.data_shards.preparation.pipeline import WorkPlan
     from longplay.launch.prepare import main
 
@@ -48,7 +48,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
     path, draws = tmp_path / "LFM-1b_LEs.txt", random.Random(0)
     listening_events(path, 100_000)
-    start(path, tmp_path / "undisturbed").join(120)  # also starts the server that processes are forked from
+    start(path, tmp_path / "undisturbed").join(120)  # also starts the fork server
     began = time.monotonic()
     start(path, tmp_path / "again").join(120)
     whole_s = time.monotonic() - began
@@ -73,7 +73,7 @@ def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
     assert left == {"LFM-1b_LEs.txt", "again", "killed", "undisturbed"}
 
 
-def test_a_full_disk_is_one_line_and_the_repeat_goes_on_elsewhere(
+def test_a_full_disk_is_one_line_and_a_repeat_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, small = tmp_path / "LFM-1b_LEs.txt", tmp_path / "small"
@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_line_and_the_repeat_goes_on_elsewhere(
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(small)], check=False)
     if mounted.returncode:
-        pytest.skip("needs the right to mount a small tmpfs")
+        pytest.skip("needs permission to mount a small tmpfs")
     try:
         out = tmp_path / "set"
         argv = ["lfm1b", str(path), "--out", str(out), "--scratch", str(small)]

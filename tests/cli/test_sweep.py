@@ -1,4 +1,4 @@
-"""A sweep's grid, its folder, and its runs on this machine. tests/slurm has its runs on Slurm."""
+"""`longplay sweep`: grids, the folder, and runs on this machine. tests/slurm covers runs on Slurm."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from longplay.launch.cli import main
 from longplay.launch.settings import recipes
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import parse_minutes
-from longplay.launch.sweeps.cluster import surroundings_forgotten
+from longplay.launch.sweeps.cluster import outer_job_hidden
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import GRIDS, SweepGrid, named_datasets
 from longplay.launch.sweeps.job import evaluation_file
@@ -42,7 +42,7 @@ def grid(data: Path, **settings: Any) -> SweepGrid:
 # ---------------------------------------------------------------------- the grid
 
 
-def test_the_study_is_lengths_by_models_by_seeds(data: Path) -> None:
+def test_the_study_is_the_product_of_lengths_models_and_seeds(data: Path) -> None:
     jobs = grid(data, context_lengths=(250, 500), seeds=(0, 1)).jobs()
     assert len(jobs) == len({job.name for job in jobs}) == 2 * 5 * 2
     assert jobs[0].name == "data-gru4rec-L250-s0"
@@ -51,7 +51,7 @@ def test_the_study_is_lengths_by_models_by_seeds(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, varied in GRIDS.items() if varied])
-def test_an_ablation_varies_its_setting_alone(name: str, data: Path) -> None:
+def test_an_ablation_varies_one_setting(name: str, data: Path) -> None:
     varied = GRIDS[name]
     assert varied is not None
     jobs = grid(data, grid=name, recipes=("sasrec",)).jobs()
@@ -62,7 +62,7 @@ def test_an_ablation_varies_its_setting_alone(name: str, data: Path) -> None:
     assert len({job.name for job in jobs}) == len(jobs)
 
 
-def test_slots_per_step_holds_at_all_lengths(data: Path) -> None:
+def test_slots_per_step_is_the_same_at_every_length(data: Path) -> None:
     jobs = grid(data, recipes=("sasrec",), context_lengths=(250, 1000, 5000), slots_per_step=12_000).jobs()
     assert [job.config.data.rows_per_step for job in jobs] == [48, 12, 12]
 
@@ -73,7 +73,7 @@ def test_overrides_reach_every_run(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "settings", "said"),
+    ("overrides", "settings", "message"),
     [
         (("--seed", "1"), {}, "--seeds"),
         (("--context_length", "9"), {}, "--context-lengths"),
@@ -83,14 +83,14 @@ def test_overrides_reach_every_run(data: Path) -> None:
         ((), {"recipes": ("sasreck",)}, "did you mean sasrec"),
     ],
 )
-def test_what_cannot_be_set_is_one_line(
-    data: Path, overrides: tuple[str, ...], settings: dict[str, Any], said: str
+def test_settings_of_the_grid_and_unknown_names_are_refused(
+    data: Path, overrides: tuple[str, ...], settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         grid(data, overrides=overrides, **settings).jobs()
 
 
-def test_datasets_have_names(data: Path, tmp_path: Path) -> None:
+def test_two_datasets_never_share_a_name(data: Path, tmp_path: Path) -> None:
     assert named_datasets([str(data), f"ml={data}"]) == (("data", str(data)), ("ml", str(data)))
     other = tmp_path / "data"
     other.mkdir()
@@ -112,31 +112,31 @@ def test_times_are_read_as_sbatch_does(text: str, minutes: int) -> None:
 # ---------------------------------------------------------------------- the folder
 
 
-def test_a_sweep_is_read_as_it_was_written(data: Path, tmp_path: Path) -> None:
+def test_a_sweep_folder_reads_what_it_wrote(data: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     folder.add(grid(data, recipes=("sasrec", "mambarec")).jobs())
     folder.write()
     assert SweepFolder(tmp_path / "sweep").jobs == folder.jobs
 
 
-def test_a_larger_grid_adds_jobs_and_another_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_larger_grid_adds_jobs_and_other_settings_are_refused(data: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     folder.add(grid(data, recipes=("sasrec",)).jobs())
     folder.add(grid(data, recipes=("sasrec",), seeds=(0, 1), overrides=("--train.timeout_s", "9")).jobs())
     assert len(folder.jobs) == 2
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.008 -> 0\.5; *|train\.lr"):
         folder.add(grid(data, recipes=("sasrec",), overrides=("--train.lr", "0.5")).jobs())
-    with pytest.raises(ConfigError, match="was begun on"):
+    with pytest.raises(ConfigError, match="was started on"):
         folder.add(SweepGrid(datasets=(("data", "/elsewhere"),), recipes=("sasrec",)).jobs())
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_must_be_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(ConfigError, match="not empty"):
         SweepFolder(tmp_path)
 
 
-def test_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
+def test_only_one_command_uses_a_sweep_folder(data: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     with folder.locked():
         assert folder.holder() == os.getpid()
@@ -145,16 +145,16 @@ def test_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
     assert folder.holder() is None
 
 
-def test_the_first_error_of_the_last_start_is_shown(tmp_path: Path) -> None:
+def test_the_first_error_after_the_last_start_is_found(tmp_path: Path) -> None:
     log = tmp_path / "1_0_log.out"
     log.write_text(
-        "longplay: job a, start 1, on node1\nlongplay: error: of old\n"
-        "longplay: job a, start 2, on node1\nnoise\nValueError: the sky has fallen\nRuntimeError: so\n"
+        "longplay: job a, start 1, on node1\nlongplay: error: of start 1\n"
+        "longplay: job a, start 2, on node1\nnoise\nValueError: first\nRuntimeError: second\n"
     )
-    assert last_error([tmp_path / "none", log]) == "ValueError: the sky has fallen"
+    assert last_error([tmp_path / "none", log]) == "ValueError: first"
 
 
-def test_progress_is_read_from_a_run_that_is_being_written(data: Path, tmp_path: Path) -> None:
+def test_progress_ignores_a_line_that_is_not_complete(data: Path, tmp_path: Path) -> None:
     (spec,) = grid(data, recipes=("sasrec",), overrides=("--train.max_steps", "50")).jobs()
     tags = {"train/epoch": 0.5, "perf/step_ms": 2000.0}
     lines = [json.dumps({"step": 10, "tag": tag, "value": value}) for tag, value in tags.items()]
@@ -163,10 +163,10 @@ def test_progress_is_read_from_a_run_that_is_being_written(data: Path, tmp_path:
     assert (at.step, at.total, at.seconds_left) == (10, 50, 80.0)
 
 
-def test_the_surrounding_job_is_forgotten_but_not_which_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outer_job_is_hidden_but_slurm_conf_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a", "SLURM_JOB_ID": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    with surroundings_forgotten():
+    with outer_job_hidden():
         kept = {n for n in os.environ if n.startswith(("SLURM", "SBATCH", "RANK"))}
     assert kept == {"SLURM_CONF", "SBATCH_ACCOUNT"}
     assert os.environ["SLURM_JOB_ID"] == "1"
@@ -175,14 +175,14 @@ def test_the_surrounding_job_is_forgotten_but_not_which_slurm(monkeypatch: pytes
 # ---------------------------------------------------------------------- the command
 
 
-def test_a_dry_run_says_steps_and_memory_and_writes_nothing(
+def test_a_dry_run_prints_steps_and_memory_and_writes_nothing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
     words = ["--data", str(data), "--out", str(out), "--context-lengths", "40,80", "--dry-run", *SMALL]
     assert main(["sweep", *words]) == 0
-    said = capsys.readouterr().out
-    assert len([line for line in said.splitlines() if " new " in line and "GiB" in line]) == 10
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if " new " in line and "GiB" in line]) == 10
     assert not out.exists()
 
 
@@ -192,20 +192,20 @@ def test_status_and_cancel_need_a_sweep(tmp_path: Path, capsys: pytest.CaptureFi
         assert "holds no sweep" in capsys.readouterr().err
 
 
-def test_slurm_that_is_not_there_is_one_line(
+def test_a_missing_sbatch_is_one_line(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["--data", str(data), "--out", str(tmp_path / "sweep"), "--cluster", "slurm"]
     assert main(["sweep", *words]) == 2
-    assert capsys.readouterr().err.startswith("longplay: error: --cluster slurm: there is no sbatch")
+    assert capsys.readouterr().err.startswith("longplay: error: --cluster slurm: no sbatch on this machine")
 
 
-def test_two_runs_in_one_process_then_nothing_is_left(small: None, data: Path, tmp_path: Path) -> None:
+def test_the_debug_cluster_runs_each_job_once_in_one_process(small: None, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     words = ["sweep", "--data", str(data), "--out", str(out), "--models", "small", "--context-lengths", "40"]
     words += ["--seeds", "0", "1", "--cluster", "debug", "--train.max_steps", "6"]
-    assert "2 finished, 0 not" in longplay(words, tmp_path / "log")
+    assert "2 finished, 0 failed" in longplay(words, tmp_path / "log")
     folder = SweepFolder(out)
     assert [status.state for status in sweep_status(folder)] == ["finished", "finished"]
     for spec in folder.jobs.values():
@@ -216,11 +216,11 @@ def test_two_runs_in_one_process_then_nothing_is_left(small: None, data: Path, t
             assert saved["peak_gib"] > 0
             assert "ndcg@10" in saved["full"]
     again = longplay(["sweep", "--out", str(out), "--cluster", "debug"], tmp_path / "log")
-    assert "2 finished or under way, none to submit" in again
+    assert "2 finished or in progress, none to submit" in again
     assert "2/2" not in again
 
 
-def test_jobs_here_save_when_the_sweep_is_stopped_and_go_on_with_it(data: Path, tmp_path: Path) -> None:
+def test_local_jobs_save_when_the_command_is_stopped_and_resume_with_it(data: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
     words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "sasrec"]
     words += ["--context-lengths", "40", "--cluster", "local", "--train.max_steps", "100", *SMALL]
@@ -234,35 +234,14 @@ def test_jobs_here_save_when_the_sweep_is_stopped_and_go_on_with_it(data: Path, 
     assert "resuming from" in SweepFolder(out).logs("data-gru4rec-L40-s0")[0].read_text()
 
 
-def test_a_run_that_fails_says_why_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
+def test_a_failed_run_shows_its_error_and_the_others_finish(data: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
-    words = [
-        "sweep",
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--models",
-        "gru4rec",
-        "--context-lengths",
-        "40",
-    ]
-    words += [
-        "--seeds",
-        "0",
-        "1",
-        "--cluster",
-        "local",
-        "--max-parallel",
-        "2",
-        "--train.max_steps",
-        "3",
-        *SMALL,
-    ]
-    in_the_way = out / "runs" / "data-gru4rec-L40-s0"
-    Command([*words, "--dry-run"], log).wait()
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.write_text("a file")
+    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "--seeds", "0", "1"]
+    words += ["--context-lengths", "40", "--cluster", "local", "--max-parallel", "2"]
+    words += ["--train.max_steps", "3", *SMALL]
+    obstacle = out / "runs" / "data-gru4rec-L40-s0"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("a file")
     (out / "sweep.json").write_text(
         json.dumps({"version": 1, "created": "", "updated": "", "git_commit": None, "jobs": {}})
     )

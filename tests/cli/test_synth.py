@@ -1,4 +1,4 @@
-"""`longplay synth` as a user types it: what it prints, its exit codes and what it leaves behind."""
+"""`longplay synth` from the command line: output, exit codes and files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ def test_counts_take_suffixes(text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "1e6", "ten", "1.2345K", "5T", "1 2", "M"])
-def test_what_is_no_count_is_refused_by_name(text: str) -> None:
+def test_a_bad_count_is_refused_by_name(text: str) -> None:
     with pytest.raises(DataError, match=r"^--events is .*, it must be an integer such as 250000"):
         synth.parse_count("events", text)
 
 
-def test_the_plan_comes_first_and_the_place_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_printed_first_and_the_path_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["synth", "lfm1b", "--events", "20K", "--out", str(tmp_path), "--seed", "3"]) == 0
     printed, errors = capsys.readouterr()
     first, second, last = printed.splitlines()
@@ -55,9 +57,7 @@ def test_the_plan_comes_first_and_the_place_last(tmp_path: Path, capsys: pytest.
     assert last.endswith(str(path))
 
 
-def test_kuairand_says_that_the_random_log_comes_on_top(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kuairand_lists_the_random_log_separately(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert synth.main(["kuairand", "--events", "20K", "--out", str(tmp_path), "--items", "5K"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "catalogue of 5,000 items" in lines[0]
@@ -96,7 +96,7 @@ def test_existing_files_need_overwrite(tmp_path: Path, capsys: pytest.CaptureFix
     argv = ["ml1m", "--events", "1K", "--out", str(tmp_path)]
     assert synth.main(argv) == 0
     assert synth.main(argv) == 2
-    assert "is there already; pass --overwrite" in capsys.readouterr().err
+    assert "already exists; pass --overwrite" in capsys.readouterr().err
     assert synth.main([*argv, "--overwrite"]) == 0
 
 
@@ -104,7 +104,7 @@ def test_existing_files_need_overwrite(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_signal_while_writing_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
 ) -> None:
-    if number == signal.SIGINT:  # a shell's background job, and so a suite in one, starts with it ignored
+    if number == signal.SIGINT:  # ignored in background jobs of a shell
         before = signal.signal(number, signal.default_int_handler)
         request.addfinalizer(lambda: signal.signal(number, before))
     write = synth.write_raw
@@ -121,7 +121,7 @@ def test_a_signal_while_writing_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_run_leaves_no_file_that_looks_whole_and_can_be_repeated(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_finished_file_and_can_be_repeated(tmp_path: Path) -> None:
     kill = "import os, signal, sys; from longplay.launch import synth; write = synth.write_raw; "
     kill += "synth.write_raw = lambda *a, **k: write(*a, progress=lambda *_: os.kill(os.getpid(), 9)); "
     kill += "synth.main(sys.argv[1:])"

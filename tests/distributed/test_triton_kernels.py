@@ -20,6 +20,7 @@ from longplay.distributed.table.row_optimizers import (
     row_adagrad_kernel,
 )
 from longplay.distributed.table.score_counts import counting_kernel
+from longplay.models.scores import exact_dot
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not _HAS_TRITON, reason="needs triton")
@@ -135,7 +136,7 @@ def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     ties_and_last_bits(rows)
     hidden = torch.randn(70, 24, generator=generator)
     own = torch.randint(-50, 333, (70,), generator=generator)
-    score = score_counts.exact_dot(hidden, rows[own.clamp(min=0)])
+    score = exact_dot(hidden, rows[own.clamp(min=0)])
     found = score_counts.count_beating_rows(*(x.to(device()) for x in (hidden, rows, score, own)))
     return found.cpu()
 

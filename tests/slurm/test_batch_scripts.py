@@ -1,4 +1,4 @@
-"""Batch scripts around a stand-in for the training: words, ranks, signals, and one line for each mistake."""
+"""Batch scripts with a stand-in for the training: arguments, ranks, signals and error messages."""
 
 import os
 import signal
@@ -8,13 +8,13 @@ import pytest
 from local_cluster import ClusterConfig, LocalCluster
 from support.slurm_jobs import REPOSITORY, Job, sbatch, submit
 
-# Takes the place of `python -m longplay.launch.train RECIPE ...` and does what MODE says.
+# Replaces `python -m longplay.launch.train RECIPE ...`; MODE selects what it does.
 STAND_IN = """#!/bin/bash
 echo "rank $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME: $(printf '<%s>' "$@")"
 trap 'exit 75' TERM USR1
 case $MODE in
   save_once) [[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || exit 0 ;;
-  fail) echo "longplay: error: the sky has fallen" >&2; exit 2 ;;
+  fail) echo "longplay: error: no such thing" >&2; exit 2 ;;
   end) exit 0 ;;
 esac
 : > "$RUN/logs/rank$SLURM_PROCID"
@@ -23,7 +23,7 @@ while :; do sleep 0.1; done
 
 
 class Scene:
-    """A checkout and folders with spaces in their names, and a stand-in for Python."""
+    """A checkout and folders whose names have spaces, and a stand-in for Python."""
 
     def __init__(self, cluster: LocalCluster, folder: Path) -> None:
         self.cluster = cluster
@@ -34,7 +34,7 @@ class Scene:
         self.data.mkdir()
         (self.data / "manifest.json").write_text("{}")
         self.run = folder / "my run"
-        # proctrack/linuxproc, which hands signals on, reads /proc/PID/stat as if names had no spaces.
+        # proctrack/linuxproc, which forwards signals, cannot parse /proc/PID/stat of a name with spaces.
         self.python = folder / "stand_in"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
@@ -63,48 +63,48 @@ def scene(slurm_cluster: LocalCluster, tmp_path: Path) -> Scene:
 
 
 def errors(text: str) -> list[str]:
-    """Lines about errors, but for Slurm's own about a job that it requeues or cancels."""
+    """Return the lines about errors, without those of slurmstepd about a requeued or cancelled job."""
     lines = [line for line in text.splitlines() if not line.startswith("slurmstepd")]
     return [line for line in lines if "error" in line.lower()]
 
 
-def test_every_gpu_has_a_rank_that_is_given_the_words(scene: Scene) -> None:
+def test_every_gpu_has_a_rank_with_the_arguments_as_given(scene: Scene) -> None:
     job = scene.submit("end", "--train.lr", "0.001", "--evaluation.cutoffs", "5, 10")
-    assert job.wait_for_end() == "COMPLETED", job.says()
+    assert job.wait_for_end() == "COMPLETED", job.printed()
     ranks = sorted(line for line in scene.log(job).splitlines() if line.startswith("rank "))
     words = ["-m", "longplay.launch.train", "ml1m", "--data", str(scene.data), "--run", str(scene.run)]
     words += ["--train.lr", "0.001", "--evaluation.cutoffs", "5, 10"]
-    given = "".join(f"<{word}>" for word in words)
-    assert ranks == [f"rank {n} of 4 on node{1 + n // 2}: {given}" for n in range(4)]
-    assert job.says().splitlines()[-1] == f"longplay: finished: {scene.run}"
+    expected = "".join(f"<{word}>" for word in words)
+    assert ranks == [f"rank {n} of 4 on node{1 + n // 2}: {expected}" for n in range(4)]
+    assert job.printed().splitlines()[-1] == f"longplay: finished: {scene.run}"
 
 
 @pytest.mark.parametrize("name", ["lfm5k", "kuairand5k"])
-def test_scripts_take_their_recipe(scene: Scene, name: str) -> None:
+def test_each_script_trains_its_recipe(scene: Scene, name: str) -> None:
     script = scene.home / "slurm" / f"train_{name}.sh"
     job = submit(
         scene.cluster, scene.elsewhere, script, options=("--nodes=1",), variables=scene.variables("end")
     )
-    assert job.wait_for_end() == "COMPLETED", job.says()
+    assert job.wait_for_end() == "COMPLETED", job.printed()
     assert f"<longplay.launch.train><{name}>" in scene.log(job)
 
 
-def test_a_training_that_saved_goes_back_into_the_queue(scene: Scene) -> None:
+def test_a_training_that_saved_is_requeued(scene: Scene) -> None:
     job = scene.submit("save_once", RANKS_PER_NODE=1)
     scene.wait_for_ranks(job, 2)
     scene.cluster.call("scancel", "--signal=USR1", job.number)
-    job.wait(lambda: "back into the queue" in job.says(), "requeue")
-    assert job.wait_for_end() == "COMPLETED", job.says()
-    assert "start 2: ml1m" in job.says()
-    assert errors(job.says()) == []
+    job.wait(lambda: "back into the queue" in job.printed(), "requeue")
+    assert job.wait_for_end() == "COMPLETED", job.printed()
+    assert "start 2: ml1m" in job.printed()
+    assert errors(job.printed()) == []
 
 
 def test_the_signal_before_the_time_limit_reaches_every_rank(scene: Scene) -> None:
     job = scene.submit("save_once")
     scene.wait_for_ranks(job, 4)
     scene.cluster.call("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait(lambda: "back into the queue" in job.says(), "requeue")
-    assert job.wait_for_end() == "COMPLETED", job.says()
+    job.wait(lambda: "back into the queue" in job.printed(), "requeue")
+    assert job.wait_for_end() == "COMPLETED", job.printed()
 
 
 def test_scancel_ends_a_job_for_good(scene: Scene) -> None:
@@ -112,40 +112,42 @@ def test_scancel_ends_a_job_for_good(scene: Scene) -> None:
     scene.wait_for_ranks(job, 2)
     scene.cluster.call("scancel", job.number)
     assert job.wait_for_end() == "CANCELLED"
-    assert job.says().splitlines()[-1] == "longplay: stopped by Slurm; submitted again, the run resumes"
-    assert "back into the queue" not in job.says()
+    assert job.printed().splitlines()[-1] == "longplay: stopped by Slurm; submit again to resume"
+    assert "back into the queue" not in job.printed()
 
 
 def test_a_rank_that_is_killed_ends_the_job(scene: Scene) -> None:
     job = scene.submit("save_once", RANKS_PER_NODE=1)
     scene.wait_for_ranks(job, 2)
     os.kill(max(job.processes("/bin/bash", str(scene.python))), signal.SIGKILL)
-    assert job.wait_for_end() == "FAILED", job.says()
-    assert len(errors(job.says())) == 1
-    assert "training ended with exit code 137" in job.says()
+    assert job.wait_for_end() == "FAILED", job.printed()
+    assert len(errors(job.printed())) == 1
+    assert "training ended with exit code 137" in job.printed()
 
 
-def test_a_failed_training_is_explained_in_the_jobs_output(scene: Scene) -> None:
+def test_the_jobs_output_shows_why_training_failed(scene: Scene) -> None:
     job = scene.submit("fail")
     assert job.wait_for_end() == "FAILED"
     log = scene.run / "logs" / f"{job.number}.log"
-    assert errors(job.says()) == [
-        f"longplay: error: training ended with exit code 2: the sky has fallen (log: {log})"
+    assert errors(job.printed()) == [
+        f"longplay: error: training ended with exit code 2: no such thing (log: {log})"
     ]
 
 
-def test_a_job_that_was_requeued_too_often_gives_up(scene: Scene) -> None:
+def test_a_job_is_not_requeued_beyond_the_limit(scene: Scene) -> None:
     job = scene.submit("save_once", MAX_REQUEUES=0)
     scene.wait_for_ranks(job, 4)
     scene.cluster.call("scancel", "--signal=USR1", job.number)
     assert job.wait_for_end() == "FAILED"
-    assert errors(job.says()) == ["longplay: error: was requeued 0 times; submit again to go on"]
+    assert errors(job.printed()) == [
+        "longplay: error: requeued 0 times, the limit MAX_REQUEUES; submit again to resume"
+    ]
 
 
 def test_a_missing_data_folder_is_one_line(scene: Scene) -> None:
     job = scene.submit("end", DATA="no/such data")
     assert job.wait_for_end() == "FAILED"
-    assert job.says().splitlines() == [
+    assert job.printed().splitlines() == [
         f"longplay: error: on node1, DATA {scene.elsewhere}/no/such data: has no manifest.json; "
         "prepare a dataset with longplay prepare, or set DATA"
     ]
@@ -155,7 +157,7 @@ def test_a_run_folder_that_nodes_do_not_share_is_one_line(scene: Scene) -> None:
     run = scene.cluster.root / "scratch" / scene.run.name
     job = scene.submit("end", RUN=run)
     assert job.wait_for_end() == "FAILED"
-    assert job.says().splitlines() == [
+    assert job.printed().splitlines() == [
         f"longplay: error: on node2, RUN {run}: is another folder there; put it on a shared file system"
     ]
 
@@ -163,8 +165,10 @@ def test_a_run_folder_that_nodes_do_not_share_is_one_line(scene: Scene) -> None:
 def test_a_missing_environment_is_one_line(scene: Scene) -> None:
     job = scene.submit("end", PYTHON="/no/python")
     assert job.wait_for_end() == "FAILED"
-    assert len(job.says().splitlines()) == 1
-    assert "PYTHON /no/python: is no program there; run make install, or set VENV or PYTHON" in job.says()
+    assert len(job.printed().splitlines()) == 1
+    assert (
+        "PYTHON /no/python: is not a program there; run make install, or set VENV or PYTHON" in job.printed()
+    )
 
 
 def test_a_missing_partition_is_refused_at_once(scene: Scene) -> None:
@@ -176,7 +180,7 @@ def test_a_missing_partition_is_refused_at_once(scene: Scene) -> None:
     assert "invalid partition specified: nope" in done.stderr
 
 
-def test_accounting_knows_how_jobs_ended(scene: Scene) -> None:
+def test_accounting_records_how_a_job_ended(scene: Scene) -> None:
     job = scene.submit("fail")
     assert job.wait_for_end() == "FAILED"
 
@@ -188,7 +192,7 @@ def test_accounting_knows_how_jobs_ended(scene: Scene) -> None:
 
 
 def test_a_dead_controller_is_one_line_and_leaves_no_process(scene: Scene) -> None:
-    """On a cluster of its own, which ends without its controller too."""
+    """Uses a cluster of its own, because the controller is killed."""
     root = scene.cluster.root.parent / "headless"
     with LocalCluster(root, ClusterConfig(nodes=1, accounting=False), bound=True) as cluster:
         scene.cluster = cluster
@@ -203,7 +207,7 @@ def test_a_dead_controller_is_one_line_and_leaves_no_process(scene: Scene) -> No
         assert "Unable to contact slurm controller" in refused.stderr
         stand_in = min(job.processes("/bin/bash", str(scene.python)))
         os.kill(stand_in, signal.SIGUSR1)
-        job.wait(lambda: "cannot be requeued" in job.says(), "word about the queue")
-        assert len(errors(job.says())) == 1
+        job.wait(lambda: "cannot be requeued" in job.printed(), "message about the requeue")
+        assert len(errors(job.printed())) == 1
     assert processes
     assert job.processes() == []

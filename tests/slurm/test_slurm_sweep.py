@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm: one array, disturbed on its way, finished by the same command; clear refusals."""
+"""`longplay sweep` on a real Slurm: one array, interrupted, finished by the same command; refusals."""
 
 import json
 import re
@@ -35,17 +35,17 @@ def cluster(slurm_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Loc
     return slurm_cluster
 
 
-Say = Callable[..., tuple[int, str]]
+Sweep = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def sweep(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Runs `longplay sweep` in this process: its exit code, and what it printed."""
+def sweep(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """Run `longplay sweep` in this process; return its exit code and output."""
 
     def run(*words: object) -> tuple[int, str]:
         code = main(["sweep", *map(str, words)])
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
 
     return run
 
@@ -61,7 +61,7 @@ def job_of(cluster: LocalCluster, out: Path, name: str) -> Job:
 
 
 def wait_for_end(out: Path) -> dict[str, JobStatus]:
-    """The statuses once no job is live; asked for rarely, as the jobs need the processors."""
+    """Return the statuses once no job is live."""
     deadline = time.monotonic() + 240
     while any(status.live for status in statuses(out).values()):
         assert time.monotonic() < deadline, statuses(out)
@@ -70,31 +70,31 @@ def wait_for_end(out: Path) -> dict[str, JobStatus]:
 
 
 def back_in_the_queue(job: Job) -> None:
-    """Wait until the job is to start again, and let it do so without the seconds that Slurm has it wait.
+    """Wait until the job is pending again, and shorten the time that Slurm has it wait.
 
-    Not at once: of a job that was requeued, a node refuses the credential of a start in the same second.
+    Two seconds remain, because a node refuses a job that starts twice within one second.
     """
     job.wait_for("PENDING")
     job.update(StartTime="now+2")
 
 
 def ranks_of(job: Job) -> list[int]:
-    """The job's processes that train; an array's tasks have numbers of their own."""
+    """Return the processes that train; each task of an array has a job number of its own."""
     text = job.cluster.call("scontrol", "show", "job", job.number)
     number = re.findall(r"JobId=(\d+)", text)[0]
     return Job(job.cluster, number, job.output).processes("submitit.core._submit")
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_array_and_the_same_command_finishes_what_was_cancelled_or_killed(
-    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+def test_a_sweep_is_one_array_and_repeating_it_finishes_cancelled_and_killed_jobs(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     out = tmp_path / "my sweep"
     words = ["--data", data, "--out", out, "--context-lengths", 20, 40, "--cluster", "slurm", "--time", 10]
     words += ["--max-parallel", 2, "--train.max_steps", 30, *SMALL]
-    code, said = sweep(*words)
+    code, printed = sweep(*words)
     assert code == 0
-    assert "10 runs, 10 to submit" in said
+    assert "10 runs, 10 to submit" in printed
     before = SweepFolder(out)
     assert list(before.jobs) == [f"data-{model}-L{length}-s0" for length in (20, 40) for model in MODELS]
     array = {submission.job_id.partition("_")[0] for submission in before.submissions.values()}
@@ -105,33 +105,33 @@ def test_a_sweep_is_one_array_and_the_same_command_finishes_what_was_cancelled_o
     victim = job_of(cluster, out, killed)
     victim.wait(lambda: (out / "runs" / killed / "metrics.jsonl").exists(), "first step")
     signal_all(ranks_of(victim), signal.SIGKILL)
-    code, said = sweep(*words, "--models", "recmamba", "--context-lengths", 40)
-    assert "1 runs, 1 finished or under way, none to submit" in said
+    code, printed = sweep(*words, "--models", "recmamba", "--context-lengths", 40)
+    assert "1 runs, 1 finished or in progress, none to submit" in printed
     found = wait_for_end(out)
     assert {name for name, status in found.items() if status.state != "finished"} == {cancelled, killed}
     assert (found[cancelled].state, found[killed].state) == ("cancelled", "failed")
     assert str(found[killed].error).startswith("ended as FAILED")
 
-    code, said = sweep(*words, "--wait")
-    assert code == 0, said
+    code, printed = sweep(*words, "--wait")
+    assert code == 0, printed
     after = SweepFolder(out)
     again = {name for name in after.jobs if after.submissions[name] != before.submissions[name]}
     assert again == {cancelled, killed}
-    assert "finished all 10 runs" in said
+    assert "finished all 10 runs" in printed
     for spec in after.jobs.values():
         saved = json.loads(evaluation_file(spec.run(out), "test").read_text())
         assert (saved["split"], saved["ranks"]) == ("test", 1)
         assert max(read_metrics(spec.run(out), "train/loss")) == 30
 
-    code, said = sweep(*words)
+    code, printed = sweep(*words)
     assert code == 0
-    assert "10 finished or under way, none to submit" in said
+    assert "10 finished or in progress, none to submit" in printed
     assert SweepFolder(out).submissions == after.submissions
 
 
 @pytest.mark.slow
-def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
-    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+def test_time_limit_and_preemption_do_not_change_the_losses_of_a_job(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     out, name = tmp_path / "sweep", "data-gru4rec-L40-s0"
     words = ["--data", data, "--out", out, "--models", "gru4rec", "--context-lengths", 40, "--time", 10]
@@ -140,7 +140,7 @@ def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
     job, run = job_of(cluster, out, name), out / "runs" / name
 
     job.wait(lambda: steps_logged(run) >= 5, "step 5")
-    cluster.call("scancel", "--signal=USR2", job.number)  # as Slurm does before the limit
+    cluster.call("scancel", "--signal=USR1", job.number)  # as Slurm does before the limit
     back_in_the_queue(job)
     began = steps_logged(run)
     job.wait(lambda: steps_logged(run) >= began + 5, "steps after the first start")
@@ -150,18 +150,18 @@ def test_a_job_told_of_its_time_limit_and_preempted_ends_as_if_undisturbed(
     back_in_the_queue(job)
     assert job.wait_for_end() == "COMPLETED"
     assert statuses(out)[name].state == "finished"
-    assert [line for line in job.says().splitlines() if "start 3" in line]
-    assert job.says().count("resuming from") == 2
+    assert [line for line in job.printed().splitlines() if "start 3" in line]
+    assert job.printed().count("resuming from") == 2
 
     alone = tmp_path / "alone"
     train = ["train", "gru4rec", "--data", str(data), "--run", str(alone), "--context_length", "40"]
     longplay([*train, "--seed", "0", "--train.max_steps", "300", *SMALL], tmp_path / "log")
-    undisturbed = read_metrics(alone, "train/loss")
-    assert read_metrics(run, "train/loss") == pytest.approx(undisturbed, rel=1e-3)
+    expected = read_metrics(alone, "train/loss")
+    assert read_metrics(run, "train/loss") == pytest.approx(expected, rel=1e-3)
 
 
-def test_cancelling_the_sweep_leaves_no_job(
-    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+def test_cancel_ends_all_jobs_of_a_sweep(
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     out = tmp_path / "sweep"
     words = ["--data", data, "--out", out, "--models", "gru4rec", "sasrec", "--context-lengths", 40, *SMALL]
@@ -169,51 +169,51 @@ def test_cancelling_the_sweep_leaves_no_job(
     job = job_of(cluster, out, "data-gru4rec-L40-s0")
     job.wait(lambda: statuses(out)["data-gru4rec-L40-s0"].state == "running", "start")
     assert statuses(out)["data-gru4rec-L40-s0"].node.startswith("node")
-    code, said = sweep("--out", out, "--cancel")
+    code, printed = sweep("--out", out, "--cancel")
     assert code == 0
-    assert "cancelled 2 jobs" in said
+    assert "cancelled 2 jobs" in printed
     job.wait(lambda: not any(status.live for status in statuses(out).values()), "end")
-    code, said = sweep("--out", out, "--status")
-    assert "2 runs: 2 cancelled" in said
+    code, printed = sweep("--out", out, "--status")
+    assert "2 runs: 2 cancelled" in printed
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_named(cluster: LocalCluster, data: Path, sweep: Say) -> None:
+def test_a_folder_that_nodes_do_not_share_is_named(cluster: LocalCluster, data: Path, sweep: Sweep) -> None:
     out = cluster.root / "scratch" / "sweep"  # each node has a scratch of its own
     words = ["--data", data, "--out", out, "--models", "gru4rec", "--context-lengths", 40, "--wait", *SMALL]
-    code, said = sweep(*words)
+    code, printed = sweep(*words)
     assert code == 1
     assert re.search(
-        r"left no log: .*/scratch/sweep may not be on a file system that the node node\d shares", said
+        r"no log: .*/scratch/sweep may not be on a file system that the node node\d shares", printed
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--partition", "gpu"], "--partition gpu: Invalid partition name specified; there are high, main"),
+        (["--partition", "gpu"], "--partition gpu: Invalid partition name specified; available: high, main"),
         (["--constraint", "tpu"], "sbatch refuses: Invalid feature specification"),
         (["--models", "sasreck"], "recipe 'sasreck': there is no such recipe; did you mean sasrec?"),
     ],
 )
 def test_a_refusal_is_one_line_and_leaves_no_job(
-    words: list[str], said: str, cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say
+    words: list[str], message: str, cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     before = cluster.call("squeue", "--noheader", "--states=all", "--format=%i")
     code, printed = sweep("--data", data, "--out", tmp_path / "sweep", *words)
     errors = [line for line in printed.splitlines() if "error" in line]
     assert code == 2
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert cluster.call("squeue", "--noheader", "--states=all", "--format=%i") == before
 
 
 def test_a_dead_controller_is_one_line(
-    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Say, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conf = tmp_path / "slurm.conf"
     conf.write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1", cluster.conf.read_text()))
     monkeypatch.setenv("SLURM_CONF", str(conf))
-    code, said = sweep("--data", data, "--out", tmp_path / "sweep")
+    code, printed = sweep("--data", data, "--out", tmp_path / "sweep")
     assert code == 2
-    assert said.startswith("longplay: error: Slurm's controller does not answer")
-    assert len(said.splitlines()) == 1
+    assert printed.startswith("longplay: error: Slurm's controller does not answer")
+    assert len(printed.splitlines()) == 1

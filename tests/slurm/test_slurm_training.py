@@ -1,4 +1,4 @@
-"""`sbatch slurm/train_ml1m.sh` on two nodes: the same losses as one process, whatever happens on the way."""
+"""`sbatch slurm/train_ml1m.sh` on two nodes: the same losses as one process, undisturbed or not."""
 
 import re
 import signal
@@ -33,7 +33,7 @@ def ranks(job: Job) -> list[int]:
     return job.processes("longplay.launch.train", "-m", str(REPOSITORY / ".venv" / "bin" / "python"))
 
 
-def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_an_undisturbed_one(
+def test_preemption_node_failure_and_time_limit_do_not_change_the_losses(
     slurm_cluster: LocalCluster, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -48,25 +48,25 @@ def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_a
     job.wait_for("PENDING")
     reached = steps_logged(run)
 
-    # A node goes down under it.
+    # One of its nodes goes down.
     job.wait(lambda: steps_logged(run) > reached + 5, "steps after the preemption")
     slurm_cluster.call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     job.wait_for("PENDING")
     reached = steps_logged(run)
     slurm_cluster.call("scontrol", "update", "NodeName=node2", "State=RESUME")
 
-    # Its time is up. The ranks hold still until Slurm's look at the clock, which comes every 30 seconds.
+    # The time limit is near. The ranks are paused until Slurm checks time limits, every 30 seconds.
     job.wait(lambda: steps_logged(run) > reached + 5, "steps after the node came back")
     signal_all(ranks(job), signal.SIGSTOP)
     job.update(TimeLimit=1)
-    job.wait(lambda: "the time is nearly up" in job.says(), "signal before the time limit", timeout_s=50)
+    job.wait(lambda: "the time limit is near" in job.printed(), "signal before the time limit", timeout_s=50)
     signal_all(ranks(job), signal.SIGCONT)
     job.wait_for("PENDING")
     job.update(TimeLimit=60)
 
-    assert job.wait_for_end() == "COMPLETED", job.says()
+    assert job.wait_for_end() == "COMPLETED", job.printed()
     log = (run / "logs" / f"{job.number}.log").read_text()
-    assert len(re.findall("longplay: job .* start", job.says())) == 4
+    assert len(re.findall("longplay: job .* start", job.printed())) == 4
     resumed_at = [int(step) for step in re.findall(r"resuming from .* \(step (\d+)", log)]
     assert resumed_at == sorted(set(resumed_at))
     assert len(resumed_at) == 3
@@ -83,6 +83,6 @@ def test_a_run_that_is_preempted_loses_a_node_and_meets_its_time_limit_ends_as_a
 def test_a_bad_recipe_is_one_line(slurm_cluster: LocalCluster, data: Path, tmp_path: Path) -> None:
     job = start(slurm_cluster, tmp_path, data, tmp_path / "run", RECIPE="ml10m")
     assert job.wait_for_end() == "FAILED"
-    lines = [line for line in job.says().splitlines() if "error" in line]
+    lines = [line for line in job.printed().splitlines() if "error" in line]
     assert len(lines) == 1, lines
     assert "exit code 2: recipe 'ml10m': there is no such recipe; did you mean ml1m?" in lines[0]

@@ -1,4 +1,4 @@
-"""What the tests of data_shards share: small datasets, and the folder of the real ones."""
+"""Small datasets for tests, and access to the real ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def real_data(name: str) -> Path:
-    """The file `name` of the real datasets; skips the test where it is not at hand."""
+    """Return the path of a real dataset, or skip the test if it is not available."""
     folder = os.environ.get("LONGPLAY_TEST_DATA")
     if not folder:
         pytest.skip(f"needs {name}: set LONGPLAY_TEST_DATA to the folder that holds it")
@@ -31,7 +31,7 @@ def real_data(name: str) -> Path:
 
 
 class FrameSource:
-    """Events that are in memory already."""
+    """A source of events in memory."""
 
     def __init__(self, frame: pl.DataFrame, block_rows: int | None = None) -> None:
         self.block_rows = block_rows
@@ -57,7 +57,7 @@ class FrameSource:
 
 @dataclass(frozen=True)
 class FrameBlock:
-    """Some rows of a frame."""
+    """Consecutive rows of a frame."""
 
     frame: pl.DataFrame
     part: str = "frame"
@@ -72,7 +72,7 @@ class FrameBlock:
 
 
 def random_events(lengths: np.ndarray, num_items: int = 200, seed: int = 0) -> pl.DataFrame:
-    """Events of users with the given lengths, interleaved over one span of time."""
+    """Return events of users with the given history lengths, at random times."""
     rng = np.random.default_rng(seed)
     user = np.repeat(np.arange(len(lengths)), lengths)
     item = (rng.random(len(user)) ** 2 * num_items).astype(np.int64)
@@ -80,20 +80,20 @@ def random_events(lengths: np.ndarray, num_items: int = 200, seed: int = 0) -> p
 
 
 def log_normal_lengths(num_users: int, seed: int = 0, *, least: int = 2, median: float = 20) -> np.ndarray:
-    """(num_users,) history lengths with a long tail."""
+    """Return (num_users,) history lengths with a long tail."""
     draws = np.random.default_rng(seed).lognormal(np.log(median), 1.0, num_users)
     return np.maximum(least, draws.astype(np.int64))
 
 
 def make_dataset(out: Path, lengths: np.ndarray, *, num_shards: int | None = None, seed: int = 0) -> Dataset:
-    """A prepared dataset of random events with users of the given lengths."""
+    """Prepare a dataset of random events of users with the given history lengths."""
     options = PrepareOptions(num_shards=num_shards)
     prepare_dataset(FrameSource(random_events(lengths, seed=seed)), out, options)
     return Dataset.open(out)
 
 
 def sequences(dataset: Dataset) -> Sequences:
-    """original user id -> [(original item id, time), ...]."""
+    """Return original user id -> [(original item id, time), ...]."""
     found = {}
     for user, original in enumerate(dataset.user_original_ids.tolist()):
         items, times = dataset.sequence(user)
@@ -102,7 +102,7 @@ def sequences(dataset: Dataset) -> Sequences:
 
 
 def naive_sequences(rows: list[tuple[int, int, int]], min_user_events: int = 2) -> Sequences:
-    """The same by plain Python; `rows` are (user, item, time) in source order."""
+    """Compute `sequences` in plain Python from (user, item, time) rows in source order."""
     found: Sequences = {}
     for user, item, time in sorted(rows, key=lambda row: (row[0], row[2])):
         found.setdefault(user, []).append((item, time))
@@ -110,5 +110,6 @@ def naive_sequences(rows: list[tuple[int, int, int]], min_user_events: int = 2) 
 
 
 def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Dataset:
+    """Prepare and open a dataset."""
     prepare_dataset(source, out, options)
     return Dataset.open(out)

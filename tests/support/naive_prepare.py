@@ -1,4 +1,4 @@
-"""What `longplay prepare` should make of dirty text, by plain Python over lists of rows."""
+"""A reference implementation of `longplay prepare` in plain Python, for dirty text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from support.datasets import Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class NaiveFormat:
-    """A text format: all fields, which of them are the user, item and time, and what they must be."""
+    """A text format.
+
+    Attributes:
+        sep: the separator.
+        header: names of all fields.
+        roles: names of the user, item and time fields.
+        least: field -> smallest usable number.
+        wanted: field -> value that a selected row must have.
+    """
 
     sep: str
     header: tuple[str, ...]
@@ -20,7 +28,7 @@ class NaiveFormat:
     wanted: dict[str, int] = field(default_factory=dict)
 
     def row(self, line: str) -> list[int] | str:
-        """User, item and time of a line, or the reason why not."""
+        """Return user, item and time of a line, or the reason why it is unusable or not selected."""
         if not line.strip():
             return "blank_line"
         fields = line.split(self.sep)
@@ -29,7 +37,7 @@ class NaiveFormat:
         values = dict(zip(self.header, fields, strict=True))
         numbers = {}
         for name in (*self.roles, *self.wanted):
-            number = whole_number(values[name], boolean=name in self.wanted)
+            number = integer_of(values[name], boolean=name in self.wanted)
             if not isinstance(number, int):
                 return f"{'missing' if number is None else 'not_an_integer'}:{name}"
             if number < self.least.get(name, number):
@@ -41,8 +49,8 @@ class NaiveFormat:
         return [numbers[name] for name in self.roles]
 
 
-def whole_number(text: str, *, boolean: bool = False) -> int | str | None:
-    """A whole number of 64 bits, None for nothing, the text for anything else."""
+def integer_of(text: str, *, boolean: bool = False) -> int | str | None:
+    """Return a 64-bit integer, None for an empty field, or the text of any other field."""
     text = text.strip()
     if boolean:
         text = {"true": "1", "false": "0"}.get(text.lower(), text)
@@ -62,7 +70,7 @@ def whole_number(text: str, *, boolean: bool = False) -> int | str | None:
 def naive_prepare(
     lines: list[str], form: NaiveFormat, options: PrepareOptions
 ) -> tuple[Sequences, dict[str, int]]:
-    """The sequences of the lines of all files, and the rows dropped by reason."""
+    """Return the sequences of the lines of all files, and the number of dropped rows by reason."""
     rows, dropped = [], Counter()
     for line in lines:
         row = form.row(line)

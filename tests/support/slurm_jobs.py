@@ -1,4 +1,4 @@
-"""Jobs on the cluster of the fixture `slurm_cluster`: submitted, watched, disturbed."""
+"""Submit, watch and interrupt jobs on the cluster of the fixture `slurm_cluster`."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Job:
-    """A batch job; `output` is what Slurm collects from its script."""
+    """A batch job; `output` is the file that Slurm writes its output to."""
 
     def __init__(self, cluster: LocalCluster, number: str, output: Path) -> None:
         self.cluster, self.number, self.output = cluster, number, output
@@ -29,14 +29,14 @@ class Job:
         words = [f"{name}={value}" for name, value in settings.items()]
         self.cluster.call("scontrol", "update", f"JobId={self.number}", *words)
 
-    def says(self) -> str:
+    def printed(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
     def wait(self, reached: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-        """Wait until `reached()`, which must not raise; fails with all that the job said."""
+        """Wait until `reached()`, which must not raise; at a timeout, fail with the job's output."""
         deadline = time.monotonic() + timeout_s
         while not reached():
-            assert time.monotonic() < deadline, f"no {what}: {self.state}\n{self.says()}"
+            assert time.monotonic() < deadline, f"no {what}: {self.state}\n{self.printed()}"
             time.sleep(0.05)
 
     def wait_for(self, *states: str) -> str:
@@ -45,13 +45,13 @@ class Job:
         return self.state
 
     def wait_for_end(self) -> str:
-        """The state in which it ended; none of its processes is left."""
+        """Wait for the job's end and that of its processes; return the final state."""
         state = self.wait_for(*ENDED)
         self.wait(lambda: not self.processes(), "end of its processes")
         return state
 
     def processes(self, *words: str) -> list[int]:
-        """Processes of this job, on all nodes, whose command line has all the words."""
+        """Return the job's processes on all nodes whose command line has all the words."""
         mark = f"SLURM_JOB_ID={self.number}".encode()
         conf = f"SLURM_CONF={self.cluster.conf}".encode()
         found = []
@@ -74,10 +74,10 @@ def submit(
     options: tuple[str, ...] = (),
     variables: Mapping[str, object] | None = None,
 ) -> Job:
-    """Submit a script from `folder`, which takes its output.
+    """Submit a script from `folder`, which also receives its output.
 
     Raises:
-        AssertionError: sbatch refused, with what it said.
+        AssertionError: sbatch refused, with its message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = sbatch(cluster, folder, *options, str(script), *words, variables=variables)
@@ -89,7 +89,7 @@ def submit(
 def sbatch(
     cluster: LocalCluster, folder: Path, *words: str, variables: Mapping[str, object] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run sbatch in `folder` with only the test's own variables of train.sh."""
+    """Run sbatch in `folder`, with no variables of train.sh but the test's."""
     env = {
         name: value for name, value in cluster.env.items() if name not in ("DATA", "RUN", "RECIPE", "VENV")
     }
@@ -106,5 +106,5 @@ def sbatch(
 
 def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # the first one's end may have ended it
+        with contextlib.suppress(ProcessLookupError):  # it may have ended with an earlier one
             os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""Opening datasets, damaged ones included, and the items' two kinds of ids."""
+"""Opening sound and damaged datasets, splitting them, and mapping item ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def folder(whole: Dataset, tmp_path: Path) -> Path:
-    """A copy of the dataset to damage."""
+    """Return a copy of the dataset to damage."""
     return Path(shutil.copytree(whole.path, tmp_path / "set"))
 
 
@@ -67,7 +67,7 @@ def test_changed_bytes_are_found_by_verify(folder: Path) -> None:
     overwrite(folder / "shard-00005.tar", 512 + 128, b"\x07\x00\x00\x00")
     dataset = Dataset.open(folder)
     with pytest.raises(
-        DataError, match=r"shard-00005\.tar: shard is damaged \(its content differs from its checksum\)"
+        DataError, match=r"shard-00005\.tar: shard is damaged \(its content does not match its checksum\)"
     ):
         dataset.verify()
 
@@ -96,35 +96,35 @@ def test_any_changed_byte_is_found_when_a_shard_is_read(folder: Path) -> None:
         dataset.shard(7)
 
 
-def test_a_shard_that_is_whole_but_not_what_the_tables_say_is_found(folder: Path) -> None:
+def test_a_shard_that_contradicts_the_tables_is_refused(folder: Path) -> None:
     users = pl.read_parquet(folder / "users.parquet")
     lengths = users["num_events"].to_list()
     num_first = int((users["shard"] == 0).sum())
     lengths[:num_first] = lengths[num_first - 1 :: -1]
     assert lengths != users["num_events"].to_list()
     users.with_columns(num_events=pl.Series(lengths)).write_parquet(folder / "users.parquet")
-    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(its users are not those of"):
+    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(its users do not match users"):
         Dataset.open(folder).shard(0)
 
 
-def test_item_ids_beyond_the_catalogue_are_found(folder: Path) -> None:
+def test_item_ids_beyond_the_catalogue_are_refused(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST_NAME).read_text())
     overwrite(folder / "shard-00000.tar", 512 + 128, b"\xff\xff\xff\x7f")
     content = (folder / "shard-00000.tar").read_bytes()
     manifest["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
     edit_manifest(folder, shards=manifest["shards"])
-    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(item ids outside 1\.\."):
+    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(it contains item ids outside"):
         Dataset.open(folder).shard(0)
 
 
-def test_shards_in_each_others_place_are_found(folder: Path) -> None:
+def test_a_shard_with_the_content_of_another_is_refused(folder: Path) -> None:
     dataset = Dataset.open(folder)
     (folder / "shard-00001.tar").write_bytes((folder / "shard-00002.tar").read_bytes())
     with pytest.raises(DataError, match=r"shard-00001\.tar: shard is damaged \("):
         dataset.shard(1)
 
 
-def test_items_alone_take_a_third_of_the_memory(whole: Dataset) -> None:
+def test_decoding_only_items_takes_a_third_of_the_memory(whole: Dataset) -> None:
     dataset = Dataset.open(whole.path)
     items, both = dataset.shard(0, with_times=False), dataset.shard(0)
     assert items.times is None
@@ -145,7 +145,7 @@ def test_a_shard_that_vanishes_while_reading_is_named(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"schema_version": 99}, "schema_version is 99, this version of longplay reads 1"),
-        ({"kind": "other"}, "not the manifest of a prepared dataset"),
+        ({"kind": "other"}, "is not the manifest of a prepared dataset"),
         ({"num_events": 1}, "damaged .*rows do not add up"),
         ({"surprise": 1}, "damaged .*surprise"),
         ({"shards": []}, "damaged .*add up to 0"),
@@ -157,9 +157,10 @@ def test_a_manifest_that_does_not_match_is_refused(folder: Path, changes: dict, 
         Dataset.open(folder)
 
 
-def test_a_folder_without_manifest_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no manifest\.json, so not a prepared dataset; make one with `longplay"
+        DataError,
+        match=r"contains no manifest\.json, so it is not a prepared dataset; make one",
     ):
         Dataset.open(tmp_path)
     (tmp_path / MANIFEST_NAME).write_text("{")
@@ -237,7 +238,7 @@ def test_no_target_is_among_the_events_trained_on(whole: Dataset, kind: Kind) ->
     assert np.all(validation[both] < test[both])
 
 
-def test_users_of_fewer_than_three_events_are_trained_on_whole(tmp_path: Path) -> None:
+def test_users_with_fewer_than_three_events_are_only_trained_on(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "set", np.array([2, 3, 4]))
     bounds = split_bounds(dataset, SplitConfig())
     found = {

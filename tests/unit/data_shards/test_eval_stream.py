@@ -1,4 +1,4 @@
-"""The stream of evaluated histories."""
+"""The stream of evaluated histories equals a split in plain Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def queries(batch: EvalBatch) -> dict[int, tuple[list[int], int, list[int]]]:
-    """user -> (the segment's items, target, seen items)."""
+    """Return user -> (items of the segment, target, seen items)."""
     found = {}
     for query, user in enumerate(batch.users.tolist()):
         row, slot = int(batch.query_rows[query]), int(batch.query_slots[query])

@@ -1,4 +1,4 @@
-"""What `inspect_dataset` finds, against plain Python over the same sequences."""
+"""The description of a dataset equals plain Python over the same sequences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from longplay.data_shards.storage.inspection import QUANTILES, Spread, inspect_d
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Many ties and repeats, several shards, and users with two events."""
+    """Return a dataset with many ties and repeats, several shards, and users with two events."""
     events = random_events(log_normal_lengths(150, least=2), num_items=2000)
     coarse = events.with_columns(time=pl.col("time") // 5000)
     return prepared(FrameSource(coarse), tmp_path_factory.mktemp("inspection") / "set")
@@ -41,7 +41,7 @@ def naive_spread(values: list[int]) -> Spread:
     return Spread(min=ordered[0], quantiles=quantiles, max=ordered[-1], mean=sum(ordered) / len(ordered))
 
 
-def test_repeats_ties_and_density_equal_a_count_by_hand(dataset: Dataset) -> None:
+def test_repeats_ties_and_density_equal_plain_python(dataset: Dataset) -> None:
     repeats = ties = pairs = 0
     for events in sequences(dataset).values():
         seen: set[int] = set()
@@ -57,7 +57,7 @@ def test_repeats_ties_and_density_equal_a_count_by_hand(dataset: Dataset) -> Non
     assert found.density == pairs / (dataset.num_users * dataset.num_items)
 
 
-def test_equal_times_of_two_users_in_a_row_are_no_tie(tmp_path: Path) -> None:
+def test_equal_times_of_different_users_are_not_ties(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": [1, 1, 2, 2], "item": [1, 2, 1, 2], "time": [5, 7, 7, 9]})
     found = inspect_dataset(prepared(FrameSource(frame), tmp_path / "set"))
     assert (found.tie_fraction, found.repeat_fraction, found.density) == (0, 0, 1)
@@ -85,7 +85,7 @@ def test_equally_frequent_items_have_a_gini_of_0(tmp_path: Path) -> None:
     assert found.popularity.top_shares == {"1%": 0.5, "10%": 0.5}
 
 
-def test_counts_and_shards_are_the_manifests(dataset: Dataset) -> None:
+def test_counts_and_shards_match_the_manifest(dataset: Dataset) -> None:
     found, manifest = inspect_dataset(dataset), dataset.manifest
     assert (found.dataset_id, found.source) == (manifest.dataset_id, manifest.source)
     assert (found.rows_in, found.rows_dropped) == (manifest.rows_in, manifest.rows_dropped)

@@ -1,4 +1,4 @@
-"""Datasets behind URLs: the same stream as from the folder, and errors that name the shard."""
+"""Datasets behind URLs give the same stream as from a folder, and errors that name the shard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
 
 
 class Server:
-    """Serves a folder on loopback; `faults[name]` says what befalls the next requests of a file."""
+    """Serves a folder on loopback; `faults[name]` lists the faults of the next requests of a file."""
 
     def __init__(self, folder: Path) -> None:
         self.faults: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ class _Handler(SimpleHTTPRequestHandler):
         elif fault in ("truncate", "cut", "flip"):
             content = bytearray((Path(self.directory) / name).read_bytes())
             self.send_response(200)
-            if fault == "truncate":  # less than it says
+            if fault == "truncate":  # less than Content-Length
                 self.send_header("Content-Length", str(len(content)))
                 content = content[:1000]
             elif fault == "cut":  # a shorter file
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(locations, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(locations, "RETRY_PAUSES_S", (0.0, 0.0))
     server = Server(folder)
     yield server
     server.close()
@@ -93,7 +93,7 @@ def epoch(dataset: Dataset) -> list[Batch]:
     return list(itertools.islice(stream, stream.steps_per_epoch(0)))
 
 
-def test_a_dataset_behind_http_is_the_one_in_the_folder(folder: Path, server: Server) -> None:
+def test_a_dataset_behind_http_equals_the_one_in_the_folder(folder: Path, server: Server) -> None:
     local, remote = Dataset.open(folder), Dataset.open(f"{server.url}/")
     assert remote.path == server.url
     assert sequences(remote) == sequences(local)
@@ -118,10 +118,10 @@ def test_a_read_that_fails_once_is_tried_again(server: Server, fault: str) -> No
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        ("drop", r"cannot be read \(curl ended with 52: the server answered nothing"),
-        ("truncate", r"cannot be read \(curl ended with 18: the transfer broke off"),
+        ("drop", r"cannot be read \(curl ended with 52: the server sent an empty reply"),
+        ("truncate", r"cannot be read \(curl ended with 18: the transfer was cut off"),
         ("cut", r"is damaged \(has \d+ bytes, the manifest says \d+"),
-        ("flip", r"is damaged \(its content differs from its checksum"),
+        ("flip", r"is damaged \(its content does not match its checksum"),
     ],
 )
 def test_a_read_that_keeps_failing_is_an_error_with_the_url(server: Server, fault: str, cause: str) -> None:
@@ -134,14 +134,14 @@ def test_a_read_that_keeps_failing_is_an_error_with_the_url(server: Server, faul
 def test_a_missing_shard_or_dataset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(tmp_path / "set", log_normal_lengths(60))
     (tmp_path / "set" / "shard-00002.tar").unlink()
-    monkeypatch.setattr(locations, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(locations, "RETRY_PAUSES_S", (0.0, 0.0))
     server = Server(tmp_path / "set")
     with pytest.raises(
         DataError, match=r"shard-00002\.tar: shard cannot be read \(curl ended with 22: .*404"
     ):
         epoch(Dataset.open(server.url))
     skipping = Dataset.open(server.url, on_bad_shard="skip")
-    with pytest.warns(UserWarning, match=r"shard-00002\.tar: shard cannot be read .* skipped with its"):
+    with pytest.warns(UserWarning, match=r"shard-00002\.tar: shard cannot be read .* skipped with"):
         assert len(epoch(skipping)) == TrainStream(skipping, CONFIG).steps_per_epoch(0)
     with pytest.raises(
         DataError, match=r"elsewhere/manifest\.json: cannot be read .*--data takes the folder"
@@ -152,7 +152,7 @@ def test_a_missing_shard_or_dataset_is_named(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_program_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="is read by curl, which is not installed; install it"):
+    with pytest.raises(DataError, match="needs curl, which is not installed; install it"):
         Dataset.open(server.url)
 
 
@@ -166,13 +166,13 @@ def test_a_missing_program_is_named(server: Server, monkeypatch: pytest.MonkeyPa
         ("pipe:cat /data", "pipe:cat /data"),
     ],
 )
-def test_urls_and_folders_are_told_apart(text: str, expected: Path | str) -> None:
+def test_urls_and_folders_are_distinguished(text: str, expected: Path | str) -> None:
     assert parse_location(text) == expected
 
 
-def test_locations_are_joined_and_remembered(tmp_path: Path) -> None:
+def test_locations_are_joined_and_made_absolute(tmp_path: Path) -> None:
     joined: Callable = in_folder
     assert (joined(tmp_path, "x"), joined("http://host/set", "x")) == (tmp_path / "x", "http://host/set/x")
     assert absolute("http://host/set") == "http://host/set"
-    with pytest.raises(DataError, match="s3://bucket/set: cannot be opened; the schemes are ais, file"):
+    with pytest.raises(DataError, match="s3://bucket/set: unsupported scheme; use one of ais, file"):
         parse_location("s3://bucket/set")

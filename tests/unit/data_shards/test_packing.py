@@ -1,4 +1,4 @@
-"""Windows and rows."""
+"""Windows cover every slot once, and rows hold whole segments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_windows_cover_every_slot_exactly_once(lengths: list[int], context_lengt
 
 
 @given(st.lists(st.integers(1, 30), max_size=80))
-def test_no_row_is_overfull_and_none_is_empty(lengths: list[int]) -> None:
+def test_rows_are_neither_overfull_nor_empty(lengths: list[int]) -> None:
     pieces = np.array(lengths, np.int64)
     row_of, num_rows = best_fit_decreasing(pieces, 30)
     filled = np.bincount(row_of, pieces, num_rows)

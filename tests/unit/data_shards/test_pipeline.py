@@ -1,4 +1,4 @@
-"""Sources -> dataset folders: nothing lost, nothing reordered, whole or not at all."""
+"""Preparation loses and reorders nothing, and writes a complete dataset or none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_equal_times_keep_the_order_of_the_source(tmp_path: Path) -> None:
     assert sequences(dataset) == naive_sequences(list(frame.iter_rows()))
 
 
-def test_items_are_numbered_by_falling_frequency_then_original_id(tmp_path: Path) -> None:
+def test_items_are_numbered_by_descending_frequency_then_original_id(tmp_path: Path) -> None:
     frame = random_events(log_normal_lengths(50))
     dataset = prepared(FrameSource(frame), tmp_path / "set")
     counted = sorted(Counter(frame["item"].to_list()).items(), key=lambda pair: (-pair[1], pair[0]))
@@ -100,15 +100,13 @@ STEPS = [
     "sort_buckets",
     "select",
     "write_shards",
-    "_write_items",
-    "_write_users",
     "dataset_fingerprint",
 ]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("replacing", [False, True])
-def test_a_full_disk_leaves_the_output_as_it_was_and_a_repeat_goes_on(
+def test_a_full_disk_leaves_the_output_unchanged_and_a_repeat_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, replacing: bool
 ) -> None:
     source, out = FrameSource(random_events(np.full(30, 5))), tmp_path / "set"
@@ -144,7 +142,7 @@ def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     source = FrameSource(random_events(np.full(30, 5)))
     for overwrite in (False, True):

@@ -1,4 +1,4 @@
-"""Dirty files of every original format, under every option, against plain Python."""
+"""Dirty files of every original format, with every option, match plain Python."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ RELAXED = settings(
 
 
 def rows(form: NaiveFormat) -> st.SearchStrategy[str]:
-    """Lines of a format, most of them sound."""
+    """Draw lines of a format, most of them usable."""
     by_name = {form.roles[2]: TIME, "is_click": FLAG, "long_view": FLAG, "tab": NUMBER}
     fields = [by_name.get(name, NUMBER) for name in form.header]
     sound = st.tuples(*fields).map(form.sep.join)
@@ -84,13 +84,13 @@ def text(lines: list[str], *, crlf: bool, newline_at_end: bool) -> bytes:
 
 @contextmanager
 def planned(plan: WorkPlan) -> Iterator[None]:
-    """Cuts all work as `plan` says instead of by size."""
+    """Divide the work according to `plan` instead of by size."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prepare_module.WorkPlan, "make", classmethod(lambda *_: plan))
         yield
 
 
-def assert_as_naive(
+def assert_matches_plain_python(
     source: Source,
     lines: list[str],
     form: NaiveFormat,
@@ -112,7 +112,7 @@ def assert_as_naive(
 
 @RELAXED
 @given(st.data(), st.lists(rows(LFM1B), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans(), st.booleans())
-def test_dirty_lfm1b_is_prepared_as_naively(
+def test_dirty_lfm1b_matches_plain_python(
     tmp_path: Path,
     data: st.DataObject,
     lines: list[str],
@@ -126,16 +126,16 @@ def test_dirty_lfm1b_is_prepared_as_naively(
     pack = data.draw(st.sampled_from([bytes, gzip.compress, bz2.compress]))
     path = tmp_path / "LFM-1b_LEs.txt"
     path.write_bytes(pack(content))
-    assert_as_naive(Lfm1bSource(path=path), lines, LFM1B, options, plan, tmp_path / "set")
+    assert_matches_plain_python(Lfm1bSource(path=path), lines, LFM1B, options, plan, tmp_path / "set")
 
 
 @RELAXED
 @given(st.lists(rows(ML1M), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans())
-def test_dirty_ml1m_is_prepared_as_naively(
+def test_dirty_ml1m_matches_plain_python(
     tmp_path: Path, lines: list[str], options: PrepareOptions, plan: WorkPlan, crlf: bool
 ) -> None:
     (tmp_path / "ratings.dat").write_bytes(text(lines, crlf=crlf, newline_at_end=True))
-    assert_as_naive(Ml1mSource(path=tmp_path), lines, ML1M, options, plan, tmp_path / "set")
+    assert_matches_plain_python(Ml1mSource(path=tmp_path), lines, ML1M, options, plan, tmp_path / "set")
 
 
 def kuairand(wanted: dict[str, int]) -> NaiveFormat:
@@ -157,7 +157,7 @@ def kuairand(wanted: dict[str, int]) -> NaiveFormat:
     st.none() | st.just(1),
     st.booleans(),
 )
-def test_dirty_kuairand_is_prepared_as_naively(
+def test_dirty_kuairand_matches_plain_python(
     tmp_path: Path,
     parts: list[list[str]],
     options: PrepareOptions,
@@ -183,7 +183,7 @@ def test_dirty_kuairand_is_prepared_as_naively(
     wanted |= {} if tab is None else {"tab": tab}
     source = KuaiRandSource(path=tmp_path, events=events, tab=tab, random=random)  # pyright: ignore[reportArgumentType]
     lines = [line for part in parts[: 5 if random else 4] for line in part]
-    assert_as_naive(source, lines, kuairand(wanted), options, plan, tmp_path / "set")
+    assert_matches_plain_python(source, lines, kuairand(wanted), options, plan, tmp_path / "set")
 
 
 VALUE = st.none() | st.integers(-2, 5).map(float) | st.sampled_from([0.5, float("nan"), 2.0**53, 1e300])
@@ -191,7 +191,7 @@ VALUE = st.none() | st.integers(-2, 5).map(float) | st.sampled_from([0.5, float(
 
 @RELAXED
 @given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans())
-def test_dirty_parquet_is_prepared_as_naively(
+def test_dirty_parquet_matches_plain_python(
     tmp_path: Path,
     values: list[tuple[float | None, ...]],
     options: PrepareOptions,
@@ -205,7 +205,7 @@ def test_dirty_parquet_is_prepared_as_naively(
     if as_text:
         table = table.with_columns(pl.all().cast(pl.String))
     table.write_parquet(tmp_path / "a.parquet", row_group_size=7)
-    assert_as_naive(
+    assert_matches_plain_python(
         ParquetSource(paths=(tmp_path / "a.parquet",)), lines, form, options, plan, tmp_path / "set"
     )
 
@@ -216,13 +216,13 @@ def test_a_missing_part_of_kuairand_is_named(tmp_path: Path) -> None:
         prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
 
 
-def test_a_log_that_is_no_kuairand_log_is_refused(tmp_path: Path) -> None:
+def test_a_log_without_the_columns_of_kuairand_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log_standard_x.csv").write_text("user,video\n1,2\n")
     with pytest.raises(DataError, match=r"no column 'user_id' .*; pass files of this format"):
         prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
 
 
-def test_the_result_does_not_depend_on_how_the_work_is_cut(tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_how_the_work_is_divided(tmp_path: Path) -> None:
     lines = [f"{n % 7}\t1\t1\t{n * n % 50 + (n % 3) * 2**33}\t{1000 + n * 37 % 90}" for n in range(3000)]
     (tmp_path / "LFM-1b_LEs.txt").write_text("\n".join(lines))
     source = Lfm1bSource(path=tmp_path)

@@ -1,4 +1,4 @@
-"""Generated raw files: the originals' layouts to the byte, their shape, and nothing half-written left."""
+"""Generated raw files have the layout and the shape of the originals; no partial file is left behind."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_ml1m(path: Path) -> pl.DataFrame:
 
 
 def share_of_ties(frame: pl.DataFrame, time: str, user: str) -> float:
-    """The share of rows whose time another row of the same user has, counted without the first of each."""
+    """Return the share of rows that repeat a time of the same user."""
     return 1 - frame.n_unique([user, time]) / frame.height
 
 
@@ -88,7 +88,7 @@ def test_lfm1b_has_the_shape_of_the_original(lfm1b: Path) -> None:
     assert 0.02 < share_of_ties(frame, "time", "user") < 0.1
 
 
-def test_lfm1b_is_sorted_by_nothing(lfm1b: Path) -> None:
+def test_lfm1b_is_unsorted(lfm1b: Path) -> None:
     frame = read_lfm1b(lfm1b)
     runs = frame["user"].rle().struct.unnest()
     pieces = runs["value"].value_counts()["count"]
@@ -137,7 +137,7 @@ def test_kuairand_has_the_shape_of_the_original(kuairand: list[Path]) -> None:
     assert not frame["user_id"].is_sorted()
 
 
-def test_kuairand_dates_are_those_of_the_file_name_in_china(kuairand: list[Path]) -> None:
+def test_kuairand_dates_match_the_file_names_in_chinese_time(kuairand: list[Path]) -> None:
     for path, days in zip(kuairand, [DAYS[:14]] * 2 + [DAYS[14:]] * 3, strict=True):
         frame = pl.read_csv(path)
         assert set(frame["date"]) <= set(days)
@@ -178,7 +178,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(
     monkeypatch.setattr(raw_layouts, "BLOCK_ROWS", 1_000)
     small = RawSynthetic(format=name, events=9_000, seed=5)
     first = [path.read_bytes() for path in write_raw(small, tmp_path / "a")]
-    monkeypatch.setattr(raw_synthetic, "_NUM_THREADS", 1)
+    monkeypatch.setattr(raw_synthetic, "NUM_THREADS", 1)
     assert first == [path.read_bytes() for path in write_raw(small, tmp_path / "b")]
     other = RawSynthetic(format=name, events=9_000, seed=6)
     assert first != [path.read_bytes() for path in write_raw(other, tmp_path / "c")]
@@ -223,7 +223,10 @@ def test_the_smallest_sizes_are_met_exactly(tmp_path: Path, settings: dict) -> N
         ({"users": 101}, "--users is 101 with --events 100, it must be at most 100"),
         ({"seed": -1}, "--seed is -1, it must be at least 0"),
         ({"format": "ml1m", "events": 19}, "--events is 19, it must be at least 20"),
-        ({"format": "ml1m", "items": 15}, "once each; pass at most 15 or more --users or --items"),
+        (
+            {"format": "ml1m", "items": 15},
+            "movies once each; lower --events to 15 or raise --users or --items",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str) -> None:
@@ -231,11 +234,11 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
         RawSynthetic(**{"format": "lfm1b", "events": 100, **settings})
 
 
-def test_files_that_are_there_are_kept_unless_asked(tmp_path: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(tmp_path: Path) -> None:
     small = RawSynthetic(format="lfm1b", events=100)
     old = tmp_path / "LFM-1b_LEs.txt"
     old.write_text("mine\n")
-    with pytest.raises(DataError, match=r"is there already; pass --overwrite"):
+    with pytest.raises(DataError, match=r"already exists; pass --overwrite"):
         write_raw(small, tmp_path)
     assert old.read_text() == "mine\n"
     write_raw(small, tmp_path, overwrite=True)
@@ -247,13 +250,13 @@ def test_an_output_that_cannot_hold_the_files_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     small = RawSynthetic(format="lfm1b", events=100)
-    with pytest.raises(DataError, match="a file, not a folder; pass another --out"):
+    with pytest.raises(DataError, match="is a file, not a folder; pass another --out"):
         write_raw(small, tmp_path / "file" / "below")
     (tmp_path / "LFM-1b_LEs.txt").mkdir()
-    with pytest.raises(DataError, match="a folder is there"):
+    with pytest.raises(DataError, match="is a folder; pass another"):
         write_raw(small, tmp_path, overwrite=True)
     monkeypatch.setattr(raw_synthetic.RawSynthetic, "estimated_bytes", lambda _: 10**18)
-    with pytest.raises(DataError, match=r"about 1,000,000,000\.0 GB are needed and .* or fewer --events"):
+    with pytest.raises(DataError, match=r"needs about 1,000,000,000\.0 GB, but .* or fewer --events"):
         write_raw(small, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -274,13 +277,12 @@ def test_an_exception_while_writing_leaves_no_file(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(raw_synthetic, "_write_all", full)
-    with pytest.raises(DataError, match="the disk is full after 0 of 100 rows; what was written is removed"):
-        write_raw(RawSynthetic(format="lfm1b", events=100), tmp_path)
+    with pytest.raises(DataError, match=r"the disk is full after 100 of 100 rows; .* removed"):
+        write_raw(RawSynthetic(format="lfm1b", events=100), tmp_path, progress=full)
     assert list(tmp_path.iterdir()) == []
 
 

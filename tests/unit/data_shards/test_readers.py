@@ -1,4 +1,4 @@
-"""Text and Parquet files -> events: every format alike, every bad row accounted for."""
+"""All formats give the same events, and every unusable row is counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LINE = st.lists(FIELD, min_size=2, max_size=5).map(",".join) | st.sampled_from([
 
 
 def naive_number(text: str) -> int | str | None:
-    """A whole number of 64 bits, None for nothing, the text for anything else."""
+    """Return a 64-bit integer, None for an empty field, or the text of any other field."""
     text = text.strip()
     if not text:
         return None
@@ -48,7 +48,7 @@ def naive_number(text: str) -> int | str | None:
 
 
 def naive_row(line: str, columns: tuple[str, ...]) -> list[int] | str:
-    """The wanted numbers of a line of four fields, or the reason why not."""
+    """Return the numbers of a line of four fields, or the reason why it is unusable."""
     if not line.strip():
         return "blank_line"
     if '"' in line.replace('"1"', ""):
@@ -68,7 +68,7 @@ def naive_row(line: str, columns: tuple[str, ...]) -> list[int] | str:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=40), crlf=st.booleans(), newline_at_end=st.booleans())
-def test_dirtied_csv_gives_the_naive_sequences_and_drop_counts(
+def test_dirty_csv_matches_plain_python(
     tmp_path: Path, lines: list[str], crlf: bool, newline_at_end: bool
 ) -> None:
     path, end = tmp_path / "events.csv", "\r\n" if crlf else "\n"
@@ -123,7 +123,7 @@ def test_every_format_gives_the_same_sequences(tmp_path: Path) -> None:
         assert dataset.manifest.rows_in == len(rows)
 
 
-def test_a_separator_inside_quotes_separates_nothing(tmp_path: Path) -> None:
+def test_a_separator_inside_quotes_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         'title,user_id,item_id,timestamp\n"Heat, part ""two""",1,10,5\nplain,1,11,6\n,1,12,7\n'
     )
@@ -149,7 +149,7 @@ def test_times_with_a_fraction_need_a_time_scale(tmp_path: Path) -> None:
     assert sequences(prepared(source, tmp_path / "set")) == {1: [(2, 978300760000), (1, 978300760125)]}
 
 
-def test_a_datetime_column_counts_in_its_own_unit(tmp_path: Path) -> None:
+def test_a_datetime_column_keeps_its_unit(tmp_path: Path) -> None:
     times = pl.Series([30, 10], dtype=pl.Int64).cast(pl.Datetime("ms"))
     pl.DataFrame({"user_id": [1, 1], "item_id": [5, 6], "timestamp": times}).write_parquet(
         tmp_path / "a.parquet"
@@ -167,7 +167,7 @@ def test_a_scaled_time_beyond_64_bits_is_unusable(tmp_path: Path) -> None:
     assert dataset.manifest.rows_dropped == {"not_an_integer:timestamp": 1}
 
 
-def test_a_flag_that_is_no_number_is_missing_in_any_case() -> None:
+def test_a_flag_that_is_not_a_number_is_unusable() -> None:
     header = ("user_id", "video_id", "time_ms", "is_click")
     table = pl.DataFrame([["1", "2", "3", flag] for flag in ("TRUE", "NaN", "", "no")], header, orient="row")
     form = RowFormat(columns=Columns(item="video_id", time="time_ms"), wanted=(RowFilter("is_click", 1),))
@@ -177,7 +177,7 @@ def test_a_flag_that_is_no_number_is_missing_in_any_case() -> None:
     assert parsed.bad_rows.counts == {"missing:is_click": 2, "not_an_integer:is_click": 1}
 
 
-def test_ml100k_is_read_whole(tmp_path: Path) -> None:
+def test_ml100k_is_read_completely(tmp_path: Path) -> None:
     path = real_data("ml-100k.inter.gz")
     dataset = prepared(CsvSource(paths=(path,)), tmp_path / "set", PrepareOptions())
     lines = itertools.islice(gzip.open(path, "rt"), 1, None)

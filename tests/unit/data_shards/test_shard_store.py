@@ -1,4 +1,4 @@
-"""Bad shards that are skipped: nothing of them is trained on or evaluated, and they are accounted for."""
+"""Skipped shards are neither trained on nor evaluated, and are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
 BAD = {2: "missing", 5: "truncated", 9: "flipped"}
-WARNED = r"shard-000\d\d\.tar: shard .*; skipped with its [\d,]+ events"
+WARNED = r"shard-000\d\d\.tar: shard .*; skipped with [\d,]+ events"
 Kind = Literal["leave_one_out", "temporal"]
 
 
@@ -74,10 +74,10 @@ def test_slots_of_skipped_shards_are_padding_and_all_others_stay(folder: Path, w
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         dataset = Dataset.open(folder, on_bad_shard="skip")
-        assert set(dataset.store.skipped) == {2, 5}, "found by their size"
+        assert set(dataset.store.skipped) == {2, 5}, "found by their sizes"
         batches = epoch(dataset, world_size)
         epoch(dataset)
-    assert len(warned) == len(BAD), "each is told of once"
+    assert len(warned) == len(BAD), "one warning per shard"
     assert all(re.search(WARNED, str(each.message)) for each in warned)
     assert set(dataset.store.skipped) == set(BAD)
     assert dataset.store.num_skipped_events == dataset.lengths[bad_users(dataset)].sum()
@@ -95,7 +95,7 @@ def test_slots_of_skipped_shards_are_padding_and_all_others_stay(folder: Path, w
     assert gone == lost
 
 
-@pytest.mark.filterwarnings("ignore:.*skipped with its")
+@pytest.mark.filterwarnings("ignore:.*skipped with")
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
 def test_users_of_skipped_shards_are_neither_evaluated_nor_counted(folder: Path, kind: Kind) -> None:
     split = SplitConfig(kind=kind)

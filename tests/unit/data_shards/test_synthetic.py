@@ -1,4 +1,4 @@
-"""The generator: exact counts, the same for a seed, and order that predicts."""
+"""Synthetic events have exact counts, depend only on the seed, and are predictable from their order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longplay.data_shards.readers.synthetic import SyntheticSource
 
 
 def frame_of(source: SyntheticSource) -> pl.DataFrame:
-    """The events of a generator as `user`, `item`, `time`."""
+    """Return the events of a generator as a frame of `user`, `item` and `time`."""
     events = source.parse()
     return pl.DataFrame({"user": events.user, "item": events.item, "time": events.time})
 
@@ -29,7 +29,7 @@ def test_a_seed_gives_the_same_events_and_another_seed_others() -> None:
     assert not frame.equals(other)
 
 
-def test_counts_are_as_asked() -> None:
+def test_counts_are_exact() -> None:
     frame = frame_of(SMALL)
     lengths = frame.group_by("user").len()["len"]
     assert SMALL.parse().rows_in == frame.height == 20_000

@@ -1,4 +1,4 @@
-"""The stream of training rows."""
+"""The stream of training rows: exact content, order, resumption and threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = StreamConfig(context_length=16, rows_per_step=36, num_lanes=12, pool_ro
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """400 users in 36 shards, so that a lane has several pools."""
+    """Return 400 users in 36 shards, so that each lane has several pools."""
     return make_dataset(tmp_path_factory.mktemp("data") / "set", log_normal_lengths(400), num_shards=36)
 
 
@@ -43,13 +43,13 @@ def ranks(dataset: Dataset, config: StreamConfig, world_size: int) -> list[Train
 
 
 def transitions(batch: Batch) -> Counter[tuple[int, int]]:
-    """How often each (item, next item) is trained on."""
+    """Count how often each (item, next item) is trained on."""
     used = batch.targets > 0
     return Counter(zip(batch.item_ids[used].tolist(), batch.targets[used].tolist(), strict=True))
 
 
 def expected_transitions(dataset: Dataset, split: SplitConfig, last: int | None = None) -> Counter:
-    """The transitions among each user's training events, or the latest `last` of them, taken one by one."""
+    """Count the transitions between each user's training events, or the latest `last` of them, one by one."""
     counts: Counter[tuple[int, int]] = Counter()
     for user, num_train in enumerate(split_bounds(dataset, split).num_train):
         items = dataset.sequence(user)[0][:num_train].tolist()
@@ -178,7 +178,7 @@ next(sys.batches)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_cuts_and_order_move_between_epochs_and_seeds(dataset: Dataset) -> None:
+def test_cuts_and_order_differ_between_epochs_and_seeds(dataset: Dataset) -> None:
     stream = TrainStream(dataset, CONFIG)
     other_seed = TrainStream(dataset, StreamConfig(context_length=16, rows_per_step=36, pool_rows=10, seed=4))
     first = epoch_batches(stream, 0)[0]
@@ -254,7 +254,7 @@ def test_more_ranks_than_lanes_is_an_error(dataset: Dataset) -> None:
         TrainStream(dataset, CONFIG, rank=0, world_size=13)
 
 
-def test_a_position_that_does_not_exist_is_an_error(dataset: Dataset) -> None:
+def test_a_position_beyond_the_epoch_is_an_error(dataset: Dataset) -> None:
     stream = TrainStream(dataset, CONFIG)
     with pytest.raises(DataError, match="epoch 0, step 99999 does not exist"):
         stream.load_state_dict({"epoch": 0, "step": 99999})

@@ -1,4 +1,4 @@
-"""Every kind of damage to a dataset is found, and all of it at once."""
+"""Verification finds every kind of damage, and reports all of it at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Fault(Protocol):
-    """Something done to the members of a shard."""
+    """Damages the arrays of a shard."""
 
     def __call__(self, arrays: Arrays) -> Arrays: ...
 
@@ -41,12 +41,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """Return a copy of the dataset to damage."""
     return Path(shutil.copytree(sound, tmp_path / "set"))
 
 
 def assert_found(folder: Path, *patterns: str) -> None:
-    """The problems are these, in this order, and no others."""
+    """Check that the problems match the patterns, one by one."""
     problems = find_problems(folder)
     assert len(problems) == len(patterns), problems
     for problem, pattern in zip(problems, patterns, strict=True):
@@ -58,12 +58,12 @@ def test_a_sound_dataset_has_no_problems(sound: Path) -> None:
     assert find_problems(sound) == []
 
 
-def test_other_files_in_the_folder_are_none_of_its_business(folder: Path) -> None:
+def test_other_files_in_the_folder_are_ignored(folder: Path) -> None:
     (folder / "inspect.png").write_bytes(b"a picture")
     assert find_problems(folder) == []
 
 
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a prepared dataset"):
         find_problems(tmp_path)
 
@@ -72,7 +72,7 @@ def test_a_flipped_byte_is_found_wherever_it_is(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
     for place in range(0, len(content), len(content) // 40):
         (folder / SHARD).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert find_problems(folder)[0] == f"{SHARD}: content differs from its checksum in the manifest"
+        assert find_problems(folder)[0] == f"{SHARD}: content does not match its checksum in the manifest"
 
 
 def test_missing_truncated_and_lengthened_shards_are_all_named(folder: Path) -> None:
@@ -88,11 +88,11 @@ def test_missing_truncated_and_lengthened_shards_are_all_named(folder: Path) -> 
         f"^{SHARD}: has {size // 2} bytes, the manifest says {size}$",
         f"^{SHARD}: ",
         r"^shard-00003.tar: has \d+ bytes, the manifest says \d+$",
-        r"^items.parquet: counts not compared with the events, 2 shards are not usable",
+        r"^items.parquet: counts not compared with the events, because 2 shards are unusable",
     )
 
 
-def test_a_truncated_table_is_named_and_the_shards_are_checked_all_the_same(folder: Path) -> None:
+def test_the_shards_are_checked_even_if_a_table_is_truncated(folder: Path) -> None:
     (folder / ITEMS_NAME).write_bytes((folder / ITEMS_NAME).read_bytes()[:-10])
     (folder / USERS_NAME).unlink()
     (folder / SHARD).unlink()
@@ -118,11 +118,11 @@ def swap_ends(values: np.ndarray) -> np.ndarray:
 TABLE_FAULTS = {
     "original items": (
         (ITEMS_NAME, "original_id", swap_ends),
-        [r"^manifest.json: dataset_id is \w+, but \w+ by"],
+        [r"^manifest.json: dataset_id is \w+, but the original ids"],
     ),
     "original users": (
         (USERS_NAME, "original_id", swap_ends),
-        [r"^manifest.json: dataset_id is \w+, but \w+ by"],
+        [r"^manifest.json: dataset_id is \w+, but the original ids"],
     ),
     "same original": (
         (ITEMS_NAME, "original_id", lambda ids: np.full_like(ids, 3)),
@@ -131,7 +131,7 @@ TABLE_FAULTS = {
     "counts": (
         (ITEMS_NAME, "count", swap_ends),
         [
-            r"^items.parquet: counts rise at row \d+",
+            r"^items.parquet: counts are not descending at row \d+",
             r"^items.parquet: count of row 0 is .*\(and 1 more differ\)",
         ],
     ),
@@ -145,7 +145,7 @@ TABLE_FAULTS = {
     ),
     "no integers": (
         (ITEMS_NAME, "count", lambda counts: counts.astype(np.float64)),
-        ["^items.parquet: column count does not hold Int64"],
+        ["^items.parquet: column count is not Int64"],
     ),
     "lengths": (
         (USERS_NAME, "num_events", lambda lengths: lengths + (np.arange(len(lengths)) == 3)),
@@ -238,12 +238,15 @@ def rename(arrays: Arrays) -> Arrays:
 FAULTS = {
     zero_an_item: [r"1 item ids are outside 1\.\.\d+, first 0$", "not compared"],
     invent_an_item: [r"2 item ids are outside 1\.\.\d+, first 1000000$", "not compared"],
-    turn_back_time: ["times fall within a user, 1 times, first in user 10$", "time_quantiles run from"],
+    turn_back_time: [
+        "times decrease within a user at 1 events, first in user 10$",
+        "time_quantiles run from",
+    ],
     lose_a_user: ["has 9 users, the manifest says 10$", "events, the manifest says", "count of row"],
     lose_an_event: [r"events of user 10 is \d+", "events, the manifest says", "count of row"],
-    lose_an_item: [r"is damaged \(a user has more or fewer times than items\)", "not compared"],
-    widen: [r"is damaged \(0000000010.items.npy holds int64", "not compared"],
-    rename: [r"is damaged \(9000000010.items.npy where 0000000010.items.npy should", "not compared"],
+    lose_an_item: [r"is damaged \(a user has different numbers of items and times\)", "not compared"],
+    widen: [r"is damaged \(0000000010.items.npy is int64", "not compared"],
+    rename: [r"is damaged \(contains 9000000010.items.npy instead of 0000000010.items.npy", "not compared"],
 }
 
 
@@ -251,7 +254,9 @@ FAULTS = {
 def test_wrong_content_under_a_right_checksum_is_found(folder: Path, fault: Fault) -> None:
     rewrite_shard(folder, fault)
     shard, *others = FAULTS[fault]
-    assert_found(folder, r"^manifest.json: dataset_id is \w+, but \w+ by", f"^{SHARD}: {shard}", *others)
+    assert_found(
+        folder, r"^manifest.json: dataset_id is \w+, but the original ids", f"^{SHARD}: {shard}", *others
+    )
 
 
 def test_rows_that_do_not_add_up_are_found(folder: Path) -> None:

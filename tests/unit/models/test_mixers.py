@@ -1,4 +1,4 @@
-"""Mamba-1 and Mamba-2: upstream's parameters and formula, the convolution, and Mamba-2's recurrence."""
+"""Mamba-1 and Mamba-2: mamba-ssm's parameters and formula, the convolution, and Mamba-2's recurrence."""
 
 import math
 from functools import partial
@@ -72,7 +72,7 @@ def test_convolution_matches_conv1d_on_each_segment(sizes: tuple[int, int, int, 
         )
 
 
-def test_mamba_has_the_parameters_of_upstream() -> None:
+def test_mamba_has_the_parameters_of_mamba_ssm() -> None:
     d_model, d_state, d_conv = 72, 12, 4
     inner, rank = 2 * d_model, math.ceil(d_model / 16)
     expected = {
@@ -91,7 +91,7 @@ def test_mamba_has_the_parameters_of_upstream() -> None:
     mixer.load_state_dict({name: torch.zeros(shape) for name, shape in expected.items()}, strict=True)
 
 
-def test_mamba2_has_the_parameters_of_upstream() -> None:
+def test_mamba2_has_the_parameters_of_mamba_ssm() -> None:
     d_model, d_state, d_conv, headdim = 72, 12, 4, 16
     inner = 2 * d_model
     heads, conv_dim = inner // headdim, inner + 2 * d_state
@@ -110,7 +110,7 @@ def test_mamba2_has_the_parameters_of_upstream() -> None:
     mixer.load_state_dict({name: torch.zeros(shape) for name, shape in expected.items()}, strict=True)
 
 
-def test_mamba_keeps_its_own_initialisation() -> None:
+def test_mamba_is_initialised_as_published() -> None:
     mixer = Mamba(64, d_state=8)
     torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 9.0).expand(128, 8))
     assert bool((mixer.D == 1).all())
@@ -120,8 +120,8 @@ def test_mamba_keeps_its_own_initialisation() -> None:
     assert float(mixer.dt_proj.weight.detach().abs().max()) <= mixer.dt_rank**-0.5
 
 
-def _upstream_formula(mixer: Mamba, x: Tensor) -> Tensor:
-    """Upstream's unfused forward of one unpacked sequence batch, written from its description."""
+def _mamba_ssm_formula(mixer: Mamba, x: Tensor) -> Tensor:
+    """Compute mamba-ssm's unfused forward of unpacked sequences, written from its description."""
     num_slots = x.shape[1]
     u, z = mixer.in_proj(x).chunk(2, dim=-1)
     u = F.silu(mixer.conv1d(u.transpose(1, 2))[..., :num_slots].transpose(1, 2))
@@ -134,10 +134,10 @@ def _upstream_formula(mixer: Mamba, x: Tensor) -> Tensor:
     return mixer.out_proj(torch.stack(outputs, 1) * F.silu(z))
 
 
-def test_mamba_forward_follows_the_upstream_formula() -> None:
+def test_mamba_forward_equals_the_formula_of_mamba_ssm() -> None:
     mixer, x = Mamba(16, d_state=5), torch.randn(2, 37, 16)
     layout = SegmentLayout(torch.zeros(2, 37, dtype=torch.int32))
-    exact = _upstream_formula(mixer.double(), x.double())
+    exact = _mamba_ssm_formula(mixer.double(), x.double())
     torch.testing.assert_close(mixer(x.double(), layout), exact, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(mixer.float()(x, layout).double(), exact, rtol=1e-5, atol=1e-5)
 
@@ -169,7 +169,7 @@ def test_ssd_kernel_matches_the_chunked_form() -> None:
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("kind", [Mamba, Mamba2])
-def test_mixer_on_cuda_equals_the_cpu(kind: type[Mamba] | type[Mamba2]) -> None:
+def test_mixer_on_cuda_equals_that_on_the_cpu(kind: type[Mamba] | type[Mamba2]) -> None:
     mixer, x = kind(64, d_state=16), torch.randn(2, 100, 64)
     seq_idx = random_seq_idx(torch.Generator().manual_seed(0), 2, 100)
     exact = mixer(x, SegmentLayout(seq_idx))

@@ -1,4 +1,4 @@
-"""Keyed random numbers and the dropout that rests on them."""
+"""Keyed random numbers, and the dropout that uses them."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ _MASK = (1 << 64) - 1
 
 
 def _splitmix64(key: int, index: int) -> int:
-    """Output `index` of the splitmix64 stream of `key`, in Python integers."""
+    """Return output `index` of the splitmix64 stream of `key`, computed with Python integers."""
     z = (key + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -33,13 +33,13 @@ def test_splitmix64_matches_the_published_stream() -> None:
     assert [int(fold_in(torch.tensor(state), i)) & _MASK for i in range(3)] == outputs
 
 
-def test_row_keys_differ_in_every_argument() -> None:
+def test_row_keys_depend_on_every_argument() -> None:
     lanes, numbers = torch.arange(50).repeat_interleave(40), torch.arange(40).repeat(50)
     keys = torch.cat([row_keys(seed, step, lanes, numbers) for seed in (0, 1) for step in (0, 1, 2)])
     assert len(keys.unique()) == len(keys)
 
 
-def test_each_bit_is_set_half_of_the_time() -> None:
+def test_each_bit_is_set_in_half_of_the_words() -> None:
     bits = keyed_bits(row_keys(3, 0, torch.arange(64), torch.zeros(64, dtype=torch.int64)), 1, 512).flatten()
     for position in range(64):
         share = ((bits >> position) & 1).double().mean().item()
@@ -109,7 +109,7 @@ def test_dropout_refuses_bad_probability_and_missing_keys() -> None:
         KeyedDropout(0.5, layer_id=0)(torch.ones(1, 1, 1), None)
 
 
-def test_dropout_leaves_the_global_generator_alone() -> None:
+def test_dropout_does_not_change_the_global_generator() -> None:
     before = torch.get_rng_state()
     KeyedDropout(0.5, layer_id=1)(torch.ones(2, 3, 4), _keys(2))
     assert torch.equal(torch.get_rng_state(), before)

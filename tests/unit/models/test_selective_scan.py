@@ -1,4 +1,4 @@
-"""Every form of Mamba-1's recurrence against a float64 twin, and which form runs where."""
+"""Every form of Mamba-1's scan equals a float64 reference; `scan_backend` and the environment select one."""
 
 import math
 from functools import partial
@@ -83,7 +83,7 @@ def test_cpp_decay_is_as_accurate_as_its_float32_exponent() -> None:
 @needs_compiler
 @pytest.mark.parametrize("name", ["u", "dt", "B", "C"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_cpp_scan_does_not_hide_a_non_finite_input(name: str, bad: float) -> None:
+def test_cpp_scan_passes_a_non_finite_input_on(name: str, bad: float) -> None:
     (u, dt, A, B, C), _ = scan_inputs((1, 6, 2, 8), 0)
     u, dt, A, B, C = u.float(), dt.float(), A.float(), B.float(), C.float()
     {"u": u, "dt": dt, "B": B, "C": C}[name][0, 3] = bad
@@ -129,7 +129,7 @@ def test_scan_falls_back_to_the_chunk_without_a_compiler(monkeypatch: pytest.Mon
         load_native.cache_clear()
 
 
-def test_a_broken_build_falls_back_and_says_why(
+def test_a_failed_build_is_logged_and_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
@@ -141,7 +141,7 @@ def test_a_broken_build_falls_back_and_says_why(
         load_native.cache_clear()
 
 
-def test_environment_chooses_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_selects_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, seq_idx = scan_inputs((1, 5, 2, 4), 0)
     starts = SegmentLayout(seq_idx).starts
     monkeypatch.setenv("LONGPLAY_SCAN", "ref")
@@ -169,7 +169,7 @@ def test_resets_folded_into_the_inputs_equal_resets_in_the_scan() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("num_slots", [20, 300])
-def test_scan_without_a_backward_to_come_has_the_same_bits(num_slots: int) -> None:
+def test_scan_without_gradients_is_bitwise_equal(num_slots: int) -> None:
     inputs, seq_idx = scan_inputs((2, num_slots, 20, 12), 0)
     u, dt, A, B, C = (tensor.float() for tensor in inputs)
     starts = SegmentLayout(seq_idx).starts

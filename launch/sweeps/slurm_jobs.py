@@ -1,0 +1,190 @@
+"""A sweep's jobs on Slurm: submit them as one array through submitit, query and cancel them."""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import SlurmInfoWatcher
+
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.sweeps.cluster import (
+    ClusterName,
+    QueueState,
+    Resources,
+    Submission,
+    interrupts_blocked,
+    outer_job_hidden,
+)
+from longplay.launch.sweeps.job import SweepJob
+
+_NOT_SHARED = 66  # exit code of a job on a node that does not see the sweep's folder
+_ANSWER_S = 60.0  # time limit of Slurm's commands
+_HERE = Path(__file__).parent
+
+
+def choose_cluster(asked: ClusterName | None) -> ClusterName:
+    """Return `asked`, or "slurm" where Slurm is set up and "local" elsewhere.
+
+    Raises:
+        ConfigError: Slurm was asked for, or is set up, and does not answer.
+    """
+    if asked in ("local", "debug"):
+        return asked
+    if not shutil.which("sbatch"):
+        if asked is None:
+            return "local"
+        raise ConfigError("--cluster slurm: no sbatch on this machine; use a login node or --cluster local")
+    done = _ask("scontrol", "ping")
+    answer = " ".join((done.stdout + done.stderr).split())
+    if done.returncode == 0 and " UP" in answer:
+        if not shutil.which("srun"):
+            raise ConfigError(
+                "--cluster slurm: no srun on this machine; install Slurm's client or use --cluster local"
+            )
+        return "slurm"
+    if asked is None and ("configuration source" in answer or "slurm.conf" in answer):
+        return "local"  # Slurm's commands are installed, but no cluster is configured
+    raise ConfigError(
+        f"Slurm's controller does not answer ({answer[:200]}); try later or use --cluster local"
+    )
+
+
+def submit_to_slurm(
+    jobs: Sequence[SweepJob], folder: Path, resources: Resources, name: str
+) -> list[Submission]:
+    """Submit the jobs as one array.
+
+    Args:
+        folder: where submitit keeps its files and the logs; every node must see it.
+        name: name of the array.
+
+    Raises:
+        ConfigError: sbatch refuses, with its reason.
+    """
+    executor = submitit.SlurmExecutor(
+        folder=folder, python=shlex.join(["bash", str(_HERE / "rank.sh"), sys.executable])
+    )
+    signal_delay_s = min(resources.signal_delay_s, 60 * resources.time_min // 2)
+    optional = {
+        "cpus_per_task": resources.cpus_per_task,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "mem": resources.mem,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "array_parallelism": resources.max_parallel,
+    }
+    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    if resources.cpus_per_task:
+        srun.append(f"--cpus-per-task={resources.cpus_per_task}")  # srun no longer takes it from sbatch
+    executor.update_parameters(
+        job_name=name,
+        time=resources.time_min,
+        nodes=resources.nodes,
+        ntasks_per_node=resources.tasks_per_node,
+        stderr_to_stdout=True,
+        setup=_setup(folder, resources),
+        srun_args=srun,
+        additional_parameters={"requeue": True, "signal": f"USR1@{signal_delay_s}"},
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+    try:
+        # submitit prints sbatch's message to stderr; the ConfigError has it already.
+        with outer_job_hidden(), interrupts_blocked(), contextlib.redirect_stderr(io.StringIO()):
+            submitted = executor.submit_array(list(jobs))
+    except FailedJobError as error:
+        for pickle in folder.glob("*.pkl"):
+            if re.fullmatch("[0-9a-f]{32}", pickle.stem):
+                pickle.unlink()
+        raise ConfigError(_refusal(str(error), resources)) from None
+    now = time.time()
+    return [
+        Submission(cluster="slurm", job_id=job.job_id, host=socket.gethostname(), time=now)
+        for job in submitted
+    ]
+
+
+def _setup(folder: Path, resources: Resources) -> list[str]:
+    """Return the lines of the batch script before srun."""
+    quoted = shlex.quote(str(folder))
+    return [
+        f"[ -d {quoted} ] || exit {_NOT_SHARED}",
+        f"source {shlex.quote(str(_HERE / 'requeue.sh'))}",
+        f"start_outcome {quoted}",
+        "trap requeue_if_saved EXIT",
+        "export PYTHONUNBUFFERED=1",
+        *resources.setup,
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+    ]
+
+
+def _refusal(answer: str, resources: Resources) -> str:
+    """Return why sbatch refused, in one line; for an unknown partition, with those that exist."""
+    lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in answer.splitlines() if line.strip()]
+    reason = next((line for line in lines if "failed:" in line), lines[-1] if lines else "no reason given")
+    reason = reason.rpartition("failed: ")[2]
+    if "partition" in reason.lower():
+        partitions = sorted(set(_ask("sinfo", "--noheader", "--format=%R").stdout.split()))
+        return f"--partition {resources.partition}: {reason}; available: {', '.join(partitions) or 'none'}"
+    return f"sbatch refuses: {reason}"
+
+
+def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
+    """Return the states of the jobs that squeue or sacct know, by job id.
+
+    Raises:
+        ConfigError: Slurm does not answer.
+    """
+    arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(arrays)}"]
+    done = _ask(*words, "--format=%i|%T|%N|%r")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ConfigError(f"Slurm does not answer: {' '.join(done.stderr.split())[:200]}; try later")
+    found: dict[str, QueueState] = {}
+    for line in done.stdout.splitlines():
+        job_id, state, node, reason = line.strip().split("|", 3)
+        found[job_id] = QueueState(state=state, node=node, reason="" if reason == "None" else reason)
+    gone = [job_id for job_id in job_ids if job_id not in found]
+    if gone and shutil.which("sacct"):
+        watcher = SlurmInfoWatcher()
+        for job_id in gone:
+            watcher.register_job(job_id)
+        done = _ask("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
+        for job_id, info in watcher.read_info(done.stdout).items():
+            if job_id in gone and info.get("State"):
+                found[job_id] = QueueState(
+                    state=info["State"].split()[0], node=info.get("NodeList", ""), reason=info["State"]
+                )
+    return found
+
+
+def cancel_on_slurm(job_ids: Iterable[str]) -> None:
+    """Cancel jobs; a run in training saves first.
+
+    Raises:
+        ConfigError: scancel fails.
+    """
+    done = _ask("scancel", *job_ids)
+    if done.returncode:
+        raise ConfigError(f"scancel: {' '.join(done.stderr.split())[:200]}")
+
+
+def _ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_S)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{words[0]}: no answer from Slurm in {_ANSWER_S:.0f} s; try later") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{words[0]}: not found; install Slurm's client commands") from None
