@@ -99,9 +99,10 @@ class RawSynthetic:
                 why = f" with --events {self.events}" if name == "users" else ""
                 raise DataError(f"--{name} is {value}{why}, it must be at most {high}")
         if self.format == "ml1m" and self.events > self.num_users * self.num_items:
+            most = self.num_users * self.num_items
             raise DataError(
                 f"--events is {self.events}, more than {self.num_users} users can rate {self.num_items} "
-                f"movies once each; lower --events to {self.num_users * self.num_items} or raise --users or --items"
+                f"movies once each; lower --events to {most} or raise --users or --items"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Named arrays in one file, parts of which can be read; written whole or not at all."""
+"""Named arrays in one file. Parts of an array can be read; a file is written atomically."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _INDEX_BYTES = 8  # the length of the index, a little-endian integer, comes firs
 
 
 class ArrayFile:
-    """A file of arrays, opened for as long as something is read from it; safe to share between threads.
+    """A file of arrays. Thread-safe; the file is open only while it is read.
 
     Attributes:
-        meta: the plain data it was written with.
+        path: the file.
+        meta: JSON data written with the arrays.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +36,7 @@ class ArrayFile:
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> None:
-        """Writes one-dimensional `arrays` and JSON data."""
+        """Write one-dimensional `arrays` and JSON data."""
         entries, begin = {}, 0
         for name, values in arrays.items():
             entries[name] = (values.dtype.str, len(values), begin)
@@ -48,16 +49,16 @@ class ArrayFile:
                 file.write(np.ascontiguousarray(values).data)
 
     def length(self, name: str) -> int:
-        """Entries of one array."""
+        """Return the number of entries of one array."""
         return self._arrays[name][1]
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """Entries [begin, end) of one array, all by default."""
+        """Return entries [begin, end) of one array, by default all."""
         end = self.length(name) if end is None else end
         return self.read_ranges(name, np.array([begin]), np.array([end - begin]))
 
     def read_ranges(self, name: str, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The entries [begin, begin + length) of one array, range after range."""
+        """Return entries [begin, begin + length) of one array, concatenated over all ranges."""
         dtype, _, offset = self._arrays[name]
         values = np.empty(int(lengths.sum()), dtype)
         view = values.data.cast("B")
@@ -73,5 +74,5 @@ class ArrayFile:
         while len(view):
             num_read = os.preadv(descriptor, [view], place)
             if num_read == 0:
-                raise OSError(None, "file is cut short", str(self.path))
+                raise OSError(None, "file is truncated", str(self.path))
             view, place = view[num_read:], place + num_read

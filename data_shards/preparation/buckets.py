@@ -1,8 +1,8 @@
-"""The second pass of `prepare`: each bucket's events sorted into sequences.
+"""The second pass of `prepare`: sort the events of each bucket into sequences.
 
-A user is in one bucket only, so whatever concerns one user alone is done here, in memory: the order in time,
-repeats, the greatest length. Items become codes: their distance from the least item where the ids are dense,
-their place among all distinct ids where they are not.
+A user is in one bucket only, so work on single users is done here, in memory: order by time, remove repeats,
+limit the length. Items become codes: their distance from the smallest id if ids are dense, otherwise their
+index among the distinct ids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from longplay.data_shards.progress import Progress, no_progress
 REPEATED_ITEM = "repeated_item"
 OVER_MAX_USER_EVENTS = "over_max_user_events"
 SORT_BYTES_PER_EVENT = 72
-"""Memory that sorting takes at its peak, measured with `benchmarks/prepare.py`."""
+"""Peak memory of sorting, measured with `benchmarks/prepare.py`."""
 _ALWAYS_DENSE = 1 << 20
 _MOST_SPARSE = 4
 
@@ -32,9 +32,11 @@ class BucketOptions:
     """How a user's events become a sequence.
 
     Attributes:
-        dedup_latest: of a user's events with the same item only the latest is kept.
-        max_user_events: only so many of a user's latest events are kept; None: all.
-        memory_bytes: what one thread may use.
+        num_buckets: number of buckets.
+        num_workers: number of threads.
+        dedup_latest: keep only a user's latest event with each item.
+        max_user_events: maximum number of latest events kept of each user; None: all.
+        memory_bytes: memory limit of one thread.
     """
 
     num_buckets: int
@@ -45,12 +47,12 @@ class BucketOptions:
 
 
 class Buckets:
-    """The sorted events on disk: each bucket's users, one sequence after the other.
+    """The sorted events on disk: the concatenated sequences of each bucket's users.
 
     Attributes:
-        num_codes: item codes run from 0 to below this.
-        time_least, time_bits: times are stored as their distance from the least, which has so many bits.
-        dropped: reason -> events left out while sorting.
+        codes: the items' codes.
+        time_least, time_bits: smallest time, and the number of bits of the largest distance from it.
+        dropped: reason -> events dropped while sorting.
     """
 
     def __init__(self, folder: Path, num_buckets: int, codes: ItemCodes, totals: RunTotals) -> None:
@@ -71,24 +73,24 @@ class Buckets:
         return len(self._files)
 
     def users(self, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        """(users,) int64 original ids, rising, and numbers of events."""
+        """Return (users,) int64 original ids in ascending order, and numbers of events."""
         return self._files[bucket].read("user"), self._files[bucket].read("length")
 
     def item_codes(
         self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
     ) -> np.ndarray:
-        """Codes of all events, or of those in some ranges."""
+        """Return the codes of all events, or of those in some ranges."""
         return self._part(self._codes_in[bucket], "item", begins, lengths)
 
     def times(
         self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
     ) -> np.ndarray:
-        """Times of all events, or of those in some ranges, int64."""
+        """Return the int64 times of all events, or of those in some ranges."""
         times = self._part(self._files[bucket], "time", begins, lengths)
         return times.astype(np.int64) + self.time_least if times.dtype == np.uint32 else times
 
     def time_offsets(self, bucket: int) -> np.ndarray:
-        """(events,) uint64 distance of each time from the least of all."""
+        """Return (events,) uint64 distances of the times from the smallest time."""
         times = self._files[bucket].read("time")
         return (
             times.astype(np.uint64)
@@ -107,11 +109,12 @@ class Buckets:
 
 @dataclass(frozen=True)
 class ItemCodes:
-    """Original ids <-> codes.
+    """The mapping from original ids to codes.
 
     Attributes:
-        least: the least original id, code 0, if the ids are dense.
-        distinct: (items,) int64 rising original ids whose places are the codes; None if the ids are dense.
+        least: smallest original id, with code 0, if the ids are dense.
+        num_codes: codes are 0..num_codes - 1.
+        distinct: (items,) int64 ascending original ids, indexed by code; None if the ids are dense.
     """
 
     least: int
@@ -123,12 +126,12 @@ class ItemCodes:
         return self.distinct is None
 
     def originals(self, codes: np.ndarray) -> np.ndarray:
-        """(N,) codes -> (N,) int64 original ids."""
+        """Return the (N,) int64 original ids of (N,) codes."""
         return codes.astype(np.int64) + self.least if self.distinct is None else self.distinct[codes]
 
 
 def ids_are_dense(totals: RunTotals) -> bool:
-    """Whether a table over the whole range of item ids is small beside the events."""
+    """Return whether a table over the whole range of item ids is small compared with the events."""
     low, high = totals.item_range
     return high - low < max(_ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31))
 
@@ -140,10 +143,10 @@ def sort_buckets(
     options: BucketOptions,
     progress: Progress = no_progress,
 ) -> None:
-    """Writes `bucket-00000`... into `folder`, all but those that are there already.
+    """Write `bucket-00000`... into `folder`, except those that exist.
 
     Raises:
-        DataError: the events of one bucket do not fit into the memory.
+        DataError: the events of a bucket do not fit into memory.
     """
     runs, done = open_runs(runs_folder, totals.num_runs), 0
 
@@ -160,7 +163,13 @@ def sort_buckets(
 
 @dataclass(frozen=True)
 class _Events:
-    """The events of one bucket in source order: users rising, `user` the place of each event's among them."""
+    """The events of one bucket in source order.
+
+    Attributes:
+        users: (users,) int64 ascending original ids.
+        user: (events,) index of each event's user in `users`.
+        item, time: (events,) int64.
+    """
 
     users: np.ndarray
     user: np.ndarray
@@ -169,10 +178,10 @@ class _Events:
 
 
 def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events:
-    """Gathers a bucket from all runs.
+    """Read a bucket from all runs.
 
     Raises:
-        DataError: it is larger than memory allows.
+        DataError: the bucket does not fit into memory.
     """
     sizes = [run.meta["event_ptr"][bucket + 1] - run.meta["event_ptr"][bucket] for run in runs]
     num_events = sum(sizes)
@@ -180,7 +189,7 @@ def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events
         needed = -(-num_events * SORT_BYTES_PER_EVENT * options.num_workers * 2 >> 30)
         raise DataError(
             f"{num_events} events of users that must be sorted together do not fit into --memory; pass "
-            f"--memory {needed}GiB, or check that --user names the user"
+            f"--memory {needed}GiB, or check that --user is the column of the user"
         )
     item, time = np.empty(num_events, np.int64), np.empty(num_events, np.int64)
     users, counts, at = [], [], 0
@@ -196,7 +205,7 @@ def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events
 
 
 def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: BucketOptions) -> None:
-    """Sorts, drops what is not wanted, and writes."""
+    """Sort the events of a bucket, apply the options and write the sequences."""
     num_read, dropped = len(events.user), {}
     order = stable_order(events.user, events.time)
     if options.dedup_latest:
@@ -225,7 +234,7 @@ def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: Bucket
 
 
 def latest_of_each_item(user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """The positions, rising, of the last event of each user with each item, in events sorted by user."""
+    """Return the ascending indices of each user's last event with each item, in events sorted by user."""
     order = stable_order(user, item)
     user, item = user[order], item[order]
     last = np.ones(len(order), bool)
@@ -236,7 +245,7 @@ def latest_of_each_item(user: np.ndarray, item: np.ndarray) -> np.ndarray:
 def number_items(
     folder: Path, totals: RunTotals, options: BucketOptions, progress: Progress = no_progress
 ) -> ItemCodes:
-    """Decides on the items' codes; where ids are sparse, writes `codes-00000`... into `folder`."""
+    """Choose the items' codes. If ids are sparse, write `codes-00000`... into `folder`."""
     low, high = totals.item_range
     if ids_are_dense(totals):
         return ItemCodes(low, high - low + 1)
@@ -261,7 +270,7 @@ def number_items(
 
 
 def _distinct_items(folder: Path, options: BucketOptions) -> np.ndarray:
-    """All distinct items, rising; merged whenever as many are waiting as are known."""
+    """Return the distinct items in ascending order, merging whenever the buffer is as long as the result."""
     known, waiting, num_waiting = np.empty(0, np.int64), [], 0
 
     def work(bucket: int) -> np.ndarray:

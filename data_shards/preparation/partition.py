@@ -1,7 +1,7 @@
-"""The first pass of `prepare`: blocks of a source, each parsed and split by user into buckets on disk.
+"""The first pass of `prepare`: parse the blocks of a source and partition their events by user into buckets.
 
-A run is one block's events grouped by user, users grouped by bucket: a bucket takes its part of every run in
-order, so that events of a user meet again in the order of the source.
+A run holds the events of one block, grouped by user, with users grouped by bucket. A bucket is read from all
+runs in order, which restores the source's order of each user's events.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ _LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
 
 @dataclass
 class RunTotals:
-    """What all runs hold together.
+    """Totals over all runs.
 
     Attributes:
-        rows_in, num_events: rows read, and events kept of them.
-        dropped: reason -> rows left out although sound.
-        item_range, time_range: the least and the greatest; (0, 0) without events.
+        num_runs: number of runs.
+        rows_in, num_events: rows read, and events kept.
+        bad_rows: unusable rows.
+        dropped: reason -> usable rows that the options exclude.
+        item_range, time_range: smallest and largest value; (0, 0) without events.
     """
 
     num_runs: int = 0
@@ -45,17 +47,17 @@ class RunTotals:
     time_range: tuple[int, int] = (0, 0)
 
     def account(self) -> str:
-        """Rows left out, by reason, as one line."""
+        """Return the dropped rows by reason, as one line."""
         reasons = {**self.bad_rows.counts, **self.dropped}
         return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads."""
+        """Return plain data for `from_json`."""
         return {**vars(self), "bad_rows": self.bad_rows.to_json()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> RunTotals:
-        """What `to_json` gave."""
+        """Restore the result of `to_json`."""
         ranges = {name: tuple(content[name]) for name in ("item_range", "time_range")}
         return cls(**{**content, **ranges, "bad_rows": BadRows.from_json(content["bad_rows"])})
 
@@ -65,8 +67,11 @@ class RunOptions:
     """How blocks become runs.
 
     Attributes:
-        from_time, until_time: events before the one, and from the other on, are left out.
-        max_bad_fraction: the run stops once more rows than this share of the source can be seen to be bad.
+        block_bytes: size of a block of text.
+        num_buckets: number of buckets.
+        num_workers: number of threads.
+        from_time, until_time: keep only events at or after `from_time` and before `until_time`.
+        max_bad_fraction: reading stops early if clearly more than this share of the rows is unusable.
     """
 
     block_bytes: int
@@ -80,10 +85,10 @@ class RunOptions:
 def write_runs(
     source: Source, folder: Path, options: RunOptions, progress: Progress = no_progress
 ) -> RunTotals:
-    """Writes `run-0000000`... into `folder`, all but those that are there already.
+    """Write `run-0000000`... into `folder`, except those that exist.
 
     Raises:
-        DataError: the source cannot be read, or too many of its rows are bad.
+        DataError: the source cannot be read, or too many of its rows are unusable.
     """
     totals, weight, total_weight = RunTotals(), 0, max(1, source.total_weight())
     part, rows_before = None, 0
@@ -113,12 +118,12 @@ def write_runs(
 
 
 def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
-    """The runs in the order of the source."""
+    """Return the runs in the order of the source."""
     return [ArrayFile(folder / f"run-{number:07d}") for number in range(num_runs)]
 
 
 def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
-    """Groups the events of a block by bucket and user, and writes them."""
+    """Group the events of a block by bucket and user, and write them."""
     user, item, time, dropped = block.user, block.item, block.time, dict(block.dropped)
     for limit, reason in ((options.from_time, BEFORE_FROM), (options.until_time, AFTER_UNTIL)):
         if limit is None:
@@ -157,7 +162,7 @@ def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
 
 
 def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
-    """(N,) users -> (N,) int64, spread evenly whatever the ids."""
+    """Return the (N,) int64 bucket of each user. Users are spread evenly for any ids."""
     mixed = users.astype(np.uint64) * _HASH
     return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
 
@@ -165,7 +170,7 @@ def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
 def bucket_parts(
     runs: list[ArrayFile], bucket: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each run that has some: users, their numbers of events, items and times, all int64."""
+    """Yield users, their numbers of events, items and times (int64 each) of every run that has events."""
     for run in runs:
         (first, end), (begin, stop) = (
             run.meta[name][bucket : bucket + 2] for name in ("user_ptr", "event_ptr")
@@ -180,7 +185,7 @@ def bucket_parts(
 
 
 def _widened(values: np.ndarray, least: int) -> np.ndarray:
-    """What `narrowest` made narrow, as int64 again."""
+    """Undo `narrowest`: return int64 values."""
     return values.astype(np.int64) + least if values.dtype == np.uint32 else values
 
 
@@ -189,7 +194,7 @@ def _range(values: np.ndarray) -> tuple[int, int]:
 
 
 def _add(totals: RunTotals, meta: dict) -> None:
-    """Adds the account of one run to the totals."""
+    """Add the counts of one run to the totals."""
     totals.num_runs += 1
     totals.rows_in += meta["rows_in"]
     for reason, count in meta["dropped"].items():

@@ -1,8 +1,8 @@
-"""Source -> prepared dataset folder: out of core, restartable, whole or not at all.
+"""Turn a source into a prepared dataset folder: out of core, resumable and atomic.
 
-The passes: blocks of the source are parsed and split by user (`runs`), each bucket of users is sorted
-(`buckets`), users and items are chosen and items numbered (`selection`), shards are written (`shard_writer`).
-What a pass has written is not written again when the same command is repeated after an interruption.
+Four passes: parse the blocks of the source and partition their events by user (`partition`), sort each bucket
+of users (`buckets`), select users and items and number the items (`selection`), write the shards (`writing`).
+When the same command is repeated after an interruption, finished work is reused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from longplay.data_shards.storage.manifest import (
 DEFAULT_MEMORY_BYTES = 4 << 30
 MIN_MEMORY_BYTES = 256 << 20
 SCRATCH_BYTES_PER_EVENT = 21
-"""Of disk at the fullest moment, the dataset included, where ids and times span less than 2**32."""
+"""Peak disk use, including the dataset, if ids and times span less than 2**32."""
 _MOST_BLOCK_BYTES = 64 << 20
 _LEAST_BLOCK_BYTES = 1 << 20
 _MEMORY_PER_BLOCK_BYTE = 12  # of a block of text, while it is parsed and split
@@ -57,21 +57,22 @@ _ROW_GROUP = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """What to keep and how to lay it out.
+    """Which events to keep, and how to write them.
 
     Attributes:
-        min_user_events, min_item_events: users and items with fewer are dropped, in turns until none is left;
-            one event holds no transition.
-        max_user_events: so many latest events of a user are kept, of those there are before rare items and
-            short users are dropped; None: all.
-        dedup_latest: of a user's events with the same item only the latest is kept.
-        from_time, until_time: events before the one and from the other on are left out; the source's unit.
-        max_bad_fraction: share of unusable rows above which the run stops.
-        num_shards: None for a default by size, see `default_num_shards`.
-        seed: draws the order of the users in the shards.
-        overwrite: replace the dataset that is at the output path.
-        memory_bytes: what to stay within; changes nothing in the result.
-        scratch: where intermediate files go; None: beside the output.
+        min_user_events, min_item_events: users and items with fewer events are dropped, repeatedly until both
+            limits hold. A user needs at least 2 events to have a transition.
+        max_user_events: maximum number of latest events kept of each user, before rare items and short users
+            are dropped; None: all.
+        dedup_latest: keep only a user's latest event with each item.
+        from_time, until_time: keep only events at or after `from_time` and before `until_time`, in the
+            source's unit.
+        max_bad_fraction: maximum share of unusable rows.
+        num_shards: number of shards; None: chosen by `default_num_shards`.
+        seed: seed of the order of users in the shards.
+        overwrite: replace an existing dataset at the output path.
+        memory_bytes: memory limit. Does not change the result.
+        scratch: folder for temporary files; None: the parent of the output.
     """
 
     min_user_events: int = 2
@@ -106,7 +107,8 @@ class PrepareOptions:
                 raise DataError(f"--{flag} is {value}, it must be at least {least}")
         if self.from_time is not None and self.until_time is not None and self.from_time >= self.until_time:
             raise DataError(
-                f"--from {self.from_time} is not before --until {self.until_time}; no event can lie between"
+                f"--from {self.from_time} is not before --until {self.until_time}, so no event is kept; "
+                "pass a smaller --from or a larger --until"
             )
         if self.memory_bytes < MIN_MEMORY_BYTES:
             raise DataError(
@@ -114,7 +116,7 @@ class PrepareOptions:
             )
 
     def selecting(self) -> dict[str, int | bool | None]:
-        """What decides which events are kept and how they lie, as the manifest says it."""
+        """Return the options that decide which events are kept and in which order, for the manifest."""
         names = (
             "min_user_events",
             "min_item_events",
@@ -129,7 +131,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished dataset: its manifest, and the rows of the source that were unusable."""
+    """A finished dataset: its manifest and the unusable rows of the source."""
 
     manifest: Manifest
     bad_rows: BadRows
@@ -137,11 +139,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """How the work is cut so that it fits into memory; the result does not depend on it.
+    """How the work is divided to fit into memory. Does not change the result.
 
     Attributes:
-        block_bytes: text parsed at a time by a thread.
-        num_buckets: parts into which users are split.
+        num_workers: number of threads.
+        block_bytes: text that a thread parses at a time.
+        num_buckets: number of parts into which users are divided.
     """
 
     num_workers: int
@@ -150,7 +153,7 @@ class WorkPlan:
 
     @classmethod
     def make(cls, max_events: int, memory_bytes: int, num_workers: int) -> WorkPlan:
-        """The plan for at most `max_events` events, twice as finely cut as even buckets need."""
+        """Return the plan for at most `max_events` events, with twice the buckets of an even division."""
         per_thread = memory_bytes // num_workers
         block_bytes = min(
             max(per_thread // 2 // _MEMORY_PER_BLOCK_BYTE, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES
@@ -163,13 +166,13 @@ class WorkPlan:
 def prepare_dataset(
     source: Source, out: Path, options: PrepareOptions, progress: Progress = no_progress
 ) -> Prepared:
-    """Reads `source` and writes the dataset folder `out`; on any failure `out` is as it was before.
+    """Read `source` and write the dataset folder `out`. If this fails, `out` is unchanged.
 
-    After a kill, a signal or a full disk the same call goes on where that one ended; a faulty source leaves
-    nothing behind.
+    After a kill, a signal or a full disk, the same call resumes. After an error in the source, the temporary
+    files are removed.
 
     Raises:
-        DataError: unusable source or options, or `out` is taken.
+        DataError: the source or an option is unusable, or `out` exists and may not be replaced.
     """
     check_output(out, overwrite=options.overwrite)
     plan = WorkPlan.make(source.max_events(), options.memory_bytes, default_num_workers())
@@ -183,9 +186,9 @@ def prepare_dataset(
             raise
         except OSError as error:
             raise DataError(
-                f"{error.filename or work.path}: cannot be written ({error.strerror or error}); make room "
-                f"and repeat the command, which goes on from {work.path}, or delete that folder and choose "
-                "another --scratch or --out"
+                f"{error.filename or work.path}: cannot be written ({error.strerror or error}); free "
+                f"disk space and repeat the command, which resumes from {work.path}, or delete that folder "
+                "and choose another --scratch or --out"
             ) from error
         remove(work)
     return prepared
@@ -194,7 +197,7 @@ def prepare_dataset(
 def _prepare(
     source: Source, work: WorkFolder, options: PrepareOptions, plan: WorkPlan, progress: Progress
 ) -> Prepared:
-    """All passes, into `work.output`."""
+    """Run all passes and write the dataset to `work.output`."""
     totals = _read(source, work, options, plan, progress)
     buckets = _sort(work, totals, options, plan, progress)
     selection, time_quantiles = _select(source, work, buckets, options, plan, progress)
@@ -231,7 +234,7 @@ def _prepare(
 def _read(
     source: Source, work: WorkFolder, options: PrepareOptions, plan: WorkPlan, progress: Progress
 ) -> RunTotals:
-    """The first pass."""
+    """Run the first pass, or read its result."""
     account = work.path / "totals.json"
     if account.exists():
         return RunTotals.from_json(json.loads(account.read_text()))
@@ -247,10 +250,10 @@ def _read(
     totals.bad_rows.check(totals.rows_in, options.max_bad_fraction)
     where = ", ".join(source.describe()["paths"]) or "events"
     if totals.rows_in == totals.bad_rows.counts.get(BLANK_LINE, 0):
-        raise DataError(f"{where}: no events (only a header or blank lines); pass a file with rows")
+        raise DataError(f"{where}: no events, only a header or blank lines; pass a file with events")
     if totals.num_events == 0:
         raise DataError(
-            f"{where}: none of {totals.rows_in} rows is left: {totals.account()}; choose other options"
+            f"{where}: all {totals.rows_in} rows are dropped ({totals.account()}); choose other options"
         )
     write_bytes(account, json.dumps(totals.to_json()).encode(), sync=False)
     return totals
@@ -259,7 +262,7 @@ def _read(
 def _sort(
     work: WorkFolder, totals: RunTotals, options: PrepareOptions, plan: WorkPlan, progress: Progress
 ) -> Buckets:
-    """The second pass; afterwards the runs are not needed."""
+    """Run the second pass, then delete the runs."""
     bucket_options = BucketOptions(
         num_buckets=plan.num_buckets,
         num_workers=plan.num_workers,
@@ -284,7 +287,7 @@ def _select(
     plan: WorkPlan,
     progress: Progress,
 ) -> tuple[Selection, np.ndarray]:
-    """The third pass."""
+    """Run the third pass, or read its result."""
     kept, quantiles = work.path / "selection", work.path / "time-quantiles"
     if kept.exists():
         return Selection.read(kept), ArrayFile(quantiles).read("time")
@@ -304,20 +307,21 @@ def _select(
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Whether a dataset may be written to `out`.
+    """Check that a dataset may be written to `out`.
 
     Raises:
-        DataError: something is there that must not, or may not yet, be replaced.
+        DataError: `out` exists and is not a dataset, or `overwrite` is off.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_dataset(out):
         raise DataError(
-            f"{out}: exists and is no prepared dataset; choose another --out (--overwrite only replaces one)"
+            f"{out}: exists and is not a prepared dataset; choose another --out (--overwrite replaces only "
+            "datasets)"
         )
     if not overwrite:
         raise DataError(
-            f"{out}: a dataset is there already; pass --overwrite to replace it, or choose another --out"
+            f"{out}: already contains a dataset; pass --overwrite to replace it, or choose another --out"
         )
 
 
@@ -344,7 +348,7 @@ def _write_users(folder: Path, selection: Selection, assignment: list[np.ndarray
 
 
 def _write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Writes int64 columns, a million rows at a time."""
+    """Write int64 columns, a million rows at a time."""
     schema = pa.schema([(name, pa.int64()) for name in columns])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for begin in range(0, len(next(iter(columns.values()))), _ROW_GROUP):

@@ -1,6 +1,7 @@
-"""The third pass of `prepare`: which users and items stay, and how the items are numbered.
+"""The third pass of `prepare`: select users and items, and number the items.
 
-An event stays if its user and its item do, so no pass writes events: the state is a flag per user and item.
+An event is kept if its user and its item are kept, so this pass writes no events: its state is one flag per
+user and item.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _DIGIT_BITS = 11
 
 @dataclass(frozen=True)
 class Selection:
-    """Users and items that stay.
+    """The users and items that are kept.
 
     Attributes:
-        user_original_ids: (users,) int64, rising.
-        lengths: (users,) int64 events that stay of each.
-        bucket, begin, stored: (users,) int64, where each user's events are stored, and how many are.
-        item_original_ids, item_counts: (items,) int64; entry i belongs to item id i + 1, counts do not rise.
-        item_ids: (codes,) int32, the item id of each code, 0 for those that do not stay.
+        user_original_ids: (users,) int64, ascending.
+        lengths: (users,) int64 number of kept events of each user.
+        bucket, begin, stored: (users,) int64 bucket, first event and number of events of each user on disk.
+        item_original_ids, item_counts: (items,) int64; entry i belongs to item id i + 1, counts are
+            descending.
+        item_ids: (codes,) int32 item id of each code, 0 for dropped items.
         dropped: reason -> events.
     """
 
@@ -53,25 +55,25 @@ class Selection:
         return int(self.lengths.sum())
 
     def write(self, path: Path) -> None:
-        """Keeps it for a process that goes on later."""
+        """Save the selection for a process that resumes."""
         arrays = {name: value for name, value in vars(self).items() if name != "dropped"}
         ArrayFile.write(path, arrays, {"dropped": self.dropped})
 
     @classmethod
     def read(cls, path: Path) -> Selection:
-        """What `write` kept."""
+        """Read the result of `write`."""
         file = ArrayFile(path)
         names = [name for name in cls.__dataclass_fields__ if name != "dropped"]
         return cls(**{name: file.read(name) for name in names}, dropped=file.meta["dropped"])
 
 
 class _Counter:
-    """Flags of users and items, and the counts that follow from them.
+    """Flags of the kept users and items, and the resulting counts.
 
     Attributes:
-        users, stored, lengths: (users,) int64 original ids, events stored, and events that stay.
-        user_ptr: (buckets + 1,) int64 the first user of each bucket.
-        item_stays, item_counts: (codes,) bool, and int64 events that stay.
+        users, stored, lengths: (users,) int64 original ids, events on disk, and kept events.
+        user_ptr: (buckets + 1,) int64 first user of each bucket.
+        item_stays, item_counts: (codes,) bool flag of each item, and int64 number of its kept events.
     """
 
     def __init__(self, buckets: Buckets, num_workers: int, progress: Progress) -> None:
@@ -85,14 +87,14 @@ class _Counter:
         self.item_counts = np.zeros(buckets.codes.num_codes, np.int64)
 
     def drop_short(self, min_user_events: int) -> int:
-        """Users with too few events lose all; returns how many events that are."""
+        """Drop users with too few events; return the number of dropped events."""
         short = self.lengths < min_user_events
         num_dropped = int(self.lengths[short].sum())
         self.lengths[short] = 0
         return num_dropped
 
     def drop_rare(self, min_item_events: int) -> int:
-        """Items with too few events lose all; returns how many events that are."""
+        """Drop items with too few events; return the number of dropped events."""
         rare = (self.item_counts > 0) & (self.item_counts < min_item_events)
         num_dropped = int(self.item_counts[rare].sum())
         self.item_stays[rare] = False
@@ -102,7 +104,7 @@ class _Counter:
         return num_dropped
 
     def count_items(self) -> None:
-        """Counts the events that stay of every item."""
+        """Count the kept events of every item."""
         self.item_counts[:] = 0
         for _, codes, stays in self._staying("counting items"):
             np.add.at(self.item_counts, codes if stays.all() else codes[stays], 1)
@@ -115,7 +117,7 @@ class _Counter:
             self.lengths[first:end] = before[ptr[1:]] - before[ptr[:-1]]
 
     def _staying(self, stage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of each bucket its number, its codes, and which of its events stay."""
+        """Yield the number of each bucket, its codes, and which of its events are kept."""
 
         def read(bucket: int) -> tuple[int, np.ndarray, np.ndarray]:
             codes = self._buckets.item_codes(bucket)
@@ -128,7 +130,7 @@ class _Counter:
             self._progress(stage, done, int(self.stored.sum()))
 
     def stays(self, bucket: int, codes: np.ndarray) -> np.ndarray:
-        """(events,) bool of one bucket."""
+        """Return (events,) bool: which events of a bucket are kept."""
         first, end = self.user_ptr[bucket : bucket + 2]
         stays = np.repeat(self.lengths[first:end] > 0, self.stored[first:end])
         return stays if self.item_stays.all() else stays & self.item_stays[codes]
@@ -142,13 +144,14 @@ def select(
     num_workers: int,
     progress: Progress = no_progress,
 ) -> tuple[Selection, np.ndarray]:
-    """Drops rare items, then short users, again and again until all that stay have enough events.
+    """Drop rare items and short users repeatedly until all remaining ones have enough events.
 
     Returns:
-        What stays, and the exact times at ranks i/1000 of its events, the lower of two neighbours.
+        The selection, and the exact times at ranks i/1000 of its events in time order, rounded down to an
+        event.
 
     Raises:
-        DataError: nothing stays.
+        DataError: no event remains.
     """
     counter = _Counter(buckets, num_workers, progress)
     dropped = {ITEM_TOO_RARE: 0, USER_TOO_SHORT: 0}
@@ -171,17 +174,17 @@ def _nothing_left(counter: _Counter, min_user_events: int, min_item_events: int)
     num_events, longest = int(counter.stored.sum()), int(counter.stored.max(initial=0))
     if min_item_events > 1:
         return DataError(
-            f"nothing left of {num_events} usable events: no users with {min_user_events} events of items "
-            f"with {min_item_events}; lower --min-item-events or --min-user-events"
+            f"nothing left of {num_events} usable events: no user has {min_user_events} events of items with "
+            f"{min_item_events} events; lower --min-item-events or --min-user-events"
         )
     return DataError(
         f"nothing left: no user has {min_user_events} of the {num_events} usable events (the longest has "
-        f"{longest}); lower --min-user-events (2 at least), or check that --user names the user"
+        f"{longest}); lower --min-user-events (minimum 2), or check that --user is the column of the user"
     )
 
 
 def _selected(buckets: Buckets, counter: _Counter, dropped: dict[str, int]) -> Selection:
-    """Numbers the items, and puts the users in the order of their ids."""
+    """Number the items, and order the users by id."""
     stays = np.flatnonzero(counter.lengths > 0)
     users = stays[np.argsort(counter.users[stays], kind="stable")]
     bucket = np.repeat(np.arange(len(buckets)), np.diff(counter.user_ptr))
@@ -207,10 +210,10 @@ def _selected(buckets: Buckets, counter: _Counter, dropped: dict[str, int]) -> S
 
 
 def _time_quantiles(buckets: Buckets, counter: _Counter, num_workers: int, progress: Progress) -> np.ndarray:
-    """(1001,) int64 exact times at ranks i/1000 of the events that stay, found from the highest digit on."""
+    """Return (1001,) int64 exact times at ranks i/1000 of the kept events, by radix selection."""
     num_events = int(counter.lengths.sum())
     rest = np.arange(NUM_QUANTILES + 1) * (num_events - 1) // NUM_QUANTILES
-    prefix = np.zeros(len(rest), np.uint64)  # of each quantile, the digits found so far
+    prefix = np.zeros(len(rest), np.uint64)  # the digits of each quantile that are known so far
     shift, width = buckets.time_bits, min(_FIRST_DIGIT_BITS, buckets.time_bits)
     while shift:
         shift -= width

@@ -1,4 +1,4 @@
-"""Sorting by several keys, stably: one sort of packed 64-bit words where the keys fit into them."""
+"""Sort stably by several keys, with one sort of packed 64-bit words if the keys fit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ _WORD_BITS = 64
 
 
 def stable_order(*keys: np.ndarray) -> np.ndarray:
-    """The positions of the entries in rising order, the first key deciding first, equal ones as they stand.
+    """Return the (N,) int64 indices that sort entries in ascending order, stably.
 
     Args:
-        keys: (N,) integers each.
-
-    Returns:
-        (N,) int64.
+        keys: (N,) integers each, the most significant key first.
     """
     num = len(keys[0])
     if num == 0:
@@ -36,11 +33,11 @@ def stable_order(*keys: np.ndarray) -> np.ndarray:
 
 
 def concatenated_ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers of all ranges [begin, begin + length), one range after the other."""
+    """Return the numbers of all ranges [begin, begin + length), concatenated."""
     starts = np.cumsum(lengths) - lengths
     return np.repeat(begins - starts, lengths) + np.arange(int(lengths.sum()))
 
 
 def narrowest(values: np.ndarray, least: int, most: int) -> np.ndarray:
-    """`values - least` as uint32 where `most` allows, the values as they are where not."""
+    """Return `values - least` as uint32 if `most - least` fits, otherwise `values`."""
     return (values - least).astype(np.uint32) if most - least < 1 << 32 else values

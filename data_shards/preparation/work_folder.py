@@ -1,4 +1,4 @@
-"""The folder in which an interrupted `prepare` is found again by the same command."""
+"""The temporary folder from which the same `prepare` command resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _KEY_NAME = "key.json"
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Scratch space of one job.
+    """Temporary folders of one job.
 
     Attributes:
-        path: intermediate files.
-        output: the dataset while it is not whole, beside its final place.
+        path: folder of intermediate files.
+        output: folder of the unfinished dataset, next to its final place.
     """
 
     path: Path
     output: Path
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` was marked as finished, by this process or one before."""
+        """Return whether this or an earlier process has marked `stage` as done."""
         return (self.path / f"{stage}.done").exists()
 
     def mark_done(self, stage: str) -> None:
-        """Says that nothing of `stage` need be done again."""
+        """Mark `stage` as done, so that it is not repeated."""
         (self.path / f"{stage}.done").touch()
 
     def folder(self, name: str) -> Path:
-        """A folder in the scratch space."""
+        """Return a subfolder, created if necessary."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         return folder
@@ -47,12 +47,12 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolder]:
-    """The scratch space of the job that writes `out`, locked; empty unless a job of the same `key` left it.
+    """Lock the temporary folders of the job that writes `out`; clear them if another `key` has used them.
 
-    It stays when the work is interrupted; `remove` it when it is not needed.
+    The folders remain after an interruption. Call `remove` when they are not needed any more.
 
     Raises:
-        DataError: it cannot be created, or another process works there.
+        DataError: a folder cannot be created, or another process uses it.
     """
     name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
     path = (out.parent if scratch is None else scratch) / name
@@ -78,14 +78,14 @@ def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolde
 
 
 def remove(work: WorkFolder) -> None:
-    """Deletes everything of a job that is not the finished dataset; its key first, as a rest is no use."""
+    """Delete the temporary folders, the key first, so that a partial deletion is not resumed."""
     (work.path / _KEY_NAME).unlink(missing_ok=True)
     shutil.rmtree(work.output, ignore_errors=True)
     shutil.rmtree(work.path, ignore_errors=True)
 
 
 def _clear(work: WorkFolder) -> None:
-    """Deletes what another job left, its key first."""
+    """Delete the files of another job, its key first."""
     (work.path / _KEY_NAME).unlink(missing_ok=True)
     shutil.rmtree(work.output, ignore_errors=True)
     for entry in work.path.iterdir():

@@ -1,4 +1,4 @@
-"""Work shared by a few threads, with as much of it in memory as there are threads."""
+"""Run a function over many arguments in a few threads, with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MOST_WORKERS = 8
 
 
 def default_num_workers() -> int:
-    """The cores this process may use, at most 8."""
+    """Return the number of cores that this process may use, at most 8."""
     return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def in_order(function: Callable[[A], B], arguments: Iterable[A], num_workers: int) -> Iterator[B]:
-    """Yields `function` of each argument, in their order, computed by `num_workers` threads.
+    """Yield the result of `function` for each argument, in order, computed by `num_workers` threads.
 
-    Arguments are taken only as threads come free. The first exception is raised here, after which nothing new
-    begins.
+    Arguments are taken only when a thread is free. The first exception is raised here, and no further call
+    starts.
     """
     pending: deque[Future[B]] = deque()
     with ThreadPoolExecutor(num_workers, thread_name_prefix="longplay-prepare") as pool:

@@ -1,4 +1,4 @@
-"""Sequences -> tar shards that WebDataset reads, the same bytes for the same input."""
+"""Write sequences to tar shards that WebDataset can read. Equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from longplay.data_shards.storage.manifest import ShardInfo
 from longplay.data_shards.storage.shard_layout import ShardWriter
 
 SHARD_GROUP = 24
-"""Shard counts are multiples of this, so that any usual number of lanes gets equally many."""
+"""Shard counts are multiples of this, so that common numbers of lanes divide them."""
 MAX_SHARD_EVENTS = 4_000_000
 
 
 def default_num_shards(num_events: int, num_users: int) -> int:
-    """The smallest multiple of 24 that keeps a shard near 4 M events; never more than there are users."""
+    """Return the smallest multiple of 24 with about 4 M events per shard, at most the number of users."""
     if num_users < SHARD_GROUP:
         return num_users
     wanted = -(-num_events // (MAX_SHARD_EVENTS * SHARD_GROUP)) * SHARD_GROUP
@@ -31,12 +31,13 @@ def default_num_shards(num_events: int, num_users: int) -> int:
 
 
 def assign_users(lengths: np.ndarray, num_shards: int, seed: int) -> list[np.ndarray]:
-    """Deals users to shards: equally many to within one, nearly equal events, in an order drawn from `seed`.
+    """Distribute users over shards so that their numbers of users and of events are nearly equal.
 
-    Users are dealt from the longest to the shortest, to the shards forth and back.
+    Users are assigned from the longest to the shortest history, to shards in alternating order. `seed`
+    shuffles the users within a shard.
 
     Returns:
-        For each shard, the users (indices into `lengths`) in the order they are written.
+        For each shard, the users (indices into `lengths`) in the order in which they are written.
     """
     shuffled = np.random.default_rng(seed).permutation(len(lengths))
     place = np.empty_like(shuffled)
@@ -58,9 +59,9 @@ def write_shards(
     num_workers: int,
     progress: Progress = no_progress,
 ) -> list[ShardInfo]:
-    """Writes `shard-00000.tar`... into `folder`; users are numbered from 0 as `assignment` orders them.
+    """Write `shard-00000.tar`... into `folder`, numbering users from 0 in the order of `assignment`.
 
-    A shard that is there already is kept, with what `shard-00000.json` says of it.
+    A shard that exists, with its entry for the manifest in `shard-00000.json`, is kept.
     """
     first_users = np.cumsum([0, *(len(users) for users in assignment)]).tolist()
 
@@ -86,7 +87,7 @@ def write_shards(
 def _write_shard(
     path: Path, buckets: Buckets, selection: Selection, users: np.ndarray, first_user: int
 ) -> ShardInfo:
-    """Gathers the events of `users`, bucket by bucket, and writes them in the users' order."""
+    """Read the events of `users` bucket by bucket, and write them in the order of the users."""
     items, times = np.empty(len(users), object), np.empty(len(users), object)
     places = np.lexsort((selection.begin[users], selection.bucket[users]))
     in_bucket = selection.bucket[users[places]]
@@ -107,7 +108,7 @@ def _write_shard(
 
 
 def _split(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The parts of `values` that end at `ends`, in an array of arrays."""
+    """Split `values` at `ends`, into an array of arrays."""
     parts = np.empty(len(ends) + 1, object)
     parts[:] = [values[begin:end] for begin, end in pairwise([0, *ends.tolist(), len(values)])]
     return parts

@@ -113,10 +113,10 @@ def test_prepare_replaces_nothing_unasked(tmp_path: Path, data: Path, refuse: Re
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     refuse(
-        "prepare", "synthetic", "--out", data, *SIZE, pattern="a dataset is there already; pass --overwrite"
+        "prepare", "synthetic", "--out", data, *SIZE, pattern="already contains a dataset; pass --overwrite"
     )
     taken = ("--out", tmp_path / "photos", "--overwrite")
-    refuse("prepare", "synthetic", *taken, *SIZE, pattern="is no prepared dataset; choose another --out")
+    refuse("prepare", "synthetic", *taken, *SIZE, pattern="is not a prepared dataset; choose another --out")
 
 
 # ---------------------------------------------------------------------- train: settings

@@ -82,7 +82,7 @@ TEXT_FAULTS = {
         "user_id,itemid,timestamp\n1,2,3\n",
         r"nearest 'itemid'\); choose a column with --item",
     ),
-    "only a header": ("user_id,item_id,timestamp\n", r"no events \(only a header or blank lines\)"),
+    "only a header": ("user_id,item_id,timestamp\n", r"no events, only a header or blank lines"),
     "empty": ("", r"is empty; pass a file with events"),
     "binary": (b"user_id,item_id,timestamp\n1,2\x003,4\n", r"line 2: item_id is not an integer"),
     "one event each": (
@@ -174,7 +174,7 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
     argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set")]
     assert prepare.main(argv) == 0
     capsys.readouterr()
-    assert_refused(argv, "a dataset is there already; pass --overwrite", capsys)
+    assert_refused(argv, "already contains a dataset; pass --overwrite", capsys)
     assert prepare.main([*argv, "--overwrite"]) == 0
 
 

@@ -87,7 +87,7 @@ def test_a_full_disk_is_one_line_and_a_repeat_resumes(
         argv = ["lfm1b", str(path), "--out", str(out), "--scratch", str(small)]
         assert main(argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "cannot be written (No space left on device); make room and repeat the command" in line
+        assert "cannot be written (No space left on device); free disk space and repeat the command" in line
         assert not out.exists()
         subprocess.run(["mount", "-o", "remount,size=64M", str(small)], check=True)
         assert main(argv) == 0

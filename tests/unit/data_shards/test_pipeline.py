@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_output_unchanged_and_a_repeat_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(prepare_module, step, fail)
         with pytest.raises(
-            DataError, match=r"cannot be written \(No space left on device\); make room and rep"
+            DataError, match=r"cannot be written \(No space left on device\); free disk space and rep"
         ):
             prepare_dataset(source, out, options)
     assert (folder_bytes(out) if out.exists() else {}) == before
@@ -135,7 +135,7 @@ def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None
     out = tmp_path / "set"
     first = prepared(FrameSource(random_events(np.full(30, 5))), out)
     source = FrameSource(random_events(np.full(30, 6)))
-    with pytest.raises(DataError, match="a dataset is there already; pass --overwrite"):
+    with pytest.raises(DataError, match="already contains a dataset; pass --overwrite"):
         prepare_dataset(source, out, PrepareOptions())
     assert Dataset.open(out).dataset_id == first.dataset_id
     assert prepared(source, out, PrepareOptions(overwrite=True)).num_events == 180
@@ -146,6 +146,6 @@ def test_a_folder_without_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     source = FrameSource(random_events(np.full(30, 5)))
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"is no prepared dataset; choose another --out .*--overwrite"):
+        with pytest.raises(DataError, match=r"is not a prepared dataset; choose another --out .*--overwrite"):
             prepare_dataset(source, tmp_path, PrepareOptions(overwrite=overwrite))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"

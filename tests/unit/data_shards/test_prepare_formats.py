@@ -101,7 +101,7 @@ def assert_matches_plain_python(
     expected, dropped = naive_prepare(lines, form, options)
     with planned(plan):
         if not expected:
-            with pytest.raises(DataError, match=r"nothing left|no events|rows is left"):
+            with pytest.raises(DataError, match=r"nothing left|no events|rows are dropped"):
                 prepare_dataset(source, out, options)
             return
         dataset = prepared(source, out, options)
