@@ -80,8 +80,8 @@ TEXT_FAULTS = {
         r"events\.csv, line 3: timestamp is not an integer",
     ),
     "user that is no integer": (HEAD + "ann,2,3\n1,2,4\n", r"events\.csv, line 2: user_id is not an integer"),
-    "nothing": ("", r"events\.csv: empty; pass a file that holds events"),
-    "a header alone": (HEAD, r"events\.csv: no events .*pass a file with rows"),
+    "nothing": ("", r"events\.csv: is empty; pass a file with events"),
+    "a header alone": (HEAD, r"events\.csv: no events, .*pass a file with events"),
     "one event each": (HEAD + "1,2,3\n2,2,3\n", r"events\.csv: nothing left: .*--user"),
 }
 
@@ -97,7 +97,7 @@ def test_prepare_refuses_files_it_cannot_read(tmp_path: Path, refuse: Refuse) ->
     (tmp_path / "text.parquet").write_text("no Parquet")
     out = ("--out", tmp_path / "out")
     refuse("prepare", "csv", tmp_path / "gone", *out, pattern="gone: no such file; check the path")
-    refuse("prepare", "csv", tmp_path, *out, pattern="a folder, not a file; name the file")
+    refuse("prepare", "csv", tmp_path, *out, pattern="is a folder; give the path of the file")
     refuse("prepare", "ml1m", tmp_path, *out, pattern=r"ratings\.dat: no such file; check the path")
     refuse("prepare", "parquet", tmp_path / "text.parquet", *out, pattern=r"text\.parquet: cannot be read")
 
