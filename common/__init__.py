@@ -1,1 +1,1 @@
-"""What every folder shares: registries, atomic writes, locks, checksums, byte sizes, tensor files."""
+"""Utilities shared by all packages: registries, atomic writes, locks, checksums, byte sizes, tensor files."""

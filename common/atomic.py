@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all: written under a temporary name, renamed to commit."""
+"""Atomic writes of files and folders: write under a temporary name, then rename to commit."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the hidden name beside `path` under which its content is written."""
+    """Return the hidden sibling of `path` that holds its content until it is committed."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -18,11 +18,12 @@ def temporary_name(path: Path) -> Path:
 def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; rename it to `path` when the context ends without an exception.
 
-    After a crash `path` holds the old content or the new content. An exception deletes the temporary file.
+    After a crash, `path` holds either the old or the new content. An exception deletes the temporary file.
 
     Args:
-        sync: whether the content is flushed to disk before the rename. Without it a power failure can leave
-            an empty file; a killed process cannot.
+        sync: flush the content to disk before the rename. Without it, a power failure can leave an empty
+            file; killing the process cannot.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -40,25 +41,25 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Replace the content of `path` atomically; arguments and errors as in `atomic_file`."""
+    """Atomically replace the content of `path` with `content`; see `atomic_file`."""
     with atomic_file(path, sync=sync) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Replace the content of `path` by UTF-8 text atomically; arguments and errors as in `atomic_file`."""
+    """Atomically replace the content of `path` with UTF-8 text; see `atomic_file`."""
     write_bytes(path, text.encode(), sync=sync)
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
-    """Replace the content of `path` by indented JSON atomically; arguments and errors as in `atomic_file`."""
+    """Atomically replace the content of `path` with indented JSON; see `atomic_file`."""
     write_text(path, json.dumps(value, indent=2) + "\n", sync=sync)
 
 
-def put_in_place(folder: Path, final: Path) -> None:
-    """Rename a complete folder to its final name, and delete the folder that had the name before.
+def replace_folder(folder: Path, final: Path) -> None:
+    """Rename a complete folder to `final`, replacing any existing folder of that name.
 
-    If the rename fails, the former folder gets its name back.
+    If the rename fails, the existing folder is restored.
 
     Raises:
         OSError: a folder cannot be renamed.
@@ -78,7 +79,7 @@ def put_in_place(folder: Path, final: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, so that renames in it survive a power failure."""
+    """Flush a folder's entries to disk, so that renames inside it survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

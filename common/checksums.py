@@ -7,7 +7,7 @@ _BLOCK_BYTES = 8 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content in hexadecimal; memory use does not depend on the file's size.
+    """Return the SHA-256 of a file's content in hexadecimal, reading it in blocks of constant size.
 
     Raises:
         OSError: the file cannot be read.

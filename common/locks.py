@@ -1,4 +1,4 @@
-"""An exclusive lock on a folder, released when its process ends, however it ends."""
+"""Exclusive folder locks. The kernel releases a lock when its process exits or is killed."""
 
 import fcntl
 import os
@@ -13,10 +13,10 @@ class FolderLockedError(BlockingIOError):
 
 
 class FolderLock:
-    """Holds the lock of `folder` from construction until `release` or the end of the process.
+    """Lock `folder` from construction until `release` or the end of the process.
 
-    The file `.lock` in the folder names the holder's host and process id. On a file system without locks
-    every attempt succeeds.
+    The file `.lock` in the folder contains the holder's host name and process id. On a file system that does
+    not support locks, locking always succeeds.
 
     Raises:
         FolderLockedError: another process holds the lock.
@@ -29,15 +29,15 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise FolderLockedError(f"{folder}: is locked by another process") from None
+            raise FolderLockedError(f"{folder}: locked by another process; wait until it ends") from None
         except OSError:
-            return  # a file system without locks
+            return  # the file system does not support locks
         self._file.truncate(0)
         self._file.write(f"{os.uname().nodename} {os.getpid()}\n")
         self._file.flush()
 
     def release(self) -> None:
-        """Release the lock; a second call does nothing."""
+        """Release the lock. Idempotent."""
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
@@ -57,18 +57,18 @@ def is_lock_file(path: Path) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process holds the lock of `folder`, as far as this machine can see."""
+    """Return whether a process holds the lock of `folder`. Locks that this host cannot see are ignored."""
     return _holder(folder) is not None
 
 
 def lock_holder(folder: Path) -> int | None:
-    """Return the id of the process on this machine that holds the lock of `folder`; None without one."""
+    """Return the id of the process on this host that holds the lock of `folder`, or None."""
     host, _, process = (_holder(folder) or "").partition(" ")
     return int(process) if host == os.uname().nodename and process.strip().isdigit() else None
 
 
 def _holder(folder: Path) -> str | None:
-    """Return the content of a held lock file; None if the lock is free."""
+    """Return the content of the lock file, or None if no process holds the lock."""
     try:
         with open(folder / _LOCK_NAME) as lock:
             try:

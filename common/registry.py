@@ -1,4 +1,4 @@
-"""Registries: names that settings and commands refer to, each with the object that a module registered."""
+"""Registries map the names used in settings and commands to the objects that modules register."""
 
 import difflib
 import importlib
@@ -11,12 +11,12 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Objects of one kind by name, in the order in which they were registered.
+    """Map names to objects of one kind, in registration order.
 
     Args:
-        kind: what the entries are, for messages: "encoder".
-        package: dotted name of a package whose modules register the built-in entries. They are imported at
-            the first lookup, so that the registry itself stays cheap to import.
+        kind: the kind of object, for error messages, for example "encoder".
+        package: dotted name of the package whose modules register the built-in entries. They are imported
+            at the first lookup, which keeps the registry itself cheap to import.
     """
 
     def __init__(self, kind: str, package: str | None = None) -> None:
@@ -28,17 +28,17 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """Add `entry` under `name` and return it.
 
         Raises:
-            ValueError: another entry has this name.
+            ValueError: the name is already registered for another object.
         """
         if self._entries.setdefault(name, entry) is not entry:
-            raise ValueError(f"{self.kind} {name!r}: is already registered; choose another name")
+            raise ValueError(f"{self.kind} {name!r}: already registered; choose another name")
         return entry
 
     def __getitem__(self, name: str) -> Entry:
-        """Return the entry called `name`.
+        """Return the entry registered as `name`.
 
         Raises:
-            UnknownNameError: no entry has this name.
+            UnknownNameError: `name` is not registered.
         """
         entries = self._loaded()
         if name not in entries:
@@ -46,13 +46,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return entries[name]
 
     def hint(self, name: str) -> str:
-        """Return what a message says about the unknown `name`: the nearest name and all available ones."""
+        """Return the end of an error message for the unknown `name`: the closest match and all names."""
         entries = self._loaded()
         near = difflib.get_close_matches(name, entries, n=1)
         nearest = f"did you mean {near[0]}? " if near else ""
         return (
             f"unknown; {nearest}available: {', '.join(entries)}. "
-            "An entry of your own module needs --import MODULE"
+            "To use one from your own module, add --import MODULE"
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -62,15 +62,18 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len(self._loaded())
 
     def _loaded(self) -> dict[str, Entry]:
-        """Return the entries, built-in ones included."""
-        package, self._package = self._package, None  # cleared first: the modules may look names up
+        """Return the entries, after importing the built-in ones."""
+        package, self._package = (
+            self._package,
+            None,
+        )  # cleared first, because the imported modules may look up names
         if package is not None:
             import_submodules(importlib.import_module(package))
         return self._entries
 
 
 class UnknownNameError(ValueError, KeyError):
-    """No entry of a registry has this name."""
+    """A name is not in a registry."""
 
     def __str__(self) -> str:
         return str(self.args[0])

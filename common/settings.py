@@ -1,6 +1,6 @@
-"""What every configuration dataclass is made of: the decorator, and types that state the bounds of a number.
+"""The decorator of all configuration dataclasses, and number types with bounds.
 
-Pydantic checks the values wherever a configuration is built: from a command, from a file, or in Python.
+Pydantic validates the values whether a configuration is built from the command line, a file or Python.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ Config = TypeVar("Config")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field))
 def settings_class(cls: type[Config]) -> type[Config]:
-    """Make a frozen, keyword-only dataclass whose values are checked against their types.
+    """Make a frozen, keyword-only dataclass whose values are validated against their types.
 
-    The `Attributes:` section of the class's docstring is the help text of its settings.
+    The `Attributes:` section of the class docstring supplies the help text of the settings.
     """
     return dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))  # type: ignore[return-value]  # pydantic adds to the class
 
 
-def _not_a_switch(value: Any) -> Any:
-    if isinstance(value, bool):  # which Python takes for 0 or 1
+def _reject_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # bool is a subclass of int
         raise PydanticCustomError("number_expected", "must be a number")
     return value
 
 
-_Number = BeforeValidator(_not_a_switch)
+_Number = BeforeValidator(_reject_bool)
 
 Count = Annotated[int, _Number, Field(ge=1)]
 NonNegativeInt = Annotated[int, _Number, Field(ge=0)]

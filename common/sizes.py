@@ -1,12 +1,12 @@
-"""Byte sizes as text.
+"""Parse and format byte sizes.
 
 | unit | bytes |
 |---|---|
 | none, B | 1 |
 | KB, MB, GB, TB | powers of 1000 |
-| KiB, MiB, GiB, TiB and K, M, G, T | powers of 1024 (Slurm reads K, M, G and T in the same way) |
+| KiB, MiB, GiB, TiB and K, M, G, T | powers of 1024 (as in Slurm) |
 
-Case does not matter.
+Units are case-insensitive.
 """
 
 import argparse
@@ -19,14 +19,14 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 
 
 class SizeError(argparse.ArgumentTypeError, ValueError):
-    """A text is not a byte size."""
+    """A string is not a byte size."""
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that a text such as 80GiB, 512MiB, 24GB, 4G or 1000000 stands for.
+    """Parse a size such as 80GiB, 512MiB, 24GB, 4G or 1000000 and return its number of bytes.
 
     Raises:
-        SizeError: it is not a positive size with one of the units above.
+        SizeError: `text` is not a positive number with an optional unit.
     """
     match = _SIZE.fullmatch(text.strip().lower())
     unit = _UNITS.get(match[2]) if match else None
@@ -36,10 +36,10 @@ def parse_bytes(text: str) -> int:
 
 
 def mib(size: float) -> str:
-    """Return a number of bytes as text in MiB: 1,024.0 MiB."""
+    """Format a number of bytes in MiB, for example "1,024.0 MiB"."""
     return f"{size / 2**20:,.1f} MiB"
 
 
 def gib(size: float) -> str:
-    """Return a number of bytes as text in GiB: 1.00 GiB."""
+    """Format a number of bytes in GiB, for example "1.00 GiB"."""
     return f"{size / 2**30:,.2f} GiB"

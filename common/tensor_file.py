@@ -1,6 +1,7 @@
-"""The safetensors format: written a block at a time and hashed while written; read whole, by rows, or mapped.
+"""Read and write safetensors files.
 
-The header is padded so that the first tensor begins at a multiple of 64 bytes.
+Files are written and hashed block by block. Tensors are read whole, by rows, or memory-mapped. The header is
+padded so that the first tensor starts at a multiple of 64 bytes.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from torch import Tensor
 _BLOCK_BYTES = 8 << 20
 _FLUSH_BYTES = 256 << 20
 _ALIGNMENT = 64
-_LONGEST_HEADER = 100_000_000  # the format's own limit
+_LONGEST_HEADER = 100_000_000  # the limit of the format
 _TYPE_NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -34,12 +35,12 @@ _TYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
 
 
 class TensorFileError(ValueError):
-    """A file is not in the safetensors format, is cut short, or holds another tensor than expected."""
+    """A file is not in the safetensors format, is truncated, or has an unexpected dtype or shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenFile:
-    """A file that is on disk: its name, length and checksum."""
+    """Name, size and SHA-256 of a file that has been flushed to disk."""
 
     name: str
     num_bytes: int
@@ -51,8 +52,9 @@ class TensorBlocks:
     """A tensor that is produced block by block while it is written.
 
     Attributes:
-        shape: of the whole tensor.
-        blocks: its values in order, each block of type `dtype`, together as many as `shape` says.
+        shape: shape of the whole tensor.
+        dtype: dtype of the tensor and of each block.
+        blocks: consecutive parts of the tensor. Together they have the number of elements of `shape`.
     """
 
     shape: tuple[int, ...]
@@ -67,14 +69,17 @@ def write_tensors(
     block_bytes: int = _BLOCK_BYTES,
     flush_bytes: int = _FLUSH_BYTES,
 ) -> WrittenFile:
-    """Write `tensors`, which must not change meanwhile, and wait until they are on disk.
+    """Write `tensors` and wait until they are on disk. They must not change during the call.
 
-    Only one block is copied at a time, so tensors may be as large as memory.
+    Only one block is copied at a time, so the extra memory does not grow with the tensors.
 
     Args:
+        path: the file to write.
+        tensors: tensors by name, on any device.
         block_bytes: bytes hashed and written at a time.
-        flush_bytes: the disk flushes after this many bytes, in parallel with writing, so that the last flush
-            is short.
+        flush_bytes: bytes between flushes to disk. Flushes run in parallel with writing, so that the last
+            one is short.
+
     Raises:
         OSError: the disk is full, or the file cannot be written.
     """
@@ -94,28 +99,28 @@ def write_tensors(
             if num_bytes >= (len(flushes) + 1) * flush_bytes:
                 flushes.append(flusher.submit(os.fdatasync, file.fileno()))
         for flush in flushes:
-            flush.result()  # the kernel reports a failure to one flush only
+            flush.result()  # re-raises: the kernel reports a write error once, so the last fsync may succeed
         os.fsync(file.fileno())
     return WrittenFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a whole file: its tensors by name, on the CPU.
+    """Return all tensors of a file by name, on the CPU.
 
     Raises:
-        OSError: it cannot be read.
-        TensorFileError: it is damaged.
+        OSError: the file cannot be read.
+        TensorFileError: the file is corrupt.
     """
     with TensorFile(path) as file:
         return {name: file.read(name) for name in file.names()}
 
 
 class TensorFile:
-    """An open safetensors file; a context manager.
+    """An open safetensors file. Use it as a context manager.
 
     Raises:
-        OSError: it cannot be read.
-        TensorFileError: its header is damaged, or the file is not as long as the header says.
+        OSError: the file cannot be read.
+        TensorFileError: the header is corrupt, or the file does not have the size that the header implies.
     """
 
     def __init__(self, path: Path) -> None:
@@ -128,7 +133,7 @@ class TensorFile:
             raise
 
     def names(self) -> list[str]:
-        """Return the names of the tensors in the order of the header."""
+        """Return the names of the tensors in file order."""
         return list(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -143,15 +148,20 @@ class TensorFile:
         return out
 
     def read_rows(self, name: str, start: int, out: Tensor) -> None:
-        """Fill `out` (n, ...), on any device, with rows [start, start + n) of a tensor of the same type.
+        """Read rows [start, start + n) of a tensor into `out`.
+
+        Args:
+            name: name of the tensor.
+            start: first row to read.
+            out: (n, ...), on any device, with the tensor's dtype and row shape.
 
         Raises:
-            TensorFileError: the tensor has another type or row shape, or the file is cut short.
+            TensorFileError: the tensor has another dtype or row shape, or the file is truncated.
         """
         entry = self._entries[name]
         if entry["dtype"] != _TYPE_NAMES[out.dtype] or entry["shape"][1:] != list(out.shape[1:]):
             found, expected = f"{entry['dtype']} {entry['shape']}", f"{out.dtype} {tuple(out.shape)}"
-            raise TensorFileError(f"{self.path}: {name} is {found}, not {expected}")
+            raise TensorFileError(f"{self.path}: {name} is {found}, expected {expected}")
         row_bytes = out[0].numel() * out.element_size() if len(out) else 0
         rows_at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
         at = self._begin(name) + start * row_bytes
@@ -164,14 +174,14 @@ class TensorFile:
                 part.copy_(buffer)
 
     def map(self, name: str) -> Tensor:
-        """Return a tensor that is mapped from the file: pages are read when they are touched.
+        """Memory-map a tensor. Pages are read on first access.
 
-        Processes on one machine share the pages. Writes to the tensor stay private to this process.
+        Processes on one host share the pages. Writes to the tensor are private to this process.
         """
         begin, end = self._entries[name]["data_offsets"]
         if begin == end:  # an empty range cannot be mapped
             return self.read(name)
-        # Mode "c" (copy on write): torch warns about arrays that are read-only.
+        # Copy-on-write ("c") instead of read-only, because torch warns about read-only arrays.
         mapped = np.memmap(self.path, np.uint8, "c", offset=self._data_begin + begin, shape=(end - begin,))
         return torch.from_numpy(mapped).view(_TYPES[self._entries[name]["dtype"]]).view(self.shape(name))
 
@@ -182,11 +192,11 @@ class TensorFile:
         self._file.close()
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
-        """Return the tensors' entries by name and the byte at which the data begin."""
+        """Return the header entries by tensor name and the offset of the data in bytes."""
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if not 0 < length <= min(_LONGEST_HEADER, size - 8):
-            raise TensorFileError(f"{self.path}: its header cannot be read (length {length})")
+            raise TensorFileError(f"{self.path}: invalid header (length {length})")
         try:
             entries = json.loads(self._file.read(length))
             entries.pop("__metadata__", None)
@@ -195,30 +205,32 @@ class TensorFile:
                 begin, end = entry["data_offsets"]
                 element_size = torch.empty((), dtype=_TYPES[entry["dtype"]]).element_size()
                 if begin < 0 or end - begin != element_size * int(np.prod(entry["shape"], dtype=np.int64)):
-                    raise ValueError(f"{name} has {end - begin} bytes, not those of {entry['shape']}")
+                    raise ValueError(
+                        f"{name} has {end - begin} bytes, which do not match shape {entry['shape']}"
+                    )
                 last = max(last, end)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TensorFileError(f"{self.path}: its header cannot be read ({error})") from None
+            raise TensorFileError(f"{self.path}: invalid header ({error})") from None
         if size != 8 + length + last:
-            raise TensorFileError(f"{self.path}: is {size} bytes long, not {8 + length + last}")
+            raise TensorFileError(f"{self.path}: size is {size} bytes, expected {8 + length + last}")
         return entries, 8 + length
 
     def _begin(self, name: str) -> int:
         return self._data_begin + self._entries[name]["data_offsets"][0]
 
     def _fill(self, view: memoryview, at: int) -> int:
-        """Fill `view` with the bytes from offset `at`; return how many."""
+        """Fill `view` with the bytes at offset `at` and return their number."""
         done = 0
         while done < len(view):
             num_read = os.preadv(self._file.fileno(), [view[done:]], at + done)
             if num_read == 0:
-                raise TensorFileError(f"{self.path}: the file is cut short")
+                raise TensorFileError(f"{self.path}: the file is truncated")
             done += num_read
         return done
 
 
 def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
-    """Return the length and the text that a file begins with."""
+    """Return the header of a file: its length and its JSON."""
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, tensor in tensors.items():
@@ -233,7 +245,7 @@ def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
 
 
 def _blocks(tensors: Mapping[str, Tensor | TensorBlocks], block_bytes: int) -> Iterator[memoryview]:
-    """Yield a file's content in order, each block at most `block_bytes` long."""
+    """Yield the content of a file in order, in blocks of at most `block_bytes` after the header."""
     yield memoryview(_header(tensors))
     for tensor in tensors.values():
         for part in tensor.blocks if isinstance(tensor, TensorBlocks) else [tensor]:
@@ -243,5 +255,5 @@ def _blocks(tensors: Mapping[str, Tensor | TensorBlocks], block_bytes: int) -> I
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """Return a view of a contiguous CPU tensor's bytes."""
+    """Return the bytes of a contiguous CPU tensor without copying."""
     return tensor.view(-1).view(torch.uint8).numpy().data

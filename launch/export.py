@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from longplay.common.atomic import atomic_file, put_in_place, temporary_name, write_json
+from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
 from longplay.common.checksums import sha256_of
 from longplay.common.sizes import gib, mib
 from longplay.common.tensor_file import TensorBlocks, TensorFile, WrittenFile, read_tensors, write_tensors
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             files=files,
         )
         write_json(partial / CONFIG_NAME, described.to_json())
-        put_in_place(partial, args.out)
+        replace_folder(partial, args.out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -1,1 +1,1 @@
-"""C++ beside the Python that calls it: built at first use, never required."""
+"""Compile and load C++ sources. The C++ is optional and built at first use."""

@@ -1,8 +1,8 @@
-"""Builds and loads C++ sources of this package: by the compiler alone, once, into a cache; never required.
+"""Compile the C++ sources of this package at first use and load them. Without a compiler, PyTorch is used.
 
-The library has a plain C interface and is loaded by ctypes, so the build needs neither Python's nor torch's
-headers and takes seconds. Where CXX names no compiler, PyTorch is used instead. A build serves only the
-source, flags, compiler and processor it was made for.
+A library has a plain C interface and is loaded by ctypes, so that the build needs no headers of Python or
+torch and takes seconds. Libraries are cached per source, flags, compiler and CPU. The environment variable
+CXX selects the compiler.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
-_INCLUDE = Path(__file__).parent  # where vectors.h is
+_INCLUDE = Path(__file__).parent  # the folder of vectors.h
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -36,14 +36,13 @@ _BUILD_LIMIT_S = 300
 
 @cache
 def load_native(source: Path) -> ctypes.CDLL | None:
-    """The library built from a C++ file; None, with one line in the log, where it cannot be
-    built.
+    """Return the library built from a C++ file, or log the reason and return None if it cannot be built.
 
-    Safe from several processes at once: each builds under a name of its own and renames.
+    Several processes may build at once: each writes to its own temporary folder and renames the result.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        _log.info("%s: no C++ compiler found, using PyTorch instead", source.name)
+        _log.info("%s: no C++ compiler found; using PyTorch", source.name)
         return None
     try:
         library = _cache_folder() / f"{source.stem}-{_identity(source, compiler)}.so"
@@ -52,15 +51,18 @@ def load_native(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        _log.warning("%s: could not be built, using PyTorch instead: %s", source.name, reason)
+        _log.warning("%s: build failed; using PyTorch: %s", source.name, reason)
         return None
 
 
 def call_native(source: Path, function: str, sizes: ctypes.Structure, *tensors: Tensor) -> None:
-    """Calls a function of a library that `load_native` gave: `sizes` by reference, then each tensor's first
-    element.
+    """Call a C function of the library built from `source`. The GIL is released during the call.
 
-    The interpreter's lock is released meanwhile.
+    Args:
+        source: a C++ file that `load_native` can build.
+        function: name of the function.
+        sizes: passed by reference as the first argument.
+        tensors: CPU tensors; the function gets a pointer to the first element of each.
     """
     library = load_native(source)
     assert library is not None
@@ -69,7 +71,7 @@ def call_native(source: Path, function: str, sizes: ctypes.Structure, *tensors: 
 
 
 def _build(source: Path, library: Path, compiler: str) -> None:
-    """Compiles `source` and renames the result to `library`."""
+    """Compile `source` and rename the result to `library`."""
     started = time.perf_counter()
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
@@ -77,7 +79,7 @@ def _build(source: Path, library: Path, compiler: str) -> None:
         command = [compiler, *_FLAGS, f"-I{_INCLUDE}", str(source), "-o", str(built)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_BUILD_LIMIT_S)
         built.replace(library)
-    _log.info("%s: built in %.1f s, kept as %s", source.name, time.perf_counter() - started, library)
+    _log.info("%s: built in %.1f s, cached as %s", source.name, time.perf_counter() - started, library)
 
 
 def _cache_folder() -> Path:
@@ -86,7 +88,7 @@ def _cache_folder() -> Path:
 
 
 def _identity(source: Path, compiler: str) -> str:
-    """A hash of all that the built code depends on."""
+    """Return a hash of everything that the compiled code depends on."""
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -97,7 +99,7 @@ def _identity(source: Path, compiler: str) -> str:
 
 
 def _cpu_features() -> str:
-    """What -march=native reads, where the system tells: machines may share a home and not a processor."""
+    """Return the CPU feature flags that -march=native depends on; hosts may share a cache."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,4 +1,4 @@
-// Vectors of eight floats and their exponential: one AVX register; wider or narrower machines split or pair it.
+// Vectors of eight floats and their exponential. A vector is one AVX register; without AVX the compiler splits it.
 
 #pragma once
 
@@ -20,7 +20,7 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 
-// The larger one; x where it is NaN.
+// max(x, low); NaN if x is NaN.
 inline Vec at_least(Vec x, Vec low) {
 #ifdef __AVX__
   return _mm256_max_ps(low, x);
@@ -35,7 +35,7 @@ inline Vec exp2_vec(Vec x) {
   const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   const Vec shifted = x + magic;
   const Vec r = x - (shifted - magic);
-  Vec p = splat(1.32647e-3f);  // of least largest relative error, 9e-8, among those that are 1 at 0
+  Vec p = splat(1.32647e-3f);  // minimax polynomial with p(0) = 1; relative error 9e-8
   p = p * r + splat(9.67151e-3f);
   p = p * r + splat(5.550734e-2f);
   p = p * r + splat(2.4022242e-1f);
@@ -44,7 +44,7 @@ inline Vec exp2_vec(Vec x) {
   IntVec n, bits;
   std::memcpy(&n, &shifted, sizeof n);
   std::memcpy(&bits, &p, sizeof bits);
-  bits += n << 23;  // p in [0.7, 1.5] times 2^n, by its exponent
+  bits += n << 23;  // multiply p in [0.7, 1.5] by 2^n: add n to its exponent
   std::memcpy(&p, &bits, sizeof p);
   return p;
 }

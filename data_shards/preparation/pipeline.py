@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longplay.common.atomic import put_in_place, write_bytes
+from longplay.common.atomic import replace_folder, write_bytes
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.buckets import (
@@ -180,7 +180,7 @@ def prepare_dataset(
     with work_folder(out, options.scratch, key) as work:
         try:
             prepared = _prepare(source, work, options, plan, progress)
-            put_in_place(work.output, out)
+            replace_folder(work.output, out)
         except DataError:
             remove(work)
             raise

@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from longplay.common.atomic import put_in_place, write_json
+from longplay.common.atomic import replace_folder, write_json
 from longplay.common.tensor_file import write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
@@ -169,7 +169,7 @@ class CheckpointWriter:
         write_json(job.partial / "state.json", {**state, "sha256": state_sha256(state)})
         for rank in range(self.world.world_size):
             (job.partial / _ACCOUNT.format(rank)).unlink()
-        put_in_place(job.partial, job.final)
+        replace_folder(job.partial, job.final)
         job.on_commit()
 
     def _check_root(self) -> None:

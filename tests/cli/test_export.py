@@ -270,7 +270,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_config(folder, num_items=299), "no fp32 table of 300 x 16"),
         (lambda folder: (folder / "items.parquet").unlink(), "is missing"),
         (lambda folder: flip(folder / "encoder.safetensors", -1), "sha256 differs"),
-        (lambda folder: flip(folder / "item_table.safetensors", 0), "header cannot be read"),
+        (lambda folder: flip(folder / "item_table.safetensors", 0), "invalid header"),
         (lambda folder: flip(folder / "items.parquet", 99), "sha256 differs"),
         (lambda folder: (folder / "item_table.safetensors").write_bytes(b"abc"), "it is torn"),
     ],

@@ -1,25 +1,25 @@
-"""A file or a folder has its old content or its new content, never a part of it."""
+"""Atomic writes: a file or folder has either its old or its new content."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from longplay.common.atomic import atomic_file, put_in_place, write_json, write_text
+from longplay.common.atomic import atomic_file, replace_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
+def test_write_json_replaces_the_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
     write_json(tmp_path / "x.json", {"a": 2})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 2}
     assert names(tmp_path) == ["x.json"]
 
 
-def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
+def test_unserializable_value_keeps_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"a": object()})
@@ -27,7 +27,7 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_an_exception_while_writing_leaves_the_old_file_alone(tmp_path: Path, sync: bool) -> None:
+def test_exception_while_writing_keeps_the_old_file(tmp_path: Path, sync: bool) -> None:
     write_text(tmp_path / "x", "old", sync=sync)
 
     def interrupted() -> None:
@@ -48,16 +48,16 @@ def folder_with(path: Path, content: str) -> Path:
     return path
 
 
-def test_a_folder_replaces_the_one_that_had_its_name(tmp_path: Path) -> None:
+def test_replace_folder_replaces_an_existing_folder(tmp_path: Path) -> None:
     final = folder_with(tmp_path / "final", "old")
-    put_in_place(folder_with(tmp_path / "partial", "new"), final)
+    replace_folder(folder_with(tmp_path / "partial", "new"), final)
     assert (final / "file").read_text() == "new"
     assert names(tmp_path) == ["final"]
 
 
-def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_replace_restores_the_old_folder(tmp_path: Path) -> None:
     final = folder_with(tmp_path / "final", "old")
     with pytest.raises(FileNotFoundError):
-        put_in_place(tmp_path / "absent", final)
+        replace_folder(tmp_path / "absent", final)
     assert (final / "file").read_text() == "old"
     assert names(tmp_path) == ["final"]

@@ -1,4 +1,4 @@
-"""A file's checksum is that of its content, for any number of blocks."""
+"""SHA-256 of files shorter and longer than a block."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from longplay.common.checksums import sha256_of
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 << 20, (8 << 20) + 1])
-def test_a_files_checksum_is_that_of_its_content(tmp_path: Path, size: int) -> None:
+def test_sha256_equals_hashlib(tmp_path: Path, size: int) -> None:
     content = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()

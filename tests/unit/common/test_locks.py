@@ -1,4 +1,4 @@
-"""One process holds a folder; its end, however it comes, frees the folder."""
+"""Folder locks: one holder at a time, and a killed holder releases its lock."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ sys.stdin.read()
 """
 
 
-def test_the_second_holder_is_refused_until_the_first_releases(tmp_path: Path) -> None:
+def test_lock_is_exclusive_until_released(tmp_path: Path) -> None:
     with FolderLock(tmp_path) as lock:
         assert is_locked(tmp_path)
         assert lock_holder(tmp_path) == os.getpid()
@@ -32,12 +32,12 @@ def test_the_second_holder_is_refused_until_the_first_releases(tmp_path: Path) -
     FolderLock(tmp_path).release()
 
 
-def test_a_folder_without_a_lock_is_free(tmp_path: Path) -> None:
+def test_folder_without_lock_file_is_not_locked(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert lock_holder(tmp_path / "absent") is None
 
 
-def test_a_killed_holder_frees_the_folder(tmp_path: Path) -> None:
+def test_killing_the_holder_releases_the_lock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

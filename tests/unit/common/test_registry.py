@@ -1,11 +1,11 @@
-"""Names are registered once, and an unknown one is answered with the nearest."""
+"""Registries: lookup, suggestions for unknown names, and duplicate names."""
 
 import pytest
 
 from longplay.common.registry import Registry
 
 
-def test_unknown_name_is_answered_with_the_nearest() -> None:
+def test_unknown_name_suggests_the_closest_match() -> None:
     registry: Registry[int] = Registry("encoder")
     registry.register("sasrec", 1)
     with pytest.raises(ValueError, match=r"encoder 'sasrek': unknown; did you mean sasrec\?"):
@@ -21,7 +21,7 @@ def test_membership_and_get_follow_the_mapping_protocol() -> None:
     assert list(registry) == ["bce"]
 
 
-def test_a_name_is_registered_once() -> None:
+def test_duplicate_name_raises() -> None:
     registry: Registry[str] = Registry("metric")
     registry.register("mrr", "first")
     with pytest.raises(ValueError, match="already registered"):

@@ -1,4 +1,4 @@
-"""Byte sizes mean the same in every command."""
+"""Parsing and formatting of byte sizes."""
 
 import argparse
 
@@ -22,12 +22,12 @@ from longplay.common.sizes import gib, mib, parse_bytes
         (" 2TiB ", 2 << 40),
     ],
 )
-def test_units_are_decimal_with_b_and_binary_with_ib_or_alone(text: str, expected: int) -> None:
+def test_b_units_are_decimal_and_others_binary(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
 @given(number=st.integers(1, 10**6), power=st.integers(1, 4))
-def test_case_does_not_matter_and_units_are_powers(number: int, power: int) -> None:
+def test_units_are_powers_and_case_insensitive(number: int, power: int) -> None:
     letter = " KMGT"[power]
     for unit, factor in ((f"{letter}B", 1000), (f"{letter}iB", 1024), (letter, 1024)):
         for text in (f"{number}{unit}", f"{number} {unit.lower()}", f"{number}{unit.upper()}"):
@@ -35,7 +35,7 @@ def test_case_does_not_matter_and_units_are_powers(number: int, power: int) -> N
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "0", "0GiB", "-1GiB", "24Gigs", "1e9", "1ib", "1,5GiB", "nan"])
-def test_anything_else_is_refused_with_examples(text: str) -> None:
+def test_invalid_size_raises_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write it as 80GiB, 512MiB or 24GB"):
         parse_bytes(text)
 
@@ -48,6 +48,6 @@ def test_argparse_shows_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'much' is not a size; write it as" in capsys.readouterr().err
 
 
-def test_sizes_are_shown_in_binary_units() -> None:
+def test_sizes_are_formatted_in_binary_units() -> None:
     assert mib(3 << 19) == "1.5 MiB"
     assert gib(2048 << 30) == "2,048.00 GiB"

@@ -1,4 +1,4 @@
-"""The tensor file codec agrees with the safetensors library and reports every kind of damage."""
+"""Tensor files: compatibility with the safetensors library, and errors for corrupt files."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ contents = st.dictionaries(
 )
 
 
-def made(kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
+def make_tensors(kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
     return {
         name: (torch.arange(int(torch.tensor(shape).prod())) % 50).to(dtype).view(shape)
         for name, (dtype, shape) in kinds.items()
@@ -43,10 +43,10 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 @given(kinds=contents, block_bytes=st.integers(1, 100))
-def test_the_library_reads_what_we_write_and_we_read_what_it_writes(
+def test_files_are_interchangeable_with_safetensors(
     tmp_path_factory: pytest.TempPathFactory, kinds: dict, block_bytes: int
 ) -> None:
-    tensors, folder = made(kinds), tmp_path_factory.mktemp("files")
+    tensors, folder = make_tensors(kinds), tmp_path_factory.mktemp("files")
     ours, theirs = folder / "ours", folder / "theirs"
     written = write_tensors(ours, tensors, block_bytes=block_bytes)
     assert (written.num_bytes, written.sha256) == (
@@ -61,7 +61,7 @@ def test_the_library_reads_what_we_write_and_we_read_what_it_writes(
             assert same({name: file.map(name) for name in file.names()}, tensors)
 
 
-def test_a_tensor_given_in_blocks_is_written_as_the_whole_tensor(tmp_path: Path) -> None:
+def test_tensor_blocks_write_the_same_file_as_the_whole_tensor(tmp_path: Path) -> None:
     whole = torch.randn(10, 3)
     blocks = TensorBlocks((10, 3), torch.float32, iter(whole.split([1, 7, 2])))
     assert (
@@ -70,7 +70,7 @@ def test_a_tensor_given_in_blocks_is_written_as_the_whole_tensor(tmp_path: Path)
     )
 
 
-def test_the_first_tensor_is_aligned_for_mapping(tmp_path: Path) -> None:
+def test_first_tensor_is_aligned_to_64_bytes(tmp_path: Path) -> None:
     for length in range(1, 80):
         write_tensors(tmp_path / "a", {"w" * length: torch.zeros(3)})
         header_bytes = int.from_bytes((tmp_path / "a").read_bytes()[:8], "little")
@@ -78,7 +78,7 @@ def test_the_first_tensor_is_aligned_for_mapping(tmp_path: Path) -> None:
 
 
 @given(start=st.integers(0, 20), count=st.integers(0, 20))
-def test_rows_are_read_into_tensors_of_any_layout(
+def test_read_rows_fills_contiguous_and_strided_tensors(
     tmp_path_factory: pytest.TempPathFactory, start: int, count: int
 ) -> None:
     count = min(count, 20 - start)
@@ -93,7 +93,7 @@ def test_rows_are_read_into_tensors_of_any_layout(
     assert torch.equal(strided, table[start : start + count])
 
 
-def test_rows_of_another_type_are_refused(tmp_path: Path) -> None:
+def test_read_rows_rejects_another_dtype_or_row_shape(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", {"weight": torch.zeros(4, 2)})
     with TensorFile(tmp_path / "a") as file:
         for out in (torch.zeros(1, 3), torch.zeros(1, 2, dtype=torch.float64)):
@@ -104,14 +104,14 @@ def test_rows_of_another_type_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "header cannot be read"),
-        (b"abc", "header cannot be read"),
-        ((1 << 62).to_bytes(8, "little") + b"{}", "header cannot be read"),
-        ((2).to_bytes(8, "little") + b"[]", "header cannot be read"),
-        ((2).to_bytes(8, "little") + b"{}x", "is 11 bytes long, not 10"),
+        (b"", "invalid header"),
+        (b"abc", "invalid header"),
+        ((1 << 62).to_bytes(8, "little") + b"{}", "invalid header"),
+        ((2).to_bytes(8, "little") + b"[]", "invalid header"),
+        ((2).to_bytes(8, "little") + b"{}x", "size is 11 bytes, expected 10"),
     ],
 )
-def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_of_another_format_raises(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(TensorFileError, match=message):
         TensorFile(tmp_path / "a")
@@ -126,24 +126,22 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes, mes
         {"dtype": "F32", "shape": [2]},
     ],
 )
-def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, entry: dict) -> None:
+def test_inconsistent_header_raises(tmp_path: Path, entry: dict) -> None:
     text = json.dumps({"weight": entry}).encode()
     (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(TensorFileError, match="header cannot be read"):
+    with pytest.raises(TensorFileError, match="invalid header"):
         TensorFile(tmp_path / "a")
 
 
-def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_raises(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", {"weight": torch.zeros(100)})
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content[:-1])
-    with pytest.raises(TensorFileError, match="bytes long, not"):
+    with pytest.raises(TensorFileError, match="bytes, expected"):
         TensorFile(tmp_path / "a")
 
 
-def test_a_flush_that_fails_while_writing_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_flush_while_writing_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = []
 
     def fail_once(descriptor: int) -> None:
