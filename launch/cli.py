@@ -1,43 +1,136 @@
-"""The `longplay` command: builds the parser and runs the command that was asked for."""
+"""The `longplay` command: finds the module of a command and runs it."""
 
 import argparse
+import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from typing import NoReturn
 
 from longplay.launch.console.exit_codes import EXIT_USAGE, exit_code_of
 
-COMMANDS = (
-    *("prepare", "synth", "inspect", "train", "evaluate", "recommend", "export", "plan"),
-    *("sweep", "report"),
-)
+# Every command with its line of help. Its module is imported when the command is used, because most of them
+# import PyTorch.
+COMMANDS = {
+    "synth": "generate raw files in the layouts of the public datasets",
+    "prepare": "convert raw events into a dataset of tar shards",
+    "inspect": "describe a dataset",
+    "config": "print all settings of a run as YAML",
+    "plan": "estimate memory, traffic and steps of a run",
+    "train": "train a recommender, or resume training",
+    "evaluate": "measure exact ranking metrics of a run",
+    "recommend": "print the next items for a history",
+    "export": "write the model of a run as plain files",
+    "sweep": "train many runs, on Slurm or on this machine",
+    "report": "write tables and figures of a sweep",
+}
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ValueError where argparse would print the usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `longplay ...`; its exit code: 0 done, 1 failed, 2 wrong input, 75 saved and to be resumed."""
+    """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 wrong input, 75 saved and stopped."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser(words[0] if words else None)
-    args, rest = parser.parse_known_args(words)
-    if not hasattr(args, "func"):
-        parser.print_help()
-        return EXIT_USAGE
-    takes_overrides = getattr(args, "takes_overrides", False)
-    if rest and not takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return exit_code_of(lambda: args.func(args, rest) if takes_overrides else args.func(args))
+    without = not words or words[0].startswith("-")
+    return exit_code_of(lambda: _run_without_command(words) if without else _run_command(words))
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of `command` alone, so that no other's imports are waited for; of all, if it is none."""
-    parser = argparse.ArgumentParser(
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of one command, or of all of them, which imports all of their modules."""
+    parser = Parser(
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND")
-    for name in (command,) if command in COMMANDS else COMMANDS:
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    for name in COMMANDS if command is None else (command,):
         importlib.import_module(f"longplay.launch.{_MODULES.get(name, name)}").register(subparsers)
     return parser
+
+
+def _run_without_command(words: Sequence[str]) -> int:
+    """Answer `longplay` with options alone, without importing any command."""
+    parser = Parser(
+        prog="longplay",
+        usage="longplay COMMAND [ARGUMENTS]\n       longplay COMMAND --help",
+        description="Distributed training of sequential recommenders over lifelong histories.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"longplay {metadata.version('longplay')}")
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands and settings in this shell",
+    )
+    shell = parser.parse_args(words).print_completion
+    if shell is None:
+        parser.print_help()
+        return EXIT_USAGE
+    from longplay.launch.console.completion import completion_script
+
+    print(completion_script(build_parser(), shell))
+    return 0
+
+
+def _run_command(words: Sequence[str]) -> int:
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{words[0]}: unknown command; {hint}the commands are {', '.join(COMMANDS)}")
+    parser = build_parser(words[0])
+    (command,) = subcommands(parser)
+    add_settings = command.get_default("settings")
+    if add_settings is not None and {"-h", "--help"}.intersection(words):
+        add_settings(command, words[1:])
+    _check_options(command, words[1:])
+    args, rest = parser.parse_known_args(words)
+    if getattr(args, "takes_overrides", False):
+        return args.func(args, rest)
+    if rest:
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args.func(args)
+
+
+def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> None:
+    """Name an unknown option with the nearest one, before argparse complains about what is missing."""
+    known = {_plain(option): option for option in _options(command)}
+    takes_settings = command.get_default("takes_overrides")
+    if takes_settings:
+        from longplay.launch.settings.arguments import options_of_settings
+
+        known |= {_plain(option): option for option in options_of_settings()}
+    for word in words:
+        name = _plain(word.partition("=")[0])
+        if not word.startswith("--") or "." in name or any(option.startswith(name) for option in known):
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if takes_settings else 0.5)
+        if near or not takes_settings:  # a setting without its section is named where settings are read
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            command.error(f"--{name}: unknown option{hint}")
+
+
+def _plain(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+    for below in subcommands(parser):
+        yield from _options(below)
+
+
+def subcommands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return the parsers directly below `parser`."""
+    found = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return [below for action in found for below in action.choices.values()]
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from typing import Any
 from longplay.launch.evaluation.evaluate_run import evaluate_run
 from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.imports import add_import_argument
 
 
 def register(subparsers: Any) -> None:
     """Add `evaluate` to the `longplay` command."""
     parser = subparsers.add_parser("evaluate", help="exact ranking metrics of a run", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    add_import_argument(parser)
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument(
         "--data", type=data_location, help="prepared dataset, where it has moved since training"

@@ -25,6 +25,7 @@ from longplay.launch.evaluation.evaluate_run import find_checkpoint, open_datase
 from longplay.launch.run_folders.metrics_file import read_scalars
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.settings.saved import read_config
 from longplay.serving.export_format import (
     CONFIG_NAME,
@@ -44,6 +45,7 @@ def register(subparsers: Any) -> None:
     """Add `export` to the `longplay` command."""
     parser = subparsers.add_parser("export", help="a run's model as plain files", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    add_import_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
     parser.add_argument("--overwrite", action="store_true", help="replace the export at --out")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`longplay plan RECIPE --data DIR`: what a run will take per rank, and what to change if it cannot fit."""
+"""`longplay plan RECIPE --data DIR`: estimate what a run needs per rank and whether it fits."""
 
 import argparse
 import dataclasses
@@ -10,45 +10,50 @@ from longplay.common.sizes import parse_bytes
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates.fitting import check_plan
 from longplay.launch.estimates.memory_estimate import plan_run
+from longplay.launch.settings.arguments import add_recipe_arguments, resolve_arguments
 from longplay.launch.settings.data_arguments import data_location
-from longplay.launch.settings.recipes import RECIPES, get_recipe
-from longplay.launch.settings.resolving import resolve
 
 
 def register(subparsers: Any) -> None:
     """Add `plan` to the `longplay` command."""
     parser = subparsers.add_parser(
         "plan",
-        help="memory, traffic and steps of a run, before it starts",
-        description="Estimate what `longplay train RECIPE` takes per rank; exit code 2 if it cannot fit. "
-        "--section.name value overrides a setting of the recipe, as in train.",
+        help="estimate memory, traffic and steps of a run",
+        description="Estimate the memory, traffic and steps per rank of `longplay train RECIPE`. The exit "
+        "code is 2 if the run does not fit. --section.name VALUE overrides a setting, as in train.",
     )
-    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
     )
-    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
+    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     parser.add_argument(
-        "--local-ranks", type=int, metavar="N", help="ranks on one machine (default: all of them)"
+        "--local-ranks", type=int, metavar="N", help="number of ranks on one machine (default: all)"
     )
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument(
-        "--memory", type=parse_bytes, metavar="24GiB", help="of one rank on a CPU (default: this machine's)"
+        "--memory",
+        type=parse_bytes,
+        metavar="24GiB",
+        help="memory of one rank on a CPU (default: of this machine)",
     )
     memory.add_argument(
-        "--gpu-memory", type=parse_bytes, metavar="80GiB", help="of one GPU; plans for GPUs, here or not"
+        "--gpu-memory",
+        type=parse_bytes,
+        metavar="80GiB",
+        help="memory of one GPU; plans for GPUs, also on a machine without one",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.set_defaults(func=run, takes_overrides=True)
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """The command; returns its exit code."""
+    """Print the estimate and return the exit code."""
     for name in ("world_size", "local_ranks"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    config = resolve(args.recipe, get_recipe(args.recipe), overrides)
+    config = resolve_arguments(args, overrides)
     dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
     given = args.gpu_memory if args.gpu_memory is not None else args.memory
     plan = plan_run(

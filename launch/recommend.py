@@ -17,6 +17,7 @@ from longplay.distributed.table.ranking import top_items
 from longplay.launch.evaluation.evaluate_run import find_checkpoint, load_model, open_dataset
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.settings.saved import read_config
 
 
@@ -24,6 +25,7 @@ def register(subparsers: Any) -> None:
     """Add `recommend` to the `longplay` command."""
     parser = subparsers.add_parser("recommend", help="next items after a history", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    add_import_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--history", type=Path, help="text file of original item ids, oldest first; - reads stdin"

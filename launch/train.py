@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from longplay.launch.settings.arguments import add_recipe_arguments, resolve_arguments
 from longplay.launch.settings.data_arguments import data_location
-from longplay.launch.settings.recipes import RECIPES, get_recipe
-from longplay.launch.settings.resolving import resolve
 from longplay.launch.training.train import train
 
 _PROFILED_STEPS = 20
@@ -17,27 +16,28 @@ def register(subparsers: Any) -> None:
     """Add `train` to the `longplay` command."""
     parser = subparsers.add_parser(
         "train",
-        help="train a recommender, or go on training it",
-        description="Train RECIPE on a prepared dataset. --section.name value overrides a setting of the "
-        "recipe, for example --train.lr 0.001 --encoder.num_blocks 2 --context_length 500 --seed 1.",
+        help="train a recommender, or resume training",
+        description="Train RECIPE on a prepared dataset. --section.name VALUE overrides a setting, for "
+        "example --train.lr 0.001 --encoder.num_blocks 2 --context_length 500 --seed 1. "
+        "`longplay train RECIPE --help` lists every setting with its default in that recipe.",
     )
     add_arguments(parser)
-    parser.set_defaults(func=run, takes_overrides=True)
+    parser.set_defaults(func=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's own arguments; everything else is a setting."""
-    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    """Add the arguments of the command. Every other option is a setting."""
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
     )
-    # torchrun under Python 3.11 takes a script's --run for its own --run-path; hence the second name.
+    # torchrun under Python 3.11 reads a script's --run as its own --run-path.
     parser.add_argument(
         *("--run", "--run-dir"),
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of this run; an existing one is resumed (under torchrun write --run-dir)",
+        help="folder of this run; an existing run is resumed (write --run-dir under torchrun)",
     )
     parser.add_argument(
         "--profile",
@@ -46,20 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=_PROFILED_STEPS,
         default=0,
         metavar="STEPS",
-        help="print where the time of a step goes, and write RUN/profile/rank-R.json.gz for Chrome; "
-        f"of {_PROFILED_STEPS} steps unless told, once training is warm",
+        help="after a warm-up, print where the time of a step goes and write RUN/profile/rank-R.json.gz for "
+        f"Chrome's trace viewer; of this number of steps (default {_PROFILED_STEPS})",
     )
 
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps; write 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps; give 1 or more")
     return int(text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """The command; returns its exit code."""
-    config = resolve(args.recipe, get_recipe(args.recipe), overrides)
+    """Train the run and return the exit code."""
+    config = resolve_arguments(args, overrides)
     return train(config, args.data, args.run, profile_steps=args.profile)
 
 

@@ -28,8 +28,9 @@ from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_
 from longplay.launch.run_folders.tensorboard_log import write_model, write_settings
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import imported
 from longplay.launch.settings.resolving import to_json
-from longplay.launch.settings.saved import changed_settings, from_json
+from longplay.launch.settings.saved import changed_settings, read_config
 
 _PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
 
@@ -55,13 +56,8 @@ class RunFolder:
             if self.path.is_dir() and any(item.name != "logs" for item in self.path.iterdir()):
                 raise ConfigError(f"--run {self.path}: is not empty and not a run folder; give another one")
             return False
-        try:
-            saved = json.loads(self.config_file.read_text())
-            begun = from_json(saved["config"])
-        except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{self.config_file}: cannot be read ({error}); give another --run folder"
-            ) from None
+        begun = read_config(self.path)
+        saved = json.loads(self.config_file.read_text())
         if saved["dataset_id"] != dataset.dataset_id:
             raise ConfigError(
                 f"--run {self.path}: was begun on another dataset ({saved['data']}); "
@@ -87,6 +83,7 @@ class RunFolder:
                 self.config_file,
                 {
                     "config": to_json(config),
+                    "imports": imported(),
                     "data": absolute(data),
                     "dataset_id": dataset.dataset_id,
                     "git_commit": git_commit(),

@@ -43,7 +43,7 @@ class TrainConfig:
             corrupt checkpoint can leave nothing to resume from.
         background_save: Write checkpoints while training continues, from a copy in host memory. auto = if
             half of the free memory can hold the copy.
-        log_every_steps: Steps between printed progress lines.
+        log_every_steps: Steps between the scalars in metrics.jsonl and TensorBoard.
         device: Device of the encoder and the item table. auto = cuda if it is available.
         timeout_s: Seconds without progress after which a rank counts as hung and the run ends.
     """

@@ -1,12 +1,17 @@
-"""Recipes: a name for a whole configuration. A recipe returns nested settings; dotted overrides go on top."""
+"""Recipes: a name for a whole configuration. A YAML file and dotted overrides may change its settings."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
-from longplay.launch.settings.errors import ConfigError
+from longplay.common.registry import Registry
 
 Settings = dict[str, Any]
+RECIPES: Registry[Callable[[], Settings]] = Registry("recipe")
+
+
+def recipe(function: Callable[[], Settings]) -> Callable[[], Settings]:
+    """Register a function that returns nested settings, under its own name. A decorator."""
+    return RECIPES.register(function.__name__, function)
 
 
 def _study(model: str, **encoder: Any) -> Settings:
@@ -25,36 +30,51 @@ def _study(model: str, **encoder: Any) -> Settings:
     }
 
 
-def gru4rec() -> Settings:
-    """GRU4Rec (Hidasi et al., 2016)."""
-    return _study("gru4rec")
+@recipe
+def demo() -> Settings:
+    """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
+    settings = _study("mambarec", dropout=0.1)
+    settings["context_length"] = 100
+    settings["train"] |= {"max_epochs": 6, "max_minutes": 4.0, "patience": 3}
+    return settings
 
 
-def sasrec() -> Settings:
-    """SASRec (Kang and McAuley, 2018)."""
-    return _study("sasrec")
-
-
-def recmamba() -> Settings:
-    """RecMamba: a Transformer block whose self-attention is a Mamba mixer."""
-    return _study("recmamba")
-
-
-def mambarec() -> Settings:
-    """MambaRec: plain Mamba blocks, feed-forward included in none (d_state 32, d_conv 4, expand 2)."""
-    return _study("mambarec")
-
-
-def moematrrec() -> Settings:
-    """MoEMaTrRec: Mamba and causal self-attention side by side, mixed by a causal gate."""
-    return _study("moematrrec")
-
-
+@recipe
 def ml1m() -> Settings:
     """MovieLens-1M on two CPU cores in under twenty minutes: RecMamba with one block, packed rows of 200."""
     settings = _study("recmamba")
     settings["train"] |= {"max_minutes": 19.0, "patience": None}
     return settings
+
+
+@recipe
+def gru4rec() -> Settings:
+    """GRU4Rec (Hidasi et al., 2016)."""
+    return _study("gru4rec")
+
+
+@recipe
+def sasrec() -> Settings:
+    """SASRec (Kang and McAuley, 2018)."""
+    return _study("sasrec")
+
+
+@recipe
+def recmamba() -> Settings:
+    """RecMamba: a Transformer block whose self-attention is a Mamba mixer."""
+    return _study("recmamba")
+
+
+@recipe
+def mambarec() -> Settings:
+    """MambaRec: plain Mamba blocks, feed-forward included in none (d_state 32, d_conv 4, expand 2)."""
+    return _study("mambarec")
+
+
+@recipe
+def moematrrec() -> Settings:
+    """MoEMaTrRec: Mamba and causal self-attention side by side, mixed by a causal gate."""
+    return _study("moematrrec")
 
 
 def _lifelong() -> Settings:
@@ -77,40 +97,22 @@ def _lifelong() -> Settings:
     }
 
 
+@recipe
 def lfm5k() -> Settings:
     """LFM-1b, 31.6 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
     return _lifelong()
 
 
+@recipe
 def kuairand5k() -> Settings:
     """KuaiRand-27K, 32 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
     return _lifelong()
 
 
-def demo() -> Settings:
-    """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
-    settings = _study("mambarec", dropout=0.1)
-    settings["context_length"] = 100
-    settings["train"] |= {"max_epochs": 6, "max_minutes": 4.0, "patience": 3}
-    return settings
-
-
-RECIPES: dict[str, Callable[[], Settings]] = {
-    recipe.__name__: recipe
-    for recipe in (demo, ml1m, gru4rec, sasrec, recmamba, mambarec, moematrrec, lfm5k, kuairand5k)
-}
-
-
 def get_recipe(name: str) -> Settings:
-    """Settings of the recipe `name`.
+    """Return the settings of the recipe `name`.
 
     Raises:
-        ConfigError: there is none of that name.
+        UnknownNameError: no recipe has this name.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"recipe {name!r}: there is no such recipe; {hint}the recipes are {', '.join(RECIPES)}"
-        )
     return RECIPES[name]()

@@ -89,7 +89,7 @@ def read_yaml(file: Path) -> Nested:
     rename_in_place(nested)
     known = settings_of(RunConfig)
     for name in flatten(nested):
-        if name not in known and not name.startswith("encoder.options."):
+        if name not in known:
             raise ConfigError(f"--config {file}: {name}: unknown setting{did_you_mean(name, known)}")
     return nested
 

@@ -9,6 +9,7 @@ from typing import Any
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import check_imports
 from longplay.launch.settings.overrides import flatten
 from longplay.launch.settings.resolving import to_json, validate
 
@@ -61,13 +62,20 @@ def read_config(run: Path) -> RunConfig:
     """Return the configuration that the run folder `run` was begun with.
 
     Raises:
-        ConfigError: it is not a run folder, or its config.json is damaged.
+        ConfigError: it is not a run folder, its config.json is damaged, or a module of the user is missing.
     """
+    file = run / "config.json"
     try:
-        return from_json(json.loads((run / "config.json").read_text())["config"])
+        saved = json.loads(file.read_text())
+        config, imports = saved["config"], saved.get("imports", ())
     except FileNotFoundError:
         raise ConfigError(
             f"{run}: is not a run folder (no config.json); give the folder of `longplay train --run`"
         ) from None
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{run}/config.json: cannot be read ({error}); train into another folder") from None
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); give another run folder") from None
+    check_imports(imports, run)
+    try:
+        return from_json(config)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}; another version of Longplay may have written it") from None

@@ -1,8 +1,10 @@
 """The `longplay` command itself: its help, its options, its exit codes."""
 
 import argparse
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.launch import train
 from longplay.launch.cli import COMMANDS, build_parser, main
 from longplay.launch.console.exit_codes import report
+from longplay.launch.settings.arguments import options_of_settings
 
 
-def exit_code(words: list[str]) -> int:
+def run_to_exit(words: list[str]) -> int:
+    """Run a command that ends with SystemExit, as argparse ends it, and return the exit code."""
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert isinstance(stopped.value.code, int)
@@ -22,25 +26,52 @@ def exit_code(words: list[str]) -> int:
 
 @pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
 def test_help_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(words) == 0
+    assert run_to_exit(words) == 0
     assert capsys.readouterr().out.startswith("usage: longplay")
 
 
-def test_no_command_prints_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     printed = capsys.readouterr().out
-    assert all(command in printed for command in COMMANDS)
+    assert all(f"  {command} " in printed for command in COMMANDS)
 
 
-def test_an_unknown_command_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["trian"]) == 2
-    complaint = capsys.readouterr().err
-    assert all(command in complaint for command in COMMANDS)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["trian"]])
+def test_without_a_command_nothing_heavy_is_imported(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from longplay.launch.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'numpy', 'polars', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False, timeout=60).returncode == 0
 
 
-def test_only_train_takes_overrides(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["evaluate", "runs/a", "--train.lr", "1"]) == 2
-    assert "unrecognized arguments: --train.lr 1" in capsys.readouterr().err
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_to_exit(["--version"]) == 0
+    assert capsys.readouterr().out == f"longplay {metadata.version('longplay')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("trian demo", "trian: unknown command; did you mean train?"),
+        ("evaluate runs/a --splt test", "--splt: unknown option; did you mean --split?"),
+        ("evaluate runs/a --train.lr 1", "unrecognized arguments: --train.lr 1"),
+        ("train demo --dtaa d --run r", "--dtaa: unknown option; did you mean --data?"),
+        ("train demo --data d --run r --profle", "--profle: unknown option; did you mean --profile?"),
+        ("train demo --data d --run r --seeed 3", "--seeed: unknown option; did you mean --seed?"),
+        ("prepare csv events.csv --out o --itm x", "--itm: unknown option; did you mean --item?"),
+        ("config", "the following arguments are required: RECIPE"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_nearest_right_one(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"longplay: error: {hint}")
 
 
 def test_options_are_parsed() -> None:
@@ -59,6 +90,41 @@ def test_overrides_reach_train_in_order(monkeypatch: pytest.MonkeyPatch) -> None
     ((args, rest),) = seen
     assert (args.recipe, args.data, args.run) == ("demo", Path("d"), Path("r"))
     assert rest == ["--train.lr", "0.1", "--seed=3", "--data.split.kind", "temporal"]
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "config"])
+def test_help_lists_every_setting_with_the_recipes_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_to_exit([command, "lfm5k", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for option in options_of_settings():
+        assert re.search(rf" {re.escape(option)} [A-Za-z0-9|_,.]+ \w.*?\(default: ", printed), option
+    assert re.search(r"--context_length INT .*?\(default: 5000\) ", printed)
+    assert re.search(r"--engine.precision fp32\|bf16 .*?\(default: bf16\) ", printed)
+    assert all(option in printed for option in ("--config", "--import"))
+
+
+def test_help_without_a_recipe_gives_the_general_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_to_exit(["train", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--seed INT .*?\(default: by recipe\) ", printed)
+    assert re.search(r"--train.lr FLOAT .*?\(default: 0.001\) ", printed)
+
+
+def test_bash_completes_commands_recipes_settings_and_values(tmp_path: Path) -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "longplay.launch.cli", "--print-completion", "bash"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    asks = ("tr", "train mambar", "train demo --train.log_ev", "train demo --encoder.gate so")
+    lines = [script, 'ask() { COMP_WORDS=(longplay "$@"); COMP_CWORD=$#; COMPREPLY=(); _shtab_longplay']
+    lines += ["echo ${COMPREPLY[@]}; }", *(f"ask {words}" for words in asks)]
+    (tmp_path / "ask.sh").write_text("\n".join(lines))
+    found = subprocess.run(["bash", tmp_path / "ask.sh"], check=True, capture_output=True, text=True).stdout
+    assert found.splitlines() == ["train", "mambarec", "--train.log_every_steps", "soft"]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +158,15 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main("train demo --data d --run r".split())
 
 
-def test_one_rank_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_0_prints_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "1")
     assert report("wrong", 2) == 2
     assert capsys.readouterr().err == ""
 
 
-def test_prepare_starts_without_the_weight_of_training() -> None:
+def test_prepare_does_not_import_deepspeed() -> None:
     code = "import sys; from longplay.launch.cli import build_parser; build_parser('prepare'); "
     code += "sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(recipes.RECIPES, "small", small_settings)
+    recipes.RECIPES.register("small", small_settings)
 
 
 def grid(data: Path, **settings: Any) -> SweepGrid:

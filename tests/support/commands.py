@@ -104,7 +104,7 @@ def _main(
     from support.runs import small_settings
 
     torch.set_num_threads(1)
-    recipes.RECIPES["small"] = small_settings
+    recipes.RECIPES.register("small", small_settings)
     if fault is not None:
         fault(rank)
     try:
