@@ -89,8 +89,13 @@ def _run_command(words: Sequence[str]) -> int:
     add_settings = command.get_default("settings")
     if add_settings is not None and {"-h", "--help"}.intersection(words):
         add_settings(command, words[1:])
-    _check_options(command, words[1:])
-    args, rest = parser.parse_known_args(words)
+    try:
+        args, rest = parser.parse_known_args(words)
+    except ValueError:
+        _check_options(command, words[1:])  # a misspelled option may be why another is missing
+        raise
+    if rest:
+        _check_options(command, words[1:])
     if getattr(args, "takes_overrides", False):
         return args.func(args, rest)
     if rest:
@@ -99,7 +104,7 @@ def _run_command(words: Sequence[str]) -> int:
 
 
 def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> None:
-    """Name an unknown option with the nearest one, before argparse complains about what is missing."""
+    """Raise ValueError for an unknown option that is close to an existing one, or cannot be a setting."""
     known = {_plain(option): option for option in _options(command)}
     takes_settings = command.get_default("takes_overrides")
     if takes_settings:

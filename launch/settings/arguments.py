@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +14,11 @@ from longplay.launch.settings.imports import add_import_argument, import_module
 from longplay.launch.settings.overrides import settings_of, spell_value
 from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import SHARED, resolve
+from longplay.models.base.registry import ENCODERS
+from longplay.models.losses.base import LOSSES
 
+# Settings whose values are the names of a registry.
+_REGISTRIES: dict[str, Mapping[str, Any]] = {"encoder.model": ENCODERS, "loss.name": LOSSES}
 _HIDDEN = {f"{part}.{name}" for part, name in SHARED}
 
 
@@ -64,17 +68,28 @@ def _add_section(parser: argparse.ArgumentParser, title: str, kind: Any, config:
         if dataclasses.is_dataclass(typed[item.name]):
             parts.append(item.name)
         elif name != "recipe" and name not in _HIDDEN:
-            default = item.default if config is None else getattr(config, item.name)
-            shown = "by recipe" if default is dataclasses.MISSING else spell_value(default)
+            spelling = "|".join(_REGISTRIES[name]) if name in _REGISTRIES else _spelling(typed[item.name])
+            meaning = " ".join(meanings[item.name].split())
             group.add_argument(
-                f"--{name}",
-                metavar=_spelling(typed[item.name]),
-                choices=_choices(typed[item.name]),  # for shell completion
-                help=f"{' '.join(meanings[item.name].split())} (default: {shown})".replace("%", "%%"),
+                f"--{name}.NAME" if get_origin(typed[item.name]) is dict else f"--{name}",
+                metavar=spelling,
+                choices=_choices(spelling),  # for shell completion
+                help=f"{meaning} (default: {_default(item, config)})".replace("%", "%%"),
             )
     for part in parts:
         inner = None if config is None else getattr(config, part)
         _add_section(parser, f"{prefix}{part}", typed[part], inner, f"{prefix}{part}.")
+
+
+def _default(item: dataclasses.Field[Any], config: Any) -> str:
+    """Return a setting's value in `config`, or its general default, as a user types it."""
+    if config is not None:
+        value = getattr(config, item.name)
+    elif item.default_factory is not dataclasses.MISSING:
+        value = item.default_factory()
+    else:
+        value = item.default
+    return "by recipe" if value is dataclasses.MISSING else "none" if value == {} else spell_value(value)
 
 
 def _spelling(kind: Any) -> str:
@@ -88,15 +103,20 @@ def _spelling(kind: Any) -> str:
         return "|".join(map(str, inner))
     if origin is tuple:
         return ",".join("..." if each is Ellipsis else _spelling(each) for each in inner)
+    if origin is dict:
+        return "VALUE"
     return {bool: "true|false", str: "TEXT"}.get(kind, getattr(kind, "__name__", "VALUE").upper())
 
 
-def _choices(kind: Any) -> list[str] | None:
+def _choices(spelling: str) -> list[str] | None:
     """Return the values of a setting that has only a few."""
-    choices = _spelling(kind).split("|")
+    choices = spelling.split("|")
     return choices if all(choice.islower() or choice.isdigit() for choice in choices) else None
 
 
 def options_of_settings() -> list[str]:
     """Return every setting as an option: "--train.lr"."""
-    return [f"--{name}" for name in settings_of(RunConfig) if name not in _HIDDEN]
+    types = settings_of(RunConfig)
+    return [
+        f"--{name}" for name, kind in types.items() if name not in _HIDDEN and get_origin(kind) is not dict
+    ]

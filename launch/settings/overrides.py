@@ -51,8 +51,7 @@ def set_value(nested: Nested, name: str, text: str) -> None:
     """
     types = settings_of(RunConfig)
     *sections, last = name.split(".")
-    options = ".".join(sections)  # a setting may itself be a mapping of free names
-    if name not in types and get_origin(types.get(options)) is not dict:
+    if not is_setting(name, types):
         same_field = [full for full in types if full.rpartition(".")[2] == last]
         near = did_you_mean(name, same_field or list(types), cutoff=0.0 if same_field else 0.5, prefix="--")
         parts = [item.name for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(item.type)]
@@ -62,6 +61,17 @@ def set_value(nested: Nested, name: str, text: str) -> None:
     value = text if text in get_args(types.get(name)) else read_value(text)  # "none" may be a choice
     alone = get_origin(types.get(name)) is tuple and not isinstance(value, list | None)
     nested[last] = [value] if alone else value
+
+
+def is_setting(name: str, types: Mapping[str, Any]) -> bool:
+    """Return whether `name` is a setting, or an entry of one that is a mapping: encoder.options.rank.
+
+    Args:
+        name: dotted name.
+        types: what `settings_of` returns.
+    """
+    section = name.rpartition(".")[0]
+    return name in types or get_origin(types.get(section)) is dict
 
 
 def read_value(text: str) -> Any:

@@ -13,7 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError, did_you_mean, one_line
-from longplay.launch.settings.overrides import Nested, flatten, parse_overrides, set_value, settings_of
+from longplay.launch.settings.overrides import (
+    Nested,
+    flatten,
+    is_setting,
+    parse_overrides,
+    set_value,
+    settings_of,
+)
 
 # Settings of the whole run that a part holds too.
 SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
@@ -89,7 +96,7 @@ def read_yaml(file: Path) -> Nested:
     rename_in_place(nested)
     known = settings_of(RunConfig)
     for name in flatten(nested):
-        if name not in known:
+        if not is_setting(name, known):
             raise ConfigError(f"--config {file}: {name}: unknown setting{did_you_mean(name, known)}")
     return nested
 

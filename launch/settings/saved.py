@@ -39,9 +39,9 @@ def changed_settings(
     """
     before, after = flatten(to_json(old)), flatten(to_json(new))
     return [
-        f"{name}: {before.get(name)} -> {value}"
-        for name, value in after.items()
-        if before.get(name) != value
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in after | before
+        if before.get(name) != after.get(name)
         and name != "recipe"
         and not {name, name.partition(".")[0]}.intersection(may_change)
     ]

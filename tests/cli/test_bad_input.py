@@ -186,7 +186,7 @@ def test_train_refuses_bad_settings(tmp_path: Path, data: Path, refuse: Refuse, 
 def test_train_refuses_an_unknown_recipe(tmp_path: Path, data: Path, refuse: Refuse) -> None:
     words = ("--data", data, "--run", tmp_path / "run")
     refuse("train", "mamba-rec", *words, pattern="recipe 'mamba-rec': .*did you mean mambarec")
-    refuse("train", "x", *words, pattern="the recipes are demo, ml1m, gru4rec, sasrec")
+    refuse("train", "x", *words, pattern="available: demo, ml1m, gru4rec, sasrec")
 
 
 # ---------------------------------------------------------------------- train: dataset and run folder

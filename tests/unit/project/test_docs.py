@@ -80,7 +80,7 @@ def test_longplay_commands_parse(page: Path) -> None:
 def check_longplay(words: list[str]) -> None:
     assert words[0] in COMMANDS
     args, rest = build_parser(words[0]).parse_known_args(words)
-    if words[0] in ("train", "plan"):
+    if words[0] in ("train", "plan", "config"):
         resolve(args.recipe, get_recipe(args.recipe), rest)
     elif words[0] == "sweep":
         resolve("sasrec", get_recipe("sasrec"), rest)
