@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longplay.common.registry import import_submodules
-from longplay.data_shards import readers
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, Spread, inspect_dataset
@@ -57,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"problems": problems}, indent=1) if args.json else "\n".join(problems))
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
-    import_submodules(readers)
     reader = READERS.get(dataset.manifest.source.get("format", ""))
     found = inspect_dataset(dataset, track_shards, time_unit_s=reader and reader.time_unit_s)
     if args.json:

@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from longplay.common.registry import import_submodules
 from longplay.common.sizes import parse_bytes
-from longplay.data_shards import readers
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.pipeline import (
     SCRATCH_BYTES_PER_EVENT,
@@ -29,14 +27,13 @@ from longplay.launch.console.signals import terminable
 
 def register(subparsers: Any) -> None:
     """Add the command `prepare` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("prepare", help="raw events -> tar shards", description=__doc__)
+    parser = subparsers.add_parser("prepare", help="prepare a dataset from raw events", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(func=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--import` and one subcommand per reader."""
-    import_submodules(readers)
     parser.add_argument(
         "--import",
         action=_ImportReaders,

@@ -1,7 +1,7 @@
 """The source formats that `longplay prepare` offers, by the name that the user types.
 
-A module adds a format by registering a `Reader` when it is imported. `longplay prepare` imports every module
-of this package and those that `--import` names.
+A module registers a `Reader` when it is imported. `longplay prepare` imports every module of this package,
+and the modules given with `--import`.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class Reader:
     time_unit_s: float | None = None
 
 
-READERS: Registry[Reader] = Registry("reader")
+READERS: Registry[Reader] = Registry("reader", "longplay.data_shards.readers")

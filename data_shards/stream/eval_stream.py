@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from longplay.common.settings import Count, NonNegativeInt, settings_class
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import group_shards, pool_users
@@ -18,7 +19,7 @@ from longplay.data_shards.stream.splits import Part, SplitConfig, split_bounds
 _MIN_POOL_EVENTS = 1_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class
 class EvalConfig:
     """How histories are cut, packed and distributed over ranks.
 
@@ -31,20 +32,12 @@ class EvalConfig:
         prefetch_batches: batches prepared ahead in the background; 0: none.
     """
 
-    context_length: int = 200
-    rows_per_batch: int = 32
+    context_length: Count = 200
+    rows_per_batch: Count = 32
     split: SplitConfig = field(default_factory=SplitConfig)
-    max_users: int | None = None
-    seed: int = 0
-    prefetch_batches: int = 2
-
-    def __post_init__(self) -> None:
-        least = {"context_length": 1, "rows_per_batch": 1, "seed": 0, "prefetch_batches": 0}
-        if self.max_users is not None:
-            least["max_users"] = 1
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise DataError(f"eval.{name} is {getattr(self, name)}, it must be at least {minimum}")
+    max_users: Count | None = None
+    seed: NonNegativeInt = 0
+    prefetch_batches: NonNegativeInt = 2
 
 
 @dataclass(frozen=True)
