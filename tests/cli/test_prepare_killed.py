@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.ranks import _CONTEXT
+from support.ranks import FORK_SERVER
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.prepare import main
@@ -28,7 +28,7 @@ def prepare_in_small_parts(path: Path, out: Path) -> None:
 
 
 def start(path: Path, out: Path) -> BaseProcess:
-    process = _CONTEXT.Process(target=prepare_in_small_parts, args=(path, out), daemon=True)
+    process = FORK_SERVER.Process(target=prepare_in_small_parts, args=(path, out), daemon=True)
     process.start()
     return process
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.ranks import _CONTEXT
+from support.ranks import FORK_SERVER
 
 
 class Command:
@@ -34,7 +34,7 @@ class Command:
         output.write_text("")
         port = free_port()
         self.processes = [
-            _CONTEXT.Process(
+            FORK_SERVER.Process(
                 target=_main, args=(words, str(output), rank, world_size, port, fault), daemon=True
             )
             for rank in range(world_size)

@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-_CONTEXT = mp.get_context("forkserver")
+FORK_SERVER = mp.get_context("forkserver")
 # The server imports the heavy packages once; every rank is then a fork of a process that has run nothing yet.
-_CONTEXT.set_forkserver_preload(
+FORK_SERVER.set_forkserver_preload(
     [
         *(
             "longplay.launch.train",
@@ -39,10 +39,10 @@ def run_ranks(
     """
     from longplay.distributed.runtime.world import free_port
 
-    results: Any = _CONTEXT.Queue()
+    results: Any = FORK_SERVER.Queue()
     port = free_port()
     ranks = [
-        _CONTEXT.Process(
+        FORK_SERVER.Process(
             target=_rank_main, args=(function, rank, world_size, port, results, args), daemon=True
         )
         for rank in range(world_size)
