@@ -1,7 +1,4 @@
-"""What a report is made of: every run of sweeps and run folders, finished or not, read from files alone.
-
-Nothing here imports torch, so that a report takes a second or two.
-"""
+"""Read the runs of sweeps and run folders, finished or not, from their files alone."""
 
 import json
 import math
@@ -15,21 +12,14 @@ from longplay.common.locks import is_locked
 from longplay.launch.reports.scalars import Costs, Curve, finite_scalars
 from longplay.launch.sweeps.job_log import last_error, since_start
 
-MODEL_NAMES = {
-    "gru4rec": "GRU4Rec",
-    "sasrec": "SASRec",
-    "recmamba": "RecMamba",
-    "mambarec": "MambaRec",
-    "moematrrec": "MoEMaTrRec",
-}
 State = Literal["finished", "running", "unfinished", "failed", "missing"]
 Metrics = dict[str, dict[str, float]]
 
-_SETTINGS_LEFT_OUT = ("seed", "recipe")
+_NOT_COMPARED = ("seed", "recipe")  # settings that may differ between runs of one group
 
 
 class ReportError(ValueError):
-    """There is nothing to report on; the message says what to give instead."""
+    """The given folders hold no runs, or damaged ones; the message says what to give instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +27,15 @@ class Run:
     """One run, planned or done.
 
     Attributes:
-        source: the sweep or folder it was found through.
-        settings: runs with equal ones differ in their seed alone.
-        variant: what the sweep's `grid` set its setting to; None in a study.
-        error: the last error line of a failed run.
-        progress: how far an unfinished one is.
+        source: the sweep or the folder that was given and holds the run.
+        settings: equal for runs that differ in their seed alone.
+        variant: value of the setting that the sweep's `grid` varies; None in a study.
+        error: error line of a failed run.
+        progress: step and epoch of an unfinished run.
         test: metrics of the test split by kind ("full_unseen") and name ("hit@10"); empty until evaluated.
-        ranks: processes of the evaluation, which a sweep starts as it starts the training.
-        device: what trained it, by its name; `eval_device` is cpu or cuda.
-        about: what else the run folder says of code and machine.
+        ranks: number of ranks in the evaluation, in a sweep the same as in training.
+        device: name of the device in training; `eval_device` is cpu or cuda.
+        about: commit, host, torch version and checkpoint.
     """
 
     name: str
@@ -72,14 +62,14 @@ class Run:
 
 
 def collect(paths: Sequence[Path]) -> list[Run]:
-    """Every run of the sweeps and run folders `paths`, and of folders of run folders, in their order.
+    """Return the runs of sweeps, run folders and folders of run folders, in the order of `paths`.
 
     Raises:
-        ReportError: one of them is none of these, or damaged, or there is no run at all.
+        ReportError: a path is none of these or is damaged, or no path holds a run.
     """
     runs = [run for path in dict.fromkeys(path.absolute() for path in paths) for run in _runs_of(path)]
     if not runs:
-        raise ReportError(f"{', '.join(map(str, paths))}: there are no runs; begin some with longplay sweep")
+        raise ReportError(f"{', '.join(map(str, paths))}: no runs; start some with longplay sweep")
     return runs
 
 
@@ -92,8 +82,8 @@ def _runs_of(path: Path) -> Iterator[Run]:
         folders = sorted(file.parent for file in path.glob("*/config.json"))
         if not folders:
             raise ReportError(
-                f"{path}: is no sweep (no sweep.json) and no run folder (no config.json); give the --out of "
-                "longplay sweep or the --run of longplay train"
+                f"{path}: is not a sweep (no sweep.json) and not a run folder (no config.json); give the "
+                "--out of longplay sweep or the --run of longplay train"
             )
         for folder in folders:
             yield _plain_run(folder, path)
@@ -141,7 +131,7 @@ def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Run:
 
 
 def _logs(folder: Path, job_id: str) -> list[Path]:
-    """What a job's ranks printed, rank 0's first; another job's id may begin as this one's does."""
+    """Return the logs of a job's ranks, rank 0's first; 5_1_0_log.out is not of job 5."""
     name = re.compile(rf"{re.escape(job_id)}_(\d+)_log\.out")
     found = {int(match[1]): log for log in folder.glob("*_log.out") if (match := name.fullmatch(log.name))}
     return [found[rank] for rank in sorted(found)]
@@ -162,7 +152,7 @@ def _plain_run(path: Path, source: Path) -> Run:
         model, length, seed = asked["encoder"]["model"], int(asked["context_length"]), int(asked["seed"])
     except (KeyError, TypeError, ValueError, IndexError):
         raise ReportError(f"{path}/config.json: is damaged, or of another version") from None
-    same = {name: value for name, value in asked.items() if name not in _SETTINGS_LEFT_OUT}
+    same = {name: value for name, value in asked.items() if name not in _NOT_COMPARED}
     same["data"] = {name: value for name, value in asked.get("data", {}).items() if name != "seed"}
     return Run(
         name=path.name,
@@ -179,12 +169,12 @@ def _plain_run(path: Path, source: Path) -> Run:
 
 
 def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[str, Any]:
-    """What became of a run: the fields of Run that its folder and logs tell."""
+    """Return the fields of Run that the run folder and the logs determine."""
     asked = config.get("config", {})
     metric = str(asked.get("train", {}).get("metric", "full_unseen/ndcg@10"))
     scalars = finite_scalars(path, metric)
     report, damage = _evaluation(path / "evaluation" / "test.json")
-    error = damage or last_error(logs) or _slurm_said(logs)
+    error = damage or last_error(logs) or _slurm_error(logs)
     progress = scalars.progress(asked.get("train", {}).get("max_epochs"))
     state: State = "unfinished"
     if report is not None:
@@ -197,8 +187,8 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
         state = "running"
     else:
         progress += ", not evaluated" if progress else "no step yet"
-        said = since_start(logs[0]) if logs else []
-        progress += f"; last said: {said[-1].strip()[:160]}" if said else ""
+        lines = since_start(logs[0]) if logs else []
+        progress += f"; last line: {lines[-1].strip()[:160]}" if lines else ""
     report = report or {}
     versions = {name: version for name, version in config.get("packages", {}).items() if version}
     about = {
@@ -230,7 +220,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(file: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """What `longplay evaluate --out` wrote, and what is wrong with it."""
+    """Return the report of `longplay evaluate --out`, or the reason why it cannot be used."""
     try:
         report = json.loads(file.read_text())
     except FileNotFoundError:
@@ -255,7 +245,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _slurm_said(logs: Sequence[Path]) -> str | None:
-    """What Slurm said of a task that was killed, where no rank could say anything."""
+def _slurm_error(logs: Sequence[Path]) -> str | None:
+    """Return Slurm's message about a killed task, whose rank could print no error."""
     killed = re.compile(r"srun: error: .*\btasks? |slurmstepd: error: .*\b(oom|OOM|killed)")
     return next((line.strip() for log in logs for line in since_start(log) if killed.match(line)), None)

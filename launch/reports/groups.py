@@ -1,157 +1,124 @@
-"""Runs that differ in their seed alone, taken together: means and spreads."""
+"""Runs as a table, and their means and sample standard deviations over seeds."""
 
-import math
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
-from longplay.launch.reports.data import MODEL_NAMES, Run
+import polars as pl
 
-Place = tuple[str, int]
+from longplay.launch.reports.data import Run
+from longplay.launch.reports.names import display_name
+from longplay.launch.reports.scalars import COSTS
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stat:
-    """A mean over seeds and the sample standard deviation, None for a single seed."""
-
-    mean: float
-    sd: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Stat | None":
-        """None if there is no value."""
-        there = [value for value in values if value is not None]
-        if not there:
-            return None
-        sd = statistics.stdev(there) if len(there) > 1 else None
-        return cls(mean=statistics.fmean(there), sd=sd, count=len(there))
+METRICS = ("hit@10", "ndcg@10", "hit@20", "ndcg@20")
+_KINDS = ("full_unseen", "full", "sampled100")
+_SAME_SETTINGS = ("dataset", "context_length", "recipe", "grid", "variant", "settings")
+_SAME_NAME = ("dataset", "context_length", "label", "grid", "variant")
+_TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "grid", "variant")
+_TEXTS += ("state", "error", "progress", "device", "eval_device", "checkpoint", "commit", "host", "torch")
+_NUMBERS = ("context_length", "seed", "ranks")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Runs of one model in one setting; `label` tells it from all others of its dataset and length."""
-
-    dataset: str
-    context_length: int
-    model: str
-    label: str
-    grid: str
-    variant: str | None
-    runs: tuple[Run, ...]
-
-    @property
-    def place(self) -> Place:
-        """Groups of one place are compared with each other."""
-        return self.dataset, self.context_length
-
-    def metric(self, kind: str, name: str) -> Stat | None:
-        """Of the test split, over the runs that are evaluated."""
-        return Stat.of(run.test.get(kind, {}).get(name) for run in self.runs)
-
-    def cost(self, name: str) -> Stat | None:
-        """Over all runs that say it, finished or not."""
-        return Stat.of(getattr(run.costs, name) for run in self.runs)
-
-    def values_of(self, name: str) -> set[str | int]:
-        """What the runs say of themselves: "device", "eval_device" or "ranks"."""
-        return {getattr(run, name) for run in self.runs} - {None, ""}
-
-    def seeds(self) -> str:
-        """How many seeds there are, and what became of those that did not finish."""
-        counts = Counter(run.state for run in self.runs)
-        finished = counts.pop("finished", 0)
-        if not counts:
-            return str(finished)
-        rest = ", ".join(f"{number} {state}" for state, number in counts.items())
-        return f"{finished} of {len(self.runs)} ({rest})"
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs by what they are but for their seed; by dataset, length, model and variant in order."""
-    taken: dict[tuple[object, ...], list[Run]] = {}
-    for run in runs:
-        key = (run.dataset, run.context_length, run.recipe, run.grid, run.variant, run.settings)
-        again = 0  # the same seed once more is no second sample
-        while any(other.seed == run.seed for other in taken.get((*key, again), ())):
-            again += 1
-        taken.setdefault((*key, again), []).append(run)
-    groups = [
-        Group(
-            dataset=first.dataset,
-            context_length=first.context_length,
-            model=first.model,
-            label=MODEL_NAMES.get(first.recipe, first.recipe),
-            grid=first.grid,
-            variant=first.variant,
-            runs=tuple(members),
-        )
-        for members in taken.values()
-        for first in members[:1]
+def run_frame(runs: Sequence[Run]) -> pl.DataFrame:
+    """Return a row per run, with its costs and its test metrics; those have columns such as full/hit@10."""
+    measured = sorted({(kind, name) for run in runs for kind, values in run.test.items() for name in values})
+    rows = [
+        {
+            **{name: getattr(run, name, None) for name in (*_TEXTS, *_NUMBERS)},
+            **run.about,
+            "run": run.name,
+            "folder": str(run.path),
+            "source": run.source.name,
+            "kinds": list(run.test),
+            "evaluated": bool(run.test),
+            **{name: getattr(run.costs, name) for name in COSTS},
+            **{f"{kind}/{name}": run.test.get(kind, {}).get(name) for kind, name in measured},
+        }
+        for run in runs
     ]
-    return sorted(_told_apart(groups), key=_order)
+    schema: dict[str, type[pl.DataType] | pl.DataType] = dict.fromkeys(_TEXTS, pl.String)
+    schema |= dict.fromkeys(_NUMBERS, pl.Int64) | {"kinds": pl.List(pl.String), "evaluated": pl.Boolean}
+    schema |= dict.fromkeys((*COSTS, *(f"{kind}/{name}" for kind, name in measured)), pl.Float64)
+    return pl.DataFrame(rows, schema=schema)
 
 
-def _told_apart(groups: list[Group]) -> list[Group]:
-    """The groups, with a name in brackets where others of the same model would look the same."""
-    alike: dict[tuple[object, ...], list[Group]] = {}
-    for group in groups:
-        alike.setdefault((*group.place, group.label, group.grid, group.variant), []).append(group)
-    told = []
-    for same in alike.values():
-        if len(same) == 1:
-            told += same
-            continue
-        sources = {group.runs[0].source for group in same}
-        by_source = len({source.name for source in sources}) == len(same)
-        for group in same:
-            name = group.runs[0].source.name if by_source else group.runs[0].name
-            told.append(replace(group, label=f"{group.label} ({name})"))
-    return told
+def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
+    """Return a row per group: runs that differ in their seed alone.
+
+    Each cost and metric has a column with the mean and a column NAME_sd with the sample standard deviation,
+    null for a single value. `label` is unique among the groups of a dataset, length and variant. `member`
+    holds row numbers of `runs`. A second run with the same seed is not another sample: it starts a new group.
+    """
+    values = [*COSTS, *(name for name in runs.columns if "/" in name)]
+    lists = ("device", "eval_device", "ranks")
+    groups = (
+        runs.with_row_index("member")
+        .with_columns(
+            again=pl.int_range(pl.len()).over(*_SAME_SETTINGS, "seed"),
+            label=pl.col("recipe").map_elements(display_name, return_dtype=pl.String),
+        )
+        .group_by(*_SAME_SETTINGS, "label", "again", maintain_order=True)
+        .agg(
+            pl.col("model", "run", "source").first(),
+            pl.col("state", "member", "kinds"),
+            pl.col(*lists).drop_nulls().unique().sort(),
+            pl.len().alias("runs"),
+            pl.col("evaluated").any(),
+            pl.col("state").eq("finished").sum().alias("finished"),
+            pl.col(*values).drop_nulls(),
+        )
+    )
+    # Not Polars' own mean and std: `statistics` rounds exactly, so that the same runs give the same bytes.
+    spreads = [pl.col(name).map_elements(_sd, return_dtype=pl.Float64).alias(f"{name}_sd") for name in values]
+    means = [pl.col(name).map_elements(_mean, return_dtype=pl.Float64) for name in values]
+    groups = groups.with_columns(*spreads, *means)
+    missing = [f"{kind}/{name}{end}" for kind in _KINDS for name in METRICS for end in ("", "_sd")]
+    groups = groups.with_columns(
+        pl.lit(None, pl.Float64).alias(name) for name in missing if name not in groups.columns
+    )
+    return _sorted(_with_unique_labels(groups))
 
 
-def _order(group: Group) -> tuple[object, ...]:
-    names = list(MODEL_NAMES)
-    rank = names.index(group.model) if group.model in names else len(names)
-    variant = group.variant or ""
-    try:
-        number = float(variant)
-    except ValueError:
-        number = math.inf
-    return (group.dataset, group.context_length, group.grid, rank, group.label, number, variant)
+def _mean(values: pl.Series) -> float | None:
+    return statistics.fmean(values) if len(values) else None
 
 
-def datasets(groups: Iterable[Group]) -> list[str]:
-    return list(dict.fromkeys(group.dataset for group in groups))
+def _sd(values: pl.Series) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
-def kinds(groups: Iterable[Group]) -> list[str]:
-    """The kinds of metrics that the runs have: full_unseen first, then full, then sampled ones."""
-    found = {kind for group in groups for run in group.runs for kind in run.test}
+def _with_unique_labels(groups: pl.DataFrame) -> pl.DataFrame:
+    """Add the source, or else the first run's name, in brackets to labels that several groups share."""
+    alike = pl.len().over(*_SAME_NAME)
+    by_source = pl.col("source").n_unique().over(*_SAME_NAME) == alike
+    name = pl.when(by_source).then("source").otherwise("run")
+    return groups.with_columns(
+        label=pl.when(alike > 1).then(pl.format("{} ({})", "label", name)).otherwise("label")
+    )
+
+
+def _sorted(groups: pl.DataFrame) -> pl.DataFrame:
+    """Sort by dataset, length, grid, model in the order of the runs, label and variant."""
+    models = groups["model"].unique(maintain_order=True)
+    return groups.sort(
+        "dataset",
+        "context_length",
+        "grid",
+        pl.col("model").cast(pl.Enum(models)).to_physical(),
+        "label",
+        pl.col("variant").cast(pl.Float64, strict=False),
+        "variant",
+        nulls_last=True,
+        maintain_order=True,
+    )
+
+
+def kinds(groups: pl.DataFrame) -> list[str]:
+    """Return the kinds of ranking that the runs were evaluated by: full_unseen, full, then sampled ones."""
+    found = {kind for runs in groups["kinds"].to_list() for kinds in runs for kind in kinds}
     first = [kind for kind in ("full_unseen", "full") if kind in found]
-    return first + sorted(found - set(first)) or ["full_unseen", "full", "sampled100"]
+    return first + sorted(found - set(first)) or list(_KINDS)
 
 
-def reference(group: Group, groups: Iterable[Group]) -> Group | None:
-    """SASRec where `group` is compared: same dataset and length, and the same machines."""
-    for other in groups:
-        if other.model == "sasrec" and other.place == group.place and other.grid == group.grid:
-            return other if _on_same_machines(group, other) else None
-    return None
-
-
-def _on_same_machines(one: Group, other: Group) -> bool:
-    """Whether all that is known of devices and ranks is the same; ranks are known once a run is evaluated."""
-    for name in ("device", "eval_device", "ranks"):
-        mine, theirs = one.values_of(name), other.values_of(name)
-        if mine and theirs and mine != theirs:
-            return False
-    return True
-
-
-def best(groups: Sequence[Group], kind: str, name: str) -> set[int]:
-    """Positions of the groups with the highest mean of a metric."""
-    means = [stat.mean if (stat := group.metric(kind, name)) else -math.inf for group in groups]
-    top = max(means, default=-math.inf)
-    return {at for at, mean in enumerate(means) if mean == top and math.isfinite(top)}
+def unique(groups: pl.DataFrame, column: str) -> list[str]:
+    """Return the values of a column in order of appearance."""
+    return groups[column].unique(maintain_order=True).to_list()

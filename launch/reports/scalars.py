@@ -1,4 +1,4 @@
-"""What a run's metrics.jsonl tells: what training cost, and how the metric grew with the time spent."""
+"""Costs of a training and its validation metric over time, from a run's metrics.jsonl."""
 
 import math
 import statistics
@@ -8,14 +8,23 @@ from typing import Any
 
 from longplay.launch.run_folders.metrics_file import Series, read_scalars
 
+COSTS = {
+    "train_peak_gib": "peak memory, training (GiB)",
+    "eval_peak_gib": "peak memory, evaluation (GiB)",
+    "seconds_per_epoch": "training (s per epoch)",
+    "events_per_s": "training (events/s)",
+    "eval_s": "evaluation (s)",
+}
+"""Fields of `Costs`, with their headers in tables."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Validations in the order they were made.
+    """The validations of a run, in order.
 
     Attributes:
-        metric: "full_unseen/ndcg@10".
-        seconds: of training until each, validations and saving left out.
+        metric: its name, such as "full_unseen/ndcg@10".
+        seconds: training time until each validation, without validation and saving.
     """
 
     metric: str = ""
@@ -25,14 +34,14 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a run took; None where it does not say.
+    """The costs of a run; None where unknown.
 
     Attributes:
-        train_peak_gib: of rank 0, of its GPU where there is one, else of the whole process.
-        eval_peak_gib: of the rank that used most, when the test split was evaluated.
-        seconds_per_epoch: the median step's time, times an epoch's steps.
-        eval_s: of the test split.
-        events_per_s: trained on, of all ranks together, in the median step.
+        train_peak_gib: peak memory of rank 0 in training: of its GPU, or of the process on a CPU.
+        eval_peak_gib: highest peak memory of any rank in the evaluation of the test split.
+        seconds_per_epoch: time of the median step, times the steps of an epoch.
+        eval_s: seconds of the evaluation of the test split.
+        events_per_s: events per second of all ranks in the median step.
     """
 
     train_peak_gib: float | None = None
@@ -60,7 +69,7 @@ class Scalars:
         return step / epochs[step] if epochs[step] > 0 else None
 
     def progress(self, max_epochs: int | None) -> str:
-        """How far the run is, in words."""
+        """Return the step and epoch reached, as text."""
         step, per_epoch = self.last_step(), self.steps_per_epoch()
         if step is None:
             return ""
@@ -70,7 +79,7 @@ class Scalars:
         return f"step {step:,}, epoch {step / per_epoch:.3g}{of}"
 
     def costs(self, *, evaluation: dict[str, Any]) -> Costs:
-        """Of this run; `evaluation` is what `longplay evaluate` wrote, or nothing."""
+        """Return the costs of the run; `evaluation` is the report of `longplay evaluate`, or empty."""
         step_ms, per_epoch = self._median("perf/step_ms"), self.steps_per_epoch()
         peaks = self.series.get("memory/peak_gib", {})
         return Costs(
@@ -82,14 +91,14 @@ class Scalars:
         )
 
     def _median(self, tag: str) -> float | None:
-        """Of all logged steps but the first, which sets up what later ones use."""
+        """Return the median over the logged steps; the first, which includes setup, is left out."""
         series = self.series.get(tag, {})
         values = [series[step] for step in sorted(series)]
         return statistics.median(values[1:] or values) if values else None
 
 
 def finite_scalars(run: Path, metric: str) -> Scalars:
-    """A run's scalars, those that are not finite left out, with the curve of `metric`; it may be training."""
+    """Return a run's finite scalars, with the curve of `metric`; the run may be in training."""
     series: dict[str, Series] = {}
     for tag, logged in read_scalars(run).items():
         finite = {step: value for step, value in logged.items() if math.isfinite(value)}
@@ -112,7 +121,7 @@ def _curve(series: dict[str, Series], metric: str) -> Curve:
 
 
 def _training_seconds(step_ms: Series, until: int) -> float:
-    """Seconds of all steps up to `until`; a step that was not logged is taken to last as the next logged."""
+    """Return the seconds of all steps up to `until`; a step without a log entry counts as the next logged."""
     seconds, before, pace = 0.0, 0, 0.0
     for step in sorted(step_ms):
         if step > until:

@@ -8,11 +8,11 @@ from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import Resources
 from longplay.launch.sweeps.grid import (
     GRIDS,
-    MODELS,
     STUDY_LENGTHS,
     SweepGrid,
     named_datasets,
     prepared_datasets,
+    study_recipes,
 )
 
 _GRID_OPTIONS = ("grid", "data", "models", "context_lengths", "seeds", "slots_per_step")
@@ -38,7 +38,9 @@ def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="prepared datasets (default: all in data/); NAME is the dataset's name in tables",
     )
-    parser.add_argument("--models", nargs="+", metavar="RECIPE", help=f"recipes (default {' '.join(MODELS)})")
+    parser.add_argument(
+        "--models", nargs="+", metavar="RECIPE", help="recipes (default: one for each encoder)"
+    )
     lengths = " ".join(map(str, STUDY_LENGTHS))
     parser.add_argument(
         *("--context-lengths", "--lengths"),
@@ -131,7 +133,7 @@ def read_grid(args: argparse.Namespace, overrides: list[str], *, begun: bool) ->
     grid = args.grid or "study"
     return SweepGrid(
         grid=grid,
-        recipes=tuple(_split(args.models)) or MODELS,
+        recipes=tuple(_split(args.models)) or study_recipes(),
         context_lengths=tuple(_whole_numbers("--context-lengths", args.context_lengths))
         or (STUDY_LENGTHS if grid == "study" else ()),
         datasets=named_datasets(data),

@@ -4,17 +4,17 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from longplay.data_shards.storage.locations import Location, absolute, parse_location
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.overrides import parse_overrides
-from longplay.launch.settings.recipes import get_recipe
+from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import resolve
+from longplay.models.base.registry import ENCODERS
 
-MODELS = ("gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec")
 STUDY_LENGTHS = (250, 500, 1000, 2000, 5000)
 
 # Grid -> the setting that it varies, with its values; the study varies the context length.
@@ -25,6 +25,11 @@ GRIDS: dict[str, tuple[str, tuple[str, ...]] | None] = {
     "layer_norm": ("encoder.layer_norm", ("true", "false")),
     "blocks": ("encoder.num_blocks", ("1", "2", "3", "4")),
 }
+
+
+def study_recipes() -> tuple[str, ...]:
+    """Return the recipes that are named after an encoder, one for each."""
+    return tuple(name for name in RECIPES if name in ENCODERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class SweepGrid:
     """
 
     grid: str = "study"
-    recipes: tuple[str, ...] = MODELS
+    recipes: tuple[str, ...] = field(default_factory=study_recipes)
     context_lengths: tuple[int, ...] = ()
     datasets: tuple[tuple[str, str], ...]
     seeds: tuple[int, ...] = (0,)

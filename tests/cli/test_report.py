@@ -1,11 +1,9 @@
-"""`longplay report`: its tables are what a few lines of arithmetic say, and nothing is left out of them."""
+"""`longplay report`: tables against independent arithmetic, states of runs, pages and figures."""
 
 import csv
 import json
 import re
 import statistics
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from support.made_up_sweeps import MadeUpSweep, made_up_run, write_evaluation
 
 from longplay.launch.cli import main
 from longplay.launch.reports.data import collect
-from longplay.launch.reports.groups import group_runs
+from longplay.launch.reports.groups import group_frame, run_frame
 from longplay.launch.reports.tables import accuracy_tables
 
 HITS = {  # (model, context length) -> hit@10 of each seed
@@ -53,12 +51,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reported(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report of `sweep`."""
+    """Return the folder of the report of `sweep`."""
     return report(sweep, out=tmp_path_factory.mktemp("report") / "out")
 
 
 def rows_of(file: Path, **wanted: str) -> list[dict[str, str]]:
-    """Rows of a CSV file in which the named columns have these values."""
+    """Return the rows of a CSV file in which the named columns have these values."""
     with open(file, newline="") as lines:
         rows = list(csv.DictReader(lines))
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
@@ -91,7 +89,7 @@ def test_accuracy_is_mean_and_sample_deviation_over_seeds(reported: Path) -> Non
     ]
 
 
-def test_the_best_of_each_length_is_bold_and_nothing_else(reported: Path) -> None:
+def test_only_the_best_of_each_length_is_bold(reported: Path) -> None:
     page = (reported / "report.md").read_text()
     assert (
         "| 50 | SASRec | 0.1100 ± 0.0141 | 0.0550 ± 0.0071 | 0.2200 ± 0.0283 | 0.1100 ± 0.0141 | 2 |" in page
@@ -118,7 +116,7 @@ def test_costs_are_medians_and_multiples_of_sasrec(reported: Path) -> None:
     assert "| 100 | MambaRec | 2.00 (0.50×) |" in page
 
 
-def test_no_multiple_is_given_across_kinds_of_devices(tmp_path: Path) -> None:
+def test_runs_on_different_devices_are_not_compared(tmp_path: Path) -> None:
     sweep = made_up_study(tmp_path / "study")
     for file in sweep.glob("runs/m-sasrec-L50-*/evaluation/test.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "cuda"}))
@@ -128,7 +126,7 @@ def test_no_multiple_is_given_across_kinds_of_devices(tmp_path: Path) -> None:
     assert row["events_per_s_of_sasrec"] == ""
 
 
-def test_a_run_in_training_is_compared_with_sasrec_already(tmp_path: Path) -> None:
+def test_a_run_in_training_is_compared_with_sasrec(tmp_path: Path) -> None:
     made_up_run(tmp_path / "runs" / "a", model="sasrec")
     made_up_run(tmp_path / "runs" / "b", model="mambarec", events_per_s=3000, hit10=None)
     out = report(tmp_path / "runs", out=tmp_path / "out")
@@ -136,14 +134,14 @@ def test_a_run_in_training_is_compared_with_sasrec_already(tmp_path: Path) -> No
     assert (row["events_per_s_of_sasrec"], row["eval_s"], row["ranks"]) == ("3.0", "", "cpu")
 
 
-def test_training_time_of_a_validation_sums_the_steps_before_it(tmp_path: Path) -> None:
+def test_the_time_of_a_validation_is_the_sum_of_the_steps_before_it(tmp_path: Path) -> None:
     made_up_run(tmp_path / "run", step_ms=100, validations=(0.1, 0.2))
     (run,) = collect([tmp_path / "run"])
     assert run.curve.seconds == pytest.approx([5.0 + 0.9, 5.0 + 1.9])
     assert run.curve.values == [0.1, 0.2]
 
 
-def test_steps_that_were_not_logged_take_as_long_as_the_next_logged(tmp_path: Path) -> None:
+def test_a_step_without_a_log_entry_takes_as_long_as_the_next_logged(tmp_path: Path) -> None:
     made_up_run(tmp_path / "run", validations=(), hit10=None)
     lines = [(1, "perf/step_ms", 900), (10, "perf/step_ms", 100), (20, "perf/step_ms", 200)]
     lines += [(12, "eval_full_unseen/ndcg@10", 0.1), (25, "eval_full_unseen/ndcg@10", 0.2)]
@@ -176,7 +174,7 @@ def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: py
         "m-sasrec-L50-s1": (
             "unfinished",
             "",
-            "step 30, epoch 3 of at most 20, not evaluated; last said: m, start 2, on n",
+            "step 30, epoch 3 of at most 20, not evaluated; last line: m, start 2, on n",
         ),
         "m-sasrec-L50-s2": ("missing", "", "not submitted"),
         "m-sasrec-L50-s3": ("missing", "", "submitted as 9_1"),
@@ -189,7 +187,7 @@ def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: py
     assert "no | space &lt;left&gt;" in (out / "report.html").read_text()
 
 
-def test_a_killed_task_is_what_slurm_said_and_logs_are_of_that_job_alone(tmp_path: Path) -> None:
+def test_the_error_of_a_killed_task_is_slurms_message_in_the_log_of_its_own_job(tmp_path: Path) -> None:
     made = MadeUpSweep(tmp_path / "study")
     made_up_run(made.add(job_id="5"), hit10=None)
     made.write()
@@ -200,7 +198,7 @@ def test_a_killed_task_is_what_slurm_said_and_logs_are_of_that_job_alone(tmp_pat
     assert (run.state, run.error) == ("failed", "srun: error: n: task 0: Killed")
 
 
-def test_a_sweep_of_which_nothing_ran_yet_is_reported(tmp_path: Path) -> None:
+def test_a_sweep_without_a_started_run_is_reported(tmp_path: Path) -> None:
     made = MadeUpSweep(tmp_path / "study")
     made.add()
     made.write()
@@ -211,7 +209,7 @@ def test_a_sweep_of_which_nothing_ran_yet_is_reported(tmp_path: Path) -> None:
     assert list((made.path / "report" / "plots").iterdir()) == []
 
 
-def test_a_damaged_evaluation_is_a_failure_that_says_so(tmp_path: Path) -> None:
+def test_a_run_with_a_damaged_evaluation_has_failed(tmp_path: Path) -> None:
     made_up_run(tmp_path / "run")
     file = tmp_path / "run" / "evaluation" / "test.json"
     file.write_text(file.read_text()[:40])
@@ -241,9 +239,10 @@ def test_run_folders_with_other_settings_are_not_averaged(tmp_path: Path) -> Non
     made_up_run(tmp_path / "a", seed=0, hit10=0.1)
     made_up_run(tmp_path / "b", seed=1, hit10=0.3)
     made_up_run(tmp_path / "c", seed=0, hit10=0.5, lr=0.1)
-    made_up_run(tmp_path / "d", seed=0, hit10=0.7, lr=0.1)  # the same seed again is no second sample
-    groups = group_runs(collect([tmp_path / name for name in "abcd"]))
-    assert {group.label: [run.name for run in group.runs] for group in groups} == {
+    made_up_run(tmp_path / "d", seed=0, hit10=0.7, lr=0.1)  # the same seed again is not another sample
+    runs = collect([tmp_path / name for name in "abcd"])
+    groups = group_frame(run_frame(runs)).select("label", "member").rows()
+    assert {label: [runs[member].name for member in members] for label, members in groups} == {
         "SASRec (a)": ["a", "b"],
         "SASRec (c)": ["c"],
         "SASRec (d)": ["d"],
@@ -251,17 +250,17 @@ def test_run_folders_with_other_settings_are_not_averaged(tmp_path: Path) -> Non
     assert [run.name for run in collect([tmp_path])] == ["a", "b", "c", "d"]
 
 
-def test_the_same_models_of_two_sweeps_are_told_apart(tmp_path: Path) -> None:
+def test_the_same_model_of_two_sweeps_has_two_labels(tmp_path: Path) -> None:
     for name in ("first", "second"):
         made = MadeUpSweep(tmp_path / name)
         made_up_run(made.add())
         made.write()
-    groups = group_runs(collect([tmp_path / "first", tmp_path / "second"]))
-    assert [group.label for group in groups] == ["SASRec (first)", "SASRec (second)"]
+    groups = group_frame(run_frame(collect([tmp_path / "first", tmp_path / "second"])))
+    assert groups["label"].to_list() == ["SASRec (first)", "SASRec (second)"]
 
 
 class Resources(HTMLParser):
-    """Collects the addresses that a page would load, and its tags."""
+    """Collects the addresses that a page loads, and its tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +285,7 @@ def test_the_html_page_loads_nothing(reported: Path) -> None:
     assert text.count("<strong>") == 2 * 4 * 3
 
 
-def test_figures_come_as_png_and_svg_and_the_same_twice(reported: Path, sweep: Path, tmp_path: Path) -> None:
+def test_two_reports_of_the_same_runs_are_the_same_bytes(reported: Path, sweep: Path, tmp_path: Path) -> None:
     first, second = reported, report(sweep, out=tmp_path / "two")
     names = sorted(file.name for file in (first / "plots").iterdir())
     assert names == [
@@ -296,7 +295,7 @@ def test_figures_come_as_png_and_svg_and_the_same_twice(reported: Path, sweep: P
         assert file.read_bytes() == (second / file.relative_to(first)).read_bytes(), file.name
 
 
-def test_figures_of_an_earlier_report_go_and_other_files_stay(sweep: Path, tmp_path: Path) -> None:
+def test_figures_of_an_earlier_report_are_deleted_and_other_files_kept(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "plots").mkdir(parents=True)
     (out / "plots" / "accuracy-gone.png").write_text("old")
@@ -313,24 +312,24 @@ def test_a_metric_that_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
     saved = json.loads(file.read_text())
     saved["full_unseen"].pop("hit@20")
     file.write_text(json.dumps(saved))
-    (table, *_) = accuracy_tables(group_runs(collect([tmp_path / "run"])))
+    (table, *_) = accuracy_tables(group_frame(run_frame(collect([tmp_path / "run"]))))
     assert [cell.text for cell in table.rows[0]] == ["50", "SASRec", "0.1000", "0.0500", "–", "0.1000", "1"]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is no sweep (no sweep.json) and no run folder"),
+        (lambda path: None, "is not a sweep (no sweep.json) and not a run folder"),
         (lambda path: (path / "sweep.json").write_text("{"), "sweep.json: cannot be read"),
         (
             lambda path: (path / "sweep.json").write_text('{"jobs": {"x": {"run": "r"}}}'),
             "job x cannot be read",
         ),
-        (lambda path: (path / "sweep.json").write_text('{"jobs": {}}'), "there are no runs"),
+        (lambda path: (path / "sweep.json").write_text('{"jobs": {}}'), ": no runs; start some"),
         (lambda path: (path / "config.json").write_text("{}"), "config.json: is damaged"),
     ],
 )
-def test_what_is_no_sweep_is_refused_in_one_line(
+def test_a_folder_without_runs_is_one_line(
     make, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     make(tmp_path)
@@ -347,11 +346,3 @@ def test_an_output_that_cannot_be_written_is_one_line(
     (tmp_path / "file").write_text("")
     assert main(["report", str(sweep), "--out", str(tmp_path / "file" / "out")]) == 2
     assert "--out" in capsys.readouterr().err
-
-
-def test_reporting_imports_neither_torch_nor_deepspeed() -> None:
-    code = (
-        "import sys, longplay.launch.report, longplay.launch.reports.plots\n"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'deepspeed')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Made-up sweeps and run folders, with the files that a report reads."""
+"""Made-up sweeps and run folders with the files that a report reads."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def made_up_run(
     data: str = "/data/m",
     lr: float = 0.01,
 ) -> None:
-    """A run of one validation per epoch; evaluated, with ndcg@10 half of `hit10`, unless that is None."""
+    """Write a run with one validation per epoch; evaluated, with ndcg@10 = hit10 / 2, unless `hit10` is None."""
     path.mkdir(parents=True)
     config = {
         "recipe": model,
@@ -53,7 +53,7 @@ def made_up_run(
 
 
 def write_evaluation(path: Path, hit10: float, *, eval_s: float = 1.0, peak_gib: float = 1.0) -> None:
-    """evaluation/test.json: ndcg@10 half of `hit10`, the @20 twice those @10; kinds differ by a factor."""
+    """Write evaluation/test.json: ndcg@10 = hit10 / 2, @20 = 2 × @10, with a factor for each kind."""
     values = {"hit@10": hit10, "ndcg@10": hit10 / 2, "hit@20": 2 * hit10, "ndcg@20": hit10, "mrr": hit10 / 3}
     report: dict[str, Any] = {
         kind: {name: value * factor for name, value in values.items()} | {"hit@10_se": None}
@@ -66,7 +66,7 @@ def write_evaluation(path: Path, hit10: float, *, eval_s: float = 1.0, peak_gib:
 
 
 class MadeUpSweep:
-    """A sweep's folder whose jobs are added one by one; `write` comes last."""
+    """The folder of a sweep; add its jobs, then call `write`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class MadeUpSweep:
         variant: str | None = None,
         job_id: str | None = None,
     ) -> Path:
-        """Plan a run; where its folder would be."""
+        """Add a job and return the path of its run folder, which does not exist yet."""
         name = f"{dataset}-{model}-L{context_length}{f'-{grid}_{variant}' if variant else ''}-s{seed}"
         varied = [f"--{grid}", variant] if variant else []
         self.jobs[name] = {

@@ -1,0 +1,118 @@
+"""Write a report: its two pages, its CSV files and its figures."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import polars as pl
+
+from longplay.common.atomic import write_text
+from longplay.launch.reports.csv_files import ablation_csv, accuracy_csv, efficiency_csv, runs_csv
+from longplay.launch.reports.data import Run
+from longplay.launch.reports.drawing import MATPLOTLIB, save
+from longplay.launch.reports.groups import group_frame, run_frame
+from longplay.launch.reports.page import Picture, Section, render
+from longplay.launch.reports.plots import plots
+from longplay.launch.reports.tables import ablation_tables, accuracy_tables, efficiency_tables, runs_table
+
+_ACCURACY = (
+    "Of the test split, by the checkpoint that was best in validation: means over seeds ± one sample "
+    "standard deviation, the best of each context length in bold. HR@k is the share of users whose next item "
+    "is among the first k; NDCG@k also weighs its position."
+)
+_EFFICIENCY = (
+    "Memory is that of one rank: of its GPU, or of the whole process on a CPU. Seconds per epoch are the "
+    "time of the median step, times the steps of an epoch; they and events per second leave out validation "
+    "and saving. Runs that shared a machine with others are slower for it."
+)
+_FIGURES = ("accuracy-", "efficiency-", "time-", "ablation-")
+
+
+def write_report(runs: Sequence[Run], out: Path) -> None:
+    """Write report.md, report.html, four CSV files and plots/ into `out`; replace an earlier report.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    run_rows = run_frame(runs)
+    groups = group_frame(run_rows)
+    pictures = _draw(groups, runs, out / "plots")
+
+    def of(*kinds: str) -> list[Picture]:
+        return [picture for kind in kinds for name, picture in pictures.items() if name.startswith(kind)]
+
+    sections = [
+        Section(
+            title="Accuracy",
+            text=_ACCURACY,
+            tables=list(accuracy_tables(groups)),
+            pictures=of("accuracy-", "time-"),
+        ),
+        Section(
+            title="Efficiency",
+            text=_EFFICIENCY,
+            tables=list(efficiency_tables(groups)),
+            pictures=of("efficiency-"),
+        ),
+        Section(
+            title="Ablation",
+            text="As above; the best variant of each model is in bold.",
+            tables=list(ablation_tables(groups)),
+            pictures=of("ablation-"),
+        ),
+        Section(title="Runs", text=_unfinished(runs), tables=[runs_table(run_rows)]),
+    ]
+    page = {
+        "title": f"Report of {', '.join(dict.fromkeys(run.source.name for run in runs))}",
+        "text": f"{len(runs)} runs: {count_states(runs)}.",
+        "sections": [section for section in sections if section.tables],
+    }
+    contents = {
+        "report.md": render("report.md", **page),
+        "report.html": render("report.html", **page),
+        "accuracy.csv": accuracy_csv(groups),
+        "efficiency.csv": efficiency_csv(groups),
+        "ablation.csv": ablation_csv(groups),
+        "runs.csv": runs_csv(run_rows),
+    }
+    for name, content in contents.items():
+        write_text(out / name, content)
+
+
+def count_states(runs: Sequence[Run]) -> str:
+    """Return the number of runs in each state: "3 finished, 1 failed"."""
+    return ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
+
+
+def _draw(groups: pl.DataFrame, runs: Sequence[Run], folder: Path) -> dict[str, Picture]:
+    """Write the figures, delete those of an earlier report, and return them by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    with matplotlib.rc_context(MATPLOTLIB):
+        for plot in plots(groups, runs):
+            name = re.sub(r"[^\w.-]+", "_", plot.name)
+            for ending in ("png", "svg"):
+                save(plot.figure, folder / f"{name}.{ending}")
+            svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
+            pictures[name] = Picture(
+                title=plot.title,
+                caption=plot.caption,
+                png=f"plots/{name}.png",
+                svg=svg[svg.index("<svg ") :].rstrip(),
+            )
+    for file in folder.iterdir():
+        if file.name.startswith(_FIGURES) and file.suffix in (".png", ".svg") and file.stem not in pictures:
+            file.unlink()
+    return pictures
+
+
+def _unfinished(runs: Sequence[Run]) -> str:
+    unfinished = [run for run in runs if run.state != "finished"]
+    if not unfinished:
+        return "All are finished."
+    return (
+        f"{len(unfinished)} of {len(runs)} are not finished. To finish a sweep, run its command again. "
+        "To finish a trained run outside a sweep: `longplay evaluate RUN --out RUN/evaluation/test.json`."
+    )
