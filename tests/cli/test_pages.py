@@ -1,0 +1,90 @@
+"""Run the code of the pages that show how to extend Longplay, and the code of the notebook."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.datasets import REPOSITORY
+
+GUIDES = REPOSITORY / "docs" / "guides"
+SMALL = shlex.split(
+    "--context_length 20 --encoder.d_model 16 --data.rows_per_step 12 "
+    "--train.max_steps 2 --train.warmup_steps 1"
+)
+
+
+def write_modules(page: Path, folder: Path) -> None:
+    """Write the page's code blocks that have a file name."""
+    found = re.findall(r'^```python title="(.+?)"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+    for name, code in found:
+        (folder / name).write_text(code)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the page's commands that import its modules."""
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    plain = [block.replace("\\\n", " ") for info, block in blocks if not info]
+    lines = [shlex.split(line) for block in plain for line in block.splitlines()]
+    return [words for words in lines if "--import" in words]
+
+
+def run(words: list[str], folder: Path) -> str:
+    """Run `python WORDS` in `folder`, with its modules importable, and return what it prints."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**environment, "MPLBACKEND": "agg"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}:\n{done.stdout}"
+    return done.stdout
+
+
+def longplay(words: list[str], folder: Path) -> str:
+    return run(["-m", "longplay.launch.cli", *words], folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the dataset, the run and the events that the pages' commands name."""
+    folder = tmp_path_factory.mktemp("pages")
+    plays = "".join(f"{1_700_000_000 + 7 * n}|{n % 30}|{n * n % 41}\n" for n in range(600))
+    (folder / "plays.txt").write_text(plays)
+    longplay(
+        shlex.split("prepare synthetic --users 40 --items 60 --events 1200 --out data/ml1m --scratch ."),
+        folder,
+    )
+    longplay(["train", "sasrec", "--data", "data/ml1m", "--run", "runs/ml1m", *SMALL], folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["add_encoder", "add_parts"])
+def test_the_modules_of_a_page_work_with_its_commands(name: str, folder: Path) -> None:
+    page = GUIDES / f"{name}.md"
+    write_modules(page, folder)
+    for words in commands(page):
+        longplay([*words[1:], *(SMALL if words[1] == "train" else [])], folder)
+    for test in sorted(folder.glob("test_*.py")):
+        run(["-m", "pytest", "-q", "-p", "no:cacheprovider", test.name], folder)
+
+
+def test_the_notebook_runs_and_its_outputs_name_no_folder_of_a_machine(tmp_path: Path) -> None:
+    notebook = json.loads((REPOSITORY / "examples" / "quickstart.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "notebook.py").write_text("\n\n".join("".join(cell["source"]) for cell in code))
+    run(["notebook.py"], tmp_path)
+    assert all(cell["execution_count"] for cell in code)
+    outputs = json.dumps([cell["outputs"] for cell in code])
+    assert re.search(r"[^\w.](/home|/root|/tmp|/Users|/opt)/", outputs) is None
