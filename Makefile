@@ -52,7 +52,7 @@ test: install slurm-packages
 docs: install
 	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2> /dev/null || \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "open site/index.html"
 
 # As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.

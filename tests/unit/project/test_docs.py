@@ -53,6 +53,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not fragment or fragment in anchors(path), f"{page.name}: {target}"
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = re.findall(r"[\w/]+\.md", (REPOSITORY / "mkdocs.yml").read_text())
+    assert {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} <= set(navigation)
+
+
+def test_the_readmes_results_are_those_of_the_results_page() -> None:
+    rows = re.findall(
+        r"^\| .+ \| \D*(0\.\d{4})\D* \| \D*(0\.\d{4})\D* \|$", PAGES[0].read_text(), re.MULTILINE
+    )
+    assert len(rows) == 8
+    results = (DOCS / "results" / "ml1m.md").read_text()
+    assert [number for row in rows for number in row if number not in results] == []
+
+
 @page
 def test_files_named_in_the_text_exist(page: Path) -> None:
     folders = "|".join(path.name for path in REPOSITORY.iterdir() if path.is_dir() and path.name[0] != ".")
