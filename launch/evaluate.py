@@ -1,4 +1,4 @@
-"""`longplay evaluate RUN --split test [--json]`: exact full-catalogue and sampled metrics of a run."""
+"""`longplay evaluate RUN`: exact metrics of a run's checkpoint over the whole catalogue and sampled items."""
 
 import argparse
 import json
@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longplay.launch.evaluation.evaluate_run import evaluate_run
-from longplay.launch.evaluation.evaluation import Evaluation
+from rich.table import Table
+
+from longplay.launch.console.tables import new_table, print_table
+from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.imports import add_import_argument
 
@@ -17,27 +19,36 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("evaluate", help="exact ranking metrics of a run", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
     add_import_argument(parser)
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument(
-        "--data", type=data_location, help="prepared dataset, where it has moved since training"
+        "--split", choices=("validation", "test"), default="test", help="events to predict (default: test)"
+    )
+    parser.add_argument(
+        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
     )
     parser.add_argument(
         "--on-bad-shard",
         choices=("stop", "skip"),
-        help="what to do about a damaged shard; default: as the run",
+        help="what to do at a damaged shard (default: the run's setting)",
     )
     parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last, or a name such as step-000000120"
+        "--checkpoint",
+        default="best",
+        help="best, last, or a name such as step-000000120 (default: best)",
     )
     parser.add_argument("--baseline", action="store_true", help="also rank by popularity, for comparison")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto uses the GPU if there is one (default: auto)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write that JSON object to a file as well")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     found = evaluate_run(
         args.run,
         split=args.split,
@@ -51,30 +62,32 @@ def run(args: argparse.Namespace) -> int:
     if found is not None and args.json:
         print(json.dumps(found.report))
     elif found is not None:
-        checkpoint, result, dataset = found.checkpoint, found.result, found.dataset
+        checkpoint, dataset = found.checkpoint, found.dataset
         print(
             f"{args.run}, {args.split} split, {checkpoint.path.name} (step {checkpoint.step}), "
-            f"{result.num_users:,} users, {dataset.num_items:,} items, {result.seconds:.1f} s"
+            f"{found.result.num_users:,} users, {dataset.num_items:,} items, {found.result.seconds:.1f} s"
         )
-        print(as_table(found.config.encoder.model, result, found.baseline))
+        print_table(metrics_table(found))
         if dataset.skipped_summary() is not None:
             print(f"skipped  {dataset.skipped_summary()}")
     return 0
 
 
-def as_table(model: str, result: Evaluation, baseline: Evaluation | None) -> str:
-    """The result as a small table: a column per model, a row per metric, standard errors behind ±."""
-    columns = {model: result.metrics} | ({} if baseline is None else {"popularity": baseline.metrics})
-    lines = ["".ljust(20) + "".join(f"{name:>20}" for name in columns)]
-    for kind, metrics in result.metrics.items():
-        lines.append("-" * len(lines[0]))
+def metrics_table(found: RunEvaluation) -> Table:
+    """Return a table with a column per model and a row per metric: its value and standard error."""
+    columns = {found.config.encoder.model: found.result.metrics}
+    if found.baseline is not None:
+        columns["popularity"] = found.baseline.metrics
+    table = new_table("", *columns, widths=(20, *(19 for _ in columns)))
+    for kind, metrics in found.result.metrics.items():
         for metric in (name for name in metrics if not name.endswith("_se")):
             cells = [
                 f"{values[kind][metric]:.4f} ± {values[kind][metric + '_se']:.4f}"
                 for values in columns.values()
             ]
-            lines.append(f"{kind} {metric}".ljust(20) + "".join(f"{cell:>20}" for cell in cells))
-    return "\n".join(lines)
+            table.add_row(f"{kind} {metric}", *cells)
+        table.add_section()
+    return table
 
 
 if __name__ == "__main__":

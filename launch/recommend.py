@@ -1,4 +1,4 @@
-"""`longplay recommend RUN --history ids.txt --top 20`: the best next items after a history."""
+"""`longplay recommend RUN --history ids.txt`: the best next items after a history."""
 
 import argparse
 import json
@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
-from longplay.launch.evaluation.evaluate_run import find_checkpoint, load_model, open_dataset
+from longplay.launch.console.tables import new_table, print_table
+from longplay.launch.evaluation.histories import read_history, user_history
+from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
 from longplay.launch.settings.data_arguments import data_location
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.imports import add_import_argument
@@ -28,26 +28,39 @@ def register(subparsers: Any) -> None:
     add_import_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--history", type=Path, help="text file of original item ids, oldest first; - reads stdin"
+        "--history",
+        type=Path,
+        metavar="FILE",
+        help="text file of original item ids, oldest first; - reads stdin",
     )
     source.add_argument(
-        "--user", type=int, help="original id of a user of the dataset; the whole history counts"
+        "--user",
+        type=int,
+        metavar="ID",
+        help="original id of a user of the dataset, whose whole history is used",
     )
-    parser.add_argument("--top", type=int, default=20, help="how many items (default 20)")
-    parser.add_argument("--keep-seen", action="store_true", help="allow items of the history")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="number of items (default: 20)")
+    parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
     parser.add_argument(
-        "--data", type=data_location, help="prepared dataset, where it has moved since training"
+        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
     )
     parser.add_argument(
-        "--checkpoint", default="best", help="best (default), last, or a name such as step-000000120"
+        "--checkpoint",
+        default="best",
+        help="best, last, or a name such as step-000000120 (default: best)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto uses the GPU if there is one (default: auto)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON array and nothing else")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: must be at least 1")
     config = read_config(args.run)
@@ -73,14 +86,13 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps([{"item_id": item, "score": round(score, 6)} for item, score in ranked]))
         else:
-            for place, (item, score) in enumerate(ranked, 1):
-                print(f"{place:>4}  {item:>12}  {score:9.4f}")
+            print_ranking(ranked)
     close_world()
     return 0
 
 
 def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tensor:
-    """The state (1, D) after `history` (n,) of item ids. Every rank must call."""
+    """Return the hidden state (1, D) after a history (n,) of item ids. Collective."""
     plan, index = table.plan(history)
     rows = plan.rows_from_owners(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
@@ -88,60 +100,13 @@ def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tenso
     return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()
 
 
-def read_history(dataset: Dataset, path: Path) -> Tensor:
-    """Item ids (n,) of the original ids in a text file, separated by white space or commas, oldest first.
-
-    Unknown items are left out with a warning.
-
-    Raises:
-        ConfigError: the file cannot be read, holds something else than integers, or no known item.
-    """
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = "not text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ConfigError(
-            f"--history {name}: cannot be read ({cause}); give a text file of original item ids"
-        ) from None
-    originals = []
-    for number, line in enumerate(text.splitlines(), 1):
-        for word in line.replace(",", " ").split():
-            try:
-                originals.append(int(word))
-            except ValueError:
-                raise ConfigError(
-                    f"{name}, line {number}: {word!r} is not an integer item id; separate ids by white space"
-                ) from None
-            if not -(2**63) <= originals[-1] < 2**63:
-                raise ConfigError(f"{name}, line {number}: {word} is beyond 64 bits; give original item ids")
-    ids = dataset.items.item_ids(np.array(originals, dtype=np.int64))
-    unknown = [original for original, item in zip(originals, ids.tolist(), strict=True) if item == 0]
-    if unknown and len(unknown) < len(originals):
-        shown = ", ".join(map(str, unknown[:5]))
-        print(
-            f"longplay: warning: {len(unknown)} of {len(originals)} items are not in the dataset ({shown})",
-            file=sys.stderr,
-        )
-    ids = ids[ids > 0]
-    if ids.size == 0:
-        raise ConfigError(f"{name}: holds no item of the dataset; give original item ids, oldest first")
-    return torch.from_numpy(ids.astype(np.int64))
-
-
-def user_history(dataset: Dataset, original: int) -> Tensor:
-    """Item ids (n,) of a user's whole history.
-
-    Raises:
-        ConfigError: the dataset has no such user.
-    """
-    where = np.flatnonzero(dataset.user_original_ids == original)
-    if where.size == 0:
-        raise ConfigError(
-            f"--user {original}: is not a user of {dataset.path}; give an original user id, or --history FILE"
-        )
-    items, _ = dataset.sequence(int(where[0]))
-    return torch.from_numpy(items.astype(np.int64))
+def print_ranking(ranked: list[tuple[int, float]]) -> None:
+    """Print original item ids and scores, best first; the header is left out of a pipe."""
+    table = new_table("position", "item", "score", widths=(4, 12, 9), align_first="right")
+    table.show_header = sys.stdout.isatty()
+    for position, (item, score) in enumerate(ranked, 1):
+        table.add_row(str(position), str(item), f"{score:.4f}")
+    print_table(table)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from longplay.launch.console.durations import duration
 
 _REFRESH_PER_SECOND = 4.0
+_LOWEST_SHOWN_RATE = 10.0  # per second
 _SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 10.0, 60.0
 
 
@@ -105,11 +106,16 @@ class StageProgress:
 
     Args:
         unit: what is counted, for example "events".
+        enabled: False shows nothing.
     """
 
-    def __init__(self, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, unit: str, *, enabled: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._unit, self._clock = unit, clock
-        self._display = ProgressDisplay(sys.stderr, first_line_s=_SHORTEST_INTERVAL_S, clock=clock)
+        self._display = ProgressDisplay(
+            sys.stderr, enabled=enabled, first_line_s=_SHORTEST_INTERVAL_S, clock=clock
+        )
         self._stage, self._began = "", 0.0
 
     def __enter__(self) -> StageProgress:
@@ -124,8 +130,10 @@ class StageProgress:
             self._stage, self._began = stage, now
         note, seconds = self._unit, now - self._began
         if done and seconds > 0:
-            left = duration(max(0, total - done) * seconds / done)
-            note = f"{self._unit}  {done / seconds:,.0f} {self._unit}/s  {left} left"
+            rate = done / seconds
+            if rate >= _LOWEST_SHOWN_RATE:
+                note = f"{note}  {rate:,.0f} {self._unit}/s"
+            note = f"{note}  {duration(max(0, total - done) / rate)} left"
         self._display.update(stage, done, total, note)
 
 

@@ -1,6 +1,7 @@
 """Tables on stdout: drawn with lines on a terminal, aligned plain text elsewhere."""
 
 import sys
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -11,8 +12,10 @@ _PLAIN = box.Box("    \n    \n----\n    \n----\n    \n    \n    \n")
 _UNLIMITED_WIDTH = 1 << 16
 
 
-def new_table(*headers: str, widths: tuple[int, ...] = ()) -> Table:
-    """Return an empty table. The first column is aligned left, the others right.
+def new_table(
+    *headers: str, widths: tuple[int, ...] = (), align_first: Literal["left", "right"] = "left"
+) -> Table:
+    """Return an empty table. Columns after the first are aligned right.
 
     Args:
         widths: least width of each column, in characters.
@@ -21,7 +24,7 @@ def new_table(*headers: str, widths: tuple[int, ...] = ()) -> Table:
     for column, header in enumerate(headers):
         table.add_column(
             header,
-            justify="right" if column else "left",
+            justify="right" if column else align_first,
             min_width=widths[column] if widths else None,
             no_wrap=True,
         )

@@ -1,1 +1,1 @@
-"""Read and write a run's folder."""
+"""Read and write the folder of a run."""

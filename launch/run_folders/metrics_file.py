@@ -1,7 +1,7 @@
-"""metrics.jsonl in a run folder: one line per scalar, {"step": 120, "tag": "train/loss", "value": 6.91}.
+"""The file metrics.jsonl: one line per scalar, {"step": 120, "tag": "train/loss", "value": 6.91}.
 
-Needs no torch. A reader may come while a line is being written, or after a run was killed writing one: a
-line that is cut off counts as not written yet.
+Readers skip incomplete and damaged lines, so the file can be read during a run and after a kill. This module
+does not import torch.
 """
 
 import json
@@ -14,22 +14,23 @@ from longplay.common.atomic import write_text
 METRICS_FILE = "metrics.jsonl"
 
 Series = dict[int, float]
-"""Step -> value of one tag."""
+"""The values of one tag by step."""
 
 
 class Scalar(NamedTuple):
-    """One line."""
+    """One line of the file."""
 
     step: int
     tag: str
     value: float
 
     def line(self) -> str:
+        """Return the scalar as a line of JSON."""
         return json.dumps(self._asdict()) + "\n"
 
 
 def parse_scalars(lines: Iterable[str]) -> Iterator[Scalar]:
-    """The scalars of these lines, in their order; lines that are cut off or damaged are passed over."""
+    """Yield the scalars of these lines in order; skip incomplete and damaged lines."""
     for line in lines:
         try:
             entry = json.loads(line)
@@ -39,7 +40,7 @@ def parse_scalars(lines: Iterable[str]) -> Iterator[Scalar]:
 
 
 def read_scalars(run: Path) -> dict[str, Series]:
-    """Tag -> step -> value of a whole run; nothing where it has logged nothing, or cannot be read."""
+    """Return a run's series by tag; empty if the file does not exist or cannot be read."""
     try:
         lines = (run / METRICS_FILE).read_text(errors="replace").splitlines()
     except OSError:
@@ -51,7 +52,7 @@ def read_scalars(run: Path) -> dict[str, Series]:
 
 
 def drop_scalars_after(run: Path, step: int) -> None:
-    """Leave out what was logged after `step`, and lines cut off or damaged. A kill leaves the file whole."""
+    """Remove the scalars logged after `step` and damaged lines, atomically."""
     file = run / METRICS_FILE
     if not file.exists():
         return

@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run beside its scalars: settings and final metrics, the gate, row norms.
+"""Write what TensorBoard shows of a run besides its scalars: settings, final metrics, the gate and row norms.
 
-All of it goes into the run's own tensorboard/ folder, so that a run is one line of every page.
+Everything goes into the run's own tensorboard/ folder, so that a run is one entry of every page.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 _MAMBA, _ATTENTION = "#D55E00", "#0072B2"
 _SAMPLED_ROWS = 4096
 
-# The columns of the page HPARAMS: one type each in all runs, or they could not be compared.
+# The columns of the page HPARAMS. A column has the same type in all runs, so that they can be compared.
 _SETTINGS: dict[str, type] = {
     "encoder.model": str,
     "context_length": float,
@@ -45,59 +45,63 @@ _SHOWN_FIRST = ("dataset", "encoder.model", "context_length", "seed", "train.lr"
 
 
 def final_tag(split: str, kind: str, name: str) -> str:
-    """The tag of a finished run's metric: "test_full_unseen/ndcg@10"."""
+    """Return the tag of a final metric: "test_full_unseen/ndcg@10"."""
     return f"{split}_{kind}/{name}"
 
 
-def write_settings(board: SummaryWriter, run: Path) -> None:
-    """Make `run` a line of the page HPARAMS, beside all others of the folder that TensorBoard shows."""
-    _write_session(board, run, ended=False)
+def write_settings(writer: SummaryWriter, run: Path) -> None:
+    """Add the run to the page HPARAMS."""
+    _write_session(writer, run, ended=False)
 
 
 def write_final_metrics(run: Path, split: str, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Add what `longplay evaluate` found to the run's TensorBoard folder; done again, it takes its place.
+    """Add the metrics of an evaluation to the run's TensorBoard folder. A later evaluation replaces them.
 
-    A folder that this process may not write to stays as it is.
+    Without the right to write to the folder, do nothing.
 
     Args:
-        step: of the checkpoint that was evaluated.
-        metrics: by kind and name, as in `Evaluation.metrics`.
+        step: the step of the evaluated checkpoint.
+        metrics: by candidates and name, as in `Evaluation.metrics`.
     """
     folder = run / "tensorboard"
     if not os.access(folder if folder.exists() else run, os.W_OK):
         return
-    with SummaryWriter(str(folder), filename_suffix=f".{split}") as board:
-        _write_session(board, run, ended=True)
+    with SummaryWriter(str(folder), filename_suffix=f".{split}") as writer:
+        _write_session(writer, run, ended=True)
         for kind, values in metrics.items():
             for name, value in values.items():
                 if not name.endswith("_se") and math.isfinite(value):
-                    board.add_scalar(final_tag(split, kind, name), value, step)
+                    writer.add_scalar(final_tag(split, kind, name), value, step)
 
 
-def write_model(board: SummaryWriter, step: int, gate_weights: Mapping[str, float], shard: Tensor) -> None:
-    """A validation's picture of the gate, for models that have one, and the norms of some table rows.
-
-    Reads this rank's memory alone.
+def write_model(
+    writer: SummaryWriter, step: int, gate_weights: Mapping[str, float], table_shard: Tensor
+) -> None:
+    """Write a picture of the gate, if the model has one, and a histogram of the norms of this rank's rows.
 
     Args:
-        gate_weights: mean weights by "block0/mamba" and "block0/attention".
-        shard: (rows, D), the table rows of this rank.
+        gate_weights: mean weights by "block0/mamba" and "block0/attention"; empty without a gate.
+        table_shard: (rows, D), the table rows of this rank.
     """
-    if shard.shape[0]:
-        board.add_histogram("table/row_norm", row_norms(shard), step)
+    if table_shard.shape[0]:
+        writer.add_histogram("table/row_norm", row_norms(table_shard), step)
     if gate_weights:
-        board.add_image("gate/mixing_weights", gate_picture(gate_weights), step, dataformats="HWC")
+        writer.add_image("gate/mixing_weights", gate_picture(gate_weights), step, dataformats="HWC")
 
 
-def row_norms(shard: Tensor) -> np.ndarray:
-    """Euclidean norms of at most 4,096 rows, evenly spaced among a rank's."""
-    rows = shard[:: max(1, math.ceil(shard.shape[0] / _SAMPLED_ROWS))]
+def row_norms(table_shard: Tensor) -> np.ndarray:
+    """Return the Euclidean norms of at most 4,096 evenly spaced rows."""
+    rows = table_shard[:: max(1, math.ceil(table_shard.shape[0] / _SAMPLED_ROWS))]
     return torch.linalg.vector_norm(rows.detach().float(), dim=1).cpu().numpy()
 
 
 def gate_picture(gate_weights: Mapping[str, float]) -> np.ndarray:
-    """(H, W, 3) uint8: a bar per block, the first on top, divided between Mamba and attention."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # most models have no gate
+    """Draw a bar per block, divided between Mamba and attention, the first block on top.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: most models have no gate
     from matplotlib.figure import Figure
 
     blocks = list(dict.fromkeys(name.partition("/")[0] for name in gate_weights))
@@ -125,23 +129,23 @@ def gate_picture(gate_weights: Mapping[str, float]) -> np.ndarray:
 # ---------------------------------------------------------------------- HPARAMS
 
 
-def _write_session(board: SummaryWriter, run: Path, *, ended: bool) -> None:
-    """As SummaryWriter.add_hparams, which would begin a folder of its own for it."""
+def _write_session(writer: SummaryWriter, run: Path, *, ended: bool) -> None:
+    """Write what SummaryWriter.add_hparams writes, which would create a folder of its own."""
     saved = json.loads((run / "config.json").read_text())
     settings = settings_of(saved["config"], saved["data"])
     columns = dict.fromkeys(_final_tags(saved["config"]["evaluation"]), 0.0)
     experiment, start, end = hparams(settings, columns)
     _put_first(experiment, _SHOWN_FIRST)
-    writer = board._get_file_writer()
+    file_writer = writer._get_file_writer()
     for summary in (experiment, start, end) if ended else (experiment, start):
-        writer.add_summary(summary)
-    board.flush()
+        file_writer.add_summary(summary)
+    writer.flush()
 
 
 def _put_first(experiment: Any, names: Collection[str]) -> None:
-    """The page shows five settings until one asks for others: let it be these."""
+    """Select the settings that the page shows at first."""
     held = experiment.value[0].metadata.plugin_data
-    messages: Any = plugin_data_pb2  # protobuf fills it at run time, unseen by pyright
+    messages: Any = plugin_data_pb2  # protobuf generates its classes at run time
     content = messages.HParamsPluginData.FromString(held.content)
     for info in content.experiment.hparam_infos:
         info.differs = info.name in names
@@ -149,11 +153,11 @@ def _put_first(experiment: Any, names: Collection[str]) -> None:
 
 
 def settings_of(config: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """The settings by which runs are compared; "none" stands for one that the model decides.
+    """Return the settings by which runs are compared; "none" stands for a default of the model.
 
     Args:
         config: nested, as in config.json.
-        data: the dataset's place; its last part is shown.
+        data: the dataset's path or URL, of which the last part is used.
     """
     found: dict[str, Any] = {"dataset": data.rstrip("/").rpartition("/")[2]}
     for name, kind in _SETTINGS.items():
@@ -165,7 +169,7 @@ def settings_of(config: Mapping[str, Any], data: str) -> dict[str, Any]:
 
 
 def _final_tags(evaluation: Mapping[str, Any]) -> list[str]:
-    """The metrics that are columns of the page HPARAMS: those of the test split at 10 and 20."""
+    """Return the metrics that are columns of the page HPARAMS: those of the test split at 10 and 20."""
     kinds = ("full_unseen", "full", f"sampled{evaluation['num_sampled']}")
     cutoffs = [cutoff for cutoff in evaluation["cutoffs"] if cutoff in (10, 20)] or evaluation["cutoffs"]
     measures = [f"{measure}@{cutoff}" for cutoff in cutoffs for measure in ("hit", "ndcg")]

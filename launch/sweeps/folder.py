@@ -20,7 +20,7 @@ from typing import Any
 
 from longplay.common.atomic import write_json
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
-from longplay.launch.run_folders.run_folder import git_commit
+from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.saved import SAME_RESULT, changed_settings
 from longplay.launch.sweeps.cluster import Submission

@@ -5,7 +5,8 @@ from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.runtime.memory import peak_memory_gib
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.evaluation.evaluation import Evaluation
-from longplay.launch.run_folders.run_folder import MetricsLog, RunFolder
+from longplay.launch.run_folders.metrics_log import MetricsLog
+from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.data_arguments import share_skipped
 from longplay.launch.training.model import Model
 from longplay.launch.training.progress import Progress

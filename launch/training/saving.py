@@ -18,7 +18,8 @@ from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.distributed.runtime.world import World
 from longplay.launch.console.progress import ProgressDisplay
-from longplay.launch.run_folders.run_folder import RunFolder, git_commit
+from longplay.launch.run_folders.provenance import git_commit
+from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.resolving import to_json
 from longplay.launch.training.model import Model

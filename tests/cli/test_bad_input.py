@@ -246,15 +246,15 @@ def test_train_refuses_the_run_folder_of_another_dataset(
 ) -> None:
     other = tmp_path / "other"
     assert main(["prepare", "synthetic", "--out", str(other), *SIZE, "--seed", "1"]) == 0
-    pattern = r"run: was begun on another dataset \(.*set\); give that --data, or another --run folder"
+    pattern = r"run: belongs to another dataset \(.*set\); give that --data, or another --run folder"
     refuse("train", "mambarec", "--data", other, "--run", run, pattern=pattern)
 
 
 def test_train_refuses_the_run_folder_of_another_model(data: Path, run: Path, refuse: Refuse) -> None:
     words = ("--data", data, "--run", run)
-    pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); repeat those, or give another --run"
+    pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); use the former settings, or give"
     refuse("train", "sasrec", *words, pattern=pattern)
-    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); repeat those"
+    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); use the former settings"
     refuse("train", "mambarec", *words, "--encoder.num_blocks", 3, pattern=pattern)
 
 
@@ -263,7 +263,7 @@ def test_train_refuses_a_folder_that_holds_something_else(tmp_path: Path, data: 
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "file").touch()
     words = ("train", "demo", "--data", data, "--run")
-    refuse(*words, tmp_path / "full", pattern="full: is not empty and not a run folder; give another one")
+    refuse(*words, tmp_path / "full", pattern="full: is neither empty nor a run folder; give another one")
     refuse(*words, tmp_path / "file", pattern="file: is a file; give a folder")
 
 
@@ -284,7 +284,7 @@ def test_evaluate_refuses_what_is_no_run(tmp_path: Path, data: Path, refuse: Ref
 
 def test_evaluate_refuses_a_run_without_the_checkpoint(run: Path, refuse: Refuse) -> None:
     refuse("evaluate", run, pattern="run: has no checkpoint yet; train first")
-    pattern = "--checkpoint step-7: is not in .*checkpoints; there are best, last, none"
+    pattern = "--checkpoint step-7: is not in .*checkpoints; give one of best, last$"
     refuse("evaluate", run, "--checkpoint", "step-7", pattern=pattern)
     (run / "best.json").write_text("{")
     refuse("evaluate", run, pattern=r"best\.json: cannot be read .*--checkpoint last")
@@ -292,10 +292,10 @@ def test_evaluate_refuses_a_run_without_the_checkpoint(run: Path, refuse: Refuse
 
 def test_evaluate_refuses_another_dataset(tmp_path: Path, data: Path, run: Path, refuse: Refuse) -> None:
     assert main(["prepare", "synthetic", "--out", str(tmp_path / "other"), *SIZE, "--seed", "1"]) == 0
-    pattern = "other: is not the dataset that .*run was trained on; give that one"
+    pattern = "other: is not the dataset that .*run was trained on; give that dataset"
     refuse("evaluate", run, "--data", tmp_path / "other", pattern=pattern)
     data.rename(tmp_path / "moved")
-    refuse("evaluate", run, pattern="set: the dataset of .*run is not there; name where it is with --data")
+    refuse("evaluate", run, pattern="set: the dataset of .*run is not there; name its folder with --data")
 
 
 def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refuse) -> None:
@@ -305,7 +305,7 @@ def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refu
     history.write_text("1 2\n3 four\n")
     refuse(*words, pattern=r"history\.txt, line 2: 'four' is not an integer item id")
     history.write_text("9" * 30)
-    refuse(*words, pattern=r"history\.txt, line 1: 9+ is beyond 64 bits")
+    refuse(*words, pattern=r"history\.txt, line 1: 9+ does not fit into 64 bits")
     for content in ("", "-1 -2"):
         history.write_text(content)
         refuse(*words, pattern=r"history\.txt: holds no item of the dataset; give original item ids")

@@ -21,7 +21,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
-from longplay.launch.export import write_table
+from longplay.launch.exports.item_table import write_table
 from longplay.serving.export_format import ExportError
 from longplay.serving.exported_model import ExportedModel
 

@@ -18,7 +18,7 @@ import torch
 from matplotlib.image import imread
 from support.runs import small_config
 
-from longplay.launch.run_folders.run_folder import MetricsLog
+from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.tensorboard_log import gate_picture, row_norms, write_final_metrics
 from longplay.launch.settings.resolving import to_json
 

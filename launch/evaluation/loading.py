@@ -1,0 +1,89 @@
+"""Open what a run folder holds: its dataset, a checkpoint and the model in it."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.locations import Location, parse_location
+from longplay.data_shards.storage.shard_store import OnBadShard
+from longplay.distributed.checkpoints.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    load_encoder_weights,
+    open_checkpoint,
+)
+from longplay.distributed.runtime.world import World
+from longplay.distributed.table.item_table import ItemTable
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
+from longplay.models.encoder import SequenceEncoder, build_encoder
+
+
+def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "stop") -> Dataset:
+    """Open the dataset that a run was trained on.
+
+    Args:
+        data: where the dataset is now; None = where it was in training.
+    Raises:
+        ConfigError: the dataset is not there, or `data` is another dataset.
+    """
+    saved = json.loads((run / "config.json").read_text())
+    location = data or parse_location(saved["data"])
+    if data is None and isinstance(location, Path) and not location.is_dir():
+        raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; name its folder with --data")
+    dataset = Dataset.open(location, on_bad_shard=on_bad_shard)
+    if dataset.dataset_id != saved["dataset_id"]:
+        raise ConfigError(
+            f"--data {dataset.path}: is not the dataset that {run} was trained on; give that dataset, which "
+            f"was at {saved['data']}"
+        )
+    return dataset
+
+
+def find_checkpoint(run: Path, name: str) -> Checkpoint:
+    """Open a checkpoint of a run.
+
+    Args:
+        name: "last", or a name such as "step-000000120", or "best": the best of the validations, and the last
+            one of a run without a validation.
+    Raises:
+        ConfigError: the run has no such checkpoint.
+        CheckpointError: the checkpoint is damaged; for "last", every checkpoint is.
+    """
+    folder = RunFolder(run)
+    if name == "best":
+        best = folder.read_best()
+        name = best["checkpoint"] if best else "last"
+    if name != "last":
+        if not (folder.checkpoints / name / "state.json").is_file():
+            names = ["best", "last", *sorted(path.name for path in folder.checkpoints.glob("step-*"))]
+            raise ConfigError(
+                f"--checkpoint {name}: is not in {folder.checkpoints}; give one of {', '.join(names)}"
+            )
+        return open_checkpoint(folder.checkpoints / name)
+    checkpoint, _ = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        raise ConfigError(f"{run}: has no checkpoint yet; train first")
+    return checkpoint
+
+
+def load_model(
+    config: RunConfig, dataset: Dataset, checkpoint: Checkpoint, world: World
+) -> tuple[SequenceEncoder, ItemTable]:
+    """Return the checkpoint's encoder in eval mode and its item table, read-only. Collective."""
+    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    load_encoder_weights(checkpoint, encoder)
+    table = ItemTable(
+        config.table,
+        num_items=dataset.num_items,
+        width=config.encoder.d_model,
+        world=world,
+        initial_rows=False,
+        read_only=True,
+    )
+    load_checkpoint(checkpoint, None, table)
+    return encoder.to(world.device).eval(), table

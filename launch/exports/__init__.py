@@ -1,0 +1,1 @@
+"""Write a run's model as plain files, which `longplay.load` opens."""

@@ -1,0 +1,125 @@
+"""Write the folder of an exported model; its format is in `longplay.serving.export_format`."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
+from longplay.common.checksums import sha256_of
+from longplay.common.tensor_file import WrittenFile, read_tensors, write_tensors
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.checkpoints.checkpoint import Checkpoint
+from longplay.distributed.runtime.errors import CheckpointError
+from longplay.launch.exports.item_table import write_table
+from longplay.launch.run_folders.metrics_file import read_scalars
+from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.errors import ConfigError
+from longplay.serving.export_format import (
+    CONFIG_NAME,
+    ENCODER_NAME,
+    FORMAT,
+    ITEMS_NAME,
+    TABLE_NAME,
+    ExportConfig,
+)
+
+Files = dict[str, Mapping[str, Any]]
+"""Each file's "bytes" and "sha256" by name."""
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Check that an export may be written to `out`.
+
+    Raises:
+        ConfigError: `out` holds something else than an export, or an export and `overwrite` is not set.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        is_export = json.loads((out / CONFIG_NAME).read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        is_export = False
+    if not is_export:
+        raise ConfigError(f"--out {out}: exists and is not an export; give another folder")
+    if not overwrite:
+        raise ConfigError(f"--out {out}: holds an export; add --overwrite, or give another folder")
+
+
+def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, checkpoint: Checkpoint) -> int:
+    """Write a model to `out` and return its size in bytes. The folder appears complete or not at all.
+
+    Args:
+        run: the run folder, whose log holds the validation metrics.
+    Raises:
+        CheckpointError: the checkpoint does not fit the run's configuration, or lacks rows.
+    """
+    for field, value in (("num_items", dataset.num_items), ("width", config.encoder.d_model)):
+        if checkpoint.state[field] != value:
+            raise CheckpointError(f"{checkpoint.path}: its {field} is {checkpoint.state[field]}, not {value}")
+    partial = temporary_name(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        files = write_files(partial, checkpoint, dataset)
+        described = ExportConfig(
+            encoder=config.encoder,
+            num_items=dataset.num_items,
+            dataset_id=dataset.dataset_id,
+            recipe=config.recipe,
+            checkpoint={
+                "name": checkpoint.path.name,
+                "step": checkpoint.step,
+                "metrics": validation_metrics(run, checkpoint.step),
+            },
+            longplay_version=metadata.version("longplay"),
+            files=files,
+        )
+        write_json(partial / CONFIG_NAME, described.to_json())
+        replace_folder(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return sum(int(file["bytes"]) for file in files.values())
+
+
+def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Files:
+    """Write the encoder, the item table and the items; return the size and checksum of each file."""
+    saved = read_tensors(checkpoint.path / "encoder.safetensors")
+    weights = {
+        name.removeprefix("weight/"): value.float()
+        for name, value in saved.items()
+        if name.startswith("weight/")
+    }
+    items = pl.DataFrame(
+        {
+            "item_id": pl.arange(1, dataset.num_items + 1, dtype=pl.Int64, eager=True),
+            "original_id": dataset.items.original_ids,
+            "count": dataset.items.counts,
+        }
+    )
+    with atomic_file(folder / ITEMS_NAME) as file:
+        items.write_parquet(file)
+    num_bytes = (folder / ITEMS_NAME).stat().st_size
+    written = [
+        write_tensors(folder / ENCODER_NAME, weights),
+        write_table(folder / TABLE_NAME, checkpoint),
+        WrittenFile(name=ITEMS_NAME, num_bytes=num_bytes, sha256=sha256_of(folder / ITEMS_NAME)),
+    ]
+    return {
+        file.name: {"bytes": file.num_bytes, "sha256": file.sha256}
+        for file in sorted(written, key=lambda file: file.name)
+    }
+
+
+def validation_metrics(run: Path, step: int) -> dict[str, float]:
+    """Return the logged validation metrics of `step` as {"full/ndcg@10": ...}; empty without a validation."""
+    return {
+        tag.removeprefix("eval_"): series[step]
+        for tag, series in read_scalars(run).items()
+        if tag.startswith("eval_") and step in series
+    }
