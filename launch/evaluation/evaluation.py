@@ -37,18 +37,18 @@ class Evaluation:
     seconds: float
 
     @classmethod
-    def of(cls, target_positions: Tensor, settings: EvaluationConfig, *, seconds: float) -> Evaluation:
-        """Compute the metrics of target positions.
+    def of(cls, positions: Tensor, settings: EvaluationConfig, *, seconds: float) -> Evaluation:
+        """Compute the metrics of the targets' positions.
 
         Args:
-            target_positions: (users, 3) float64, 1 = best: among all, the unseen and the sampled items.
+            positions: (users, 3) float64, 1 = best: among all, the unseen and the sampled items.
         """
         names = ("full", "full_unseen", f"sampled{settings.num_sampled}")
         metrics = {
-            name: ranking_metrics(target_positions[:, column], cutoffs=settings.cutoffs)
+            name: ranking_metrics(positions[:, column], cutoffs=settings.cutoffs)
             for column, name in enumerate(names)
         }
-        return cls(metrics=metrics, num_users=target_positions.shape[0], seconds=seconds)
+        return cls(metrics=metrics, num_users=positions.shape[0], seconds=seconds)
 
     def flat(self) -> dict[str, float]:
         """Return the metrics as {"full/hit@10": ...}."""

@@ -118,5 +118,5 @@ def test_a_run_reads_its_dataset_from_a_url_and_remembers_it(tmp_path: Path) -> 
 
 def test_the_alias_is_checked_like_the_setting() -> None:
     assert small_config("--on-bad-shard", "skip").data.on_bad_shard == "skip"
-    with pytest.raises(ConfigError, match=r"data\.on_bad_shard='ignore': Input should be 'stop' or 'skip'"):
+    with pytest.raises(ConfigError, match=r"data\.on_bad_shard='ignore': must be one of stop, skip"):
         small_config("--on-bad-shard", "ignore")

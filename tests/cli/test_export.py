@@ -1,4 +1,4 @@
-"""`longplay export` and `longplay.load`: the same recommendations as the run's, without its machinery."""
+"""`longplay export` and `longplay.load`: an exported model recommends what the run recommends."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def trained(data: Path, folder: Path, *overrides: str, world_size: int = 1) -> P
 
 
 def recommended(run: Path, history: list[int], folder: Path, *words: str) -> list[dict[str, Any]]:
-    """What `longplay recommend` prints after a history."""
+    """Return what `longplay recommend --json` prints after a history."""
     (folder / "ids.txt").write_text(" ".join(map(str, history)))
     words = ("recommend", str(run), "--history", str(folder / "ids.txt"), "--json", *words)
     return json.loads(longplay(list(words), folder / "recommend.log").splitlines()[-1])
@@ -125,7 +125,7 @@ def test_a_batch_gives_what_each_history_alone_gives(data: Path, exported: Path)
         assert model.scores(history, item_ids[0]) == pytest.approx(chosen[number], rel=1e-5, abs=1e-6)
 
 
-def test_what_is_left_when_nearly_all_was_seen(exported: Path) -> None:
+def test_top_is_shorter_when_nearly_every_item_was_seen(exported: Path) -> None:
     model = package.load(exported)
     every = model.items.original_ids.tolist()
     item_ids, scores = model.recommend(every[3:], top=20)
@@ -178,7 +178,7 @@ def test_a_model_with_attention_has_no_sessions_but_recommends(data: Path, tmp_p
     assert model.recommend(history, top=5)[0].tolist() == [one["item_id"] for one in expected]
 
 
-def test_unknown_items_are_left_out_with_a_warning(data: Path, exported: Path) -> None:
+def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) -> None:
     model = package.load(exported)
     history = histories(data, 1)[0]
     unknown = int(model.items.original_ids.max()) + 1
@@ -220,7 +220,7 @@ def test_equal_scores_are_ordered_by_item(exported: Path) -> None:
     assert torch.equal(best, expected_scores[:, :40])
 
 
-def test_a_table_is_written_the_same_in_blocks_of_any_size(run: Path, exported: Path, tmp_path: Path) -> None:
+def test_block_size_does_not_change_the_written_table(run: Path, exported: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(max((run / "checkpoints").glob("step-*")))
     sums = [write_table(tmp_path / "table", checkpoint, block_bytes) for block_bytes in (64, 4096, 1 << 30)]
     assert len({written.sha256 for written in sums}) == 1
@@ -230,9 +230,7 @@ def test_a_table_is_written_the_same_in_blocks_of_any_size(run: Path, exported: 
         write_table(tmp_path / "table", Checkpoint(path=tmp_path / "torn", state=checkpoint.state))
 
 
-def test_an_export_is_replaced_only_when_told_and_nothing_else_ever(
-    run: Path, exported: Path, tmp_path: Path
-) -> None:
+def test_overwrite_replaces_an_export_and_nothing_else(run: Path, exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     words = ["export", str(run), "--out", str(folder)]
@@ -248,7 +246,7 @@ def test_an_export_is_replaced_only_when_told_and_nothing_else_ever(
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     command = Command(["export", str(run), "--out", str(tmp_path / "other"), "--overwrite"], tmp_path / "log")
     assert command.wait() == 2
-    assert "no export; give another folder" in command.output.read_text()
+    assert "exists and is not an export; give another folder" in command.output.read_text()
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 
@@ -283,7 +281,7 @@ def test_a_damaged_export_is_refused(exported: Path, tmp_path: Path, harm: Any, 
         package.load(folder)
 
 
-def test_a_changed_row_is_seen_when_asked(exported: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_row(exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     flip(folder / "item_table.safetensors", -1)
@@ -298,7 +296,7 @@ def flip(file: Path, at: int) -> None:
     file.write_bytes(content)
 
 
-def test_loading_needs_no_deepspeed_and_unpickles_nothing(exported: Path, data: Path) -> None:
+def test_load_imports_no_deepspeed_and_unpickles_nothing(exported: Path, data: Path) -> None:
     history = histories(data, 1)[0]
     code = f"""
 import pickle, sys
