@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.datasets import REPOSITORY
 
+pytestmark = pytest.mark.slow
 GUIDES = REPOSITORY / "docs" / "guides"
 SMALL = shlex.split(
     "--context_length 20 --encoder.d_model 16 --data.rows_per_step 12 "
