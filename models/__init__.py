@@ -1,4 +1,4 @@
-"""Encoders with their registry, mixers with reference implementations, losses, negatives and metrics.
+"""Encoders, sequence mixers and scans, losses and metrics.
 
-Import from the modules themselves, for example `from longplay.models.encoder import build_encoder`.
+Import from the modules, for example `from longplay.models.encoder import build_encoder`.
 """

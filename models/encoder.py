@@ -1,4 +1,4 @@
-"""The encoder around a stack of blocks: input stage, blocks, final norm; its construction and its cost."""
+"""The sequence encoder (input stage, blocks, final norm), its construction and its memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ _POSITION_STD = 0.02
 def build_encoder(
     config: EncoderConfig, generator: torch.Generator | None = None, *, device: str = "cpu"
 ) -> "SequenceEncoder":
-    """Build the encoder that `config` describes, in float32, initialised from `generator` alone.
+    """Build an encoder with float32 parameters initialised from `generator`.
 
     The global generator is neither read nor changed.
 
     Args:
-        config: the model and its switches.
-        generator: a CPU generator, advanced by one draw; None = one seeded with 0.
-        device: device of the parameters; "meta" gives shapes without memory.
+        config: configuration of the encoder.
+        generator: CPU generator, advanced by one draw; None = a generator seeded with 0.
+        device: device of the parameters; "meta" allocates no memory.
     """
     generator = generator or torch.Generator().manual_seed(0)
     seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -42,11 +42,11 @@ def build_encoder(
 
 @dataclass(frozen=True)
 class EncoderState:
-    """The state that a recurrent encoder carries from one event to the next.
+    """State of a recurrent encoder between events.
 
     Attributes:
         position: (B,) int64, number of events so far.
-        blocks: one state per block.
+        blocks: the state of each block.
     """
 
     position: Tensor
@@ -54,14 +54,15 @@ class EncoderState:
 
 
 class SequenceEncoder(nn.Module):
-    """Encode the item embeddings of packed rows, strictly causal, segments strictly separate.
+    """Encode the item embeddings of packed rows.
 
-    An output is bitwise independent of later slots and of other segments.
+    The encoder is causal and keeps segments separate: an output is bitwise independent of later slots and of
+    other segments.
 
     Args:
-        config: the switches of the input stage.
-        blocks: applied in this order.
-        final_norm: applied to the last block's output.
+        config: configuration of the encoder.
+        blocks: blocks in order of application.
+        final_norm: norm of the last block's output.
     """
 
     def __init__(self, config: EncoderConfig, blocks: list[EncoderBlock], final_norm: nn.Module) -> None:
@@ -85,22 +86,22 @@ class SequenceEncoder(nn.Module):
         """Encode packed rows.
 
         Args:
-            x: (B, L, D), item embeddings; cast to the parameters' dtype.
-            seq_idx: (B, L) int32, the segment number of each slot within its row; trailing padding is a
-                segment of its own.
-            dropout_keys: (B,) int64, see `keyed_random.row_keys`; needed to train with dropout, unused in
-                eval mode.
-            at: (Q,) int64, flat slots b * L + t, in eval mode only. The last block then does its slot-wise
-                work for these slots alone, which saves up to half of a shallow encoder's work.
+            x: (B, L, D), item embeddings, any float dtype; cast to the parameters' dtype.
+            seq_idx: (B, L) int32, the segment number of each slot within its row. Trailing padding is a
+                separate segment.
+            dropout_keys: (B,) int64, see `keyed_random.row_keys`; required to train with dropout, unused
+                in eval mode.
+            at: (Q,) int64, flat slots b * L + t to return; eval mode only. The slot-wise layers of the last
+                block then run for these slots only, which saves up to half of a shallow encoder's compute.
 
         Returns:
-            Hidden states (B, L, D) of the parameters' dtype; with `at`, those at its slots, (Q, D).
+            Hidden states (B, L, D) of the parameters' dtype, or (Q, D) at the slots `at`.
 
         Raises:
-            ValueError: shapes disagree, an active dropout has no keys, or `at` is given in training mode.
+            ValueError: shapes do not match, dropout is active without keys, or `at` is given in training.
         """
         if at is not None and self.training:
-            raise ValueError("at: needs eval mode; in training, select from the result")
+            raise ValueError("at: requires eval mode; in training mode, index the result instead")
         if x.shape[:2] != seq_idx.shape or x.shape[2] != self.config.d_model:
             raise ValueError(
                 f"x {tuple(x.shape)}, seq_idx {tuple(seq_idx.shape)}: "
@@ -115,7 +116,7 @@ class SequenceEncoder(nn.Module):
 
     @property
     def recurrent(self) -> bool:
-        """Whether `init_state`, `step` and `prefill` can be used."""
+        """Whether the encoder supports `init_state`, `step` and `prefill`."""
         return all(isinstance(block, RecurrentBlock) for block in self.blocks)
 
     @property
@@ -124,7 +125,7 @@ class SequenceEncoder(nn.Module):
         return next(self.parameters()).dtype
 
     def gate_weights(self) -> dict[str, float]:
-        """Return the mean mixing weights of the last forward, by block and branch; empty without a gate."""
+        """Return the mean gate weights of the last forward by "block0/mamba" etc., or {} without gates."""
         weights = {}
         for number, block in enumerate(self.blocks):
             mean_gate = getattr(block, "mean_gate", None)
@@ -139,11 +140,11 @@ class SequenceEncoder(nn.Module):
 
         Args:
             batch_size: number of sequences B.
-            device: None = that of the parameters.
-            dtype: None = that of the parameters.
+            device: None = the device of the parameters.
+            dtype: None = the dtype of the parameters.
 
         Raises:
-            TypeError: the model is not recurrent.
+            TypeError: the encoder is not recurrent.
         """
         parameter = next(self.parameters())
         device, dtype = device or parameter.device, dtype or parameter.dtype
@@ -153,17 +154,17 @@ class SequenceEncoder(nn.Module):
     def step(self, x_t: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         """Advance each sequence by one event, in constant time.
 
-        The result equals that of the full forward in eval mode; nothing is dropped out.
+        The result equals `forward` in eval mode: dropout is never applied.
 
         Args:
-            x_t: (B, D), the embeddings of the new items.
+            x_t: (B, D), embeddings of the new items.
             state: from `init_state`, `prefill` or the previous step.
 
         Returns:
-            The hidden states after the event, (B, D), and the new state.
+            The hidden states (B, D) after the event and the new state.
 
         Raises:
-            TypeError: the model is not recurrent.
+            TypeError: the encoder is not recurrent.
         """
         hidden = self._embed(x_t, state.position)
         new_states = []
@@ -173,17 +174,17 @@ class SequenceEncoder(nn.Module):
         return self.final_norm(hidden), EncoderState(state.position + 1, new_states)
 
     def prefill(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, EncoderState]:
-        """Step through whole histories, one event at a time.
+        """Run `step` over whole histories.
 
         Args:
-            x: (B, L, D), item embeddings, left-aligned.
-            lengths: (B,) int64, the number of events of each history, at least 1.
+            x: (B, L, D), item embeddings, padded at the end.
+            lengths: (B,) int64, number of events of each history, at least 1.
 
         Returns:
-            The hidden state after each history's last event, (B, D), and the state for the next `step`.
+            The hidden states (B, D) after the last event of each history and the state for the next `step`.
 
         Raises:
-            TypeError: the model is not recurrent.
+            TypeError: the encoder is not recurrent.
         """
         state = self.init_state(x.shape[0])
         last = torch.zeros_like(x[:, 0], dtype=self.dtype)
@@ -195,7 +196,7 @@ class SequenceEncoder(nn.Module):
         return last, state
 
     def _embed(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Scale item embeddings and add positions; those beyond context_length share the last embedding."""
+        """Scale x and add position embeddings. Positions beyond context_length share the last embedding."""
         hidden = x.to(self.dtype) * self.config.embedding_scale
         if self.position_embedding is None or positions is None:
             return hidden
@@ -205,14 +206,12 @@ class SequenceEncoder(nn.Module):
         blocks = [block for block in self.blocks if isinstance(block, RecurrentBlock)]
         if len(blocks) < len(self.blocks):
             recurrent = [name for name, entry in ENCODERS.items() if entry.recurrent]
-            raise TypeError(
-                f"model={self.config.model}: has no recurrent form; use one of {', '.join(recurrent)}"
-            )
+            raise TypeError(f"model={self.config.model}: not recurrent; use one of {', '.join(recurrent)}")
         return blocks
 
 
 def _where_active(active: Tensor, new: EncoderState, old: EncoderState) -> EncoderState:
-    """Take the new state in rows where `active` (B,) is True, and the old state in the others."""
+    """Return `new` in rows where `active` (B,) is True, else `old`."""
 
     def select(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(active.view(-1, *[1] * (a.dim() - 1)), a, b)
@@ -228,26 +227,26 @@ class SlotBytes:
     """Memory of an encoder's activations, in bytes per slot of a micro-batch.
 
     Attributes:
-        saved: kept from forward to backward.
-        passing: needed by the backward at its peak, beyond the memory it has freed by then.
+        saved: saved by the forward for the backward.
+        transient: allocated at the peak of the backward, minus what it has freed by then.
     """
 
     saved: float
-    passing: float
+    transient: float
 
 
 def activation_bytes(config: EncoderConfig, execution: Execution) -> SlotBytes:
-    """Return the memory that an encoder's activations take per slot of a training step."""
+    """Return the memory of an encoder's activations per slot of a training step."""
     D = config.d_model
     block = config.entry.block.activations(config, execution)
     first = Activations(masks=D if config.input_dropout_p > 0 else 0)
     last = Activations() if config.entry.ends_normalised else Activations(wide=D + 2)
     edges = total(first, last).saved_bytes(execution.bf16)
     saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges
-    return SlotBytes(saved=saved, passing=4 * block.passing)
+    return SlotBytes(saved=saved, transient=4 * block.transient)
 
 
 @cache
 def num_parameters(config: EncoderConfig) -> int:
-    """Return the number of an encoder's parameters, without allocating them."""
+    """Return the number of parameters of an encoder without allocating them."""
     return sum(parameter.numel() for parameter in build_encoder(config, device="meta").parameters())

@@ -1,6 +1,7 @@
-"""Ranking metrics of exact target positions. A new metric registers its value per position in `METRICS`.
+"""Ranking metrics, computed from the position of each target in its ranking.
 
-Importing this module does not import torch, so that settings can list the metrics.
+New metrics are registered in `METRICS`. Importing this module does not import torch, so that settings can
+list the metrics.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A mean over targets of a value that depends on the target's position.
+    """A metric that is the mean over targets of a function of the target's position.
 
     Attributes:
-        value: (N,) float64 positions, 1 = best -> (N,) float64 values, without a cutoff.
-        takes_cutoff: the metric counts only positions up to a cutoff k. It is called `name@k`, and its value
-            is 0 beyond k.
+        value: maps (N,) float64 positions, 1 = best, to (N,) float64 values, ignoring any cutoff.
+        takes_cutoff: whether the metric is computed at cutoffs k, as `name@k`. Values at positions above k
+            are then replaced by 0.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -34,17 +35,17 @@ METRICS: Registry[Metric] = Registry("metric")
 
 
 def reciprocal(positions: Tensor) -> Tensor:
-    """Return 1 / position. Its mean is the mean reciprocal rank (MRR)."""
+    """Return 1 / position, whose mean is the mean reciprocal rank (MRR)."""
     return 1.0 / positions
 
 
 def hit(positions: Tensor) -> Tensor:
-    """Return 1 for every position. With a cutoff, its mean is the hit rate (HR)."""
+    """Return 1 for every position. With a cutoff, the mean is the hit rate (HR)."""
     return positions.new_ones(positions.shape)
 
 
 def discounted_gain(positions: Tensor) -> Tensor:
-    """Return 1 / log2(position + 1). With a cutoff, its mean is the NDCG of one relevant item."""
+    """Return 1 / log2(position + 1). With a cutoff, the mean is the NDCG with one relevant item."""
     return 1.0 / (positions + 1.0).log2()
 
 
@@ -54,7 +55,7 @@ METRICS.register("ndcg", Metric(value=discounted_gain, takes_cutoff=True))
 
 
 def metric_names(cutoffs: Sequence[int]) -> list[str]:
-    """Return the names of all metrics in the order of `ranking_metrics`: "mrr", "hit@10", "ndcg@10"."""
+    """Return the names of all metrics in the order of `ranking_metrics`, for example "mrr", "hit@10"."""
     plain = [name for name, metric in METRICS.items() if not metric.takes_cutoff]
     at_cutoffs = [f"{name}@{k}" for k in cutoffs for name in METRICS if METRICS[name].takes_cutoff]
     return plain + at_cutoffs
@@ -63,19 +64,19 @@ def metric_names(cutoffs: Sequence[int]) -> list[str]:
 def ranking_metrics(target_positions: Tensor, cutoffs: Sequence[int] = (5, 10, 20)) -> dict[str, float]:
     """Compute every registered metric and the standard error of its mean.
 
-    Sums are correctly rounded, so that the order of the positions does not matter.
+    Sums are correctly rounded, so results do not depend on the order of the positions.
 
     Args:
-        target_positions: (N,), the position of each target among its candidates, 1 = best; half-integer if
-            ties count half.
-        cutoffs: the k of `hit@k` and `ndcg@k`.
+        target_positions: (N,), the position of each target among its candidates, 1 = best. Ties that count
+            half give half-integer positions.
+        cutoffs: values of k for metrics such as `hit@k`.
 
     Returns:
-        The metrics of `metric_names`, each followed by its standard error, `_se` appended to its name. The
-        standard error of one position is NaN.
+        Each metric of `metric_names`, followed by its standard error as `<name>_se`. Standard errors are
+        NaN if N = 1.
 
     Raises:
-        ValueError: there are no positions, one is below 1 or NaN, or a cutoff is below 1.
+        ValueError: N is 0, a position is below 1 or NaN, or a cutoff is below 1.
     """
     if target_positions.dim() != 1 or target_positions.numel() == 0:
         raise ValueError(
@@ -86,7 +87,7 @@ def ranking_metrics(target_positions: Tensor, cutoffs: Sequence[int] = (5, 10, 2
     positions = target_positions.detach().cpu().double()
     if not bool((positions >= 1).all()):
         worst = positions[~(positions >= 1)][0].item()
-        raise ValueError(f"target_positions: the best position is 1, found {worst}")
+        raise ValueError(f"target_positions: must be at least 1, found {worst}")
     metrics = {}
     for name in metric_names(cutoffs):
         metric, _, cutoff = name.partition("@")

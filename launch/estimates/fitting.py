@@ -96,7 +96,7 @@ def _single_changes(config: RunConfig, workload: Workload, plan: MemoryEstimate)
     if plan.device_type == "cuda":
         if (
             table.update == "row_sparse"
-            and not LOSSES[config.loss.name].visits_every_row
+            and not LOSSES[config.loss.name].dense_gradient
             and table.placement == "device"
         ):
             yield [change("--table.placement host", table=dataclasses.replace(table, placement="host"))]

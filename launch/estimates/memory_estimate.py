@@ -174,12 +174,12 @@ def estimate(config: RunConfig, workload: Workload, *, world_size: int, device_t
     passing = {
         "activations kept for the backward": int(slots * per_slot.saved),
         "loss, kept for the backward": loss_cost.saved_bytes,
-        "activations or loss, at work": int(max(slots * per_slot.passing, loss_cost.working_bytes)),
+        "activations or loss, at work": int(max(slots * per_slot.transient, loss_cost.working_bytes)),
         "rows looked up, and gradients": exchange,
         "encoder gradients": 4 * weights,
     }
     # The optimizer's step comes when activations are gone; it needs more only beside a large table.
-    step_work = 3 * shard if loss.visits_every_row or config.table.update == "zero_dense" else 5 * rows
+    step_work = 3 * shard if loss.dense_gradient or config.table.update == "zero_dense" else 5 * rows
     if step_work > sum(passing.values()):
         passing = {"table, the optimizer's step at work": step_work}
     host = _host_bytes(config, workload, rows_of_rank, world_size)

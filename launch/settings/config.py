@@ -119,7 +119,7 @@ class RunConfig:
                 "writes into ZeRO-3's gradient partition; set --engine.zero_stage 3 or "
                 "--table.update row_sparse"
             )
-        if self.table.placement == "host" and LOSSES[self.loss.name].visits_every_row:
+        if self.table.placement == "host" and LOSSES[self.loss.name].dense_gradient:
             raise ValueError(
                 f"table.placement=host: loss.name={self.loss.name} reads every row at each step; "
                 "set another loss, for example --loss.name sampled_softmax, or --table.placement device"

@@ -1,1 +1,1 @@
-"""What all encoders share: configuration, registry, segments, keyed randomness, dropout, memory counts."""
+"""Shared by all encoders: configuration, registry, segments, keyed randomness, dropout, memory formulas."""

@@ -11,14 +11,15 @@ from longplay.models.base.segments import SegmentLayout
 
 
 class EncoderBlock(nn.Module):
-    """Base class of all blocks: (B, L, D) -> (B, L, D), strictly causal, segments strictly separate.
+    """Base class of all blocks: (B, L, D) -> (B, L, D).
 
-    No output may depend on a later slot of its segment or on any slot of another segment. A block that can
-    also advance one event at a time has the two methods of `RecurrentBlock`.
+    Blocks are causal and keep segments separate: no output may depend on a later slot of its segment or on
+    any slot of another segment. A block that can also advance one event at a time implements the two methods
+    of `RecurrentBlock`.
 
     Args:
         config: the encoder's configuration.
-        block_index: counts from 0; keys the block's dropout masks.
+        block_index: index of the block in the stack, from 0; distinguishes the blocks' dropout masks.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
@@ -32,8 +33,8 @@ class EncoderBlock(nn.Module):
         Args:
             x: (B, L, D).
             layout: the segments of the rows.
-            dropout_keys: (B,) int64, one key per row; None if nothing is dropped.
-            at: (Q,) int64, flat slots b * L + t; given to the last block in eval mode only.
+            dropout_keys: (B,) int64, one key per row; None without dropout.
+            at: (Q,) int64, flat slots b * L + t to return; only for the last block, in eval mode.
 
         Returns:
             (B, L, D), or (Q, D) at the slots `at`.
@@ -42,25 +43,33 @@ class EncoderBlock(nn.Module):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory that one block takes per slot of a training step, as `longplay plan` counts it.
+        """Return the activations of one block, from which `longplay plan` estimates the memory of a step.
 
         Raises:
-            NotImplementedError: the encoder does not state it.
+            NotImplementedError: the block does not implement this method.
         """
         raise NotImplementedError(
-            f"encoder.model={config.model}: its block has no activations(config, execution); add it as a "
-            "static method"
+            f"encoder.model={config.model}: the block does not implement activations(config, execution); add "
+            "it as a static method"
         )
 
 
 @runtime_checkable
 class RecurrentBlock(Protocol):
-    """A block that can also advance one event at a time; its state is a NamedTuple of (B, ...) tensors."""
+    """A block that can also advance one event at a time. Its state is a NamedTuple of (B, ...) tensors."""
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         """Return the state before a segment's first event."""
         ...
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Advance by one event: (B, D) and the state -> (B, D) and the new state."""
+        """Advance by one event.
+
+        Args:
+            x_t: (B, D), the input at the new event.
+            state: from `init_state` or the previous step.
+
+        Returns:
+            The output (B, D) and the new state.
+        """
         ...

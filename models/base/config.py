@@ -1,4 +1,4 @@
-"""The encoder's configuration: one frozen dataclass for all encoders. Importing it does not import torch."""
+"""The configuration shared by all encoders. Importing this module does not import torch."""
 
 import dataclasses
 import difflib
@@ -18,22 +18,21 @@ Options = TypeVar("Options")
 
 @settings_class
 class EncoderConfig:
-    """Shape and switches of the encoder.
+    """Architecture of the encoder.
 
     Attributes:
         model: Name of the encoder.
-        context_length: Slots in a row. Also the number of learned positions.
+        context_length: Slots in a row, and number of learned positions.
         d_model: Width of item embeddings and hidden states.
-        num_blocks: Number of blocks; for gru4rec, of GRU layers.
+        num_blocks: Number of blocks. For gru4rec, the number of GRU layers.
         dropout: Dropout probability inside the blocks.
         input_dropout: Dropout probability on the item embeddings. None = `dropout`.
         input_scale: Factor on the item embeddings. None = sqrt(d_model).
-        positional_embedding: Add learned positions, counted from the start of each segment. None = only for
-            the models with attention (sasrec, moematrrec); recurrent and state-space models encode order
-            without them.
-        layer_norm: Normalize in the blocks and after the last one. Turn it off only for an ablation.
-        residual: Use skip connections around mixers and feed-forwards. Turn them off only for an ablation.
-        mixer: State-space mixer of recmamba, mambarec and moematrrec.
+        positional_embedding: Add learned position embeddings, counted from the start of each segment. None =
+            only for the models with attention (sasrec, moematrrec).
+        layer_norm: Use layer norms in the blocks and after the last one. Disable for ablations only.
+        residual: Use skip connections around mixers and feed-forwards. Disable for ablations only.
+        mixer: State-space layer of recmamba, mambarec and moematrrec.
         d_state: State size of the mixer per channel.
         d_conv: Taps of the mixer's causal convolution.
         expand: Inner width of the mixer as a multiple of d_model.
@@ -41,10 +40,10 @@ class EncoderConfig:
         num_heads: Attention heads of sasrec and moematrrec.
         d_ff: Inner width of the feed-forward. None = 4 * d_model.
         activation: Activation of the feed-forward.
-        gate: How moematrrec combines its branches. soft = convex sum; top1 = the likelier branch, scaled by
-            its probability.
-        scan_backend: Implementation of the Mamba-1 recurrence. auto = the fastest that is available.
-        options: Options that an encoder of your own declares, for example --encoder.options.rank 8.
+        gate: How moematrrec combines its branches. soft = weighted sum of both; top1 = the branch with the
+            higher gate probability, scaled by it.
+        scan_backend: Implementation of the Mamba-1 recurrence. auto = the fastest one available.
+        options: Options declared by a custom encoder, for example --encoder.options.rank 8.
     """
 
     model: str
@@ -111,7 +110,7 @@ class EncoderConfig:
         return self.expand * self.d_model
 
     def options_as(self, options_type: type[Options]) -> Options:
-        """Return `options` as an instance of the encoder's own dataclass, with its defaults filled in."""
+        """Return `options` as an instance of the encoder's options dataclass, including its defaults."""
         return TypeAdapter(options_type).validate_python(self.options)
 
 
@@ -123,7 +122,7 @@ def _check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
 
 
 def _check_options(model: str, options_type: type | None, options: dict[str, Any]) -> None:
-    """Check the encoder's own options by name and type.
+    """Validate the options of a custom encoder.
 
     Raises:
         ValueError: an option is unknown, missing or of the wrong type.

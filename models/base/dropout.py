@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of the row's key, independent of any global generator."""
+"""Dropout with masks that are a pure function of each row's key. It uses no global generator."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from longplay.models.base.keyed_random import keyed_bits
 
-_LEVELS = 1 << 16  # a 16-bit threshold: four elements per 64-bit word
+_LEVELS = 1 << 16  # thresholds have 16 bits, so that one 64-bit word serves four elements
 
 
 class KeyedDropout(nn.Module):
-    """Zero elements with probability p and divide the others by the exact probability of keeping one.
+    """Zero elements with probability p and divide the others by the keep probability.
 
-    The mask of row b depends only on (dropout_keys[b], layer_id, slot, channel). It is the same in any batch,
-    on any rank and device, and for any length of the row. p is rounded to a multiple of 2^-16.
+    The mask of row b depends only on (dropout_keys[b], layer_id, slot, channel), not on the batch, the rank,
+    the device or the length of the row. p is rounded to a multiple of 2^-16.
 
     Args:
         p: probability of zeroing an element, 0 <= p < 1.
-        layer_id: distinguishes this layer's masks from those of the model's other layers.
+        layer_id: id of this layer; each id in a model has its own masks.
 
     Raises:
-        ValueError: p is out of range.
+        ValueError: p is not in [0, 1).
     """
 
     def __init__(self, p: float, layer_id: int) -> None:
@@ -33,20 +33,20 @@ class KeyedDropout(nn.Module):
         self._threshold = min(round(p * _LEVELS), _LEVELS - 1)
 
     def forward(self, x: Tensor, dropout_keys: Tensor | None) -> Tensor:
-        """Drop elements of x in training mode; return x itself in eval mode or with p = 0.
+        """Apply dropout in training mode. Return x itself in eval mode or if p = 0.
 
         Args:
             x: (B, L, D), any float dtype.
-            dropout_keys: (B,) int64, see `keyed_random.row_keys`; may be None if nothing is dropped.
+            dropout_keys: (B,) int64, see `keyed_random.row_keys`; unused in eval mode or if p = 0.
 
         Raises:
-            ValueError: an active dropout is given no keys.
+            ValueError: dropout is active and `dropout_keys` is None.
         """
         if not self.training or self._threshold == 0:
             return x
         if dropout_keys is None:
             raise ValueError(
-                f"dropout_keys=None: training with dropout={self.p} needs one key per row (row_keys)"
+                f"dropout_keys=None: training with dropout={self.p} needs one key per row; see row_keys"
             )
         dropped = self._dropped(dropout_keys, x.shape)
         return _MaskedScale.apply(x, dropped, _LEVELS / (_LEVELS - self._threshold))
@@ -64,7 +64,7 @@ class KeyedDropout(nn.Module):
 
 
 class _MaskedScale(torch.autograd.Function):
-    """x * scale where an element is kept, else 0. Only the bool mask is saved for the backward."""
+    """Compute x * scale, or 0 where an element is dropped. Save only the bool mask for the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:

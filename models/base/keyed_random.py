@@ -1,9 +1,9 @@
 """Counter-based random numbers: every draw is a pure function of a key.
 
-Results do not depend on the world size, the composition of a batch, the device or the order of calls. No
-global generator is read or changed.
+Draws do not depend on the world size, the batch, the device or the order of calls. No global generator is
+read or changed.
 
-The hash is the splitmix64 stream: output i of key k is `finalise(k + (i + 1) * GOLDEN)`, in wrapping int64
+The generator is splitmix64: output i of key k is `finalise(k + (i + 1) * GOLDEN)` in wrapping int64
 arithmetic.
 Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; finaliser constants
 from Stafford's mix 13.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """Return the int64 that has the same 64 bits as `value`."""
+    """Return the int64 with the low 64 bits of `value`."""
     value &= 0xFFFF_FFFF_FFFF_FFFF
     return value - (1 << 64) if value >> 63 else value
 
@@ -25,14 +25,14 @@ _MIX_2 = _signed(0x94D0_49BB_1331_11EB)
 
 
 def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
-    """Return new keys that depend on `keys` and on `value`. Distinct values of one key never collide.
+    """Derive new keys from `keys` and `value`. Distinct values give distinct keys for the same key.
 
     Args:
         keys: int64, any shape.
         value: an int or an int64 tensor that broadcasts against `keys`.
 
     Returns:
-        int64, the broadcast shape.
+        int64 keys of the broadcast shape.
     """
     counter = _signed(_GOLDEN * (value + 1)) if isinstance(value, int) else (value + 1) * _GOLDEN
     mixed = keys + counter
@@ -40,16 +40,16 @@ def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
 
 
 def row_keys(seed: int, step: int, lanes: Tensor, row_numbers: Tensor) -> Tensor:
-    """Return one key per row of a batch, from the row's origin in the data and the step that uses it.
+    """Derive one key per row of a batch from the seed, the step and the row's origin in the data stream.
 
     Args:
         seed: the run's seed.
         step: the optimizer step.
-        lanes: (B,) int64, the lane of the data stream in which each row was packed.
-        row_numbers: (B,) int64, the row's number within its lane.
+        lanes: (B,) int64, the data-stream lane that packed each row.
+        row_numbers: (B,) int64, the number of each row within its lane.
 
     Returns:
-        (B,) int64 on the device of `lanes`.
+        (B,) int64 keys on the device of `lanes`.
     """
     start = torch.full_like(lanes, _signed(seed), dtype=torch.int64)
     return fold_in(fold_in(fold_in(fold_in(start, 0), step), lanes), row_numbers)
@@ -60,11 +60,11 @@ def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
 
     Args:
         keys: (B,) int64.
-        stream: number of the purpose, for example of a dropout layer; streams of a key are independent.
-        count: words per key; word i does not depend on `count`.
+        stream: number of an independent stream of each key, for example the id of a dropout layer.
+        count: words per key. Word i does not depend on `count`.
 
     Returns:
-        (B, count) int64, every bit uniform.
+        (B, count) int64 with uniform bits.
     """
     base = fold_in(keys, stream).unsqueeze(1)
     counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64).mul_(_GOLDEN).unsqueeze(0)
@@ -73,7 +73,7 @@ def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
-    """Draw `count` uniform numbers in [0, 1) per key, multiples of 2^-53: (B, count) float64."""
+    """Draw (B, count) float64 per key, uniform over the multiples of 2^-53 in [0, 1)."""
     return (
         keyed_bits(keys, stream, count).bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).double()
         * 2.0**-53
@@ -81,7 +81,7 @@ def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
-    """Draw `count` integers in [0, bound) per key: (B, count) int64, with a bias below bound / 2^63.
+    """Draw (B, count) int64 per key, uniform in [0, bound) with a bias below bound / 2^63.
 
     Raises:
         ValueError: `bound` is less than 1.
@@ -92,7 +92,7 @@ def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
 
 
 def _finalise_(z: Tensor, scratch: Tensor) -> Tensor:
-    """Finalise z in place, as splitmix64 does. int64 `>>` is arithmetic; a mask makes each shift logical."""
+    """Apply splitmix64's finaliser to z in place. The masks make the arithmetic int64 shifts logical."""
     for shift, multiplier in ((30, _MIX_1), (27, _MIX_2), (31, None)):
         torch.bitwise_right_shift(z, shift, out=scratch)
         scratch.bitwise_and_((1 << (64 - shift)) - 1)

@@ -1,4 +1,4 @@
-"""The registry of encoders: a module calls `ENCODERS.register(name, EncoderEntry(...))`."""
+"""The registry of encoders. A module adds one with `ENCODERS.register(name, EncoderEntry(...))`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING
 
 from longplay.common.registry import Registry
 
-if TYPE_CHECKING:  # settings are read without torch
+if TYPE_CHECKING:  # reading settings must not import torch
     from longplay.models.base.block import EncoderBlock
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderEntry:
-    """Everything the rest of Longplay needs to know about one encoder.
+    """Properties of one encoder.
 
     Attributes:
-        block: the class that the encoder is stacked from; it also states the memory that one block takes.
-        display_name: the name in tables and figures: "SASRec".
-        learned_positions: the default of `positional_embedding`.
-        ends_normalised: the block ends with a norm of its own, so that no final norm follows the last block.
-        uses_attention: the block has attention heads; num_heads must divide d_model.
-        uses_state_space: the block has the state-space mixer that `mixer` selects.
-        options_type: frozen dataclass of the encoder's own options, see `EncoderConfig.options`; None = the
-            encoder has none.
+        block: class of the encoder's blocks.
+        display_name: name in tables and figures, for example "SASRec".
+        learned_positions: default of `positional_embedding`.
+        ends_normalised: whether a block ends with a norm. If so, no final norm follows the last block.
+        uses_attention: whether the block has attention heads. If so, num_heads must divide d_model.
+        uses_state_space: whether the block has the state-space mixer selected by `mixer`.
+        options_type: frozen dataclass of `EncoderConfig.options`; None = the encoder has no options.
     """
 
     block: type[EncoderBlock]

@@ -1,4 +1,4 @@
-"""The segments of packed rows, computed once per forward from `seq_idx` and shared by every block."""
+"""The segments of packed rows, computed once per forward from `seq_idx` and shared by all blocks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +13,17 @@ SMALLEST_BUCKET = 16  # slots; shorter segments share one bucket
 
 @dataclass(frozen=True)
 class PaddedBuckets:
-    """Segments batched by length: one rectangle (segments, slots) per bucket of lengths, stored end to end.
+    """Segments batched by length: one padded batch (segments, slots) per bucket of lengths, concatenated.
+
+    P is the total number of padded slots of all buckets.
 
     Attributes:
-        shapes: (segments, slots) of each bucket. slots is a power of two or L, so that less than half of a
-            bucket is padding, except in the smallest bucket.
-        source: (P,) int64, the flat slot b * L + t of each place in the rectangles; padding repeats the first
+        shapes: (segments, slots) of each bucket. The number of slots is a power of two times
+            SMALLEST_BUCKET, or L. Except in the smallest bucket, less than half of the slots are padding.
+        source: (P,) int64, the flat slot b * L + t that each padded slot copies. Padding copies the first
             slot of its segment.
-        target: (B * L,) int64, the place of each flat slot in the rectangles: the inverse of `source`.
-        is_padding: (P, 1) bool.
+        target: (B * L,) int64, the padded slot of each flat slot: the inverse of `source`.
+        is_padding: (P, 1) bool, True at padding.
     """
 
     shapes: list[tuple[int, int]]
@@ -30,12 +32,15 @@ class PaddedBuckets:
     is_padding: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply `function` to the segments of x, bucket by bucket: (B, L, D) -> (B, L, E).
+        """Apply `function` to each bucket of segments of x.
 
         Args:
             function: (segments, slots, D) -> (segments, slots, E). It must be causal along the slots, because
-                padding is at the end.
+                segments are padded at the end.
             x: (B, L, D).
+
+        Returns:
+            (B, L, E).
         """
         padded = self.gather(x.flatten(0, 1))
         sizes = [num_segments * num_slots for num_segments, num_slots in self.shapes]
@@ -46,19 +51,19 @@ class PaddedBuckets:
         return self.scatter(torch.cat(outputs)).unflatten(0, x.shape[:2])
 
     def gather(self, flat: Tensor) -> Tensor:
-        """Copy slots (B * L, D) into the rectangles (P, D). Forward and backward are deterministic."""
+        """Copy flat slots (B * L, D) to padded slots (P, D). Forward and backward are deterministic."""
         return _Regroup.apply(flat, self.source, self.target, None)
 
     def scatter(self, padded: Tensor) -> Tensor:
-        """Copy the rectangles (P, D) back to slots (B * L, D). Padding is dropped; its gradient is zero."""
+        """Copy padded slots (P, D) to flat slots (B * L, D). Padding is discarded and has zero gradient."""
         return _Regroup.apply(padded, self.target, self.source, self.is_padding)
 
 
 class SegmentLayout:
-    """The segments of a batch of rows. Each property is computed at first use.
+    """The segments of a batch of rows. Properties are computed on first use.
 
     Args:
-        seq_idx: (B, L) int32 or int64, the segment number of each slot; a segment is a run of equal numbers.
+        seq_idx: (B, L) int32 or int64, the segment number of each slot. A segment is a run of equal numbers.
     """
 
     def __init__(self, seq_idx: Tensor) -> None:
@@ -66,14 +71,14 @@ class SegmentLayout:
 
     @cached_property
     def starts(self) -> Tensor:
-        """(B, L) bool, True at each segment's first slot."""
+        """(B, L) bool, True at the first slot of each segment."""
         starts = torch.ones_like(self.seq_idx, dtype=torch.bool)
         torch.ne(self.seq_idx[:, 1:], self.seq_idx[:, :-1], out=starts[:, 1:])
         return starts
 
     @cached_property
     def positions(self) -> Tensor:
-        """(B, L) int64, the number of each slot within its segment: 0, 1, 2, ..."""
+        """(B, L) int64, the index of each slot within its segment: 0, 1, 2, ..."""
         slots = torch.arange(self.seq_idx.shape[1], device=self.seq_idx.device).expand_as(self.seq_idx)
         return slots - torch.where(self.starts, slots, 0).cummax(dim=1).values
 
@@ -83,7 +88,7 @@ class SegmentLayout:
 
     @cached_property
     def first_slots(self) -> Tensor:
-        """(S,) int64, the flat slot b * L + t of each segment's start. Synchronises with the device."""
+        """(S,) int64, the flat slot b * L + t at which each segment starts. Synchronises with the device."""
         return self.starts.flatten().nonzero().squeeze(1)
 
     @cached_property
@@ -93,7 +98,7 @@ class SegmentLayout:
 
     @cached_property
     def buckets(self) -> PaddedBuckets:
-        """The segments as padded rectangles. Synchronises with the device."""
+        """The segments as padded batches. Synchronises with the device."""
         longest = self.seq_idx.shape[1]
         target = torch.empty(self.seq_idx.numel(), dtype=torch.int64, device=self.seq_idx.device)
         shapes, sources, paddings = [], [], []
@@ -116,12 +121,12 @@ class SegmentLayout:
 
 
 def select_slots(x: Tensor, at: Tensor | None) -> Tensor:
-    """Return x (B, L, ...) itself, or (Q, ...), its values at the flat slots `at` (Q,), b * L + t."""
+    """Return x (B, L, ...) at the flat slots `at` (Q,) as (Q, ...), or x itself if `at` is None."""
     return x if at is None else x.flatten(0, 1)[at]
 
 
 class _Regroup(torch.autograd.Function):
-    """x[index]. The backward gathers by the inverse index; a scatter-add would not be deterministic."""
+    """Compute x[index]. The backward gathers too, because a scatter-add is not deterministic."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, zero_grad_rows: Tensor | None) -> Tensor:

@@ -1,1 +1,1 @@
-"""The encoders: each module holds one block and registers it in `ENCODERS`; `layers` holds shared parts."""
+"""The built-in encoders. Each module defines one block and registers it; `layers` has the shared layers."""

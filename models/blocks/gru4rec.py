@@ -1,7 +1,7 @@
 """GRU4Rec: gated recurrent layers.
 
-Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016. The original
-has neither norm nor skip connection; `layer_norm=False, residual=False` gives the original.
+Source: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016. The paper
+uses neither norms nor skip connections; `layer_norm=False, residual=False` reproduces it.
 """
 
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from longplay.models.blocks.layers import MixerBlock, dropout_activations, strea
 
 
 class GRUState(NamedTuple):
-    """The state that a GRU layer carries from one event to the next.
+    """State of a GRU layer between events.
 
     Attributes:
-        hidden: (B, D).
+        hidden: (B, D), the hidden state.
     """
 
     hidden: Tensor
@@ -34,31 +34,31 @@ class GRU4RecBlock(MixerBlock):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of one block; the GRU keeps its gates, inputs and outputs by padded rectangle."""
+        """Return the activations of one block. The GRU saves gates, inputs and outputs of padded slots."""
         D = config.d_model
         norm = Activations(wide=2)
-        gru = Activations(narrow=9 * D * execution.padding, passing=2.0 * D)
+        gru = Activations(narrow=9 * D * execution.padding, transient=2.0 * D)
         return total(stream_activations(config), norm, gru, dropout_activations(config))
 
 
 class SegmentGRU(nn.GRU):
-    """One GRU layer whose state is reset at each segment's start. Its parameters are those of `nn.GRU`.
+    """One GRU layer whose state is reset at each segment's start, with the parameters of `nn.GRU`.
 
-    Segments of similar length form one padded batch. A `PackedSequence` needs no padding, but on the CPU its
-    backward fills the whole input with zeros at every step, which is quadratic in the length.
+    Segments of similar length are padded and batched. A `PackedSequence` needs no padding, but on the CPU its
+    backward zero-fills the whole input at every step, which is quadratic in the length.
 
-    The class derives from `nn.GRU` instead of holding one, so that a forward is one module call regardless of
-    the number of buckets: ZeRO-3 gathers a module's weights at each call, and all ranks must gather equally
-    often.
+    The class derives from `nn.GRU` instead of containing one, so that a forward is one module call for any
+    number of buckets. ZeRO-3 gathers a module's weights at each call, and all ranks must make the same number
+    of gathers.
     """
 
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model, d_model, batch_first=True)
 
-    def forward(  # type: ignore[override]  # takes the layout, not a state
+    def forward(  # type: ignore[override]  # takes a layout instead of a state
         self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None
     ) -> Tensor:
-        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         run = super().forward
         return select_slots(layout.buckets.map(lambda segments: run(segments)[0], x), at)
 

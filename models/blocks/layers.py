@@ -1,4 +1,4 @@
-"""Parts that several encoders' blocks are made of, each with the activations that it keeps."""
+"""Layers shared by the blocks of several encoders, each with a formula of its activations."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 
-_LAYERS_PER_BLOCK = 8  # dropout layer ids reserved for each block; id 0 is the input's
+_LAYERS_PER_BLOCK = 8  # dropout layer ids reserved per block; id 0 is the input dropout
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 _MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation function between them, applied to each slot.
+    """Position-wise feed-forward network: linear, activation, linear.
 
     Args:
         d_model: width of input and output.
         d_ff: inner width.
-        activation: name of the activation function.
+        activation: "gelu", "relu" or "silu".
     """
 
     def __init__(self, d_model: int, d_ff: int, activation: ActivationName) -> None:
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
 
 class AddNorm(nn.Module):
-    """Post-norm residual connection: norm(x + update). The config can switch off the norm or the addition."""
+    """Post-norm residual connection: norm(x + update). The config can disable the norm or the addition."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class AddNorm(nn.Module):
         self.norm = build_norm(config)
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """Join x and update, both (..., D), to (..., D)."""
+        """Add `update` to x and normalise: (..., D) -> (..., D)."""
         return self.norm(x + update if self.residual else update)
 
 
@@ -57,8 +57,8 @@ class MixerBlock(EncoderBlock):
 
     Args:
         config: the encoder's configuration.
-        block_index: counts from 0; keys the dropout.
-        mixer: a module called as `mixer(x, layout, at)`, with `init_state` and `step`.
+        block_index: index of the block in the stack, from 0.
+        mixer: module called as `mixer(x, layout, at)`, with `init_state` and `step` as in `RecurrentBlock`.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int, mixer: nn.Module) -> None:
@@ -86,46 +86,46 @@ class MixerBlock(EncoderBlock):
 
 
 def build_norm(config: EncoderConfig) -> nn.Module:
-    """Build a layer norm, or the identity if the config switches norms off."""
+    """Build a layer norm, or the identity if the config disables norms."""
     return nn.LayerNorm(config.d_model) if config.layer_norm else nn.Identity()
 
 
-def build_dropout(config: EncoderConfig, block_index: int, place: int) -> KeyedDropout:
-    """Build the dropout number `place` of a block; each number has its own masks."""
-    assert place < _LAYERS_PER_BLOCK
-    return KeyedDropout(config.dropout, layer_id=_LAYERS_PER_BLOCK * (block_index + 1) + place)
+def build_dropout(config: EncoderConfig, block_index: int, layer_index: int) -> KeyedDropout:
+    """Build dropout layer `layer_index` of a block. Each layer of each block has its own masks."""
+    assert layer_index < _LAYERS_PER_BLOCK
+    return KeyedDropout(config.dropout, layer_id=_LAYERS_PER_BLOCK * (block_index + 1) + layer_index)
 
 
 def build_feed_forward(config: EncoderConfig) -> FeedForward:
-    """Build the feed-forward that the config describes."""
+    """Build the feed-forward network selected by the config."""
     return FeedForward(config.d_model, config.feed_forward_width, config.activation)
 
 
 def build_mixer(config: EncoderConfig) -> Mamba | Mamba2:
-    """Build the state-space mixer that the config selects."""
+    """Build the state-space mixer selected by the config."""
     return _MIXERS[config.mixer].from_config(config)
 
 
 def mixer_activations(config: EncoderConfig, execution: Execution) -> Activations:
-    """Return the activations of the state-space mixer that the config selects."""
+    """Return the activations of the state-space mixer selected by the config."""
     return _MIXERS[config.mixer].activations(config, execution)
 
 
 def stream_activations(config: EncoderConfig) -> Activations:
-    """Return the activations of the residual stream (B, L, D) at the entry of one sub-layer."""
+    """Return the activations of the residual stream at the input of one sub-layer."""
     return Activations(wide=config.d_model)
 
 
 def norm_activations(config: EncoderConfig) -> Activations:
-    """Return the activations of a layer norm: its output, and the mean and deviation of each slot."""
+    """Return the activations of a layer norm: its output, and each slot's mean and reciprocal deviation."""
     return Activations(wide=2, narrow=config.d_model) if config.layer_norm else Activations()
 
 
 def dropout_activations(config: EncoderConfig) -> Activations:
-    """Return the activations of a dropout: its mask."""
+    """Return the activations of a dropout layer: its mask."""
     return Activations(masks=config.d_model if config.dropout > 0 else 0)
 
 
 def feed_forward_activations(config: EncoderConfig) -> Activations:
-    """Return the activations of a feed-forward: the input and the output of its activation function."""
+    """Return the activations of a feed-forward network: input and output of its activation function."""
     return Activations(narrow=2 * config.feed_forward_width)

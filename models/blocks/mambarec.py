@@ -1,4 +1,4 @@
-"""MambaRec: plain Mamba blocks without a feed-forward; each replaces a whole Transformer block."""
+"""MambaRec: a stack of Mamba blocks without feed-forward networks."""
 
 from longplay.models.base.activations import Activations, Execution, total
 from longplay.models.base.config import EncoderConfig
@@ -21,9 +21,10 @@ class MambaRecBlock(MixerBlock):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of one block.
+        """Return the activations of one block.
 
-        The backward of the mixer comes first, before it can reuse the memory of a feed-forward.
+        The mixer's backward runs first, so it cannot reuse memory freed by a feed-forward network. Its
+        transient memory is therefore larger than in RecMamba.
         """
         D, E = config.d_model, config.inner_width
         return total(
@@ -31,7 +32,7 @@ class MambaRecBlock(MixerBlock):
             norm_activations(config),
             mixer_activations(config, execution),
             dropout_activations(config),
-            Activations(passing=max(1.5 * D, 2.0 * E - D)),
+            Activations(transient=max(1.5 * D, 2.0 * E - D)),
         )
 
 

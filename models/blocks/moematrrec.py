@@ -1,4 +1,4 @@
-"""MoEMaTrRec: Mamba and causal self-attention in parallel, mixed by a gate that depends on the past only."""
+"""MoEMaTrRec: Mamba and causal self-attention in parallel, combined by a causal gate."""
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from longplay.models.mixers.attention import SegmentAttention
 
 
 class MoEMaTrRecBlock(EncoderBlock):
-    """Post-norm block: gated mix of Mamba and attention, dropout, add and norm; then RecMamba's feed-forward.
+    """Post-norm block: gated sum of Mamba and attention, then a feed-forward network as in RecMamba.
 
-    Both branches are computed for every slot, even under top-1 routing.
+    Both branches are computed for every slot, also with top-1 routing.
 
     Attributes:
-        mean_gate: (2,) float32, the mean weights of Mamba and attention in the last forward; None before the
-            first forward.
+        mean_gate: (2,) float32, mean gate weights of Mamba and attention in the last forward; None before
+            the first one.
     """
 
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
@@ -51,14 +51,14 @@ class MoEMaTrRecBlock(EncoderBlock):
         """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         weights = self._gate_weights(x, layout, at)
         self.mean_gate = weights.detach().flatten(0, -2).mean(0)
-        of_mamba, of_attention = weights.to(x.dtype).unsqueeze(-1).unbind(-2)
-        mixed = of_mamba * self.mamba(x, layout, at) + of_attention * self.attention(x, layout, at)
+        mamba_weight, attention_weight = weights.to(x.dtype).unsqueeze(-1).unbind(-2)
+        mixed = mamba_weight * self.mamba(x, layout, at) + attention_weight * self.attention(x, layout, at)
         x = self.mix_join(select_slots(x, at), self.mix_dropout(mixed, dropout_keys))
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of one block; the gate keeps its input twice and the weighted branches."""
+        """Return the activations of one block. The gate saves its input twice and the branch outputs."""
         D = config.d_model
         stream, norm = stream_activations(config), norm_activations(config)
         dropout = dropout_activations(config)
@@ -70,13 +70,13 @@ class MoEMaTrRecBlock(EncoderBlock):
         return total(
             *(stream, *branches, dropout, norm),
             *(stream, feed_forward_activations(config), dropout, norm),
-            Activations(passing=1.5 * D),
+            Activations(transient=1.5 * D),
         )
 
     def _gate_weights(self, x: Tensor, layout: SegmentLayout, at: Tensor | None) -> Tensor:
-        """Return the branches' weights, (B, L, 2) or (Q, 2) float32: a softmax; top-1 sets the smaller to 0.
+        """Return the branches' softmax weights, (B, L, 2) or (Q, 2) float32. Top-1 zeroes the smaller one.
 
-        The chosen branch is scaled by its own probability, which gives the gate a gradient.
+        With top-1 the chosen branch is scaled by its probability, which gives the gate a gradient.
         Source: Fedus, Zoph, Shazeer, "Switch Transformers", JMLR 2022, equation 2.
         """
         logits = self.gate(select_slots(torch.cat([x, running_mean(x, layout)], dim=2), at))
@@ -88,10 +88,10 @@ class MoEMaTrRecBlock(EncoderBlock):
 
 
 def running_mean(x: Tensor, layout: SegmentLayout) -> Tensor:
-    """Return at each slot the mean over its segment's slots up to and including it: (B, L, D) -> (B, L, D).
+    """Return at each slot the mean of its segment up to and including that slot: (B, L, D) -> (B, L, D).
 
-    Sums run inside re-batched segments. The difference of two sums over the whole row would carry the
-    rounding of other segments.
+    Sums are taken per segment. Differences of sums over the whole row would mix rounding errors between
+    segments.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     sums = layout.buckets.map(lambda segments: segments.cumsum(1, dtype=wide), x)

@@ -1,4 +1,4 @@
-"""RecMamba: a Transformer block whose self-attention is replaced by a Mamba mixer."""
+"""RecMamba: post-norm Transformer blocks with Mamba in place of self-attention."""
 
 from typing import Any
 
@@ -55,13 +55,13 @@ class RecMambaBlock(EncoderBlock):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of one block."""
+        """Return the activations of one block."""
         stream, norm = stream_activations(config), norm_activations(config)
         dropout = dropout_activations(config)
         return total(
             *(stream, mixer_activations(config, execution), dropout, norm),
             *(stream, feed_forward_activations(config), dropout, norm),
-            Activations(passing=1.5 * config.d_model),
+            Activations(transient=1.5 * config.d_model),
         )
 
 

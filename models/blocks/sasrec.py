@@ -1,7 +1,7 @@
 """SASRec: a causal Transformer over item embeddings and learned positions.
 
-Source: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018, in the pre-norm form with a
-final norm.
+Source: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; here with
+pre-norm blocks and a final norm.
 """
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from longplay.models.mixers.attention import SegmentAttention
 
 
 class SASRecBlock(EncoderBlock):
-    """Pre-norm block: x + dropout(attention(norm(x))), then the same with the feed-forward."""
+    """Pre-norm block: x + dropout(attention(norm(x))), then the same with the feed-forward network."""
 
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
         super().__init__(config, block_index)
@@ -47,13 +47,13 @@ class SASRecBlock(EncoderBlock):
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of one block."""
+        """Return the activations of one block."""
         stream, norm = stream_activations(config), norm_activations(config)
         dropout = dropout_activations(config)
         return total(
             *(stream, norm, SegmentAttention.activations(config, execution), dropout),
             *(stream, norm, feed_forward_activations(config), dropout),
-            Activations(passing=1.5 * config.d_model),
+            Activations(transient=1.5 * config.d_model),
         )
 
 

@@ -1,1 +1,1 @@
-"""Training losses, one file each, and their negatives."""
+"""Training losses, one module each, and the sampling of negatives."""

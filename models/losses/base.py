@@ -1,7 +1,7 @@
-"""What a loss states about itself: its settings, its candidates, its value and its cost.
+"""The interface of training losses: settings, candidates, value and cost.
 
-A new loss is one module that subclasses `Loss` and registers the class in `LOSSES`. A module outside this
-package works too if it is imported before the settings are read.
+A new loss is a module that subclasses `Loss` and registers the class in `LOSSES`. A module outside this
+package must be imported before the settings are read.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from longplay.models.losses.negatives import SharedNegatives
 
 Candidates = Literal["per_target", "shared", "none"]
-"""Which negatives a step draws and looks up for a loss.
+"""The items whose table rows a loss needs.
 
-per_target: `num_negatives` for each target, uniformly from all other items.
-shared: `num_negatives` for all targets of the global batch together, by `LossConfig.negatives`.
-none: no negatives and no rows of targets.
+per_target: each target and `num_negatives` negatives of its own, uniform over all other items.
+shared: each target and `num_negatives` negatives shared by the global batch, drawn by `LossConfig.negatives`.
+none: no rows; the loss is computed by `TableCrossEntropy`.
 """
 NegativesName = Literal["uniform", "frequency", "in_batch"]
 TableCrossEntropy = Callable[[Tensor, Tensor], Tensor]
-"""(hidden (V, D), positives (V,)) -> cross-entropy over all items, summed over targets. Collective."""
+"""Map hidden (V, D) and positives (V,) to the full cross-entropy, summed over targets. Collective."""
 
 
 @settings_class
@@ -34,12 +34,12 @@ class LossConfig:
     """The training loss and its negatives.
 
     Attributes:
-        name: The loss: bce, gbce, bpr, sampled_softmax, full_softmax, or one of a module given by --import.
-        num_negatives: Negatives per target for bce, gbce and bpr; negatives shared by the global batch for
-            sampled_softmax; not used by full_softmax.
-        gbce_t: Calibration of gbce. 0 = plain bce, 1 = fully calibrated for the sampling rate.
+        name: Training loss: bce, gbce, bpr, sampled_softmax, full_softmax, or a loss registered by --import.
+        num_negatives: Number of negatives. Per target for bce, gbce and bpr; per global batch for
+            sampled_softmax; unused by full_softmax.
+        gbce_t: Calibration t of gbce. 0 = bce, 1 = fully calibrated for the sampling rate.
         negatives: Distribution of the negatives of sampled_softmax. bce, gbce and bpr draw uniformly.
-        frequency_alpha: Exponent of frequency negatives, which are drawn in proportion to count ** alpha.
+        frequency_alpha: Exponent of negatives=frequency, which draws items in proportion to count ** alpha.
     """
 
     name: str = "full_softmax"
@@ -59,23 +59,23 @@ class LossConfig:
 
     @property
     def draws_by_count(self) -> bool:
-        """Whether drawing the negatives needs the items' counts in the training split."""
+        """Whether the negatives depend on the item counts of the training split."""
         return LOSSES[self.name].candidates == "shared" and self.negatives != "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """The V targets of a micro-batch and what they are compared with.
+    """The V targets of a micro-batch and their candidates.
 
     Attributes:
-        hidden: (V, D) float32, the encoder's output at each target.
-        rows: (U, D) float32, the table rows that the micro-batch looked up, each item once.
-        positives: (V,) int64, the targets' item ids.
-        positive_index: (V,) int64, index of each target's row in `rows`. Empty without candidates.
-        negative_index: (V, K) or, for shared negatives, (M,) int64, indices into `rows`. Empty without
-            candidates.
-        shared: (M,) int64, item ids of the shared negatives; None for other candidates.
-        cross_entropy: full cross-entropy over the whole table.
+        hidden: (V, D), any float dtype, the encoder's output at each target.
+        rows: (U, D) float32, the table rows of the unique items of the micro-batch.
+        positives: (V,) int64, item ids of the targets.
+        positive_index: (V,) int64, index of each target in `rows`. Empty if `candidates` is "none".
+        negative_index: (V, K) int64, or (M,) int64 for shared negatives, indices into `rows`. Empty if
+            `candidates` is "none".
+        shared: (M,) int64, item ids of the shared negatives; None unless `candidates` is "shared".
+        cross_entropy: computes the cross-entropy over all items.
     """
 
     hidden: Tensor
@@ -89,13 +89,14 @@ class LossInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class LossLoad:
-    """The size of one micro-batch on one rank, from which a loss estimates its cost.
+    """Sizes of one micro-batch on one rank, from which a loss estimates its cost.
 
     Attributes:
         num_targets: expected number of targets V.
-        width: D.
-        rows_per_rank: table rows that a rank owns.
-        logits_at_once: logits that `TableCrossEntropy` may hold at once on a rank.
+        width: width D of the rows.
+        world_size: number of ranks.
+        rows_per_rank: table rows owned by a rank.
+        logits_at_once: maximum number of logits that `TableCrossEntropy` holds at a time on a rank.
     """
 
     num_targets: float
@@ -107,12 +108,12 @@ class LossLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class LossCost:
-    """What one micro-batch of a loss takes on one rank.
+    """Memory and traffic of a loss for one micro-batch on one rank.
 
     Attributes:
-        saved_bytes: memory kept from the forward to the backward.
-        working_bytes: additional memory at the peak of the forward or the backward.
-        sent_bytes: bytes sent to other ranks, without the rows that the candidates look up.
+        saved_bytes: memory saved by the forward for the backward.
+        working_bytes: additional memory at the peak of the forward or backward.
+        sent_bytes: bytes sent to other ranks, excluding the lookup of candidate rows.
     """
 
     saved_bytes: int
@@ -121,11 +122,11 @@ class LossCost:
 
 
 class Lookups(NamedTuple):
-    """Expected number of item ids that the targets and negatives of a micro-batch look up.
+    """Expected number of item ids that a micro-batch looks up for its targets and negatives.
 
     Attributes:
-        by_popularity: ids that follow the items' shares of the events.
-        uniform: ids drawn uniformly from the catalogue.
+        by_popularity: ids distributed like the items of the events.
+        uniform: ids distributed uniformly over the catalogue.
     """
 
     by_popularity: float
@@ -136,15 +137,20 @@ class Loss(ABC):
     """A training loss, built once per run.
 
     Args:
-        num_items: size of the catalogue; items are 1..num_items.
-        shared: distribution of the shared negatives, for `candidates` "shared"; None is enough for `cost`
-            and `lookups`.
+        config: settings of the loss.
+        num_items: size of the catalogue; item ids are 1..num_items.
+        shared: distribution of the shared negatives. Required to call a loss whose `candidates` is "shared";
+            `cost` and `lookups` do not need it.
+
+    Attributes:
+        display_name: name in tables and figures.
+        candidates: the items whose rows the loss needs.
+        dense_gradient: whether every table row gets a gradient in every step.
     """
 
     display_name: ClassVar[str]
     candidates: ClassVar[Candidates]
-    visits_every_row: ClassVar[bool] = False
-    """Whether every row of the table has a gradient at every step."""
+    dense_gradient: ClassVar[bool] = False
 
     def __init__(
         self, config: LossConfig, *, num_items: int, shared: "SharedNegatives | None" = None
@@ -153,14 +159,14 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """Return the loss summed over the targets, a float32 scalar. Collective."""
+        """Return the loss summed over targets, a float32 scalar. Collective if it calls `cross_entropy`."""
 
     @abstractmethod
     def cost(self, load: LossLoad) -> LossCost:
         """Estimate the memory and traffic of one micro-batch."""
 
     def lookups(self, num_targets: float) -> Lookups:
-        """Estimate how many ids the targets and negatives of one micro-batch look up."""
+        """Estimate the number of item ids that one micro-batch looks up for its targets and negatives."""
         match self.candidates:
             case "none":
                 return Lookups(num_targets, 0.0)

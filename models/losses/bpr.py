@@ -8,14 +8,14 @@ from longplay.models.losses.per_target import PerTargetLoss
 
 
 class BPR(PerTargetLoss):
-    """The mean over k of -log sigmoid(s+ - s-_k), summed over targets.
+    """mean_k(-log sigmoid(s+ - s-_k)), summed over targets.
 
     Source: Rendle et al., "BPR: Bayesian personalized ranking from implicit feedback", UAI 2009.
     """
 
     display_name = "BPR"
 
-    def of_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
+    def from_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
         return F.softplus(negative - positive.unsqueeze(1)).mean(1).sum()
 
 

@@ -1,4 +1,4 @@
-"""Sums over targets in chunks, so that the scores of many candidates never exist all at once."""
+"""Sum a loss over chunks of targets, to bound the memory of the candidates' scores."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longplay.models.losses.base import LossCost, LossLoad
 
-CHUNK_ELEMENTS = 1 << 22  # float32 elements of the largest temporary of a chunk: 16 MiB
+CHUNK_ELEMENTS = 1 << 22  # float32 elements of a chunk's largest temporary: 16 MiB
 
 
 def sum_of_chunks(
@@ -16,20 +16,23 @@ def sum_of_chunks(
 ) -> Tensor:
     """Sum `function(*per_target, shared)` over chunks of targets of about CHUNK_ELEMENTS elements each.
 
-    If there are several chunks, the backward recomputes their intermediates instead of keeping them.
+    With more than one chunk, the intermediates are recomputed in the backward instead of saved.
 
     Args:
-        function: returns the float32 sum over the targets that it is given.
-        per_target: tensors (V, ...) that are cut into chunks.
-        shared: a tensor that every chunk uses whole.
-        elements_per_target: elements per target of the function's largest temporary.
+        function: returns the sum over a chunk of targets, a float32 scalar.
+        per_target: tensors (V, ...), split into chunks.
+        shared: tensor passed whole to every chunk.
+        elements_per_target: size of the function's largest temporary, in elements per target.
+
+    Returns:
+        A float32 scalar.
     """
     chunk_size = max(1, CHUNK_ELEMENTS // max(1, elements_per_target))
     if len(per_target[0]) <= chunk_size:
         return function(*per_target, shared)
     total = shared.new_zeros((), dtype=torch.float32)
     for chunk in zip(*(tensor.split(chunk_size) for tensor in per_target), strict=True):
-        # The function draws no random numbers, so that there is no generator state to keep.
+        # The function draws no random numbers, so the RNG state need not be preserved.
         part = checkpoint(function, *chunk, shared, use_reentrant=False, preserve_rng_state=False)
         assert isinstance(part, Tensor)
         total = total + part
@@ -37,7 +40,7 @@ def sum_of_chunks(
 
 
 def cost_in_chunks(load: LossLoad, elements_per_target: int) -> LossCost | None:
-    """Return the cost of a `sum_of_chunks` of several chunks; None if one chunk holds all targets."""
+    """Return the cost of `sum_of_chunks` with more than one chunk, or None if one chunk suffices."""
     if load.num_targets * elements_per_target <= CHUNK_ELEMENTS:
         return None
     hidden_bytes = 4 * load.num_targets * load.width

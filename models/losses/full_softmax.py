@@ -1,4 +1,4 @@
-"""Softmax over the whole catalogue."""
+"""Softmax cross-entropy over the whole catalogue."""
 
 from torch import Tensor
 
@@ -6,11 +6,11 @@ from longplay.models.losses.base import LOSSES, Loss, LossCost, LossInputs, Loss
 
 
 class FullSoftmax(Loss):
-    """Cross-entropy of each target against all items, summed over targets."""
+    """Cross-entropy over all items, summed over targets."""
 
     display_name = "full softmax"
     candidates = "none"
-    visits_every_row = True
+    dense_gradient = True
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         return inputs.cross_entropy(inputs.hidden, inputs.positives)
@@ -21,11 +21,11 @@ class FullSoftmax(Loss):
         gathered = hidden * world_size * (2 if world_size > 1 else 1)
         logits = max(load.logits_at_once, load.rows_per_rank)
         # Hidden states of all ranks are gathered, and their gradients and the softmax sums are reduced.
-        elsewhere = (world_size - 1) / world_size
+        remote_share = (world_size - 1) / world_size
         return LossCost(
             saved_bytes=int(4 * (hidden + gathered) + table_shard_bytes),
             working_bytes=int(max(4 * logits, 2 * table_shard_bytes)),
-            sent_bytes=4 * (load.num_targets * world_size) * (3 * load.width + 6) * elsewhere,
+            sent_bytes=4 * (load.num_targets * world_size) * (3 * load.width + 6) * remote_share,
         )
 
 

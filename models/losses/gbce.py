@@ -1,4 +1,4 @@
-"""Generalised binary cross-entropy, calibrated for the rate at which negatives are sampled."""
+"""Generalised binary cross-entropy, calibrated for the sampling rate of negatives."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,16 +8,16 @@ from longplay.models.losses.per_target import PerTargetLoss
 
 
 class GBCE(PerTargetLoss):
-    """-beta log sigmoid(s+) - sum_k log(1 - sigmoid(s-_k)), summed over targets; beta is `gbce_beta`.
+    """-beta log sigmoid(s+) - sum_k log(1 - sigmoid(s-_k)), summed over targets, with beta from `gbce_beta`.
 
-    log(sigmoid(s+) ** beta) equals beta log sigmoid(s+) exactly, so that no transformed logit is needed.
+    No logit transform is needed, because log(sigmoid(s+) ** beta) = beta log sigmoid(s+).
 
     Source: Petrov and Macdonald, "gSASRec", RecSys 2023.
     """
 
     display_name = "gBCE"
 
-    def of_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
+    def from_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
         beta = gbce_beta(negative.shape[1], self.num_items, self.config.gbce_t)
         return beta * F.softplus(-positive).sum() + F.softplus(negative).sum()
 
@@ -28,7 +28,7 @@ def gbce_beta(num_negatives: int, num_items: int, t: float) -> float:
     Source: Petrov and Macdonald, "gSASRec", RecSys 2023, equation 12.
 
     Raises:
-        ValueError: there are fewer than two items.
+        ValueError: `num_items` is less than 2.
     """
     if num_items < 2:
         raise ValueError(f"num_items={num_items}: must be at least 2")

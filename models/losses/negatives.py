@@ -1,4 +1,4 @@
-"""Negative items by keyed draws: they depend on the keys alone, not on the world size or the batch."""
+"""Sampling of negatives. Draws depend only on keys, not on the world size or the batch."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -10,7 +10,7 @@ from torch import Tensor
 from longplay.models.base.keyed_random import fold_in, keyed_integers, keyed_uniform
 from longplay.models.losses.base import LossConfig
 
-_PER_TARGET_STREAM = 1 << 20  # above the ids of dropout layers, which are streams of the same row keys
+_PER_TARGET_STREAM = 1 << 20  # above all dropout layer ids, which are streams of the same row keys
 _SHARED_STREAM = (1 << 20) + 1
 
 
@@ -20,34 +20,36 @@ def target_keys(row_keys: Tensor, slots: Tensor) -> Tensor:
 
 
 def uniform_negatives(keys: Tensor, positives: Tensor, num_negatives: int, num_items: int) -> Tensor:
-    """Draw items uniformly from all items except each target's own.
+    """Draw K negatives per target, uniformly from all other items.
 
     Args:
         keys: (V,) int64, see `target_keys`.
         positives: (V,) int64 item ids in 1..num_items.
-        num_negatives: K, drawn with replacement.
+        num_negatives: K. Items are drawn with replacement.
         num_items: size of the catalogue.
 
     Returns:
         (V, K) int64 item ids in 1..num_items.
 
     Raises:
-        ValueError: there are fewer than two items.
+        ValueError: `num_items` is less than 2.
     """
     if num_items < 2:
-        raise ValueError(f"num_items={num_items}: negatives need at least 2 items")
-    # Drawn from one item fewer; draws at or above the target move up by one.
+        raise ValueError(f"num_items={num_items}: must be at least 2 to draw negatives")
+    # Draw from num_items - 1 values, then shift those at or above the target by one to skip it.
     drawn = keyed_integers(keys, _PER_TARGET_STREAM, num_negatives, num_items - 1).add_(1)
     return drawn.add_(drawn >= positives.unsqueeze(1))
 
 
 class SharedNegatives:
-    """A distribution over items from which a whole batch draws its negatives, and its log q.
+    """A distribution over items for negatives shared by a global batch.
 
     Args:
-        num_items: size of the catalogue; items are 1..num_items.
-        cumulative: (num_items,) float64, cumulative sum of the items' weights; None for the uniform
-            distribution.
+        num_items: size of the catalogue; item ids are 1..num_items.
+        cumulative: (num_items,) float64, cumulative sum of the items' weights; None = uniform.
+
+    Raises:
+        ValueError: `num_items` is less than 1.
     """
 
     def __init__(self, num_items: int, cumulative: Tensor | None = None) -> None:
@@ -58,30 +60,33 @@ class SharedNegatives:
 
     @classmethod
     def by_frequency(cls, counts: Tensor, alpha: float) -> Self:
-        """Weight items by counts ** alpha.
+        """Weight each item by count ** alpha. Items without events are never drawn.
 
         Args:
             counts: (num_items,) of any dtype, number of events of items 1..num_items.
-            alpha: from 0 to 1. With 1 an item's weight is how often it occurs in a batch.
+            alpha: exponent in [0, 1]. With 1, weights are proportional to counts.
 
         Raises:
-            ValueError: a count is negative, or all are 0.
+            ValueError: a count is negative, or all counts are 0.
         """
         if counts.numel() == 0 or bool((counts < 0).any()) or not bool((counts > 0).any()):
-            raise ValueError(f"counts of {counts.numel()} items: must be 0 or more, and some above 0")
+            raise ValueError(
+                f"counts of {counts.numel()} items: must be non-negative, with at least one above 0"
+            )
         weights = torch.where(counts > 0, counts.double() ** alpha, 0.0)
         return cls(counts.numel(), weights.cumsum(0))
 
     def to(self, device: torch.device) -> Self:
-        """Copy the distribution to `device`."""
+        """Return the distribution on `device`."""
         cumulative = None if self._cumulative is None else self._cumulative.to(device)
         return type(self)(self.num_items, cumulative)
 
     def draw(self, key: Tensor, num_negatives: int) -> Tensor:
-        """Draw M = num_negatives item ids with replacement; draw i does not depend on M.
+        """Draw M item ids with replacement. Draw i does not depend on M.
 
         Args:
             key: (1,) int64.
+            num_negatives: M.
 
         Returns:
             (M,) int64 item ids.
@@ -89,13 +94,21 @@ class SharedNegatives:
         if self._cumulative is None:
             return keyed_integers(key, _SHARED_STREAM, num_negatives, self.num_items).squeeze(0) + 1
         points = keyed_uniform(key, _SHARED_STREAM, num_negatives).squeeze(0) * self._cumulative[-1]
-        last = torch.searchsorted(self._cumulative, self._cumulative[-1:])  # the last item with a weight
+        last = torch.searchsorted(
+            self._cumulative, self._cumulative[-1:]
+        )  # the last item with positive weight
         return torch.searchsorted(self._cumulative, points, right=True).clamp_(max=last) + 1
 
     def log_q(self, item_ids: Tensor) -> Tensor:
-        """Return the log of each item's draw probability, float32 of the shape of `item_ids` (int64).
+        """Return the log probability of each item.
 
-        An item without events is never drawn; it gets the smallest weight of the drawn items.
+        Items without events are never drawn; they get the smallest positive probability.
+
+        Args:
+            item_ids: int64, any shape.
+
+        Returns:
+            float32 of the same shape.
         """
         if self._cumulative is None:
             return torch.full(item_ids.shape, 1.0 / self.num_items, device=item_ids.device).log_()
@@ -117,12 +130,14 @@ class SharedNegatives:
 def shared_negatives(
     config: LossConfig, num_items: int, item_counts: Callable[[], Tensor]
 ) -> SharedNegatives:
-    """Build the distribution that `config` draws shared negatives from.
+    """Build the distribution of the shared negatives that `config` selects.
 
-    In-batch negatives are items of the batch itself; their distribution only gives log q.
+    In-batch negatives are not drawn from it: it only provides their log probabilities.
 
     Args:
-        item_counts: returns (num_items,) counts in the training split; called only if they are needed.
+        config: settings of the loss.
+        num_items: size of the catalogue.
+        item_counts: returns the (num_items,) counts of the training split; called only if needed.
     """
     if not config.draws_by_count:
         return SharedNegatives(num_items)

@@ -1,4 +1,4 @@
-"""Losses that compare each target with uniform negatives of its own."""
+"""Base class of losses with separate uniform negatives for each target."""
 
 from abc import abstractmethod
 
@@ -10,29 +10,31 @@ from longplay.models.losses.chunks import cost_in_chunks, sum_of_chunks
 
 
 class PerTargetLoss(Loss):
-    """A loss of each target's score and of the scores of its own K negatives."""
+    """A loss that is a function of each target's score and the scores of its K negatives."""
 
     candidates = "per_target"
 
     @abstractmethod
-    def of_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Return the sum over targets, a scalar.
+    def from_scores(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the loss summed over targets, a float32 scalar.
 
         Args:
             positive: (V,) float32, scores of the targets.
-            negative: (V, K) float32, scores of their negatives.
+            negative: (V, K) float32, scores of each target's negatives.
         """
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        def of_chunk(hidden: Tensor, positive_index: Tensor, negative_index: Tensor, rows: Tensor) -> Tensor:
+        def chunk_loss(
+            hidden: Tensor, positive_index: Tensor, negative_index: Tensor, rows: Tensor
+        ) -> Tensor:
             hidden = hidden.float()
             positive = (hidden * F.embedding(positive_index, rows).float()).sum(1)
             negative = (F.embedding(negative_index, rows).float() @ hidden.unsqueeze(2)).squeeze(2)
-            return self.of_scores(positive, negative)
+            return self.from_scores(positive, negative)
 
         per_target = inputs.hidden, inputs.positive_index, inputs.negative_index
         elements_per_target = inputs.negative_index.shape[1] * inputs.hidden.shape[1]
-        return sum_of_chunks(of_chunk, per_target, inputs.rows, elements_per_target)
+        return sum_of_chunks(chunk_loss, per_target, inputs.rows, elements_per_target)
 
     def cost(self, load: LossLoad) -> LossCost:
         elements_per_target = self.config.num_negatives * load.width

@@ -1,4 +1,4 @@
-"""Softmax over each target and negatives that the whole batch shares."""
+"""Softmax cross-entropy over each target and negatives shared by the global batch."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from longplay.models.losses.chunks import cost_in_chunks, sum_of_chunks
 
 
 class SampledSoftmax(Loss):
-    """Cross-entropy of each target against itself and the shared negatives, each score corrected by log q.
+    """Cross-entropy over the target and the shared negatives, with logQ correction, summed over targets.
 
-    A shared negative that is the target's own item is masked.
+    Negatives equal to the target are masked.
 
     Source: Bengio and Senecal 2008; Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019.
     """
@@ -26,7 +26,7 @@ class SampledSoftmax(Loss):
         positive_log_q = self.shared.log_q(inputs.positives)
         shared_index = inputs.negative_index
 
-        def of_chunk(
+        def chunk_loss(
             hidden: Tensor, positive_rows: Tensor, index: Tensor, positive_log_q: Tensor, rows: Tensor
         ) -> Tensor:
             hidden = hidden.float()
@@ -37,7 +37,9 @@ class SampledSoftmax(Loss):
 
         positive_rows = F.embedding(inputs.positive_index, inputs.rows)
         per_target = inputs.hidden, positive_rows, inputs.positive_index, positive_log_q
-        return sum_of_chunks(of_chunk, per_target, F.embedding(shared_index, inputs.rows), len(shared_index))
+        return sum_of_chunks(
+            chunk_loss, per_target, F.embedding(shared_index, inputs.rows), len(shared_index)
+        )
 
     def cost(self, load: LossLoad) -> LossCost:
         hidden, scores = load.num_targets * load.width, load.num_targets * self.config.num_negatives

@@ -1,4 +1,4 @@
-"""Causal self-attention inside the segments of packed rows, batched by length, without a mask."""
+"""Causal self-attention within the segments of packed rows, without attention masks."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,15 +9,16 @@ from longplay.models.base.segments import SegmentLayout, select_slots
 
 
 class SegmentAttention(nn.Module):
-    """Multi-head causal self-attention in which a slot attends to its own segment only.
+    """Multi-head causal self-attention within segments.
 
-    Segments of similar length form one batch for `scaled_dot_product_attention(is_causal=True)`. Padding is
-    at the end, where causality makes it harmless, and memory grows with the segments' lengths, never with
-    L x L. Attention weights are not dropped out: drop the output instead, whose mask can be keyed by row.
+    Segments of similar length are padded at the end and batched for
+    `scaled_dot_product_attention(is_causal=True)`. Causality excludes the padding, and no L x L mask is
+    built. There is no dropout on attention weights: apply `KeyedDropout` to the output, so that the mask
+    depends only on the row.
 
     Args:
-        d_model: width.
-        num_heads: heads; must divide d_model.
+        d_model: width of input and output.
+        num_heads: number of heads; must divide d_model.
     """
 
     def __init__(self, d_model: int, num_heads: int) -> None:
@@ -27,12 +28,12 @@ class SegmentAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """Attend: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         return self.out_proj(select_slots(layout.buckets.map(self._attend, self.qkv_proj(x)), at))
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of queries, keys, values and output by segment, and of the output by row."""
+        """Return the activations: q, k, v and output of the padded segments, and the output in row layout."""
         D, padding = config.d_model, execution.padding
         return Activations(narrow=4 * D * padding + D, wide=config.num_heads * padding)
 

@@ -1,5 +1,4 @@
-// Depthwise causal convolution that does not read across a segment's start, on the CPU: float32, OpenMP, vectorised over the
-// channels.
+// Depthwise causal convolution within segments: CPU, float32, OpenMP, vectorised over the channels.
 //
 // x (B, L, E) with slots `stride` floats apart; weight (K, E), where tap K - 1 is the current slot; starts (B, L) bool.
 // The order of every sum depends on the shapes alone, so results are bitwise equal for any number of threads.
@@ -9,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 64;  // channels of a job: K slots of them stay in the first-level cache
+constexpr int64_t kBlock = 64;  // channels per job: K slots of them fit in the L1 cache
 
 // The same fields as causal_conv._Sizes.
 struct Sizes {
@@ -27,7 +26,7 @@ void for_each_block(const Sizes& s, const Work& work) {
   }
 }
 
-// Return the number of earlier slots that the taps read at slot t, given their number at slot t - 1.
+// Return the number of earlier slots read at slot t, given that number at slot t - 1.
 inline int64_t reach(const Sizes& s, bool start, int64_t before) {
   return start ? 0 : std::min(before + 1, s.taps - 1);
 }
@@ -56,7 +55,7 @@ void causal_conv_forward(const Sizes* sizes, const float* x, const float* weight
   });
 }
 
-// dx (B, L, E), dweight (B, K, E) and dbias (B, E) are zero on entry; the last two hold one partial sum per row.
+// dx (B, L, E), dweight (B, K, E) and dbias (B, E) must be zero on entry; the last two have one partial sum per row.
 void causal_conv_backward(const Sizes* sizes, const float* x, const float* weight, const bool* starts, const float* dy,
                           float* dx, float* dweight, float* dbias) {
   const Sizes s = *sizes;

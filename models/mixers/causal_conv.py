@@ -1,4 +1,4 @@
-"""Depthwise causal convolution and SiLU; no tap reads across a segment's start."""
+"""Depthwise causal convolution within segments, followed by SiLU."""
 
 import ctypes
 from functools import cache
@@ -16,9 +16,10 @@ _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
-    """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]), within the slot's segment.
+    """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]), summed within the segment.
 
-    On CUDA the kernel of causal-conv1d runs if it is installed, on the CPU C++ if a compiler is available.
+    CUDA tensors use the kernel of causal-conv1d if it is installed, CPU tensors use C++ if a compiler is
+    available.
 
     Args:
         x: (B, L, E), any float dtype.
@@ -27,7 +28,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLay
         layout: the segments of the rows.
 
     Returns:
-        (B, L, E), x's dtype.
+        (B, L, E) of x's dtype.
     """
     kernel = _kernel() if x.is_cuda and x.shape[2] % 8 == 0 and 2 <= weight.shape[1] <= 4 else None
     if kernel is None:
@@ -38,24 +39,24 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLay
     return kernel(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
 
 
-def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor) -> tuple[Tensor, Tensor]:
     """Compute one slot of `causal_conv_silu`.
 
     Args:
-        x_t: (B, E), the new slot's input.
+        x_t: (B, E), input at the new slot.
         weight: (E, K).
         bias: (E,).
-        window: (B, K - 1, E), the segment's last inputs, oldest first; 0 before its start.
+        conv_state: (B, K - 1, E), the last K - 1 inputs of the segment, oldest first; 0 before its start.
 
     Returns:
-        The slot's output (B, E) and the new window (B, K - 1, E).
+        The output (B, E) and the new state (B, K - 1, E).
     """
-    window = torch.cat([window, x_t.unsqueeze(1)], dim=1)
+    window = torch.cat([conv_state, x_t.unsqueeze(1)], dim=1)
     return F.silu((window * weight.t()).sum(1) + bias), window[:, 1:]
 
 
 class _TorchConv(torch.autograd.Function):
-    """The convolution by shifted, masked multiply-adds, without unfolding or transposing x."""
+    """Compute the convolution in PyTorch by shifted, masked multiply-adds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
@@ -75,9 +76,9 @@ class _TorchConv(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         grad_weight[:, -1] = (grad * x).sum((0, 1))
         for shift, mask in enumerate(masks, start=1):
-            reached = grad[:, shift:] * mask
-            grad_x[:, :-shift].addcmul_(reached, weight[:, -1 - shift])
-            grad_weight[:, -1 - shift] = reached.mul_(x[:, :-shift]).sum((0, 1))
+            masked_grad = grad[:, shift:] * mask
+            grad_x[:, :-shift].addcmul_(masked_grad, weight[:, -1 - shift])
+            grad_weight[:, -1 - shift] = masked_grad.mul_(x[:, :-shift]).sum((0, 1))
         return grad_x, grad_weight, grad.sum((0, 1)), None
 
 
@@ -88,7 +89,7 @@ class _Sizes(ctypes.Structure):
 
 
 class _CppConv(torch.autograd.Function):
-    """The convolution by `causal_conv.cpp`."""
+    """Compute the convolution in C++."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
@@ -116,7 +117,7 @@ class _CppConv(torch.autograd.Function):
 
 @cache
 def _kernel() -> Any | None:
-    """Return the kernel of causal-conv1d, or None if it cannot be imported."""
+    """Return causal_conv1d_fn of causal-conv1d, or None if it cannot be imported."""
     try:
         from causal_conv1d import causal_conv1d_fn  # pyright: ignore[reportMissingImports] -- optional
     except ImportError:

@@ -1,8 +1,7 @@
-// Element-wise operations around Mamba's scan, each in one pass over memory, on the CPU: float32, OpenMP, vectorised over the
-// channels.
+// Fused element-wise operations of the Mamba mixer: CPU, float32, OpenMP, vectorised over the channels.
 //
 // Matrices are (M, E): M slots, E channels, E a multiple of 8. In z, slots are `stride` floats apart. Sums over slots are taken
-// in blocks of kBlock slots, for any number of threads.
+// per block of kBlock slots, so results do not depend on the number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -33,7 +32,7 @@ inline Vec log1p_vec(Vec e) {
 // log(1 + exp(x)).
 inline Vec softplus(Vec x) { return at_least(x, splat(0.f)) + log1p_vec(exp_vec(-at_least(x, -x))); }
 
-// Call work(block, slot) for every slot. One thread does the slots of a block, in order.
+// Call work(block, slot) for every slot. One thread runs the slots of a block, in order.
 template <typename Work>
 void for_each_slot(const Sizes& s, const Work& work) {
 #pragma omp parallel for schedule(static) num_threads(s.threads)
@@ -56,7 +55,7 @@ void softplus_forward(const Sizes* sizes, const float* x, const float* bias, flo
   });
 }
 
-// dbias (blocks, E) holds one partial sum per block of slots; it is zero on entry.
+// dbias (blocks, E) has one partial sum per block of slots and must be zero on entry.
 void softplus_backward(const Sizes* sizes, const float* x, const float* bias, const float* dy, float* dx, float* dbias) {
   const Sizes s = *sizes;
   for_each_slot(s, [=](int64_t block, int64_t m) {
@@ -81,7 +80,7 @@ void skip_gate_forward(const Sizes* sizes, const float* y, const float* u, const
   });
 }
 
-// dz (M, E) is contiguous. dD (blocks, E) holds one partial sum per block of slots; it is zero on entry.
+// dz (M, E) is contiguous. dD (blocks, E) has one partial sum per block of slots and must be zero on entry.
 void skip_gate_backward(const Sizes* sizes, const float* y, const float* u, const float* D, const float* z, const float* dout,
                         float* dy, float* du, float* dD, float* dz) {
   const Sizes s = *sizes;

@@ -1,4 +1,4 @@
-"""Element-wise operations around Mamba's scan; on the CPU, C++ computes each in one pass over memory."""
+"""Fused element-wise operations of the Mamba mixer. On the CPU, C++ computes each in one pass over memory."""
 
 import ctypes
 from pathlib import Path
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
-_LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of the source
+_LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of elementwise.cpp
 
 
 def is_available(num_channels: int) -> bool:
-    """Return whether C++ can compute float32 CPU tensors of this width. The first call may compile it."""
+    """Return whether the C++ supports float32 CPU tensors of this width. The first call may compile it."""
     return num_channels % _LANES == 0 and load_native(_SOURCE) is not None
 
 
@@ -40,7 +40,7 @@ class _Sizes(ctypes.Structure):
 
 
 class _Softplus(torch.autograd.Function):
-    """softplus(x + bias) by C++."""
+    """Compute softplus(x + bias) in C++."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class _Softplus(torch.autograd.Function):
 
 
 class _SkipGate(torch.autograd.Function):
-    """(y + D u) silu(z) by C++."""
+    """Compute (y + D u) silu(z) in C++."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class _SkipGate(torch.autograd.Function):
 
 
 def _runs_in_cpp(*tensors: Tensor) -> bool:
-    """Return whether C++ can compute these tensors. Autocast may mix types, so each one is checked."""
+    """Return whether the C++ supports these tensors. Autocast can mix dtypes, so each one is checked."""
     fits = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
     return fits and is_available(tensors[0].shape[-1])
 
@@ -98,6 +98,6 @@ def _sizes_of(x: Tensor, strided: Tensor | None = None) -> _Sizes:
 
 
 def _parts(x: Tensor) -> Tensor:
-    """Return zeros (blocks of slots, E), into which the C++ sums a gradient over each block's slots."""
+    """Return zeros (blocks of slots, E), in which the C++ sums a gradient over the slots of each block."""
     channels = x.shape[-1]
     return x.new_zeros(-(-x.numel() // (channels * _BLOCK)), channels)

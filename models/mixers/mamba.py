@@ -14,28 +14,29 @@ from longplay.models.mixers import elementwise
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
 from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
-from longplay.models.scans.selective_scan import choose_form, selective_scan, selective_step
+from longplay.models.scans.selective_scan import choose_backend, selective_scan, selective_step
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class MambaState(NamedTuple):
-    """The state that a Mamba mixer carries from one event to the next.
+    """State of a Mamba or Mamba-2 mixer between events.
 
     Attributes:
-        window: (B, d_conv - 1, channels), the last inputs of the convolution, oldest first.
-        memory: (B, ..., d_state), the state of the recurrence, float32 or wider.
+        conv_state: (B, d_conv - 1, channels), the last inputs of the convolution, oldest first.
+        ssm_state: (B, ..., d_state), the state of the recurrence, float32 or wider.
     """
 
-    window: Tensor
-    memory: Tensor
+    conv_state: Tensor
+    ssm_state: Tensor
 
 
 class Mamba(nn.Module):
     """Selective state-space mixer, causal within each segment.
 
-    The state_dict of mamba-ssm's `Mamba` of the same sizes loads with strict=True. With bfloat16 parameters
-    the step size, A and the scan are still computed in float32.
+    The state_dict of mamba-ssm's `Mamba` of the same size loads with strict=True. The step size, A and the
+    scan are computed in float32 even if the parameters are bfloat16.
+
     Source: Gu and Dao 2023; mamba_ssm/modules/mamba_simple.py.
 
     Args:
@@ -43,7 +44,7 @@ class Mamba(nn.Module):
         d_state: state per channel.
         d_conv: convolution taps.
         expand: inner width / d_model.
-        scan: how the recurrence is computed, see `selective_scan`.
+        scan: backend of the recurrence, see `selective_scan`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Mamba(nn.Module):
 
     @classmethod
     def from_config(cls, config: EncoderConfig) -> "Mamba":
-        """Build the mixer that an encoder's configuration describes."""
+        """Build the mixer described by an encoder configuration."""
         return cls(
             config.d_model,
             d_state=config.d_state,
@@ -77,58 +78,60 @@ class Mamba(nn.Module):
         )
 
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """Mix x, of the parameters' dtype: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`."""
         if at is None:
             u, z = self.in_proj(x).chunk(2, dim=2)
         else:
-            of_u, of_z = self.in_proj.weight.chunk(2)
-            u, z = F.linear(x, of_u), F.linear(select_slots(x, at), of_z)
+            u_weight, z_weight = self.in_proj.weight.chunk(2)
+            u, z = F.linear(x, u_weight), F.linear(select_slots(x, at), z_weight)
         u = causal_conv_silu(u, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
         u32, dt, A, B, C = self._scan_inputs(u)
         y = selective_scan(u32, dt, A, B, C, layout.starts, self.scan)
         return self.out_proj(self._skip_and_gate(select_slots(y, at), select_slots(u, at), z))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
-        """Return the state before the first event; `dtype` is that of the parameters."""
-        window = torch.zeros(
+        """Return the state before the first event. `dtype` is the parameters' dtype."""
+        conv_state = torch.zeros(
             batch_size, self.conv1d.kernel_size[0] - 1, self.d_inner, device=device, dtype=dtype
         )
-        memory_dtype = torch.promote_types(dtype, torch.float32)
-        memory = torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=memory_dtype)
-        return MambaState(window, memory)
+        ssm_dtype = torch.promote_types(dtype, torch.float32)
+        ssm_state = torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=ssm_dtype)
+        return MambaState(conv_state, ssm_state)
 
     def step(self, x_t: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """Advance by one event: x_t (B, D) -> (B, D), the output of `forward` at that slot."""
+        """Advance by one event: x_t (B, D) -> (B, D), equal to `forward` at that slot."""
         u, z = self.in_proj(x_t).chunk(2, dim=1)
-        u, window = causal_conv_step(u, self.conv1d.weight.squeeze(1), self._conv_bias(), state.window)
-        memory, y = selective_step(*self._scan_inputs(u), state.memory)
-        return self.out_proj(self._skip_and_gate(y, u, z)), MambaState(window, memory)
+        u, conv_state = causal_conv_step(
+            u, self.conv1d.weight.squeeze(1), self._conv_bias(), state.conv_state
+        )
+        ssm_state, y = selective_step(*self._scan_inputs(u), state.ssm_state)
+        return self.out_proj(self._skip_and_gate(y, u, z)), MambaState(conv_state, ssm_state)
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of the mixer.
+        """Return the activations of the mixer.
 
-        Kept are in_proj's output (2 E), the convolution's input and output (2 E), x_proj's output, the
-        softplus' input and output (2 E), the scan's inputs and chunk states, and the operands and the product
-        of the gate (3 E, or 2 E if skip and gate run in one pass).
+        Saved are the output of in_proj (2 E), the input and output of the convolution (2 E), the output of
+        x_proj, the input and output of the softplus (2 E), the inputs and chunk states of the scan, and the
+        operands and product of the gate (3 E, or 2 E if skip and gate are fused).
         """
         L, E, N = config.context_length, config.inner_width, config.d_state
         bf16, on_cpu = execution.bf16, execution.device_type == "cpu"
-        form = choose_form(
+        backend = choose_backend(
             config.scan_backend, device_type=execution.device_type, dtype=torch.float32, d_state=N
         )
-        in_chunks = form not in ("kernel", "cpp")
+        in_chunks = backend not in ("kernel", "cpp")
         padded_state = 8 * math.ceil(N / 8)
         scanned = 2 * padded_state + math.ceil(L / CHUNK_LENGTH) * E * padded_state / L
-        scanned += E * (bf16 + in_chunks)  # the inputs once more: in float32, and time-major
-        one_pass = on_cpu and not bf16 and elementwise.is_available(E)
-        passing = 0.0
-        if in_chunks and not on_cpu:  # on the CPU the chunked scan works on few rows at a time
-            passing = BACKWARD_TENSORS * min(CHUNK_LENGTH, L) * E * N / L
+        scanned += E * (bf16 + in_chunks)  # further copies of the inputs: in float32, and time-major
+        fused_gate = on_cpu and not bf16 and elementwise.is_available(E)
+        transient = 0.0
+        if in_chunks and not on_cpu:  # on the CPU the chunked scan runs on a few rows at a time
+            transient = BACKWARD_TENSORS * min(CHUNK_LENGTH, L) * E * N / L
         return Activations(
             wide=2 * E + scanned,
-            narrow=(6 if one_pass else 7) * E + math.ceil(config.d_model / 16) + 2 * N,
-            passing=passing,
+            narrow=(6 if fused_gate else 7) * E + math.ceil(config.d_model / 16) + 2 * N,
+            transient=transient,
         )
 
     def _conv_bias(self) -> Tensor:
@@ -148,7 +151,7 @@ class Mamba(nn.Module):
 
 
 def initial_dt_bias(count: int) -> Tensor:
-    """Draw Mamba's initial step-size biases: (count,), their softplus log-uniform in [1e-3, 1e-1]."""
+    """Draw (count,) step-size biases whose softplus is log-uniform in [1e-3, 1e-1], as Mamba does."""
     low, high = math.log(_DT_MIN), math.log(_DT_MAX)
     dt = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=_DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus

@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer, with the parameters and initialisation of mamba-ssm's `Mamba2` of one group."""
+"""The Mamba-2 mixer, with the parameters and initialisation of mamba-ssm's `Mamba2(ngroups=1)`."""
 
 import math
 
@@ -17,10 +17,11 @@ _A_INIT_RANGE = (1.0, 16.0)
 
 
 class Mamba2(nn.Module):
-    """Mixer by state space duality, causal within each segment.
+    """State-space-duality mixer, causal within each segment.
 
-    The state_dict of mamba-ssm's `Mamba2` of the same sizes loads with strict=True. With bfloat16 parameters
-    the step size, A and the recurrence are still computed in float32.
+    The state_dict of mamba-ssm's `Mamba2` of the same size loads with strict=True. The step size, A and the
+    recurrence are computed in float32 even if the parameters are bfloat16.
+
     Source: Dao and Gu 2024; mamba_ssm/modules/mamba2.py.
 
     Args:
@@ -29,7 +30,7 @@ class Mamba2(nn.Module):
         d_conv: convolution taps.
         expand: inner width / d_model.
         headdim: channels per head; must divide expand * d_model.
-        scan: how the recurrence is computed, see `ssd`.
+        scan: backend of the recurrence, see `ssd`.
 
     Raises:
         ValueError: `headdim` does not divide expand * d_model.
@@ -63,7 +64,7 @@ class Mamba2(nn.Module):
 
     @classmethod
     def from_config(cls, config: EncoderConfig) -> "Mamba2":
-        """Build the mixer that an encoder's configuration describes."""
+        """Build the mixer described by an encoder configuration."""
         return cls(
             config.d_model,
             d_state=config.d_state,
@@ -74,7 +75,7 @@ class Mamba2(nn.Module):
         )
 
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """Mix x, of the parameters' dtype: (B, L, D) -> (B, L, D), or (Q, D) at the flat slots `at`."""
+        """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`."""
         z, xBC, dt = self._project(x)
         xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
@@ -82,34 +83,36 @@ class Mamba2(nn.Module):
         return self._skip_norm_project(*(select_slots(tensor, at) for tensor in (y, u, z)))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
-        """Return the state before the first event; `dtype` is that of the parameters."""
-        window_shape = batch_size, self.conv1d.kernel_size[0] - 1, self.conv1d.in_channels
-        memory_shape = batch_size, self.nheads, self.headdim, self.d_state
-        memory_dtype = torch.promote_types(dtype, torch.float32)
+        """Return the state before the first event. `dtype` is the parameters' dtype."""
+        conv_shape = batch_size, self.conv1d.kernel_size[0] - 1, self.conv1d.in_channels
+        ssm_shape = batch_size, self.nheads, self.headdim, self.d_state
+        ssm_dtype = torch.promote_types(dtype, torch.float32)
         return MambaState(
-            torch.zeros(window_shape, device=device, dtype=dtype),
-            torch.zeros(memory_shape, device=device, dtype=memory_dtype),
+            torch.zeros(conv_shape, device=device, dtype=dtype),
+            torch.zeros(ssm_shape, device=device, dtype=ssm_dtype),
         )
 
     def step(self, x_t: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """Advance by one event: x_t (B, D) -> (B, D), the output of `forward` at that slot."""
+        """Advance by one event: x_t (B, D) -> (B, D), equal to `forward` at that slot."""
         z, xBC, dt = self._project(x_t)
-        xBC, window = causal_conv_step(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), state.window)
+        xBC, conv_state = causal_conv_step(
+            xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), state.conv_state
+        )
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
-        memory, y = ssd_step(u, dt, A, B, C, state.memory)
-        return self._skip_norm_project(y, u, z), MambaState(window, memory)
+        ssm_state, y = ssd_step(u, dt, A, B, C, state.ssm_state)
+        return self._skip_norm_project(y, u, z), MambaState(conv_state, ssm_state)
 
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
-        """Return the memory of the mixer in its matmul form, by chunks of T slots.
+        """Return the activations of the mixer with the chunked backend and chunks of T slots.
 
-        Kept are pairs of slots within a chunk for every head (H T), chunk states (E N / T), in_proj's output,
-        and the convolution's input and output.
+        Saved are the weights between the slots of a chunk for every head (H T), the chunk states (E N / T),
+        the output of in_proj, and the input and output of the convolution.
         """
         E, N = config.inner_width, config.d_state
         H, T = E // config.headdim, min(CHUNK_LENGTH, config.context_length)
         fill = math.ceil(config.context_length / T) * T / config.context_length
-        operands = 2 * E + H * T + 2 * H * N + E * N / T + T + 2 * N  # of matrix products
+        operands = 2 * E + H * T + 2 * H * N + E * N / T + T + 2 * N  # operands of matrix products
         chunked = 3 * E + H * T + E * N / T + T + 5 * H
         projected = 2 * E + 2 * N + H + 2 * (E + 2 * N)
         return Activations(
@@ -139,7 +142,7 @@ class Mamba2(nn.Module):
 
 
 class GatedRMSNorm(nn.Module):
-    """rms_norm(y * silu(z)) * weight, computed in float32 or wider.
+    """Compute rms_norm(y * silu(z)) * weight in float32 or wider.
 
     Source: mamba_ssm/ops/triton/layernorm_gated.py with norm_before_gate=False and one group.
     """
@@ -150,7 +153,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Gate and normalise y, z (..., E) to (..., E), of y's dtype."""
+        """Gate y (..., E) by z (..., E) and normalise. Return (..., E) of y's dtype."""
         wide = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(wide) * F.silu(z.to(wide))
         return F.rms_norm(gated, self.weight.shape, self.weight.to(wide), self.eps).to(y.dtype)

@@ -1,1 +1,1 @@
-"""The recurrences of Mamba and Mamba-2, each in several equivalent forms."""
+"""The recurrences of Mamba and Mamba-2, each with several equivalent backends."""

@@ -1,8 +1,8 @@
-"""Mamba-1's selective scan in plain PyTorch, without compiler or kernel; linear in L in time and memory.
+"""Mamba-1's selective scan in plain PyTorch. Time and memory are linear in L.
 
-The scan is time-major and runs in chunks of T slots. The forward keeps only the state at each chunk's entry;
-the backward recomputes the states of one chunk at a time. The working set is a few tensors of (T, B, E, N),
-independent of the length.
+The scan is time-major and runs in chunks of T slots. The forward saves only the state at the entry of each
+chunk, and the backward recomputes the states of one chunk at a time. The working set is a few tensors
+(T, B, E, N) for any L.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_LENGTH = 32  # slots; the fastest of 8, 16, 32 on a CPU at B=128, L=200, E=128, N=32
-BACKWARD_TENSORS = 4  # tensors (T, B, E, N) that the backward works in
-_CPU_STATE_ELEMENTS = 1 << 14  # rows * E * N scanned together, so that their chunks stay in cache
+CHUNK_LENGTH = 32  # slots; fastest of 8, 16, 32 on a CPU at B=128, L=200, E=128, N=32
+BACKWARD_TENSORS = 4  # temporaries (T, B, E, N) of the backward
+_CPU_STATE_ELEMENTS = 1 << 14  # rows * E * N scanned together; their chunks fit in cache
 
 
 def selective_scan_chunk(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int = CHUNK_LENGTH
 ) -> Tensor:
-    """Compute `selective_scan.selective_scan_ref` in chunks, with the same arguments and result."""
+    """Compute `selective_scan` in chunks; same arguments and result."""
     rows_at_once = max(1, _CPU_STATE_ELEMENTS // A.numel()) if u.device.type == "cpu" else u.shape[0]
     groups = zip(*(tensor.split(rows_at_once) for tensor in (u, dt, B, C, starts)), strict=True)
     outputs = [_ChunkScan.apply(u, dt, A, B, C, starts, chunk_length) for u, dt, B, C, starts in groups]
@@ -26,7 +26,7 @@ def selective_scan_chunk(
 
 
 class _ChunkScan(torch.autograd.Function):
-    """The scan of a group of rows, with a backward that recomputes the states chunk by chunk."""
+    """Scan a group of rows. The backward recomputes the states chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -97,7 +97,16 @@ def _run_chunk(
     decay: Tensor,
     states: Tensor,
 ) -> Tensor:
-    """Write exp(dt A), 0 at segment starts, into `decay`; write the states (T, B, E, N) and return them."""
+    """Compute the states of one chunk.
+
+    Args:
+        entry: (B, E, N), the state before the chunk.
+        decay: (T, B, E, N), overwritten with exp(dt A), 0 at segment starts.
+        states: (T, B, E, N), overwritten with the states.
+
+    Returns:
+        The part of `states` that belongs to `slots`.
+    """
     length = slots.stop - slots.start
     a, h = decay[:length], states[:length]
     torch.mul(dt[slots].unsqueeze(3), A, out=a)

@@ -1,4 +1,4 @@
-"""Mamba-1's selective scan by `selective_scan.cpp`, if a compiler is available."""
+"""Mamba-1's selective scan in C++ (`selective_scan.cpp`). Needs a compiler."""
 
 import ctypes
 from pathlib import Path
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("selective_scan.cpp")
-_LANES, _CHUNK_LENGTH, _LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the source
+_LANES, _CHUNK_LENGTH, LARGEST_STATE = 8, 32, 256  # kLanes, kChunk, kLanes * kMaxVectors of the C++
 
 
 def is_available(d_state: int) -> bool:
-    """Return whether C++ can scan float32 CPU tensors of this state size. The first call may compile it."""
-    return d_state <= _LARGEST_STATE and load_native(_SOURCE) is not None
+    """Return whether the C++ supports float32 CPU tensors of this state size. May compile it."""
+    return d_state <= LARGEST_STATE and load_native(_SOURCE) is not None
 
 
 def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """Compute `selective_scan.selective_scan_ref` for float32 tensors on the CPU."""
+    """Compute `selective_scan` for float32 CPU tensors; same arguments and result."""
     padding = -A.shape[1] % _LANES
     if padding:
         A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))
@@ -37,7 +37,7 @@ class _Sizes(ctypes.Structure):
 
 
 class _CppScan(torch.autograd.Function):
-    """The scan by C++; the forward keeps the state at each chunk's entry."""
+    """Scan in C++. The forward saves the state at the entry of each chunk."""
 
     @staticmethod
     def forward(
@@ -73,7 +73,7 @@ class _CppScan(torch.autograd.Function):
 
 def _sizes_of(u: Tensor, A: Tensor, with_grad: bool) -> _Sizes:
     num_rows, num_slots, channels = u.shape
-    # Depends on the shapes alone, because the number of parts decides the order of sums.
+    # The number of parts determines the order of sums, so it must not depend on the number of threads.
     parts = 1 if num_rows >= 16 else min(8, -(-channels // 16))
     chunks = -(-num_slots // _CHUNK_LENGTH) if with_grad else 1
     return _Sizes(num_rows, num_slots, channels, A.shape[1], chunks, parts, torch.get_num_threads())

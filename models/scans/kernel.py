@@ -1,8 +1,8 @@
-"""Mamba-1's scan by the CUDA kernel of mamba-ssm, if it is installed, with exact resets at segment starts.
+"""Mamba-1's selective scan by mamba-ssm's CUDA kernel, with exact resets at segment starts.
 
-The kernel has no argument for segments. Therefore dt and u are replaced at a segment's first slot by
-dt' = K and u' = u dt / K with a large K. Then exp(K A) = 0 in float32, which resets the state, and
-dt' u' = dt u, which leaves the input unchanged. No extra slot is needed.
+The kernel takes no segments. To reset the state at the first slot of a segment, dt and u are replaced there
+by dt' = K and u' = u dt / K with a large K. In float32, exp(K A) = 0 resets the state, and dt' u' = dt u
+keeps the input.
 """
 
 from functools import cache
@@ -26,12 +26,12 @@ def _kernel() -> Any | None:
 
 
 def is_available(dtype: torch.dtype, d_state: int) -> bool:
-    """Return whether the kernel can scan CUDA tensors of this dtype and state size."""
+    """Return whether the kernel is installed and supports CUDA tensors of this dtype and state size."""
     return dtype == torch.float32 and d_state <= LARGEST_STATE and _kernel() is not None
 
 
 def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """Compute `selective_scan.selective_scan_ref` by the kernel, with the same arguments and result."""
+    """Compute `selective_scan` by the kernel; same arguments and result."""
     kernel = _kernel()
     assert kernel is not None
     u, dt = fold_resets(u, dt, starts)
@@ -41,6 +41,6 @@ def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
 
 
 def fold_resets(u: Tensor, dt: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u and dt (B, L, E) that make a scan without resets reset its state at `starts` (B, L) bool."""
+    """Return u and dt (B, L, E) with which a scan without resets resets its state at `starts` (B, L) bool."""
     starts = starts.unsqueeze(2)
     return torch.where(starts, u * dt / _RESET_DT, u), torch.where(starts, _RESET_DT, dt)

@@ -1,10 +1,10 @@
-// Mamba-1's selective scan with resets at segment starts, on the CPU: float32, OpenMP, vectorised over the state.
+// Mamba-1's selective scan with resets at segment starts: CPU, float32, OpenMP, vectorised over the state.
 //
 //   h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 //
 // Shapes: u, dt, y (B, L, E); A (E, N); B, C (B, L, N); starts (B, L) bool. All contiguous, N a multiple of 8.
-// The forward keeps the state at every chunk's entry, (B, K, E, N); the backward recomputes one chunk of states at a time.
-// If no backward follows, K is 1: the one state that a row carries from block to block.
+// The forward saves the state at the entry of each of K chunks, (B, K, E, N), and the backward recomputes the states chunk by
+// chunk. Without a backward, K is 1: a row carries one state from block to block.
 //
 // The order of every sum depends on the shapes alone, so results are bitwise equal for any number of threads.
 // Compiled without -ffast-math, so that NaN and infinity in the input reach the output.
@@ -17,15 +17,15 @@
 
 namespace {
 
-constexpr int64_t kChunk = 32;     // slots between kept states
+constexpr int64_t kChunk = 32;     // slots between saved states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
-constexpr int64_t kBlock = 128;    // slots processed for all channels at a time: B, C and their gradients stay in cache
+constexpr int64_t kBlock = 128;    // slots that all channels process before the next block: B, C and their gradients stay in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
-constexpr int64_t kAhead = 4;      // prefetch distance in slots: the same channels of consecutive slots are far apart in memory
+constexpr int64_t kPrefetchSlots = 4;  // prefetch distance: the same channels of consecutive slots are far apart in memory
 
 inline float sum(Vec v) { return ((v[0] + v[2]) + (v[1] + v[3])) + ((v[4] + v[6]) + (v[5] + v[7])); }
 
-// out[w] = sum(v[w]), bitwise.
+// out[w] = sum(v[w]), bitwise equal.
 template <int W>
 inline void sums(const Vec (&v)[W], float* out) {
 #ifdef __AVX__
@@ -43,12 +43,12 @@ inline void sums(const Vec (&v)[W], float* out) {
 // The same fields as cpp._Sizes.
 struct Sizes {
   int64_t rows, slots, channels, state;
-  int64_t chunks;   // per row, whose entry states are kept: all chunks of kChunk slots, or 1
-  int64_t parts;    // parts of a row's channels, so that few rows can still use several threads
+  int64_t chunks;   // saved entry states per row: one for each chunk of kChunk slots, or 1
+  int64_t parts;    // groups that the channels of a row are split into, so that a few rows can use several threads
   int64_t threads;
 };
 
-// One group of W channels of one row. V is the number of vectors of the state, 0 if it is known at run time only.
+// W channels of one row. V is the number of vectors of the state, or 0 if it is only known at run time.
 template <int V, int W>
 struct ChannelGroup {
   static constexpr int64_t kBound = V ? V : kMaxVectors;
@@ -71,8 +71,8 @@ struct ChannelGroup {
     return ((row * s.chunks + std::min(chunk, s.chunks - 1)) * s.channels + channel + w) * s.state;
   }
 
-  // Scan the slots from begin to end, each of which is a chunk's start or the row's end. Read the entry state of begin's
-  // chunk and write that of end's chunk.
+  // Scan slots [begin, end). Both bounds are chunk starts or the end of the row. Read the saved state at begin and write that
+  // at end.
   void forward(int64_t begin, int64_t end, const float* u, const float* dt, const float* B, const float* C,
                const bool* starts, float* y, float* entries) const {
     Vec h[W][kBound] = {};
@@ -86,7 +86,7 @@ struct ChannelGroup {
       if (starts[slot(t)])
         for (int w = 0; w < W; w++)
           for (int64_t v = 0; v < count(); v++) h[w][v] = splat(0.f);
-      for (const float* next : {u, dt, static_cast<const float*>(y)}) __builtin_prefetch(next + element(t + kAhead));
+      for (const float* next : {u, dt, static_cast<const float*>(y)}) __builtin_prefetch(next + element(t + kPrefetchSlots));
       const float *Bt = B + slot(t) * s.state, *Ct = C + slot(t) * s.state;
       Vec out[W];
       for (int w = 0; w < W; w++) {
@@ -105,8 +105,8 @@ struct ChannelGroup {
         for (int64_t v = 0; v < count(); v++) store(entries + entry(end / kChunk, w) + v * kLanes, h[w][v]);
   }
 
-  // Backward of the same slots, in blocks from last to first. Add to dB, dC and this row's part of dA; write du and ddt.
-  // `carried` (W, N) is the gradient of the state at `last` on entry (zero at the row's end) and at `first` on exit.
+  // Backward of slots [first, last), chunk by chunk from the end. Accumulate into dB, dC and this row's part of dA; write du and
+  // ddt. `carried` (W, N) is the gradient of the state at `last` on entry (zero at the end of the row) and at `first` on exit.
   void backward(int64_t first, int64_t last, const float* u, const float* dt, const float* B, const float* C,
                 const bool* starts, const float* entries, const float* dy, float* carried, float* du, float* ddt,
                 float* dA, float* dB, float* dC) const {
@@ -114,7 +114,7 @@ struct ChannelGroup {
     const int64_t per_slot = W * count() * kLanes;
     buffer.resize((2 * kChunk + 2) * per_slot);
     float* decays = buffer.data();
-    float* states = decays + kChunk * per_slot;  // states[0] is the chunk's entry
+    float* states = decays + kChunk * per_slot;  // the first one is the entry state of the chunk
     float* zeros = states + (kChunk + 1) * per_slot;
     std::fill(zeros, zeros + per_slot, 0.f);
     Vec g[W][kBound], dA_sum[W][kBound];
@@ -137,7 +137,7 @@ struct ChannelGroup {
       for (int64_t t = end - 1; t >= begin; t--) {
         const bool start = starts[slot(t)];
         const float* before = start ? zeros : states + (t - begin) * per_slot;
-        pull_back(t, dy, u, dt, B, C, before, decays + (t - begin) * per_slot, states + (t - begin + 1) * per_slot, du,
+        backward_slot(t, dy, u, dt, B, C, before, decays + (t - begin) * per_slot, states + (t - begin + 1) * per_slot, du,
                   ddt, dB, dC, g, dA_sum);
         if (start)
           for (int w = 0; w < W; w++)
@@ -167,8 +167,8 @@ struct ChannelGroup {
     }
   }
 
-  // Backward of one slot. g is the gradient of h_t from later slots on entry, and that of h_{t-1} on exit.
-  void pull_back(int64_t t, const float* dy, const float* u, const float* dt, const float* B, const float* C,
+  // Backward of one slot. On entry g is the gradient of h_t from later slots; on exit it is the gradient of h_{t-1}.
+  void backward_slot(int64_t t, const float* dy, const float* u, const float* dt, const float* B, const float* C,
                  const float* before, const float* decay, const float* state, float* du, float* ddt, float* dB,
                  float* dC, Vec (*g)[kBound], Vec (*dA_sum)[kBound]) const {
     constexpr float ln2 = 0.6931471805599453f;
@@ -205,8 +205,8 @@ struct ChannelGroup {
   }
 };
 
-// Call work(ChannelGroup, part, begin, end) for every channel of every row and every block of slots, in the order of the
-// blocks or in reverse. One part of a row's channels is one job, so that its calls can carry state from block to block.
+// Call work(ChannelGroup, part, begin, end) for every channel group of every row and every block of slots, with the blocks in
+// forward or reverse order. One thread runs all blocks of a part, so that state carries from block to block.
 template <int V, typename Work>
 void run_jobs(const Sizes& s, const float* A, bool reversed, const Work& work) {
   const int64_t width = (s.channels + s.parts - 1) / s.parts, blocks = (s.slots + kBlock - 1) / kBlock;
@@ -245,8 +245,8 @@ void selective_scan_forward(const Sizes* sizes, const float* u, const float* dt,
   });
 }
 
-// dA (B, E, N) holds one partial sum per row; dB and dC (parts, B, L, N) hold one per part of the channels. `carried`
-// (B, E, N) is work space. All four are zero on entry.
+// dA (B, E, N) has one partial sum per row; dB and dC (parts, B, L, N) have one per part of the channels. `carried` (B, E, N)
+// is scratch. All four must be zero on entry.
 void selective_scan_backward(const Sizes* sizes, const float* u, const float* dt, const float* A, const float* B,
                              const float* C, const bool* starts, const float* entries, const float* dy, float* du,
                              float* ddt, float* dA, float* dB, float* dC, float* carried) {

@@ -1,9 +1,9 @@
-"""The recurrence of Mamba-1 with a reset at each segment's start, and the choice among its equivalent forms.
+"""Mamba-1's selective scan with a reset at each segment's start, and the choice of its backend.
 
     h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 
 Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023, algorithm 2. The
-softplus of dt, the D skip and the z gate are applied outside.
+caller applies the softplus of dt, the D skip and the z gate.
 """
 
 import os
@@ -23,26 +23,26 @@ _SCAN_VARIABLE = "LONGPLAY_SCAN"
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, scan: ScanName = "auto"
 ) -> Tensor:
-    """Compute the scan by the form that `scan` names.
+    """Compute the scan with the backend selected by `scan`.
 
     Args:
-        u: (B, L, E) float32 or float64, the convolved input.
-        dt: (B, L, E), the step size, at least 0, of u's dtype.
+        u: (B, L, E) float32 or float64, the output of the convolution.
+        dt: (B, L, E), non-negative step sizes, of u's dtype.
         A: (E, N), negative, of u's dtype.
         B: (B, L, N), of u's dtype.
         C: (B, L, N), of u's dtype.
-        starts: (B, L) bool, True at each segment's first slot, where the state is reset.
-        scan: a form, or "auto" for the fastest available one, see `choose_form`.
+        starts: (B, L) bool, True at the first slot of each segment.
+        scan: name of a backend, or "auto"; see `choose_backend`.
 
     Returns:
-        (B, L, E), y.
+        y, (B, L, E).
 
     Raises:
-        ValueError: the form named cannot compute these tensors, or LONGPLAY_SCAN names no form.
+        ValueError: the backend does not support these tensors, or LONGPLAY_SCAN is not a backend.
     """
     d_state = A.shape[1]
-    name = choose_form(scan, device_type=u.device.type, dtype=u.dtype, d_state=d_state)
-    _check_form(name, u, d_state)
+    name = choose_backend(scan, device_type=u.device.type, dtype=u.dtype, d_state=d_state)
+    _check_backend(name, u, d_state)
     if name == "kernel":
         return scan_kernel.selective_scan_kernel(u, dt, A, B, C, starts)
     if name == "cpp":
@@ -53,7 +53,7 @@ def selective_scan(
 
 
 def selective_scan_ref(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """Compute the scan one slot at a time by autograd: the reference for the tests of the other forms."""
+    """Compute the scan one slot at a time: the reference for tests of the other backends."""
     state = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
     for t in range(u.shape[1]):
@@ -66,25 +66,37 @@ def selective_scan_ref(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, s
 def selective_step(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute one slot: u, dt (B, E), A (E, N), B, C (B, N), state (B, E, N) -> new state, y (B, E)."""
+    """Compute one slot.
+
+    Args:
+        u: (B, E).
+        dt: (B, E).
+        A: (E, N).
+        B: (B, N).
+        C: (B, N).
+        state: (B, E, N).
+
+    Returns:
+        The new state (B, E, N) and y (B, E).
+    """
     state = torch.exp(dt.unsqueeze(2) * A) * state + (dt * u).unsqueeze(2) * B.unsqueeze(1)
     return state, (state @ C.unsqueeze(2)).squeeze(2)
 
 
-def choose_form(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_state: int) -> ScanName:
-    """Return the form that `scan` selects.
+def choose_backend(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_state: int) -> ScanName:
+    """Resolve "auto" to a backend; return any other name unchanged.
 
-    "auto" is the CUDA kernel on a GPU and C++ for float32 on the CPU, if they are available, and the chunked
-    form otherwise. Every other name selects itself. The environment variable LONGPLAY_SCAN replaces "auto".
+    "auto" is "kernel" on CUDA and "cpp" for float32 on the CPU, if available, otherwise "chunk". The
+    environment variable LONGPLAY_SCAN overrides "auto".
 
     Args:
         scan: the setting `scan_backend`.
         device_type: "cpu" or "cuda".
-        dtype: of the scan's inputs.
-        d_state: state per channel.
+        dtype: dtype of the scan's inputs.
+        d_state: state size N per channel.
 
     Raises:
-        ValueError: LONGPLAY_SCAN names no form.
+        ValueError: LONGPLAY_SCAN is not a backend.
     """
     if scan == "auto":
         scan = _from_environment()
@@ -97,17 +109,20 @@ def choose_form(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_state
     return "chunk"
 
 
-def _check_form(name: ScanName, u: Tensor, d_state: int) -> None:
-    """Check that the form `name` can compute these tensors."""
+def _check_backend(name: ScanName, u: Tensor, d_state: int) -> None:
+    """Raise ValueError if the backend does not support these tensors."""
     if name == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
         raise ValueError(
-            "scan_backend=kernel: needs mamba-ssm, CUDA, float32 and "
+            "scan_backend=kernel: requires mamba-ssm, CUDA, float32 and "
             f"d_state up to {scan_kernel.LARGEST_STATE}; use scan_backend=auto"
         )
     if name == "cpp" and not (
         u.device.type == "cpu" and u.dtype == torch.float32 and scan_cpp.is_available(d_state)
     ):
-        raise ValueError("scan_backend=cpp: needs a C++ compiler, the CPU and float32; use scan_backend=auto")
+        raise ValueError(
+            "scan_backend=cpp: requires a C++ compiler, the CPU, float32 and "
+            f"d_state up to {scan_cpp.LARGEST_STATE}; use scan_backend=auto"
+        )
 
 
 def _from_environment() -> ScanName:

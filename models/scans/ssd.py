@@ -1,4 +1,4 @@
-"""Mamba-2's recurrence (state space duality) with a reset at each segment's start, in three equivalent forms.
+"""Mamba-2's recurrence (state space duality) with a reset at each segment's start, in three backends.
 
     h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t        per head, A a scalar
 
@@ -15,42 +15,43 @@ from torch.nn import functional as F
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
 
-CHUNK_LENGTH = 32  # slots; the fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
+CHUNK_LENGTH = 32  # slots; fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
 _KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
 
 
 def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout, scan: ScanName = "auto"
 ) -> Tensor:
-    """Compute the recurrence by the kernel if mamba-ssm and CUDA are available, else in matmul form.
+    """Compute the recurrence with the backend selected by `scan`.
 
     Args:
         x: (B, L, H, P) float32 or float64.
-        dt: (B, L, H), the step size, at least 0, of x's dtype.
+        dt: (B, L, H), non-negative step sizes, of x's dtype.
         A: (H,), negative, of x's dtype.
         B: (B, L, N), shared by all heads, of x's dtype.
         C: (B, L, N), shared by all heads, of x's dtype.
         layout: the segments of the rows.
-        scan: "ref" or "kernel" selects that form, "chunk" and "cpp" the matmul form, "auto" the fastest one.
+        scan: "ref" = one slot at a time; "kernel" = mamba-ssm's kernels; "chunk" or "cpp" = chunks in
+            PyTorch; "auto" = the kernels if available, otherwise chunks.
 
     Returns:
-        (B, L, H, P), y.
+        y, (B, L, H, P).
 
     Raises:
-        ValueError: `scan` is "kernel" and the kernel cannot compute these tensors.
+        ValueError: `scan` is "kernel" and the kernels are not installed or do not support these tensors.
     """
-    kernel_runs = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
-    if scan == "kernel" and not kernel_runs:
-        raise ValueError("scan_backend=kernel: needs mamba-ssm, CUDA and float32; use scan_backend=auto")
+    kernel_supported = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
+    if scan == "kernel" and not kernel_supported:
+        raise ValueError("scan_backend=kernel: requires mamba-ssm, CUDA and float32; use scan_backend=auto")
     if scan == "ref":
         return ssd_ref(x, dt, A, B, C, layout)
-    if kernel_runs and scan in ("auto", "kernel"):
+    if kernel_supported and scan in ("auto", "kernel"):
         return ssd_kernel(x, dt, A, B, C, layout)
     return ssd_chunk(x, dt, A, B, C, layout)
 
 
 def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """Compute the recurrence one slot at a time by autograd: the reference in the tests."""
+    """Compute the recurrence one slot at a time: the reference for tests of the other backends."""
     state = x.new_zeros(x.shape[0], *x.shape[2:], B.shape[2])
     outputs = []
     for t in range(x.shape[1]):
@@ -61,7 +62,19 @@ def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: Segm
 
 
 def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute one slot: x (B, H, P), dt (B, H), B, C (B, N), state (B, H, P, N) -> new state, y (B, H, P)."""
+    """Compute one slot.
+
+    Args:
+        x: (B, H, P).
+        dt: (B, H).
+        A: (H,).
+        B: (B, N).
+        C: (B, N).
+        state: (B, H, P, N).
+
+    Returns:
+        The new state (B, H, P, N) and y (B, H, P).
+    """
     decay = torch.exp(dt * A)[:, :, None, None]
     state = decay * state + (dt.unsqueeze(2) * x).unsqueeze(3) * B[:, None, None, :]
     return state, (state @ C[:, None, :, None]).squeeze(3)
@@ -73,7 +86,7 @@ def kernel_is_available() -> bool:
 
 
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """Compute the recurrence by mamba-ssm's Triton kernels."""
+    """Compute `ssd` by mamba-ssm's Triton kernels."""
     kernel = _kernel()
     assert kernel is not None
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
@@ -89,16 +102,16 @@ def ssd_chunk(
     layout: SegmentLayout,
     chunk_length: int = CHUNK_LENGTH,
 ) -> Tensor:
-    """Compute the recurrence in chunks of T slots: a masked T x T product inside, a state between chunks.
+    """Compute `ssd` in chunks of T slots: matrix products within a chunk, a recurrence between chunks.
 
-    Decays are sums of dt A from the segment's start within the chunk, never differences across segments, so
-    that no rounding error passes from one segment to another.
+    The log decays are sums of dt A from the start of the segment in the chunk. They never span segments, so
+    rounding errors of one segment do not affect another.
     """
     num_slots, length = x.shape[1], min(chunk_length, x.shape[1])
     chunked = [_to_chunks(tensor, length) for tensor in (x, dt, B, C)]
     x, dt, B, C = chunked  # (B, K, T, ...)
     seq_idx = _to_chunks(layout.seq_idx, length, pad_value=-1)
-    pair = (seq_idx.unsqueeze(3) == seq_idx.unsqueeze(2)).tril()  # (B, K, T, T): j <= i of one segment
+    pair = (seq_idx.unsqueeze(3) == seq_idx.unsqueeze(2)).tril()  # (B, K, T, T): j <= i in the same segment
     decay_sum = (pair.to(x.dtype) @ (dt * A)).transpose(2, 3)  # (B, K, H, T)
     x = (x * dt.unsqueeze(4)).transpose(2, 3)  # (B, K, H, T, P)
 
@@ -113,7 +126,7 @@ def ssd_chunk(
 
 
 def _entry_states(x: Tensor, B: Tensor, decay_sum: Tensor, seq_idx: Tensor) -> Tensor:
-    """Return the state at each chunk's entry (B, K, H, P, N), before any reset inside the chunk."""
+    """Return the state before each chunk, (B, K, H, P, N)."""
     reaches_end = (seq_idx == seq_idx[:, :, -1:]).unsqueeze(2)
     to_end = (decay_sum[..., -1:] - decay_sum).masked_fill(~reaches_end, -torch.inf).exp()
     added = (x * to_end.unsqueeze(4)).transpose(3, 4) @ B.unsqueeze(2)
@@ -127,13 +140,13 @@ def _entry_states(x: Tensor, B: Tensor, decay_sum: Tensor, seq_idx: Tensor) -> T
 
 
 def _continues(seq_idx: Tensor) -> Tensor:
-    """Return (B, K, T) bool, True where the slot belongs to the last segment of the previous chunk."""
+    """Return (B, K, T) bool, True where a slot continues the last segment of the previous chunk."""
     previous = torch.cat([seq_idx[:, :1, 0], seq_idx[:, :-1, -1]], dim=1)
     return seq_idx == previous.unsqueeze(2)
 
 
 def _to_chunks(tensor: Tensor, length: int, pad_value: int = 0) -> Tensor:
-    """Cut (B, L, ...) into chunks (B, K, T, ...), padded at the end."""
+    """Split (B, L, ...) into chunks (B, K, T, ...), padded at the end."""
     padding = [0, 0] * (tensor.dim() - 2) + [0, -tensor.shape[1] % length]
     return F.pad(tensor, padding, value=pad_value).unflatten(1, (-1, length))
 

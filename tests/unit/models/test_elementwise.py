@@ -1,4 +1,4 @@
-"""The C++ forms of softplus and of skip and gate equal PyTorch's in float64."""
+"""The C++ softplus and skip_and_gate match PyTorch in float64."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def skip_and_gate_ref(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(3, 700), (5,)])
 @pytest.mark.parametrize("scale", [1.0, 40.0])
-def test_values_and_gradients_equal_those_of_float64(shape: tuple[int, ...], scale: float) -> None:
+def test_values_and_gradients_match_float64(shape: tuple[int, ...], scale: float) -> None:
     x, bias = random(*shape, CHANNELS, scale=scale), random(CHANNELS)
     both = random(*shape, 2 * CHANNELS, scale=scale)
     y, u, D = random(*shape, CHANNELS), random(*shape, CHANNELS), random(CHANNELS)
@@ -48,13 +48,13 @@ def test_values_and_gradients_equal_those_of_float64(shape: tuple[int, ...], sca
             torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
-def test_a_small_softplus_keeps_its_relative_precision() -> None:
+def test_small_softplus_values_keep_relative_precision() -> None:
     x = torch.linspace(-80, 0, 8 * 500).view(-1, 8)
     found = elementwise.softplus(x, torch.zeros(8))
     torch.testing.assert_close(found, F.softplus(x.double()).float(), rtol=2e-5, atol=0)
 
 
-def test_non_finite_inputs_stay_non_finite() -> None:
+def test_non_finite_inputs_propagate() -> None:
     x = torch.zeros(1, 8)
     x[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     found = elementwise.softplus(x, torch.zeros(8))[0]
@@ -66,7 +66,7 @@ def test_non_finite_inputs_stay_non_finite() -> None:
     assert elementwise.skip_and_gate(x, one, one[0], one)[0, :2].isfinite().tolist() == [False, False]
 
 
-def test_results_are_bitwise_equal_at_any_thread_count() -> None:
+def test_results_are_bitwise_equal_for_any_thread_count() -> None:
     threads, results = torch.get_num_threads(), []
     inputs = [random(2, 900, CHANNELS), random(2, 900, CHANNELS), random(CHANNELS), random(2, 900, CHANNELS)]
     try:

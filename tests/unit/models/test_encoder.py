@@ -1,4 +1,4 @@
-"""Every encoder: causal, segments separate, packed equals separate, step equals the full forward."""
+"""Properties of all encoders: causality, segment separation, packing, and step against forward."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def _encoder(**switches: Any) -> SequenceEncoder:
 
 
 def _rows(lengths: list[list[int]], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random embeddings (B, L, D) and the seq_idx (B, L) of rows with segments of these lengths."""
+    """Return random embeddings (B, L, D) and seq_idx (B, L) of rows with segments of these lengths."""
     seq_idx = torch.stack(
         [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths]
     )
@@ -56,7 +56,7 @@ def _rows(lengths: list[list[int]], seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("switches", _cases())
-def test_a_later_slot_or_another_segment_changes_nothing(switches: dict[str, Any]) -> None:
+def test_outputs_do_not_depend_on_later_slots_or_other_segments(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
     x, seq_idx = _rows([[3, 17, 1, 19], [40], [1, 1, 2, 36]])
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_later_slot_or_another_segment_changes_nothing(switches: dict[str, Any
 
 
 @pytest.mark.parametrize("switches", _cases())
-def test_packed_row_equals_separate_rows(switches: dict[str, Any]) -> None:
+def test_packed_rows_match_separate_rows(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
     lengths = [[3, 18, 1, 18], [40]]
     x, seq_idx = _rows(lengths)
@@ -98,7 +98,7 @@ def test_packed_row_equals_separate_rows(switches: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("switches", _cases())
-def test_chosen_slots_equal_those_of_the_full_forward(switches: dict[str, Any]) -> None:
+def test_selected_slots_match_the_full_forward(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
     x, seq_idx = _rows([[5, 20, 7], [12, 12, 8]])
     at = torch.tensor([4, 24, 31, 32 + 11, 0])
@@ -108,7 +108,7 @@ def test_chosen_slots_equal_those_of_the_full_forward(switches: dict[str, Any]) 
         assert encoder(x, seq_idx, at=at[:0]).shape == (0, _WIDTH)
 
 
-def test_slots_can_be_chosen_in_eval_mode_only() -> None:
+def test_selecting_slots_requires_eval_mode() -> None:
     x, seq_idx = _rows([[4]])
     with pytest.raises(ValueError, match="eval mode"):
         _encoder(model="mambarec").train()(x, seq_idx, torch.zeros(1, dtype=torch.int64), torch.tensor([3]))
@@ -117,9 +117,9 @@ def test_slots_can_be_chosen_in_eval_mode_only() -> None:
 @pytest.mark.parametrize(
     "switches", [case for case in _cases() if ENCODERS[case.values[0]["model"]].recurrent]
 )
-def test_step_equals_the_full_forward(switches: dict[str, Any]) -> None:
+def test_step_matches_the_full_forward(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
-    num_slots = 45 if switches.get("positional_embedding") else 12  # past context_length = 40 too
+    num_slots = 45 if switches.get("positional_embedding") else 12  # beyond context_length = 40
     x, seq_idx = _rows([[num_slots], [num_slots]])
     with torch.no_grad():
         whole = encoder(x, seq_idx)
@@ -144,15 +144,15 @@ def test_prefill_stops_at_the_end_of_each_history(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["sasrec", "moematrrec"])
-def test_models_with_attention_have_no_step(model: str) -> None:
+def test_step_of_an_attention_model_raises(model: str) -> None:
     encoder = _encoder(model=model)
     assert not encoder.recurrent
-    with pytest.raises(TypeError, match="no recurrent form; use one of gru4rec, mambarec, recmamba"):
+    with pytest.raises(TypeError, match="not recurrent; use one of gru4rec, mambarec, recmamba"):
         encoder.init_state(1)
 
 
 @pytest.mark.parametrize("model", _MODELS)
-def test_a_training_row_does_not_depend_on_its_batch(model: str) -> None:
+def test_training_output_of_a_row_does_not_depend_on_its_batch(model: str) -> None:
     encoder = _encoder(model=model).train()
     x, seq_idx = _rows([[3, 37], [40], [20, 20]])
     keys = row_keys(0, 1, torch.arange(3), torch.arange(3))
@@ -163,7 +163,7 @@ def test_a_training_row_does_not_depend_on_its_batch(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", _MODELS)
-def test_initial_weights_depend_on_the_given_generator_alone(model: str) -> None:
+def test_initial_weights_depend_only_on_the_generator(model: str) -> None:
     config = EncoderConfig(**_SMALL, model=model)
     before = torch.get_rng_state()
     one = build_encoder(config, torch.Generator().manual_seed(3)).state_dict()
@@ -175,7 +175,7 @@ def test_initial_weights_depend_on_the_given_generator_alone(model: str) -> None
 
 
 @pytest.mark.parametrize("model", _MODELS)
-def test_a_row_of_one_slot_is_encoded(model: str) -> None:
+def test_rows_of_one_slot_are_encoded(model: str) -> None:
     encoder = _encoder(model=model)
     assert encoder(torch.randn(1, 1, _WIDTH), torch.zeros(1, 1, dtype=torch.int32)).shape == (1, 1, _WIDTH)
 
@@ -183,7 +183,7 @@ def test_a_row_of_one_slot_is_encoded(model: str) -> None:
 @pytest.mark.parametrize(
     "switches", [{"model": m} for m in _MODELS] + [{"model": "mambarec", "mixer": "mamba2"}]
 )
-def test_bfloat16_parameters_train(switches: dict[str, Any]) -> None:
+def test_bfloat16_parameters_get_finite_gradients(switches: dict[str, Any]) -> None:
     encoder = _encoder(**switches)
     x, seq_idx = _rows([[3, 37], [40]])
     exact = encoder(x, seq_idx)
@@ -194,7 +194,7 @@ def test_bfloat16_parameters_train(switches: dict[str, Any]) -> None:
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in encoder.parameters())
 
 
-def test_gate_weights_sum_to_one_and_to_less_under_top1() -> None:
+def test_gate_weights_sum_to_one_and_to_less_with_top1() -> None:
     x, seq_idx = _rows([[3, 37], [40]])
     soft, top1 = _encoder(model="moematrrec"), _encoder(model="moematrrec", gate="top1")
     soft(x, seq_idx)
@@ -207,7 +207,7 @@ def test_gate_weights_sum_to_one_and_to_less_under_top1() -> None:
     assert _encoder(model="sasrec").gate_weights() == {}
 
 
-def test_mismatched_shapes_are_refused() -> None:
+def test_mismatched_shapes_raise() -> None:
     with pytest.raises(ValueError, match="must be"):
         _encoder(model="mambarec")(torch.zeros(2, 3, _WIDTH), torch.zeros(2, 4, dtype=torch.int32))
 
@@ -224,11 +224,11 @@ def test_mismatched_shapes_are_refused() -> None:
         ("d_ff", 0, "greater than or equal to 1"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_rule(field: str, value: Any, rule: str) -> None:
+def test_invalid_setting_raises_with_its_name_and_bound(field: str, value: Any, rule: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}\W[^.]*{rule}"):
         EncoderConfig(**{**_SMALL, "model": "sasrec", field: value})
 
 
-def test_a_bad_headdim_is_named_with_the_nearest_divisor() -> None:
+def test_invalid_headdim_raises_with_the_nearest_divisor() -> None:
     with pytest.raises(ValueError, match=r"headdim=7: .* nearest valid: 8"):
         EncoderConfig(**{**_SMALL, "model": "mambarec", "mixer": "mamba2", "headdim": 7})

@@ -1,4 +1,4 @@
-"""Encoders of one's own: a module outside the repository registers an encoder with options of its own."""
+"""Custom encoders: a module outside the package registers an encoder with options."""
 
 import importlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from longplay.models.base.config import EncoderConfig
 from longplay.models.base.registry import ENCODERS
 from longplay.models.encoder import activation_bytes, build_encoder, num_parameters
 
-OWN_ENCODER = '''
+CUSTOM_ENCODER = '''
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from longplay.models.base.segments import select_slots
 
 @dataclass(frozen=True, kw_only=True)
 class RunningSumOptions:
-    """Options of the running sum: the rank of its projection."""
+    """Options of the encoder: the rank of its projection."""
 
     rank: int = 4
 
@@ -36,7 +36,7 @@ class RunningSumOptions:
 
 
 class RunningSumBlock(EncoderBlock):
-    """x plus a low-rank projection of the sum of the segment's events so far."""
+    """Add a low-rank projection of the running sum of the segment."""
 
     def __init__(self, config, block_index):
         super().__init__(config, block_index)
@@ -62,20 +62,20 @@ ENCODERS.register(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_module(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("own")
-    Path(folder, "my_own_encoder.py").write_text(OWN_ENCODER)
+def custom_module(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("custom")
+    Path(folder, "custom_encoder.py").write_text(CUSTOM_ENCODER)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        importlib.import_module("my_own_encoder")
+        importlib.import_module("custom_encoder")
 
 
-def own_config(**options: Any) -> EncoderConfig:
+def custom_config(**options: Any) -> EncoderConfig:
     return EncoderConfig(model="running_sum", context_length=12, d_model=8, num_blocks=2, options=options)
 
 
-def test_an_own_encoder_is_causal_and_keeps_segments_apart() -> None:
-    encoder = build_encoder(own_config(rank=3)).eval()
+def test_custom_encoder_is_causal_and_separates_segments() -> None:
+    encoder = build_encoder(custom_config(rank=3)).eval()
     x = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0))
     seq_idx = torch.tensor([[0] * 5 + [1] * 7], dtype=torch.int32)
     before = encoder(x, seq_idx)
@@ -84,10 +84,10 @@ def test_an_own_encoder_is_causal_and_keeps_segments_apart() -> None:
     assert changed.tolist() == [False] * 7 + [True] * 5
 
 
-def test_an_own_encoders_memory_and_parameters_follow_its_options() -> None:
-    assert num_parameters(own_config()) == 2 * 2 * 8 * 4 + 2 * 8
-    assert num_parameters(own_config(rank=3)) == 2 * 2 * 8 * 3 + 2 * 8
-    small, large = (activation_bytes(own_config(rank=rank), Execution()) for rank in (3, 5))
+def test_memory_and_parameters_depend_on_the_options() -> None:
+    assert num_parameters(custom_config()) == 2 * 2 * 8 * 4 + 2 * 8
+    assert num_parameters(custom_config(rank=3)) == 2 * 2 * 8 * 3 + 2 * 8
+    small, large = (activation_bytes(custom_config(rank=rank), Execution()) for rank in (3, 5))
     assert large.saved - small.saved == 2 * 4 * 2
 
 
@@ -99,27 +99,27 @@ def test_an_own_encoders_memory_and_parameters_follow_its_options() -> None:
         ({"rank": 0}, r"options: rank=0: must be at least 1"),
     ],
 )
-def test_a_bad_option_is_named(options: dict[str, Any], message: str) -> None:
+def test_invalid_option_raises_with_its_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        own_config(**options)
+        custom_config(**options)
 
 
-def test_an_encoder_without_options_refuses_any() -> None:
+def test_options_of_an_encoder_without_options_raise() -> None:
     with pytest.raises(ValueError, match=r"options\.rank: unknown; options of gru4rec: none"):
         EncoderConfig(model="gru4rec", context_length=12, options={"rank": 3})
 
 
-def test_configurations_with_options_can_be_cached() -> None:
-    assert hash(own_config(rank=3)) == hash(own_config(rank=3))
-    assert own_config(rank=3) != own_config(rank=4)
+def test_configs_with_options_are_hashable() -> None:
+    assert hash(custom_config(rank=3)) == hash(custom_config(rank=3))
+    assert custom_config(rank=3) != custom_config(rank=4)
 
 
-def test_an_unknown_encoder_is_named_with_the_nearest_one() -> None:
+def test_unknown_encoder_suggests_the_closest_match() -> None:
     with pytest.raises(ValueError, match=r"model='runing_sum': unknown; did you mean running_sum\?"):
         EncoderConfig(model="runing_sum", context_length=12)
 
 
-def test_the_built_in_encoders_state_their_display_names() -> None:
+def test_display_names_of_built_in_encoders() -> None:
     names = {name: entry.display_name for name, entry in ENCODERS.items() if name != "running_sum"}
     assert names == {
         "gru4rec": "GRU4Rec",

@@ -1,4 +1,4 @@
-"""Losses against their textbook formulas, with gradients, in one chunk and in many."""
+"""Losses and their gradients against textbook formulas, in one chunk and in many."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ COUNTS = torch.arange(1, NUM_ITEMS + 1)
 
 
 def build(name: str, **settings: Any) -> Loss:
-    """A loss over NUM_ITEMS items, whose shared negatives are drawn by COUNTS."""
+    """Build a loss over NUM_ITEMS items whose shared negatives are distributed as COUNTS."""
     config = LossConfig(name=name, num_negatives=K, gbce_t=0.6, **settings)
     return LOSSES[name](config, num_items=NUM_ITEMS, shared=SharedNegatives.by_frequency(COUNTS, 1.0))
 
@@ -29,7 +29,7 @@ def build(name: str, **settings: Any) -> Loss:
 def make_inputs(
     name: str, num_targets: int = V, scale: float = 1.0, dtype: torch.dtype | None = None
 ) -> LossInputs:
-    """V random targets; the item of row u is item u + 1."""
+    """Return inputs with random targets. Row u belongs to item u + 1."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(V, D, generator=generator, requires_grad=True)
     rows = torch.randn(U, D, generator=generator, requires_grad=True)
@@ -49,7 +49,7 @@ def make_inputs(
 
 
 def scores(inputs: LossInputs) -> tuple[Tensor, Tensor]:
-    """(V,) scores of the targets and (V, K) scores of their negatives, in float64."""
+    """Return the scores of the targets (V,) and of their negatives (V, K) in float64."""
     every = inputs.hidden.double() @ inputs.rows.double().t()
     positive = every.gather(1, inputs.positive_index.unsqueeze(1)).squeeze(1)
     return positive, every.gather(1, inputs.negative_index)
@@ -92,7 +92,7 @@ NAIVE: dict[str, Callable[[LossInputs], Tensor]] = {
 
 @pytest.mark.parametrize("chunk_elements", [1, 64, 1 << 22])
 @pytest.mark.parametrize("name", SAMPLED)
-def test_loss_equals_its_formula_in_one_chunk_and_in_many(
+def test_loss_matches_its_formula_for_any_chunk_size(
     name: str, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk_elements)
@@ -117,7 +117,7 @@ def test_extreme_scores_give_finite_losses_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_no_targets_give_a_differentiable_zero(name: str) -> None:
+def test_loss_without_targets_is_a_differentiable_zero(name: str) -> None:
     inputs = make_inputs(name, num_targets=0)
     loss = build(name)(inputs)
     loss.backward()
@@ -133,7 +133,7 @@ def test_bfloat16_hidden_states_give_a_float32_loss(name: str) -> None:
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_a_shared_negative_that_is_the_target_is_masked() -> None:
+def test_shared_negatives_equal_to_the_target_are_masked() -> None:
     inputs = make_inputs("sampled_softmax", num_targets=1)
     only_hits = dataclasses.replace(
         inputs, negative_index=inputs.positive_index.repeat(M), shared=inputs.positives.repeat(M)
@@ -141,7 +141,7 @@ def test_a_shared_negative_that_is_the_target_is_masked() -> None:
     assert float(build("sampled_softmax")(only_hits).detach()) == 0.0
 
 
-def test_candidates_of_all_targets_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_bound_the_saved_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 4 * K * D)
     inputs, saved = make_inputs("bce"), []
 
@@ -154,7 +154,7 @@ def test_candidates_of_all_targets_never_exist_at_once(monkeypatch: pytest.Monke
     assert max(saved) < V * K * D
 
 
-def test_full_softmax_is_the_cross_entropy_over_the_table() -> None:
+def test_full_softmax_returns_the_table_cross_entropy() -> None:
     def cross_entropy(hidden: Tensor, positives: Tensor) -> Tensor:
         return hidden.sum() + positives.sum()
 
@@ -163,7 +163,7 @@ def test_full_softmax_is_the_cross_entropy_over_the_table() -> None:
     torch.testing.assert_close(build("full_softmax")(inputs), expected)
 
 
-def test_gbce_beta_falls_from_one_to_the_sampling_rate() -> None:
+def test_gbce_beta_is_one_at_t_0_and_the_sampling_rate_at_t_1() -> None:
     assert gbce_beta(5, 1001, 0.0) == pytest.approx(1.0)
     assert gbce_beta(5, 1001, 1.0) == pytest.approx(5 / 1000)
     assert math.isclose(gbce_beta(1, 2, 1.0), 1.0)
@@ -180,6 +180,6 @@ def test_gbce_beta_falls_from_one_to_the_sampling_rate() -> None:
         ({"name": "bce", "negatives": "frequency"}, "use 'uniform'"),
     ],
 )
-def test_a_bad_setting_is_refused_with_a_valid_one(fields: dict[str, Any], message: str) -> None:
+def test_invalid_setting_raises_with_the_valid_values(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossConfig(**fields)

@@ -1,4 +1,4 @@
-"""The formulas of the activations' memory equal the tensors that autograd holds."""
+"""The activation memory formulas match the tensors saved by autograd."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from longplay.models.encoder import activation_bytes, build_encoder
 ROWS = 8
 
 
-def held_by_autograd(config: EncoderConfig) -> tuple[float, float]:
-    """Return the bytes per slot of all storages saved for backward, except weights, and the padding."""
+def saved_by_autograd(config: EncoderConfig) -> tuple[float, float]:
+    """Return the bytes per slot of all storages saved for the backward, without weights, and the padding."""
     encoder = build_encoder(config).train()
     length = config.context_length
     cuts = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))
@@ -27,7 +27,10 @@ def held_by_autograd(config: EncoderConfig) -> tuple[float, float]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in ours:
-            held[storage.data_ptr()] = storage.nbytes(), tensor  # kept, so that no address is used twice
+            held[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # keep the tensor, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -56,14 +59,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "settings"), CASES)
-def test_the_formula_equals_the_memory_that_autograd_holds(model: str, settings: dict[str, Any]) -> None:
+def test_formula_matches_the_memory_saved_by_autograd(model: str, settings: dict[str, Any]) -> None:
     config = EncoderConfig(**{"model": model, "context_length": 200, "num_blocks": 1, **settings})
-    held, padding = held_by_autograd(config)
+    held, padding = saved_by_autograd(config)
     assert activation_bytes(config, Execution(padding=padding)).saved == pytest.approx(held, rel=0.1)
 
 
-def test_bf16_takes_less_memory_and_the_chunked_scan_on_a_gpu_more() -> None:
+def test_bf16_needs_less_memory_and_the_chunked_scan_on_cuda_more() -> None:
     config = EncoderConfig(model="mambarec", context_length=200, scan_backend="chunk")
     wide = activation_bytes(config, Execution())
     assert 0.5 < activation_bytes(config, Execution(bf16=True)).saved / wide.saved < 1
-    assert activation_bytes(config, Execution(device_type="cuda")).passing > wide.passing
+    assert activation_bytes(config, Execution(device_type="cuda")).transient > wide.transient

@@ -1,4 +1,4 @@
-"""Ranking metrics: definitions, order of the results, refused positions, and metrics of one's own."""
+"""Ranking metrics: definitions, order of results, invalid positions, and custom metrics."""
 
 import math
 
@@ -14,7 +14,7 @@ from longplay.models.metrics import METRICS, Metric, metric_names, ranking_metri
 
 @given(positions=st.lists(st.integers(2, 80).map(lambda twice: twice / 2), min_size=2, max_size=40))
 @settings(max_examples=40, deadline=None)
-def test_metrics_equal_their_definitions(positions: list[float]) -> None:
+def test_metrics_match_their_definitions(positions: list[float]) -> None:
     got = ranking_metrics(torch.tensor(positions), cutoffs=(5, 10))
     naive = {"mrr": [1 / p for p in positions]}
     for k in (5, 10):
@@ -33,19 +33,19 @@ def test_metrics_do_not_depend_on_the_order_of_positions() -> None:
     assert ranking_metrics(positions) == ranking_metrics(positions.flip(0))
 
 
-def test_a_half_position_is_compared_with_the_cutoff_exactly() -> None:
+def test_half_integer_positions_are_compared_exactly_with_the_cutoff() -> None:
     got = ranking_metrics(torch.tensor([5.0, 5.5]), cutoffs=(5,))
     assert got["hit@5"] == 0.5
 
 
-def test_one_position_has_no_standard_error() -> None:
+def test_standard_error_of_one_position_is_nan() -> None:
     assert math.isnan(ranking_metrics(torch.tensor([3]))["mrr_se"])
 
 
 @pytest.mark.parametrize(
     ("positions", "message"), [([], "N at least 1"), ([0.5], "found 0.5"), ([float("nan")], "found nan")]
 )
-def test_impossible_positions_are_refused(positions: list[float], message: str) -> None:
+def test_invalid_positions_raise(positions: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ranking_metrics(torch.tensor(positions))
 
@@ -56,7 +56,7 @@ def test_each_metric_is_followed_by_its_standard_error() -> None:
     assert got[1::2] == [f"{name}_se" for name in got[::2]]
 
 
-def test_a_registered_metric_is_computed_and_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_metric_is_listed_and_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[Metric] = Registry("metric")
     for name, metric in METRICS.items():
         registry.register(name, metric)

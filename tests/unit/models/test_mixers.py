@@ -1,4 +1,4 @@
-"""Mamba-1 and Mamba-2: mamba-ssm's parameters and formula, the convolution, and Mamba-2's recurrence."""
+"""Mamba and Mamba-2: compatibility with mamba-ssm, the convolution, and Mamba-2's recurrence."""
 
 import math
 from functools import partial
@@ -37,7 +37,7 @@ def test_ssd_matches_the_float64_reference(sizes: tuple[int, int, int, int, int]
     x, dt, A, B, C = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     inputs = [x, F.softplus(dt), -A.exp(), B, C]
     layout = SegmentLayout(random_seq_idx(g, num_rows, num_slots))
-    # decays are exponentials of differences of sums: float32 is off by 2^-24 times the sum, here up to 1000
+    # Decays are exponentials of differences of sums of up to 1000, so float32 has errors of 1000 * 2^-24.
     for dtype, tol in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
         assert_same_values_and_gradients(
             partial(ssd_chunk, layout=layout), partial(ssd_ref, layout=layout), inputs, dtype, tol
@@ -46,7 +46,7 @@ def test_ssd_matches_the_float64_reference(sizes: tuple[int, int, int, int, int]
 
 @given(sizes=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5)))
 @settings(max_examples=15, deadline=None)
-def test_convolution_matches_conv1d_on_each_segment(sizes: tuple[int, int, int, int]) -> None:
+def test_convolution_matches_conv1d_per_segment(sizes: tuple[int, int, int, int]) -> None:
     num_rows, num_slots, channels, taps = sizes
     g = torch.Generator().manual_seed(0)
     seq_idx = random_seq_idx(g, num_rows, num_slots)
@@ -63,10 +63,8 @@ def test_convolution_matches_conv1d_on_each_segment(sizes: tuple[int, int, int, 
         return F.silu(torch.stack(rows))
 
     layout = SegmentLayout(seq_idx)
-    for dtype, tol in (
-        (torch.float64, 1e-12),
-        (torch.float32, 1e-5),
-    ):  # float32 goes through C++ where it can
+    # float32 uses C++ if a compiler is available
+    for dtype, tol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         assert_same_values_and_gradients(
             partial(causal_conv_silu, layout=layout), by_conv1d, inputs, dtype, tol
         )
@@ -110,7 +108,7 @@ def test_mamba2_has_the_parameters_of_mamba_ssm() -> None:
     mixer.load_state_dict({name: torch.zeros(shape) for name, shape in expected.items()}, strict=True)
 
 
-def test_mamba_is_initialised_as_published() -> None:
+def test_mamba_has_the_published_initialisation() -> None:
     mixer = Mamba(64, d_state=8)
     torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 9.0).expand(128, 8))
     assert bool((mixer.D == 1).all())
@@ -121,7 +119,7 @@ def test_mamba_is_initialised_as_published() -> None:
 
 
 def _mamba_ssm_formula(mixer: Mamba, x: Tensor) -> Tensor:
-    """Compute mamba-ssm's unfused forward of unpacked sequences, written from its description."""
+    """Compute the unfused forward of mamba-ssm for unpacked sequences."""
     num_slots = x.shape[1]
     u, z = mixer.in_proj(x).chunk(2, dim=-1)
     u = F.silu(mixer.conv1d(u.transpose(1, 2))[..., :num_slots].transpose(1, 2))
@@ -134,7 +132,7 @@ def _mamba_ssm_formula(mixer: Mamba, x: Tensor) -> Tensor:
     return mixer.out_proj(torch.stack(outputs, 1) * F.silu(z))
 
 
-def test_mamba_forward_equals_the_formula_of_mamba_ssm() -> None:
+def test_mamba_forward_matches_the_formula_of_mamba_ssm() -> None:
     mixer, x = Mamba(16, d_state=5), torch.randn(2, 37, 16)
     layout = SegmentLayout(torch.zeros(2, 37, dtype=torch.int32))
     exact = _mamba_ssm_formula(mixer.double(), x.double())
@@ -142,7 +140,7 @@ def test_mamba_forward_equals_the_formula_of_mamba_ssm() -> None:
     torch.testing.assert_close(mixer.float()(x, layout).double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_mamba2_refuses_a_headdim_that_does_not_divide() -> None:
+def test_mamba2_rejects_a_headdim_that_is_not_a_divisor() -> None:
     with pytest.raises(ValueError, match="headdim=7"):
         Mamba2(16, headdim=7)
 
@@ -151,7 +149,7 @@ def test_mamba2_refuses_a_headdim_that_does_not_divide() -> None:
 @pytest.mark.skipif(
     not (torch.cuda.is_available() and ssd_module.kernel_is_available()), reason="needs CUDA and mamba-ssm"
 )
-def test_ssd_kernel_matches_the_chunked_form() -> None:
+def test_ssd_kernel_matches_the_reference() -> None:
     g = torch.Generator().manual_seed(0)
     shapes = [(2, 300, 4, 32), (2, 300, 4), (4,), (2, 300, 32), (2, 300, 32)]
     x, dt, A, B, C = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
@@ -169,7 +167,7 @@ def test_ssd_kernel_matches_the_chunked_form() -> None:
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("kind", [Mamba, Mamba2])
-def test_mixer_on_cuda_equals_that_on_the_cpu(kind: type[Mamba] | type[Mamba2]) -> None:
+def test_mixer_on_cuda_matches_the_cpu(kind: type[Mamba] | type[Mamba2]) -> None:
     mixer, x = kind(64, d_state=16), torch.randn(2, 100, 64)
     seq_idx = random_seq_idx(torch.Generator().manual_seed(0), 2, 100)
     exact = mixer(x, SegmentLayout(seq_idx))

@@ -1,4 +1,4 @@
-"""Keyed negatives."""
+"""Sampling of negatives."""
 
 import math
 
@@ -18,7 +18,7 @@ def _keys(count: int) -> torch.Tensor:
 
 @given(num_items=st.integers(2, 50), num_negatives=st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
-def test_negatives_are_items_and_never_the_target(num_items: int, num_negatives: int) -> None:
+def test_negatives_are_valid_items_other_than_the_target(num_items: int, num_negatives: int) -> None:
     positives = torch.arange(200) % num_items + 1
     negatives = uniform_negatives(_keys(200), positives, num_negatives, num_items)
     assert negatives.shape == (200, num_negatives)
@@ -36,7 +36,7 @@ def test_negatives_are_uniform_over_all_other_items(target: int) -> None:
     assert float(((others - 10_000) ** 2 / 10_000).sum()) < 25  # chi square, 5 degrees of freedom
 
 
-def test_negatives_depend_on_the_targets_key_alone() -> None:
+def test_negatives_depend_only_on_the_key_of_the_target() -> None:
     keys, positives = _keys(50), torch.arange(50) + 1
     whole = uniform_negatives(keys, positives, 8, 1000)
     assert torch.equal(uniform_negatives(keys[20:30], positives[20:30], 8, 1000), whole[20:30])
@@ -44,7 +44,7 @@ def test_negatives_depend_on_the_targets_key_alone() -> None:
     assert len(whole.unique(dim=0)) == 50
 
 
-def test_one_item_has_no_negatives() -> None:
+def test_catalogue_of_one_item_raises() -> None:
     with pytest.raises(ValueError, match="num_items=1"):
         uniform_negatives(_keys(1), torch.ones(1, dtype=torch.int64), 1, 1)
 
@@ -73,6 +73,6 @@ def test_uniform_shared_negatives_cover_the_catalogue() -> None:
 
 
 @pytest.mark.parametrize("counts", [[], [0, 0], [3, -1]])
-def test_counts_without_events_are_refused(counts: list[int]) -> None:
+def test_invalid_counts_raise(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="counts"):
         SharedNegatives.by_frequency(torch.tensor(counts), 1.0)

@@ -1,4 +1,4 @@
-"""Keyed random numbers, and the dropout that uses them."""
+"""Keyed random numbers and keyed dropout."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def _splitmix64(key: int, index: int) -> int:
 
 @given(key=st.integers(-(2**63), 2**63 - 1), stream=st.integers(0, 2**31))
 @settings(max_examples=50, deadline=None)
-def test_bits_are_splitmix64(key: int, stream: int) -> None:
+def test_bits_match_splitmix64(key: int, stream: int) -> None:
     bits = keyed_bits(torch.tensor([key]), stream, 5)[0].tolist()
     base = _splitmix64(key & _MASK, stream)
     assert [b & _MASK for b in bits] == [_splitmix64(base, i) for i in range(5)]
@@ -46,7 +46,7 @@ def test_each_bit_is_set_in_half_of_the_words() -> None:
         assert abs(share - 0.5) < 5 * 0.5 / len(bits) ** 0.5
 
 
-def test_uniform_stays_in_the_unit_interval_and_fills_it() -> None:
+def test_uniform_numbers_cover_the_unit_interval() -> None:
     values = keyed_uniform(torch.arange(100), 0, 1000)
     assert values.min() >= 0
     assert values.max() < 1
@@ -54,7 +54,7 @@ def test_uniform_stays_in_the_unit_interval_and_fills_it() -> None:
     assert ((counts - 5000) ** 2 / 5000).sum() < 50  # chi square, 19 degrees of freedom
 
 
-def test_integers_reach_every_value_below_the_bound() -> None:
+def test_integers_cover_every_value_below_the_bound() -> None:
     assert keyed_integers(torch.arange(10), 0, 200, 7).unique().tolist() == list(range(7))
     with pytest.raises(ValueError, match="bound=0"):
         keyed_integers(torch.arange(2), 0, 3, 0)
@@ -65,7 +65,7 @@ def _keys(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", [8, 13])
-def test_a_rows_mask_does_not_depend_on_its_batch_or_length(width: int) -> None:
+def test_mask_of_a_row_does_not_depend_on_batch_or_length(width: int) -> None:
     dropout, keys = KeyedDropout(0.4, layer_id=3), _keys(6)
     whole = dropout(torch.ones(6, 20, width), keys)
     assert torch.equal(dropout(torch.ones(1, 20, width), keys[4:5]), whole[4:5])
@@ -73,7 +73,7 @@ def test_a_rows_mask_does_not_depend_on_its_batch_or_length(width: int) -> None:
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
-def test_dropped_fraction_is_p_and_the_mean_is_kept(p: float) -> None:
+def test_dropout_drops_a_fraction_p_and_preserves_the_mean(p: float) -> None:
     num_elements = 64 * 100 * 32
     out = KeyedDropout(p, layer_id=1)(torch.ones(64, 100, 32), _keys(64))
     assert abs((out == 0).double().mean().item() - p) < 5 * (p * (1 - p) / num_elements) ** 0.5 + 2**-17
@@ -81,7 +81,7 @@ def test_dropped_fraction_is_p_and_the_mean_is_kept(p: float) -> None:
     assert out[out != 0].unique().numel() == 1
 
 
-def test_layers_keys_slots_and_channels_have_independent_masks() -> None:
+def test_masks_of_layers_rows_slots_and_channels_are_independent() -> None:
     x = torch.ones(40, 50, 16)
     one, two = (KeyedDropout(0.5, layer_id=i)(x, _keys(40)) == 0 for i in (1, 2))
     for a, b in [(one, two), (one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one[..., 1:], one[..., :-1])]:
@@ -102,7 +102,7 @@ def test_dropout_is_off_in_eval_mode_and_at_zero() -> None:
     assert KeyedDropout(0.0, layer_id=1)(x, None) is x
 
 
-def test_dropout_refuses_bad_probability_and_missing_keys() -> None:
+def test_dropout_rejects_invalid_probability_and_missing_keys() -> None:
     with pytest.raises(ValueError, match=r"dropout=1\.0"):
         KeyedDropout(1.0, layer_id=0)
     with pytest.raises(ValueError, match="row_keys"):
@@ -117,7 +117,7 @@ def test_dropout_does_not_change_the_global_generator() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_draws_the_same_bits_as_the_cpu() -> None:
+def test_cuda_bits_match_the_cpu() -> None:
     keys = _keys(32)
     assert torch.equal(keyed_bits(keys.cuda(), 5, 100).cpu(), keyed_bits(keys, 5, 100))
     dropout = KeyedDropout(0.3, layer_id=2)

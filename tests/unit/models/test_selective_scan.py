@@ -1,4 +1,4 @@
-"""Every form of Mamba-1's scan equals a float64 reference; `scan_backend` and the environment select one."""
+"""Backends of Mamba-1's scan against a float64 reference, and the choice of the backend."""
 
 import math
 from functools import partial
@@ -66,24 +66,22 @@ def test_cpp_scan_matches_the_float64_reference(shape: tuple[int, int, int, int]
 def test_cpp_decay_is_as_accurate_as_its_float32_exponent() -> None:
     dt = torch.cat([torch.zeros(1), torch.logspace(-9, 1.9, 4000)])
     u = torch.zeros(1, 2, len(dt))
-    u[0, 0] = 1.0 / dt.clamp(
-        min=1e-12
-    )  # the state after slot 0 is 1 (0 where dt is 0), after slot 1 exp(-dt)
+    # The state is 1 after slot 0 (0 where dt is 0) and exp(-dt) after slot 1.
+    u[0, 0] = 1.0 / dt.clamp(min=1e-12)
     ones = torch.ones(1, 2, 1)
     steps = dt.expand(1, 2, -1)
     starts = torch.tensor([[True, False]])
     y = scan_cpp.selective_scan_cpp(u, steps, -torch.ones(len(dt), 1), ones, ones, starts)
     exact = y[0, 0].double() * torch.exp(-dt.double())
     error = (y[0, 1].double() - exact).abs()
-    assert bool(
-        (error <= 2**-23 * (1 + dt) * exact).all()
-    )  # dt A, rounded to float32, is itself off by 2^-24 |dt A|
+    # Rounding dt A to float32 already has an error of 2^-24 |dt A|.
+    assert bool((error <= 2**-23 * (1 + dt) * exact).all())
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["u", "dt", "B", "C"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_cpp_scan_passes_a_non_finite_input_on(name: str, bad: float) -> None:
+def test_cpp_scan_propagates_non_finite_inputs(name: str, bad: float) -> None:
     (u, dt, A, B, C), _ = scan_inputs((1, 6, 2, 8), 0)
     u, dt, A, B, C = u.float(), dt.float(), A.float(), B.float(), C.float()
     {"u": u, "dt": dt, "B": B, "C": C}[name][0, 3] = bad
@@ -97,7 +95,7 @@ def test_cpp_scan_passes_a_non_finite_input_on(name: str, bad: float) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(20, 33, 16, 16), (2, 70, 40, 8)])
-def test_cpp_scan_is_bitwise_equal_at_any_thread_count(shape: tuple[int, int, int, int]) -> None:
+def test_cpp_scan_is_bitwise_equal_for_any_thread_count(shape: tuple[int, int, int, int]) -> None:
     inputs, seq_idx = scan_inputs(shape, 3)
     starts = SegmentLayout(seq_idx).starts
     results = []
@@ -114,7 +112,7 @@ def test_cpp_scan_is_bitwise_equal_at_any_thread_count(shape: tuple[int, int, in
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_scan_falls_back_to_the_chunk_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_without_a_compiler_falls_back_to_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     (u, dt, A, B, C), seq_idx = scan_inputs((1, 5, 2, 4), 0)
     u, dt, A, B, C = u.float(), dt.float(), A.float(), B.float(), C.float()
     starts = SegmentLayout(seq_idx).starts
@@ -129,9 +127,7 @@ def test_scan_falls_back_to_the_chunk_without_a_compiler(monkeypatch: pytest.Mon
         load_native.cache_clear()
 
 
-def test_a_failed_build_is_logged_and_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_build_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     load_native.cache_clear()
     try:
@@ -141,7 +137,7 @@ def test_a_failed_build_is_logged_and_not_used(
         load_native.cache_clear()
 
 
-def test_the_environment_selects_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_selects_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, seq_idx = scan_inputs((1, 5, 2, 4), 0)
     starts = SegmentLayout(seq_idx).starts
     monkeypatch.setenv("LONGPLAY_SCAN", "ref")
@@ -151,13 +147,13 @@ def test_the_environment_selects_the_scan(monkeypatch: pytest.MonkeyPatch) -> No
         selective_scan(*inputs, starts)
 
 
-def test_kernel_scan_is_refused_on_the_cpu() -> None:
+def test_kernel_backend_on_the_cpu_raises() -> None:
     inputs, seq_idx = scan_inputs((1, 5, 2, 4), 0)
     with pytest.raises(ValueError, match="scan_backend=kernel"):
         selective_scan(*inputs, SegmentLayout(seq_idx).starts, "kernel")
 
 
-def test_resets_folded_into_the_inputs_equal_resets_in_the_scan() -> None:
+def test_resets_folded_into_the_inputs_match_resets_in_the_scan() -> None:
     (u, dt, A, B, C), seq_idx = scan_inputs((2, 30, 3, 4), 0)
     A = A - 1e-2
     starts = SegmentLayout(seq_idx).starts
@@ -169,7 +165,7 @@ def test_resets_folded_into_the_inputs_equal_resets_in_the_scan() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("num_slots", [20, 300])
-def test_scan_without_gradients_is_bitwise_equal(num_slots: int) -> None:
+def test_cpp_scan_without_gradients_is_bitwise_equal(num_slots: int) -> None:
     inputs, seq_idx = scan_inputs((2, num_slots, 20, 12), 0)
     u, dt, A, B, C = (tensor.float() for tensor in inputs)
     starts = SegmentLayout(seq_idx).starts

@@ -1,4 +1,4 @@
-"""The best items are those of a full sort of exact scores, whatever the ties and the block size."""
+"""top_k against a full sort of exact scores, with ties and any block size."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from longplay.models.top_k import top_k
 def full_sort(
     queries: torch.Tensor, rows: torch.Tensor, items: torch.Tensor, excluded: torch.Tensor, k: int
 ) -> list[list[tuple[int, float]]]:
-    """The k best (item, score) of each query by Python's sort; fewer where fewer items remain."""
+    """Return up to k best (item, score) of each query by Python's sort."""
     banned = {tuple(pair) for pair in excluded.tolist()}
     lists = []
     for number, query in enumerate(queries):
@@ -43,7 +43,7 @@ def as_lists(items: torch.Tensor, scores: torch.Tensor) -> list[list[tuple[int, 
     block_rows=st.integers(1, 70),
     num_excluded=st.integers(0, 80),
 )
-def test_the_best_are_those_of_a_full_sort(
+def test_top_k_matches_a_full_sort(
     seed: int,
     num_queries: int,
     num_rows: int,
@@ -55,7 +55,7 @@ def test_the_best_are_those_of_a_full_sort(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(num_queries, width, generator=generator)
-    # Few distinct rows make ties; one last bit makes neighbours that float32 products cannot tell apart.
+    # Few distinct rows give ties. A changed last bit gives rows that float32 products do not distinguish.
     rows = torch.randn(kinds, width, generator=generator)[
         torch.randint(kinds, (num_rows,), generator=generator)
     ]
@@ -75,7 +75,7 @@ def test_the_best_are_those_of_a_full_sort(
 
 
 @pytest.mark.parametrize("num_rows", [500, 5000])
-def test_thousands_of_equal_scores_are_ordered_by_item(num_rows: int) -> None:
+def test_equal_scores_are_ordered_by_item_id(num_rows: int) -> None:
     rows = torch.ones(num_rows, 8)
     excluded = torch.tensor([[0, num_rows - 1]])
     items, scores = top_k(
@@ -85,14 +85,14 @@ def test_thousands_of_equal_scores_are_ordered_by_item(num_rows: int) -> None:
     assert (scores == 8).all()
 
 
-def test_a_query_with_nothing_left_gets_item_0() -> None:
+def test_query_without_remaining_items_gets_item_0() -> None:
     excluded = torch.tensor([[0, 0], [0, 1]])
     items, scores = top_k(torch.ones(2, 4), torch.ones(2, 4), 5, items=lambda at: at + 1, excluded=excluded)
     assert items.tolist() == [[0, 0], [1, 2]]
     assert scores.tolist() == [[-torch.inf, -torch.inf], [4.0, 4.0]]
 
 
-def test_no_rows_give_no_items() -> None:
+def test_empty_table_gives_no_items() -> None:
     nothing = torch.empty(0, 2, dtype=torch.int64)
     items, _ = top_k(torch.ones(2, 4), torch.ones(0, 4), 5, items=lambda at: at, excluded=nothing)
     assert items.shape == (2, 0)
