@@ -21,6 +21,7 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     After a crash, `path` holds either the old or the new content. An exception deletes the temporary file.
 
     Args:
+        path: the file to replace.
         sync: flush the content to disk before the rename. Without it, a power failure can leave an empty
             file; killing the process cannot.
 

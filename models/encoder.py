@@ -125,7 +125,7 @@ class SequenceEncoder(nn.Module):
         return next(self.parameters()).dtype
 
     def gate_weights(self) -> dict[str, float]:
-        """Return the mean gate weights of the last forward by "block0/mamba" etc., or {} without gates."""
+        """Return the mean gate weights of the last forward keyed "block0/mamba" etc.; {} without gates."""
         weights = {}
         for number, block in enumerate(self.blocks):
             mean_gate = getattr(block, "mean_gate", None)

@@ -40,7 +40,7 @@ def float32_error(width: int) -> float:
 
 
 def score_slack(queries: Tensor, error: float) -> Tensor:
-    """Return (Q,) float64 bounds on the error of each query's approximate scores, divided by the row's norm.
+    """Return (Q,) float64 error bounds of each query's approximate scores, per unit of row norm.
 
     Args:
         queries: (Q, D) float32.

@@ -25,7 +25,7 @@ _MIX_2 = _signed(0x94D0_49BB_1331_11EB)
 
 
 def fold_in(keys: Tensor, value: int | Tensor) -> Tensor:
-    """Derive new keys from `keys` and `value`. Distinct values give distinct keys for the same key.
+    """Derive new keys from `keys` and `value`. For one key, distinct values give distinct keys.
 
     Args:
         keys: int64, any shape.
@@ -73,7 +73,7 @@ def keyed_bits(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
-    """Draw (B, count) float64 per key, uniform over the multiples of 2^-53 in [0, 1)."""
+    """Draw `count` float64 per key, uniform over the multiples of 2^-53 in [0, 1): (B, count)."""
     return (
         keyed_bits(keys, stream, count).bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).double()
         * 2.0**-53
@@ -81,7 +81,7 @@ def keyed_uniform(keys: Tensor, stream: int, count: int) -> Tensor:
 
 
 def keyed_integers(keys: Tensor, stream: int, count: int, bound: int) -> Tensor:
-    """Draw (B, count) int64 per key, uniform in [0, bound) with a bias below bound / 2^63.
+    """Draw `count` int64 per key, uniform in [0, bound) with a bias below bound / 2^63: (B, count).
 
     Raises:
         ValueError: `bound` is less than 1.

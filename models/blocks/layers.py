@@ -71,7 +71,7 @@ class MixerBlock(EncoderBlock):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         update = self.dropout(self.mixer(self.norm(x), layout, at), dropout_keys)
         return select_slots(x, at) + update if self.residual else update
 
@@ -117,7 +117,7 @@ def stream_activations(config: EncoderConfig) -> Activations:
 
 
 def norm_activations(config: EncoderConfig) -> Activations:
-    """Return the activations of a layer norm: its output, and each slot's mean and reciprocal deviation."""
+    """Return the activations of a layer norm: its output, and the mean and rstd of each slot."""
     return Activations(wide=2, narrow=config.d_model) if config.layer_norm else Activations()
 
 

@@ -48,7 +48,7 @@ class MoEMaTrRecBlock(EncoderBlock):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         weights = self._gate_weights(x, layout, at)
         self.mean_gate = weights.detach().flatten(0, -2).mean(0)
         mamba_weight, attention_weight = weights.to(x.dtype).unsqueeze(-1).unbind(-2)

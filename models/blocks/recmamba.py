@@ -38,7 +38,7 @@ class RecMambaBlock(EncoderBlock):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         update = self.mixer_dropout(self.mixer(x, layout, at), dropout_keys)
         x = self.mixer_join(select_slots(x, at), update)
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))

@@ -39,7 +39,7 @@ class SASRecBlock(EncoderBlock):
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
-        """Encode (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
+        """Map (B, L, D) to (B, L, D), or to (Q, D) at the flat slots `at`."""
         update = self.attention_dropout(self.attention(self.attention_norm(x), layout, at), dropout_keys)
         x = select_slots(x, at) + update if self.residual else update
         update = self.feed_forward_dropout(self.feed_forward(self.feed_forward_norm(x)), dropout_keys)

@@ -34,7 +34,7 @@ class LossConfig:
     """The training loss and its negatives.
 
     Attributes:
-        name: Training loss: bce, gbce, bpr, sampled_softmax, full_softmax, or a loss registered by --import.
+        name: Training loss: bce, gbce, bpr, sampled_softmax, full_softmax, or a loss of an --import module.
         num_negatives: Number of negatives. Per target for bce, gbce and bpr; per global batch for
             sampled_softmax; unused by full_softmax.
         gbce_t: Calibration t of gbce. 0 = bce, 1 = fully calibrated for the sampling rate.
@@ -69,7 +69,7 @@ class LossInputs:
 
     Attributes:
         hidden: (V, D), any float dtype, the encoder's output at each target.
-        rows: (U, D) float32, the table rows of the unique items of the micro-batch.
+        rows: (U, D) float32, the table rows looked up for the micro-batch, one per item.
         positives: (V,) int64, item ids of the targets.
         positive_index: (V,) int64, index of each target in `rows`. Empty if `candidates` is "none".
         negative_index: (V, K) int64, or (M,) int64 for shared negatives, indices into `rows`. Empty if
@@ -125,8 +125,8 @@ class Lookups(NamedTuple):
     """Expected number of item ids that a micro-batch looks up for its targets and negatives.
 
     Attributes:
-        by_popularity: ids distributed like the items of the events.
-        uniform: ids distributed uniformly over the catalogue.
+        by_popularity: ids that follow the item distribution of the events.
+        uniform: ids that are uniform over the catalogue.
     """
 
     by_popularity: float

@@ -42,7 +42,7 @@ def uniform_negatives(keys: Tensor, positives: Tensor, num_negatives: int, num_i
 
 
 class SharedNegatives:
-    """A distribution over items for negatives shared by a global batch.
+    """Item distribution of the negatives shared by a global batch.
 
     Args:
         num_items: size of the catalogue; item ids are 1..num_items.

@@ -16,7 +16,7 @@ _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
-    """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]), summed within the segment.
+    """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]) within segments.
 
     CUDA tensors use the kernel of causal-conv1d if it is installed, CPU tensors use C++ if a compiler is
     available.

@@ -18,7 +18,7 @@ _CPU_STATE_ELEMENTS = 1 << 14  # rows * E * N scanned together; their chunks fit
 def selective_scan_chunk(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor, chunk_length: int = CHUNK_LENGTH
 ) -> Tensor:
-    """Compute `selective_scan` in chunks; same arguments and result."""
+    """Compute `selective_scan_ref` in chunks; same arguments and result."""
     rows_at_once = max(1, _CPU_STATE_ELEMENTS // A.numel()) if u.device.type == "cpu" else u.shape[0]
     groups = zip(*(tensor.split(rows_at_once) for tensor in (u, dt, B, C, starts)), strict=True)
     outputs = [_ChunkScan.apply(u, dt, A, B, C, starts, chunk_length) for u, dt, B, C, starts in groups]
@@ -100,6 +100,12 @@ def _run_chunk(
     """Compute the states of one chunk.
 
     Args:
+        u: (L, B, E), time-major like dt, B and C.
+        dt: (L, B, E).
+        A: (E, N).
+        B: (L, B, N).
+        keep: (L, B, 1, 1), 0 at segment starts, else 1.
+        slots: the slots of the chunk.
         entry: (B, E, N), the state before the chunk.
         decay: (T, B, E, N), overwritten with exp(dt A), 0 at segment starts.
         states: (T, B, E, N), overwritten with the states.

@@ -20,7 +20,7 @@ def is_available(d_state: int) -> bool:
 
 
 def selective_scan_cpp(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """Compute `selective_scan` for float32 CPU tensors; same arguments and result."""
+    """Compute `selective_scan_ref` for float32 CPU tensors; same arguments and result."""
     padding = -A.shape[1] % _LANES
     if padding:
         A, B, C = (F.pad(tensor, (0, padding)) for tensor in (A, B, C))

@@ -1,4 +1,4 @@
-"""Mamba-1's selective scan by mamba-ssm's CUDA kernel, with exact resets at segment starts.
+"""Mamba-1's selective scan with mamba-ssm's CUDA kernel, with exact resets at segment starts.
 
 The kernel takes no segments. To reset the state at the first slot of a segment, dt and u are replaced there
 by dt' = K and u' = u dt / K with a large K. In float32, exp(K A) = 0 resets the state, and dt' u' = dt u
@@ -31,7 +31,7 @@ def is_available(dtype: torch.dtype, d_state: int) -> bool:
 
 
 def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
-    """Compute `selective_scan` by the kernel; same arguments and result."""
+    """Compute `selective_scan_ref` with the kernel; same arguments and result."""
     kernel = _kernel()
     assert kernel is not None
     u, dt = fold_resets(u, dt, starts)
@@ -41,6 +41,6 @@ def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor
 
 
 def fold_resets(u: Tensor, dt: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u and dt (B, L, E) with which a scan without resets resets its state at `starts` (B, L) bool."""
+    """Encode the resets at `starts` (B, L) bool in u and dt (B, L, E), for a scan without resets."""
     starts = starts.unsqueeze(2)
     return torch.where(starts, u * dt / _RESET_DT, u), torch.where(starts, _RESET_DT, dt)

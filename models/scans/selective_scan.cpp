@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kChunk = 32;     // slots between saved states
 constexpr int64_t kChannels = 4;   // channels of E that share each load of B and C
-constexpr int64_t kBlock = 128;    // slots that all channels process before the next block: B, C and their gradients stay in cache
+constexpr int64_t kBlock = 128;  // slots per block; all channels finish a block before the next one, which keeps B and C in cache
 constexpr int64_t kMaxVectors = 32;  // N up to 256
 constexpr int64_t kPrefetchSlots = 4;  // prefetch distance: the same channels of consecutive slots are far apart in memory
 

@@ -86,7 +86,7 @@ def kernel_is_available() -> bool:
 
 
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """Compute `ssd` by mamba-ssm's Triton kernels."""
+    """Compute `ssd` with mamba-ssm's Triton kernels."""
     kernel = _kernel()
     assert kernel is not None
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
