@@ -1,4 +1,6 @@
-"""Longplay. Loading an exported model is all that lives here; the rest is in the packages below.
+"""Longplay: distributed training of sequential recommenders.
+
+This module loads exported models:
 
 import longplay
 
@@ -21,15 +23,16 @@ __all__ = ["load"]
 def load(path: str | PathLike[str], *, verify: bool = False, device: str = "cpu") -> ExportedModel:
     """Open a folder written by `longplay export`, on one machine, without DeepSpeed or a process group.
 
-    The item table stays on disk and is mapped into memory: nothing of it is read before it is asked for.
+    The item table is mapped from disk: rows are read when they are needed.
 
     Args:
-        verify: also read the whole item table and compare its sha256 with the one recorded; the other files
-            are always compared.
-        device: where the encoder runs and items are scored; the table comes there a block at a time.
+        path: the folder.
+        verify: also compare the sha256 of the item table, which reads the whole file; the sha256 of the other
+            files is always compared.
+        device: device of the encoder and of scoring; blocks of the item table are copied to it.
     Raises:
-        ValueError: the folder is no export, of an unknown format version, or damaged.
+        ValueError: the folder is not an export, has an unknown format version, or is damaged.
     """
-    from longplay.serving.exported_model import ExportedModel  # torch is imported when a model is wanted
+    from longplay.serving.exported_model import ExportedModel  # `import longplay` does not import torch
 
     return ExportedModel.load(path, verify=verify, device=device)

@@ -1,1 +1,1 @@
-"""World, ZeRO-sharded item table, encoder engine, checkpoints and exact ranking over the sharded table."""
+"""Ranks, the encoder under ZeRO, the sharded item table, exact ranking over it, and checkpoints."""

@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
 def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tensor:
     """Return the hidden state (1, D) after a history (n,) of item ids. Collective."""
-    plan, index = table.plan(history)
-    rows = plan.rows_from_owners(table.shard)
+    exchange, index = table.make_exchange(history)
+    rows = exchange.fetch_rows(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
     last = seq_idx.new_tensor([seq_idx.numel() - 1], dtype=torch.int64)
     return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()

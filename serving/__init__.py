@@ -1,4 +1,4 @@
-"""A trained model as a folder of plain files, and recommending from it on one machine.
+"""Exported models and recommendations from them on one machine; the entry point is `longplay.load`.
 
-Nothing here imports DeepSpeed, starts a process group or unpickles: `longplay.load` is the way in.
+No module here imports DeepSpeed, starts a process group or unpickles.
 """

@@ -1,9 +1,9 @@
-"""The folder that `longplay export` writes: its files, their checks, and the item table's byte layout.
+"""The folder that `longplay export` writes: its files and their checks.
 
 config.json               format version, encoder, metrics, dataset id, and every file's size and sha256
 encoder.safetensors       the encoder's fp32 weights, by parameter name
-item_table.safetensors    "weight" (num_items + 1, D) fp32: row i is item i, row 0 is padding, all zeros
-items.parquet             item_id, original_id, count, by item_id from 1
+item_table.safetensors    "weight" (num_items + 1, D) fp32: row i is item i, row 0 (padding) is zeros
+items.parquet             item_id, original_id, count, ordered by item_id from 1
 """
 
 import dataclasses
@@ -27,23 +27,24 @@ ENCODER_NAME = "encoder.safetensors"
 TABLE_NAME = "item_table.safetensors"
 ITEMS_NAME = "items.parquet"
 TABLE_TENSOR = "weight"
+_GIVE_AN_EXPORT = "give the folder that `longplay export --out` wrote"
 
 
 class ExportError(ValueError):
-    """A folder is no export, was written by another version, or is damaged."""
+    """A folder is not an export, has another format version, or is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What config.json says.
+    """The content of config.json.
 
     Attributes:
-        encoder: the model and its switches, `context_length` included.
+        encoder: the encoder's settings.
         num_items: items are 1..num_items.
-        dataset_id: fingerprint of the dataset whose item ids these are.
-        recipe: what the run was begun as.
+        dataset_id: fingerprint of the dataset that defines the item ids.
+        recipe: the run's recipe.
         checkpoint: the checkpoint's "name", "step" and "metrics" (validation metrics at that step).
-        longplay_version: what wrote it.
+        longplay_version: the version that wrote it.
         files: name -> {"bytes", "sha256"} of every other file.
     """
 
@@ -56,7 +57,7 @@ class ExportConfig:
     files: Mapping[str, Mapping[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of config.json."""
+        """Return the JSON object of config.json."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -72,20 +73,21 @@ class ExportConfig:
 
 
 def read_export_config(path: Path) -> ExportConfig:
-    """Read config.json and check that every file it lists is there and of its size.
+    """Read config.json and check that every file it lists exists and has its size.
 
     Raises:
-        ExportError: no export, another format version, settings unknown here, a file missing or torn.
+        ExportError: the folder is not an export, has another format version or unknown settings, or a file is
+            missing or has another size.
     """
     file = path / CONFIG_NAME
     try:
         saved = json.loads(file.read_text())
     except FileNotFoundError:
-        raise ExportError(f"{path}: is no export (no {CONFIG_NAME}); give --out of an export") from None
+        raise ExportError(f"{path}: is not an export, it has no {CONFIG_NAME}; {_GIVE_AN_EXPORT}") from None
     except (OSError, ValueError) as error:
         raise ExportError(f"{file}: cannot be read ({error}); export the run again") from None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        raise ExportError(f"{path}: is no export (format is not {FORMAT!r}); give --out of an export")
+        raise ExportError(f"{path}: is not an export, its format is not {FORMAT!r}; {_GIVE_AN_EXPORT}")
     if saved.get("format_version") != FORMAT_VERSION:
         raise ExportError(
             f"{path}: format version {saved.get('format_version')!r} is not {FORMAT_VERSION}; export the run "
@@ -101,12 +103,12 @@ def read_export_config(path: Path) -> ExportConfig:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{file}: cannot be used ({error}); export the run again") from None
     if absent:
-        raise ExportError(f"{file}: lists no {sorted(absent)[0]}; export the run again")
+        raise ExportError(f"{file}: does not list {sorted(absent)[0]}; export the run again")
     for name, size in sizes.items():
         if not (path / name).is_file():
             raise ExportError(f"{path / name}: is missing; export the run again")
         if (path / name).stat().st_size != size:
-            raise ExportError(f"{path / name}: is not {size} bytes long, it is torn; export the run again")
+            raise ExportError(f"{path / name}: is not {size} bytes long; export the run again")
     return config
 
 
@@ -116,20 +118,20 @@ def encoder_config(saved: Mapping[str, Any]) -> EncoderConfig:
 
 
 def check_sha256(path: Path, config: ExportConfig, name: str) -> None:
-    """Read the file `name` whole and compare.
+    """Compare the sha256 of the file `name` with the recorded one.
 
     Raises:
-        ExportError: its content is not what was written.
+        ExportError: they differ.
     """
     if sha256_of(path / name) != config.files[name]["sha256"]:
         raise ExportError(f"{path / name}: is damaged, its sha256 differs; export the run again")
 
 
 def map_table(path: Path, num_rows: int, width: int) -> Tensor:
-    """Map an item table's file: (num_rows, width) fp32, whose pages are read when they are touched.
+    """Map an item table's file: (num_rows, width) fp32, whose pages are read on access.
 
     Raises:
-        ExportError: the file is damaged, or holds no such table.
+        ExportError: the file is damaged, or holds another tensor.
     """
     try:
         with TensorFile(path) as file:
@@ -137,5 +139,5 @@ def map_table(path: Path, num_rows: int, width: int) -> Tensor:
     except TensorFileError as error:
         raise ExportError(f"{error}; export the run again") from None
     if table is None or table.dtype != torch.float32 or table.shape != (num_rows, width):
-        raise ExportError(f"{path}: holds no fp32 table of {num_rows} x {width}; export the run again")
+        raise ExportError(f"{path}: is not an fp32 table of {num_rows} x {width}; export the run again")
     return table

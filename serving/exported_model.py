@@ -28,7 +28,7 @@ from longplay.serving.export_format import (
 )
 from longplay.serving.item_rows import ItemRows
 
-_SLOTS_AT_ONCE = 1 << 15  # of histories encoded together
+_SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
 _QUERIES_AT_ONCE = 256  # per pass over the item table
 
 History = Sequence[int] | np.ndarray
@@ -36,11 +36,11 @@ History = Sequence[int] | np.ndarray
 
 @dataclass
 class Session:
-    """One user's history as the encoder's state; made by `ExportedModel.session`, moved on by `step`.
+    """The encoder's state after one user's history; `ExportedModel.session` makes it, `step` advances it.
 
     Attributes:
-        state: what the encoder carries from one event to the next.
-        hidden: (1, D), its output after the last event; None before the first.
+        state: the encoder's recurrent state.
+        hidden: (1, D), the encoder's output after the last event; None before the first event.
         seen: item ids of the history.
     """
 
@@ -50,19 +50,19 @@ class Session:
     seen: set[int]
 
     def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The best next items: original ids (n,) int64 and scores (n,) float64, best first.
+        """Return the best next items: original ids (n,) int64 and scores (n,) float64, best first.
 
         Raises:
             ValueError: the session has no event yet, or `top` is below 1.
         """
         if self.hidden is None:
-            raise ValueError("this session has no event yet; give it one with model.step(session, item)")
+            raise ValueError("the session has no event yet; add one with model.step(session, item)")
         seen = [sorted(self.seen)] if exclude_seen else [[]]
         item_ids, scores = self.model._top(self.hidden, seen, top)
         return _without_padding(item_ids[0], scores[0])
 
     def copy(self) -> Session:
-        """A session of its own that stands where this one stands."""
+        """Return an independent session in the same state."""
         return Session(self.model, self.state, self.hidden, set(self.seen))
 
 
@@ -70,7 +70,7 @@ class ExportedModel:
     """An encoder and its item table, mapped from disk; made by `longplay.load`.
 
     Attributes:
-        config: what the export says of itself.
+        config: the content of the export's config.json.
         encoder: in eval mode, on `device`.
         rows: the item table.
         items: original ids and counts.
@@ -86,10 +86,10 @@ class ExportedModel:
     def load(
         cls, path: str | os.PathLike[str], *, verify: bool = False, device: str = "cpu"
     ) -> ExportedModel:
-        """See `longplay.load`."""
+        """Open an export; see `longplay.load`."""
         folder = Path(path)
         config = read_export_config(folder)
-        for name in config.files if verify else (ENCODER_NAME, ITEMS_NAME):  # these are read whole anyway
+        for name in config.files if verify else (ENCODER_NAME, ITEMS_NAME):  # these are read in full anyway
             check_sha256(folder, config, name)
         where = torch.device(device)
         width, num_items = config.encoder.d_model, config.num_items
@@ -103,22 +103,21 @@ class ExportedModel:
     def recommend(
         self, history: History | Sequence[History], *, top: int = 20, exclude_seen: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best next items after a history, or after each of several: what `longplay recommend` gives.
+        """Return the best next items after one history, or after each of several.
 
-        Of a history the latest `context_length` events are encoded; all of it counts as seen. Items that the
-        model does not know are left out, with a warning.
+        The latest `context_length` events are encoded; every event counts as seen. Items without a row in the
+        model are ignored, with a warning. `longplay recommend` gives the same items.
 
         Args:
             history: original item ids, oldest first; or a list of such histories.
-            top: how many items.
-            exclude_seen: whether items of the history may not be recommended.
+            top: number of items.
+            exclude_seen: whether items of the history are excluded.
         Returns:
-            Original ids (int64) and scores (float64), best first, ties by item id: (n,) each of one history,
-            with n below `top` where fewer items remain; (B, min(top, num_items)) each of B histories, where
-            the places that remain have score -inf and id -1.
+            Original ids (int64) and scores (float64), best first, ties by item id. One history: (n,) each,
+            with n below `top` if fewer items remain. B histories: (B, min(top, num_items)) each, padded with
+            id -1 and score -inf.
         Raises:
-            ValueError: a history holds no item that the model knows, or something else than integers; or
-                `top` is below 1.
+            ValueError: a history has no item of the model or is not a list of integers, or `top` is below 1.
         """
         histories, single = _as_histories(history)
         known = [self._known(one, number, single) for number, one in enumerate(histories)]
@@ -128,18 +127,18 @@ class ExportedModel:
 
     @torch.inference_mode()
     def scores(self, history: History | Sequence[History], item_ids: History) -> np.ndarray:
-        """Float64 scores of chosen items after a history: (n,), or (B, n) after each of B histories.
+        """Return float64 scores of given items: (n,) after one history, (B, n) after B histories.
 
         Args:
-            history: as `recommend` takes it.
+            history: as for `recommend`.
             item_ids: (n,) original ids.
         Raises:
-            ValueError: as `recommend`; or one of `item_ids` is unknown.
+            ValueError: as for `recommend`, or one of `item_ids` is not an item of the model.
         """
-        wanted = _integers(item_ids, "item_ids")
-        ids = self.items.item_ids(wanted)
+        originals = _integers(item_ids, "item_ids")
+        ids = self.items.item_ids(originals)
         if (ids == 0).any():
-            raise ValueError(f"item_ids: {wanted[ids == 0][0]} is not an item of this model")
+            raise ValueError(f"item_ids: {originals[ids == 0][0]} is not an item of this model")
         histories, single = _as_histories(history)
         known = [self._known(one, number, single) for number, one in enumerate(histories)]
         scores = self.rows.score(self._encode(known), torch.from_numpy(ids)).cpu().numpy()
@@ -149,12 +148,14 @@ class ExportedModel:
 
     @torch.inference_mode()
     def session(self, history: History = ()) -> Session:
-        """A session that has seen `history`, original item ids, oldest first, of which the latest
-        `context_length` are encoded; `step` moves it on by one event in constant time.
+        """Return a session after `history`; `step` then adds one event in constant time.
 
+        Args:
+            history: original item ids, oldest first, of which the latest `context_length` are encoded; may be
+                empty.
         Raises:
             TypeError: the encoder is not recurrent (sasrec, moematrrec); use `recommend`.
-            ValueError: as `recommend`; an empty history is a session before its first event.
+            ValueError: as for `recommend`.
         """
         state = self.encoder.init_state(1)
         if len(history) == 0:
@@ -167,14 +168,14 @@ class ExportedModel:
 
     @torch.inference_mode()
     def step(self, session: Session, item_id: int) -> Session:
-        """Move a session on by one event, in place, and return it.
+        """Add one event to a session in place, and return the session.
 
-        Unlike `recommend`, nothing is forgotten when more than `context_length` events have been seen. An
-        item that the model does not know changes nothing, with a warning.
+        Unlike `recommend`, a session includes events older than the latest `context_length`. An item without
+        a row in the model is ignored, with a warning.
         """
         (item,) = self.items.item_ids(_integers([item_id], "item_id")).tolist()
         if item == 0:
-            warnings.warn(f"item {item_id} is not an item of this model; left out", stacklevel=2)
+            warnings.warn(f"item {item_id} is not an item of this model; it is ignored", stacklevel=2)
             return session
         row = self.rows.lookup(torch.tensor([item]))
         hidden, session.state = self.encoder.step(row, session.state)
@@ -185,22 +186,22 @@ class ExportedModel:
     # ------------------------------------------------------------------ parts
 
     def _known(self, history: np.ndarray, number: int, single: bool) -> np.ndarray:
-        """(n,) int64 item ids of the known items of one history of original ids."""
+        """Return the item ids (n,) int64 of a history of original ids, without unknown items."""
         ids = self.items.item_ids(history)
         unknown = history[ids == 0]
         name = "history" if single else f"history {number}"
         if len(unknown) == len(history):
-            raise ValueError(f"{name}: holds no item of this model; give original item ids, oldest first")
+            raise ValueError(f"{name}: has no item of this model; give original item ids, oldest first")
         if len(unknown):
             shown = ", ".join(map(str, unknown[:5]))
             warnings.warn(
-                f"{name}: {len(unknown)} of {len(history)} items are not of this model ({shown}); left out",
+                f"{name}: {len(unknown)} of {len(history)} items are not in this model ({shown}); ignored",
                 stacklevel=3,
             )
         return ids[ids > 0]
 
     def _encode(self, histories: list[np.ndarray]) -> Tensor:
-        """Hidden states (B, D) fp32 after histories of item ids; those of similar length run together."""
+        """Encode histories of item ids to (B, D) fp32; histories of similar length run together."""
         limit = self.config.encoder.context_length
         recent = [history[-limit:] for history in histories]
         lengths = np.array([len(history) for history in recent])
@@ -212,7 +213,7 @@ class ExportedModel:
             items = torch.zeros(len(batch), longest, dtype=torch.int64)
             for row, number in enumerate(batch):
                 items[row, : lengths[number]] = torch.from_numpy(recent[number])
-            seq_idx = (items == 0).int().to(self.device)  # what stands behind a history is no part of it
+            seq_idx = (items == 0).int().to(self.device)  # the slots after a history are another segment
             last = torch.from_numpy(np.arange(len(batch)) * longest + lengths[batch] - 1).to(self.device)
             encoded = self.encoder(self.rows.lookup(items), seq_idx, at=last)
             hidden[torch.from_numpy(batch).to(self.device)] = encoded.float()
@@ -220,10 +221,11 @@ class ExportedModel:
 
     @torch.inference_mode()
     def _top(self, hidden: Tensor, seen: list[list[int]], top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Original ids and scores (B, min(top, num_items)) of hidden (B, D); -1 and -inf where none is left.
+        """Return original ids and scores (B, min(top, num_items)), padded with -1 and -inf.
 
         Args:
-            seen: per query, the item ids that may not be recommended.
+            hidden: (B, D).
+            seen: item ids to exclude, for each query.
         """
         if top < 1:
             raise ValueError(f"top={top}: must be at least 1")
@@ -246,7 +248,7 @@ def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 
 def _as_histories(history: Any) -> tuple[list[np.ndarray], bool]:
-    """Each history as (n,) int64, and whether only one was given."""
+    """Return each history as (n,) int64, and whether `history` is a single one."""
     if len(history) == 0:
         raise ValueError("history: is empty; give original item ids, oldest first")
     if np.ndim(history[0]) == 0:
@@ -260,7 +262,7 @@ def _integers(values: Any, name: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{name}: {error}; give integer item ids") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"{name}: is not a list of integers of 64 bits; give original item ids")
+        raise ValueError(f"{name}: is not a list of 64-bit integers; give original item ids")
     return array.astype(np.int64)
 
 
@@ -270,7 +272,7 @@ def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
         encoder.load_state_dict(read_tensors(file))
     except (RuntimeError, TensorFileError) as error:
         cause = " ".join(str(error).split())
-        raise ExportError(f"{file}: is not this export's encoder ({cause}); export the run again") from None
+        raise ExportError(f"{file}: does not fit config.json ({cause}); export the run again") from None
     return encoder.requires_grad_(False).eval()
 
 

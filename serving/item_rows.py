@@ -10,15 +10,15 @@ from longplay.serving.export_format import map_table
 
 
 class ItemRows:
-    """Rows 0..num_items of width D, in item-id order, read from their file when they are touched.
+    """Rows 0..num_items of width D in item-id order, mapped from their file.
 
-    Several processes on one machine share the pages; none of them is copied.
+    Processes on one machine share the pages.
 
     Args:
         path: item_table.safetensors.
-        device: where rows are wanted.
+        device: device of the rows that methods return.
     Raises:
-        ExportError: the file is not such a table.
+        ExportError: the file holds another table, or is damaged.
     """
 
     def __init__(self, path: Path, *, num_items: int, width: int, device: torch.device) -> None:
@@ -26,11 +26,11 @@ class ItemRows:
         self.weight = map_table(path, num_items + 1, width)
 
     def lookup(self, items: Tensor) -> Tensor:
-        """Rows (..., D) fp32 on the device, of item ids (...) int64 on any device; those of 0 are zeros."""
+        """Return rows (..., D) fp32 of item ids (...) int64 on any device; item 0 has a row of zeros."""
         return self.weight[items.cpu()].to(self.device)
 
     def score(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """Float64 dot products (Q, n) of hidden (Q, D) fp32 and the rows of items (n,) int64."""
+        """Return float64 scores (Q, n) of queries (Q, D) fp32 and items (n,) int64."""
         return hidden.double() @ self.lookup(items).double().T
 
     def top(self, hidden: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:

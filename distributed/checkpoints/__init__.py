@@ -1,1 +1,1 @@
-"""Save and load checkpoints."""
+"""Saving and loading checkpoints."""

@@ -1,14 +1,14 @@
-"""One atomic directory per checkpoint, readable by any number of ranks, with nothing in it to unpickle.
+"""One folder per checkpoint: atomic, readable at any world size, without pickles.
 
     checkpoints/step-000001200/
-        encoder.safetensors                  fp32 weights and Adam moments, whole
-        table-000000000-000001708.safetensors rows [0, 1708) of the item table and their optimizer state
-        state.json                           step, counters, what the caller adds, and every file's size and
+        encoder.safetensors                    fp32 weights and Adam moments
+        table-000000000-000001708.safetensors  rows [0, 1708) of the item table and their optimizer state
+        state.json                             step, counters, the caller's values, each file's size and
         sha256
 
-torch.distributed.checkpoint could hold the same, but its metadata file is a pickle; row ranges in safetensors
-need no more code and let a rank of another world size read just the rows it owns. `checkpoint_writer` writes
-a directory under another name and renames it when every byte is on disk: one with its final name is whole.
+`writer` writes a folder under a temporary name and renames it when all files are on disk, so a folder with
+its final name is complete. Each rank reads only the rows that it owns, at any world size.
+torch.distributed.checkpoint is not used because its metadata file is a pickle.
 """
 
 import hashlib
@@ -33,31 +33,32 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint on disk: its directory and the content of its state.json."""
+    """A checkpoint on disk: its folder and the content of its state.json."""
 
     path: Path
     state: Mapping[str, Any]
 
     @property
     def step(self) -> int:
+        """Optimizer steps that it contains."""
         return int(self.state["step"])
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table: ItemTable) -> None:
-    """Fill table (and encoder, unless None) from a checkpoint of any world size. Every rank must call.
+    """Fill the table, and an engine's encoder, from a checkpoint of any world size. Collective.
 
     Raises:
-        CheckpointError: it belongs to another table, or lacks rows or tensors.
+        CheckpointError: it belongs to another table, or rows or tensors are missing.
     """
     state = checkpoint.state
     for field, value in (("num_items", table.num_items), ("width", table.width)):
         if state[field] != value:
-            raise CheckpointError(f"{checkpoint.path}: its {field} is {state[field]}, this run's is {value}")
+            raise CheckpointError(f"{checkpoint.path}: {field} is {state[field]}, but {value} in this run")
     if engine is not None:
         if state["table_update"] != table.config.update:
             raise CheckpointError(
                 f"{checkpoint.path}: was trained with table.update {state['table_update']}, "
-                f"not {table.config.update}; take the same, or another --run folder"
+                f"not {table.config.update}; use the same update, or another --run folder"
             )
         engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
     _read_rows(checkpoint.path, table, weights_only=engine is None)
@@ -65,7 +66,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
 
 
 def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> None:
-    """Fill an encoder that no engine holds, for evaluation and inference.
+    """Fill an encoder that has no engine, for evaluation and inference.
 
     Raises:
         CheckpointError: the names or shapes of the weights differ from the encoder's.
@@ -75,7 +76,7 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
     try:
         missing = encoder.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: its encoder is another: {error}") from None
+        raise CheckpointError(f"{checkpoint.path}: does not fit this encoder: {error}") from None
     parameters = {name for name, _ in encoder.named_parameters()}
     lacking = sorted(parameters.intersection(missing))
     if lacking:
@@ -83,19 +84,19 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder's; names sort as their steps do."""
+    """Return the folder name of a checkpoint; names sort by step."""
     return f"step-{step:09d}"
 
 
 def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest whole checkpoint under `root`, None if there is none at all; and what is wrong with each
-    newer one.
+    """Find the newest complete checkpoint under `root`. Collective if `world` is given.
 
     Args:
-        world: where several ranks take part: each checks some of the files, and all agree. Every rank must
-            call.
+        world: the ranks that share the work: each checks some of the files, and all get the same result.
+    Returns:
+        The checkpoint, None if there are no checkpoints; and the problem of each newer, damaged one.
     Raises:
-        CheckpointError: there are checkpoints and none is whole; on every rank alike.
+        CheckpointError: there are checkpoints, and all are damaged. Raised on every rank.
     """
     problems: dict[Path, str] = {}
     paths = sorted(root.glob("step-*"), reverse=True)
@@ -109,17 +110,17 @@ def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoin
         except CheckpointError as error:
             problems[path] = str(error)
     if problems:
-        raise CheckpointError(f"no checkpoint in {root} is whole: {'; '.join(problems.values())}")
+        raise CheckpointError(f"all checkpoints in {root} are damaged: {'; '.join(problems.values())}")
     return None, problems
 
 
 def open_checkpoint(path: Path, world: World | None = None) -> Checkpoint:
-    """Read a checkpoint's state and check every file against its recorded size and sha256.
+    """Read a checkpoint's state and compare every file with its recorded size and sha256.
 
     Args:
-        world: as in `latest_checkpoint`. Every rank must call.
+        world: as in `latest_checkpoint`. Collective if given.
     Raises:
-        CheckpointError: it is not there, not readable by this version, or not whole; on every rank alike.
+        CheckpointError: it is missing, of another format version, or damaged. Raised on every rank.
     """
     world = world or World()
     state, problem = None, None
@@ -142,15 +143,15 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / "state.json").read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint (no state.json)") from None
+        raise CheckpointError(f"{path}: is not a checkpoint, because it has no state.json") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}/state.json: cannot be read ({error})") from None
     if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
         found = state.get("schema_version") if isinstance(state, dict) else None
-        raise CheckpointError(f"{path}: schema version {found} is not {SCHEMA_VERSION}")
+        raise CheckpointError(f"{path}: schema version {found}, but this version reads {SCHEMA_VERSION}")
     recorded = state.pop("sha256", None)
     if recorded != state_sha256(state):
-        raise CheckpointError(f"{path}/state.json: its content differs from what was written (sha256)")
+        raise CheckpointError(f"{path}/state.json: is damaged, its sha256 differs")
     return state
 
 
@@ -158,29 +159,27 @@ def _check_files(path: Path, files: Iterable[tuple[str, Mapping[str, Any]]]) -> 
     for name, recorded in files:
         file = path / name
         if not file.is_file() or file.stat().st_size != recorded["bytes"]:
-            raise CheckpointError(
-                f"{file}: is missing or not {recorded['bytes']} bytes long; the checkpoint is torn"
-            )
+            raise CheckpointError(f"{file}: is missing or not {recorded['bytes']} bytes long")
         try:
             found = sha256_of(file)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
         if found != recorded["sha256"]:
-            raise CheckpointError(
-                f"{file}: its content differs from what was written (sha256); it is damaged"
-            )
+            raise CheckpointError(f"{file}: is damaged, its sha256 differs")
 
 
 def state_sha256(state: Mapping[str, Any]) -> str:
-    """The checksum of a state.json, itself left out."""
+    """Return the checksum of a state without its "sha256" entry."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection[Path] = ()) -> None:
-    """Delete all but the `last` newest checkpoints and those named in `keep`; one rank only.
+    """Delete old and damaged checkpoints; call it on one rank.
 
     Args:
-        damaged: are deleted too, whatever their number.
+        keep: folder names to keep.
+        last: number of newest checkpoints to keep, without the damaged ones.
+        damaged: folders to delete in any case.
     """
     paths = sorted(path for path in root.glob("step-*") if path not in damaged)
     older = [path for path in paths[: max(0, len(paths) - last)] if path.name not in keep]
@@ -192,7 +191,7 @@ def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection
 
 
 def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:
-    """Copy this rank's rows out of whichever files hold them."""
+    """Copy this rank's rows from the files that hold them."""
     targets = table.state()
     if weights_only:
         targets = {"weight": targets["weight"]}
@@ -207,7 +206,7 @@ def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:
             absent = sorted(set(targets) - set(tensors.names()))
             if absent:
                 raise CheckpointError(
-                    f"{file}: holds no {', '.join(absent)}; take the row optimizer it was trained with"
+                    f"{file}: has no {', '.join(absent)}; use the row optimizer that the run was trained with"
                 )
             for name, target in targets.items():
                 tensors.read_rows(name, low - start, target[low - first : high - first])

@@ -1,8 +1,8 @@
-"""Saving while training goes on: a copy in host memory, then files written by a thread of each rank.
+"""Saving in the background: a copy in host memory, then files written by one thread per rank.
 
-The threads use no collectives, which would mix with those of training. Each rank writes its part and a small
-account of it into one directory; rank 0's thread waits for all accounts, adds state.json and renames the
-directory. A checkpoint that any rank could not write never gets its final name.
+The threads use no collectives, which would interleave with those of training. Each rank writes its files and
+a small report of them to one folder. Rank 0's thread waits for all reports, adds state.json and renames the
+folder. If a rank cannot write its files, the checkpoint never gets its final name.
 """
 
 import json
@@ -35,12 +35,12 @@ from longplay.distributed.zero.deepspeed_env import comm
 Background = Literal["auto", "always", "never"]
 _SHARE_OF_FREE_MEMORY = 0.5
 _POLL_S = 0.05
-_ACCOUNT = "written-by-rank-{:05d}.json"
+_REPORT = "written-by-rank-{:05d}.json"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What one rank has to write of a checkpoint; rank 0's `state` lacks only the files."""
+    """The files that one rank writes for a checkpoint; `state` is state.json without the file list."""
 
     final: Path
     partial: Path
@@ -50,13 +50,14 @@ class _Job:
 
 
 class CheckpointWriter:
-    """Writes a rank's checkpoints, one at a time. Building it is collective.
+    """Writes a rank's checkpoints, one at a time. Collective.
 
     Args:
-        root: the folder for `step-NNN` directories; it must exist.
-        background: whether files are written by a thread while training goes on, which takes a copy of the
-            rank's rows and their state. `auto`: if half of the free memory can hold it.
-        timeout_s: how long rank 0 waits for the others' parts.
+        root: the existing folder of the `step-NNN` folders.
+        background: whether a thread writes the files while training continues. This needs a copy of the
+            rank's rows and their state in host memory; `auto` does it if half of the free memory can hold the
+            copy.
+        timeout_s: time that rank 0 waits for the other ranks' files.
     """
 
     def __init__(
@@ -69,9 +70,8 @@ class CheckpointWriter:
         nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
         if world.world_size > 1:
             comm.broadcast(nonce, 0)
-        self._suffix = (
-            f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"  # tells our unfinished saves from a dead run's
-        )
+        # Distinguishes this run's unfinished saves from those of a dead run.
+        self._suffix = f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
         if world.is_rank0:
             for path in root.glob(".writing-*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -85,13 +85,14 @@ class CheckpointWriter:
         extra: Mapping[str, Any],
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to write `root/step-NNN`; returns when training may go on. Every rank must call.
+        """Start writing `root/step-NNN`; return when training may continue. Collective.
 
         Args:
-            extra: JSON values of the caller, found again in `Checkpoint.state`.
-            on_commit: called on rank 0, perhaps by another thread, when the checkpoint has its final name.
+            step: optimizer steps so far.
+            extra: JSON values of the caller, returned in `Checkpoint.state`.
+            on_commit: called on rank 0, possibly in another thread, when the checkpoint has its final name.
         Raises:
-            OSError, CheckpointError: this save or the one before failed; what was saved earlier is whole.
+            OSError, CheckpointError: this save or the previous one failed; earlier checkpoints are complete.
         """
         self.wait()
         encoder = engine.state()
@@ -123,20 +124,20 @@ class CheckpointWriter:
             self._write(job)
 
     def check(self) -> None:
-        """Raise what a save in the background failed with, if it has; never waits.
+        """Raise the error of a background save that has failed; do not wait for one that runs.
 
         Raises:
-            OSError, CheckpointError: it failed.
+            OSError, CheckpointError: the save failed.
         """
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
     def wait(self) -> None:
-        """Wait until this rank's part of the save that was begun is written; on rank 0 until all of it is.
+        """Wait until this rank has written its files; on rank 0, until the save is complete.
 
         Raises:
-            OSError, CheckpointError: it failed.
+            OSError, CheckpointError: the save failed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -157,42 +158,42 @@ class CheckpointWriter:
             self._failure = error
 
     def _write(self, job: _Job) -> None:
-        """Writes this rank's part, and on rank 0 makes the checkpoint whole."""
+        """Write this rank's files; on rank 0 also commit the checkpoint."""
         self._check_root()
         job.partial.mkdir(exist_ok=True)
         written = [write_tensors(job.partial / name, tensors) for name, tensors in job.tensors.items()]
-        account = {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in written}
-        write_json(job.partial / _ACCOUNT.format(self.world.rank), account)
+        report = {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in written}
+        write_json(job.partial / _REPORT.format(self.world.rank), report)
         if not self.world.is_rank0:
             return
         state = {**job.state, "files": self._gather(job.partial)}
         write_json(job.partial / "state.json", {**state, "sha256": state_sha256(state)})
         for rank in range(self.world.world_size):
-            (job.partial / _ACCOUNT.format(rank)).unlink()
+            (job.partial / _REPORT.format(rank)).unlink()
         replace_folder(job.partial, job.final)
         job.on_commit()
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
             raise CheckpointError(
-                f"{self.root}: the folder was removed while the run was going; nothing can be saved there"
+                f"{self.root}: the folder was removed during the run; no checkpoint can be saved"
             )
 
     def _gather(self, partial: Path) -> dict[str, Any]:
-        """Every file's size and checksum, once all ranks have written theirs."""
+        """Wait for all ranks; return every file's size and checksum."""
         files: dict[str, Any] = {}
         deadline = time.monotonic() + self._timeout_s
         for rank in range(self.world.world_size):
-            path = partial / _ACCOUNT.format(rank)
+            path = partial / _REPORT.format(rank)
             while not path.exists():
                 if time.monotonic() > deadline:
                     raise CheckpointError(
-                        f"{partial}: rank {rank} has not written its part within {self._timeout_s:g} s; "
-                        "is the run folder on a file system that all nodes share?"
+                        f"{partial}: rank {rank} has not written its files within {self._timeout_s:g} s; "
+                        "put the run folder on a file system that all nodes share"
                     )
                 self._check_root()
                 if not partial.exists():
-                    raise CheckpointError(f"{partial}: was removed while it was written")
+                    raise CheckpointError(f"{partial}: the folder was removed during the save")
                 time.sleep(_POLL_S)
             files |= json.loads(path.read_text())
         return files
@@ -201,10 +202,10 @@ class CheckpointWriter:
 def save_checkpoint(
     root: Path, engine: EncoderEngine, table: ItemTable, *, step: int, extra: Mapping[str, Any]
 ) -> Path:
-    """Write `root/step-NNN`, wait until it is whole, and return it. Every rank must call.
+    """Write `root/step-NNN`, wait until it is complete, and return its path. Collective.
 
     Raises:
-        OSError, CheckpointError: it failed; what was saved before is whole.
+        OSError, CheckpointError: the save failed; earlier checkpoints are complete.
     """
     root.mkdir(parents=True, exist_ok=True)
     writer = CheckpointWriter(root, table.world, background="never")

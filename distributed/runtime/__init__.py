@@ -1,1 +1,1 @@
-"""Process group, collectives, watchdog, memory."""
+"""Process group, collectives, watchdog and memory."""

@@ -1,20 +1,20 @@
-"""How the C library keeps memory that PyTorch has freed on a CPU."""
+"""Settings of glibc's allocator for training on a CPU."""
 
 import ctypes
 import os
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc takes no larger one
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # the largest that glibc accepts
 _KEPT = (1 << 31) - 1
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory kept for the next tensor, up to 2 GiB, instead of given back to the system.
+    """Make the allocator keep up to 2 GiB of freed memory instead of returning it to the system.
 
-    A training step allocates and frees the same few hundred megabytes each time. By glibc's defaults much of
-    it goes back to the system and comes again page by page, each zeroed: some 6 % of a step's time.
-    Does nothing where the environment sets these thresholds, or where the C library is another one.
+    Every training step allocates and frees the same few hundred megabytes. By default glibc returns much of
+    this memory, and the system then zeroes each page again, which takes about 6 % of a step. Does nothing if
+    the environment sets these thresholds or the C library is not glibc.
     """
     if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys():
         return

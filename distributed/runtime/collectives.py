@@ -1,4 +1,4 @@
-"""The few collectives we use, over deepspeed.comm; one rank alone never touches the network."""
+"""Collectives over deepspeed.comm; with one rank they return without communication."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from longplay.distributed.zero.deepspeed_env import comm
 
 
 class PendingCollective:
-    """A collective that has begun.
+    """A collective in flight.
 
     Args:
-        result: what it fills; nobody may touch it before `wait`.
-        work: what torch calls a collective that has not ended; None: it has.
-        sent: kept until it has ended.
+        result: the tensor that it fills; not to be read or written before `wait`.
+        work: torch's handle; None if the collective is complete.
+        sent: the tensor that it sends, kept alive until it is complete.
     """
 
     def __init__(self, result: Tensor, work: Any = None, sent: Tensor | None = None) -> None:
         self._result, self._work, self._sent = result, work, sent
 
     def wait(self) -> Tensor:
-        """Wait for it (on a GPU the current stream does) and return its result."""
+        """Wait until the collective is complete and return its result. On a GPU the current stream waits."""
         if self._work is not None:
             self._work.wait()
             self._work = self._sent = None
@@ -31,26 +31,26 @@ class PendingCollective:
 
 
 def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
-    """Sum `tensor` over the ranks in place and return it. Every rank must call."""
+    """Sum `tensor` over the ranks in place and return it. Collective."""
     if world.world_size > 1:
         comm.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(tensor: Tensor, world: World) -> Tensor:
-    """Elementwise maximum of `tensor` over the ranks, in place. Every rank must call."""
+    """Replace `tensor` by its elementwise maximum over the ranks and return it. Collective."""
     if world.world_size > 1:
         comm.all_reduce(tensor, op=comm.ReduceOp.MAX)
     return tensor
 
 
 def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
-    """Concatenate every rank's `rows` in rank order. Every rank must call.
+    """Concatenate every rank's `rows` in rank order. Collective.
 
     Args:
-        rows: (n, ...), where n may differ between ranks and may be 0; the trailing shape may not differ.
+        rows: (n, ...); n may differ between ranks and may be 0, the trailing shape must be the same.
     Returns:
-        The (sum of n, ...) concatenation and each rank's n.
+        The concatenation (sum of n, ...) and each rank's n.
     """
     if world.world_size == 1:
         return rows, [rows.shape[0]]
@@ -70,12 +70,13 @@ def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
 
 
 def all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor) -> Tensor:
-    """Send `send[r]` consecutive rows to each rank r, receive `recv[r]` from it into `out`. Every rank must
-    call.
+    """Send `send[r]` consecutive rows to each rank r and receive `recv[r]` rows from it. Collective.
 
     Args:
         rows: (sum(send), ...), ordered by destination.
-        out: (sum(recv), ...), filled ordered by source; must be contiguous.
+        out: (sum(recv), ...), contiguous; filled in the order of the sources.
+    Returns:
+        `out`.
     """
     return start_all_to_all_rows(rows, send, recv, out).wait()
 
@@ -83,7 +84,7 @@ def all_to_all_rows(rows: Tensor, send: Sequence[int], recv: Sequence[int], out:
 def start_all_to_all_rows(
     rows: Tensor, send: Sequence[int], recv: Sequence[int], out: Tensor
 ) -> PendingCollective:
-    """`all_to_all_rows` that returns at once; `wait` gives `out`, filled. Every rank must call."""
+    """Start `all_to_all_rows` and return without waiting for it. Collective."""
     if len(send) == 1:
         return PendingCollective(out.copy_(rows))
     rows = rows.contiguous()
@@ -93,5 +94,5 @@ def start_all_to_all_rows(
 
 
 def start_all_reduce_sum(tensor: Tensor, world: World) -> PendingCollective:
-    """`all_reduce_sum` that returns at once; `wait` gives `tensor`, summed. Every rank must call."""
+    """Start `all_reduce_sum` and return without waiting for it. Collective."""
     return PendingCollective(tensor, comm.all_reduce(tensor, async_op=True) if world.world_size > 1 else None)

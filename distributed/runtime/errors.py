@@ -1,12 +1,12 @@
-"""The failures of this package that a caller tells apart."""
+"""Exceptions that callers handle separately."""
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not finite; raised on every rank at once, before any weight has changed."""
+    """A loss or a gradient is not finite. Raised on every rank, before any weight changes."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """A batch does not fit into the memory of a rank; the message says what to lower."""
+    """A batch does not fit in the memory of a rank; the message names the settings to lower."""
 
 
 class CheckpointError(ValueError):

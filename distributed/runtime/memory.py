@@ -1,4 +1,4 @@
-"""Memory: what there is for a rank, what a process used at its peak, and a word when it ran out."""
+"""The memory available to a rank, its peak use, and one error for every kind of out of memory."""
 
 import gc
 import os
@@ -14,7 +14,14 @@ from longplay.distributed.runtime.world import World
 
 
 def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, str]:
-    """Memory of one rank here, and what it is a share of; None where it cannot be told."""
+    """Return the memory of one rank on this machine in bytes, and a description of it.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        local_ranks: ranks that share this machine's memory.
+    Returns:
+        None for the bytes if they are unknown.
+    """
     if device_type == "cuda":
         if not torch.cuda.is_available():
             return None, "no GPU here"
@@ -22,7 +29,7 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
-        # What this process holds is in use already, and in the plan too.
+        # Estimates include what this process holds already.
         mine = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, KeyError, ValueError):
         return None, "unknown"
@@ -31,14 +38,14 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
 
 
 def peak_memory_gib(world: World) -> float:
-    """Peak memory of this rank: of the GPU where there is one, else of the process."""
+    """Return the peak memory of this rank in GiB: of its GPU, or of the process on a CPU."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def forget_peak_memory() -> None:
-    """Let `peak_memory_gib` count from what is in use now; memory that the allocator kept counts as used."""
+    """Reset the peak to the memory in use now, which includes memory that the allocator keeps."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -46,15 +53,17 @@ def forget_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # not Linux, or not allowed: the peak stays that of all the process did
+        return  # not Linux, or not permitted: the peak remains that of the whole process
 
 
 @contextmanager
 def memory_is_enough_for(what: str) -> Iterator[None]:
-    """Turns the allocators' several ways to fail into one.
+    """Raise one exception for every way in which an allocator reports that memory ran out.
 
+    Args:
+        what: the work of the context, for the message.
     Raises:
-        OutOfMemoryError: `what` does not fit into memory.
+        OutOfMemoryError: the work does not fit in memory.
     """
     try:
         yield
@@ -67,5 +76,5 @@ def memory_is_enough_for(what: str) -> Iterator[None]:
         raise OutOfMemoryError(
             f"out of memory in {what} ({cause}); lower --data.rows_per_step or "
             "--evaluation.rows_per_batch, raise --engine.gradient_accumulation_steps, or start more ranks; "
-            "`longplay plan` says what fits"
+            "`longplay plan` estimates what fits"
         ) from error

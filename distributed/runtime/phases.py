@@ -1,4 +1,4 @@
-"""Names for the parts of a training step, which profiles show; without a profiler one costs a microsecond."""
+"""Names of the parts of a training step in profiles; without a profiler each costs a microsecond."""
 
 from typing import Literal, get_args
 
@@ -13,10 +13,10 @@ _PREFIX = "longplay: "
 
 
 def phase(name: Phase | Literal["step"]) -> record_function:
-    """A context whose time counts for a part of the step, or for the whole."""
+    """Return a context that a profile shows as this part of the step."""
     return record_function(_PREFIX + name)
 
 
 def phase_name(event_name: str) -> str | None:
-    """The part that a profiler's event is, None for any other event."""
+    """Return the part that a profiler event stands for; None for other events."""
     return event_name.removeprefix(_PREFIX) if event_name.startswith(_PREFIX) else None

@@ -1,4 +1,4 @@
-"""Work that a GPU does beside its main stream; on a CPU it is done in its place in the program."""
+"""A second CUDA stream; on a CPU its work runs in program order."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,14 +6,14 @@ import torch
 
 
 class SideStream:
-    """A second CUDA stream for work whose results the main stream needs a while later.
+    """A second CUDA stream for work whose results the main stream needs later.
 
-    Whoever reads back a number of that work (a count, a size) waits for the side stream alone, while the main
-    stream goes on with what it has been given.
+    Reading a value of this work back to the CPU (a count, a size) waits for the side stream only; the main
+    stream keeps running the work that it has.
 
-    What is made beside may be used on the main stream from `join` on. It may be dropped at any time after the
-    main stream's last use was issued, for its memory is handed out again only to work beside, which comes
-    after the next `mark`.
+    Tensors made on the side stream may be used on the main stream after `join`. They may be freed any time
+    after the main stream's last use was issued: only later side-stream work reuses their memory, and that
+    work waits for the next `mark`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,12 +21,12 @@ class SideStream:
         self._mark = None if self._side is None else torch.cuda.Event()
 
     def mark(self) -> None:
-        """Work beside, from now on, comes after all that the main stream was given until now."""
+        """Make later side-stream work wait for everything issued to the main stream so far."""
         if self._mark is not None:
             self._mark.record()
 
-    def beside(self) -> AbstractContextManager[object]:
-        """A context whose GPU work runs beside the main stream, after the last `mark`."""
+    def stream(self) -> AbstractContextManager[object]:
+        """Return a context whose GPU work runs on the side stream, after the last `mark`."""
         if self._side is None:
             return nullcontext()
         if self._mark is not None:
@@ -34,6 +34,6 @@ class SideStream:
         return torch.cuda.stream(self._side)
 
     def join(self) -> None:
-        """The main stream's work from now on comes after all work beside until now."""
+        """Make later main-stream work wait for everything issued to the side stream so far."""
         if self._side is not None:
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)

@@ -1,4 +1,4 @@
-"""Who we are among the ranks: a plain process, torchrun and srun lead to the same `World`."""
+"""This process's rank: a plain process, torchrun and srun all give a `World`."""
 
 import os
 import re
@@ -17,7 +17,15 @@ from longplay.distributed.zero.deepspeed_env import comm
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One process among `world_size`; `device` is where its encoder and its part of the item table live."""
+    """One rank.
+
+    Attributes:
+        rank: number of this process, 0..world_size - 1.
+        local_rank: its number on this machine.
+        world_size: number of ranks.
+        device: holds its encoder and its shard of the item table.
+        launcher: "single process", "torchrun" or "srun".
+    """
 
     rank: int = 0
     local_rank: int = 0
@@ -33,11 +41,10 @@ class World:
 def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
     """Read (rank, local_rank, world_size, launcher) from torchrun's or srun's variables.
 
-    A Slurm batch script that was not entered through `srun` is a single process: its SLURM_NTASKS counts
-    tasks that nobody started.
+    A process of a Slurm batch script that `srun` did not start is a single process, whatever SLURM_NTASKS is.
 
     Raises:
-        ValueError: torchrun's variables are only partly set.
+        ValueError: only some of torchrun's variables are set.
     """
     torchrun = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in env]
     if len(torchrun) == 3:
@@ -62,7 +69,7 @@ def local_world_size(world_size: int) -> int:
 
 
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port where the ranks of one Slurm step meet: its first node, a port from the job id."""
+    """Return the rendezvous of a Slurm step: its first node, and a port derived from job and step id."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
     hosts: list[str] = []
     if shutil.which("scontrol"):
@@ -70,33 +77,33 @@ def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
         hosts = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     first = hosts[0] if hosts else first_host(nodes)
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
-    return first, 20000 + (job * 7 + step) % 12000  # below the ports that Linux hands out
+    return first, 20000 + (job * 7 + step) % 12000  # below Linux's ephemeral ports
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list such as `gpu[003-006,9],login1`, for nodes without `scontrol`."""
+    """Return the first host of a Slurm node list such as `gpu[003-006,9],login1` without `scontrol`."""
     match = re.match(r"([^\[,]+)(?:\[([^\]\-,]+))?", nodelist)
     assert match, f"empty node list {nodelist!r}"
     return match.group(1) + (match.group(2) or "")
 
 
 def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
-    """Join the process group (NCCL on GPU, gloo on CPU) and return this rank's `World`. Every rank must call.
+    """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's `World`. Collective.
 
-    On a CPU it also settles how freed memory is kept, see `keep_freed_memory`.
+    On a CPU it also calls `keep_freed_memory`.
 
     Args:
-        device: "auto" takes a GPU when there is one; "cpu" or "cuda" insists.
-        timeout_s: a rank that hears nothing from the others for this long gives up, so that a dead rank ends
-            the job instead of hanging it.
+        device: "auto" uses a GPU if there is one, else the CPU; "cpu" or "cuda" uses that.
+        timeout_s: a collective fails after this time without an answer from the other ranks, so that a dead
+            rank ends the job.
 
     Raises:
-        ValueError: the device is unknown or absent, or the launcher's variables make no sense.
+        ValueError: the device is unknown or absent, or the launcher's variables are inconsistent.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for but torch sees no GPU; take cpu or auto")
+        raise ValueError("device: cuda needs a GPU and torch finds none; use cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     rank, local_rank, world_size, launcher = read_environment(os.environ)
     if use_cuda:
@@ -124,14 +131,17 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
 
 
 def close_world() -> None:
-    """Leave the process group; only on the way out of a run that ended well, never while an error unwinds."""
+    """Leave the process group. Collective.
+
+    Call it only after success: after an error on one rank the others never arrive at the barrier.
+    """
     if torch.distributed.is_initialized():
         comm.barrier()
         comm.destroy_process_group()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """Return a TCP port that is free now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

@@ -1,1 +1,1 @@
-"""The sharded item table: lookup, update, ranking, softmax."""
+"""The sharded item table: lookup, update, softmax and ranking."""

@@ -1,4 +1,4 @@
-"""Full cross-entropy over a sharded table: a rank scores its own rows, and logits exist a chunk at a time."""
+"""Full cross-entropy over a sharded table: each rank scores its own rows, one chunk of logits at a time."""
 
 from typing import Any
 
@@ -9,22 +9,20 @@ from longplay.distributed.runtime.collectives import all_gather_rows, all_reduce
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 
-# Logits in memory at once, per rank. On a CPU a chunk that stays in cache is nearly twice as fast as one that
-# does not; with several ranks each chunk costs two small all-reduces, so chunks are fewer; a GPU wants large
-# products.
+# Logits in memory at a time, per rank. On a CPU a chunk that fits in cache is nearly twice as fast. With
+# several ranks each chunk costs two small all-reduces, so chunks are larger. A GPU needs large products.
 _CHUNK_ELEMENTS_ALONE, _CHUNK_ELEMENTS_SHARED, _CHUNK_ELEMENTS_CUDA = 1 << 19, 1 << 21, 1 << 26
 
 
 def full_softmax_loss(hidden: Tensor, targets: Tensor, table: ItemTable, anchor: Tensor) -> Tensor:
-    """Sum over this rank's targets of -log softmax over all items. Every rank must call.
+    """Sum -log softmax over all items at this rank's targets. Collective.
 
-    The gradient with respect to the table goes straight to `table.add_shard_gradient`, since every row has
-    one.
+    Every row of the table has a gradient; the backward pass adds it by `table.add_shard_gradient`.
 
     Args:
-        hidden: (V, D), the encoder's outputs at this rank's valid targets; V may be 0.
+        hidden: (V, D) the encoder's outputs at this rank's targets; V may be 0.
         targets: (V,) int64 items in 1..num_items.
-        anchor: any fp32 scalar that requires grad; it makes autograd visit us even where V is 0.
+        anchor: an fp32 scalar that requires grad, so that autograd runs the backward pass even if V is 0.
     Returns:
         fp32 scalar.
     """
@@ -32,9 +30,7 @@ def full_softmax_loss(hidden: Tensor, targets: Tensor, table: ItemTable, anchor:
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Gradients are computed beside the loss, while a chunk's logits are at hand: three products, no
-    recomputation.
-    """
+    """Computes the gradients in the forward pass, while a chunk's logits exist: three products per chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, anchor: Tensor, targets: Tensor, table: ItemTable) -> Tensor:
@@ -70,12 +66,14 @@ class _FullSoftmax(torch.autograd.Function):
 def _chunk(
     hidden: Tensor, owned: Tensor, mine: Tensor, table: ItemTable, hidden_grad: Tensor, shard_grad: Tensor
 ) -> Tensor:
-    """Losses (n,) of one chunk of all ranks' queries; adds this rank's part of the gradients in place.
+    """Return the losses (n,) of one chunk of all ranks' queries. Collective.
 
     Args:
         hidden: (n, D), the same on every rank.
-        owned: (n,) each target's row in this rank's shard, meaningful where `mine` (n,) bool.
-        hidden_grad: (n, D) and shard_grad (R, D), added to.
+        owned: (n,) each target's row in this rank's shard, valid where `mine` is True.
+        mine: (n,) bool, whether this rank owns the target.
+        hidden_grad: (n, D), receives this rank's part of the gradient.
+        shard_grad: (R, D), to which this rank's gradient is added.
     """
     world, shard = table.world, table.shard
     logits = hidden @ shard.T
@@ -88,8 +86,7 @@ def _chunk(
     logits.sub_(top.unsqueeze(1)).exp_()
     sums = torch.stack([logits.sum(1), target_logit])
     all_reduce_sum(sums, world)
-    # (exp - sum * one_hot) / sum is softmax - one_hot; the division is done on the narrow side of each
-    # product.
+    # (exp - sum * one_hot) / sum is softmax - one_hot; dividing the (n, D) factors is cheaper.
     logits[here, owned[here]] -= sums[0, here]
     scale = sums[0].reciprocal().unsqueeze(1)
     torch.mm(logits, shard, out=hidden_grad)
@@ -99,7 +96,7 @@ def _chunk(
 
 
 def chunk_elements(world: World) -> int:
-    """Logits that one chunk may hold on this rank."""
+    """Return the number of logits of one chunk on this rank."""
     if world.device.type == "cuda":
         return _CHUNK_ELEMENTS_CUDA
     return _CHUNK_ELEMENTS_ALONE if world.world_size == 1 else _CHUNK_ELEMENTS_SHARED

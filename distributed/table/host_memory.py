@@ -1,7 +1,7 @@
-"""Table partitions in the machine's memory that a GPU works on: page-locked, and reached over the bus.
+"""Table shards in host memory for use by a GPU.
 
-A kernel of ours reads and writes page-locked rows where they lie, so that only touched rows cross the bus and
-the CPU does nothing. Where the kernels do not run, rows are gathered and updated on the CPU and copied.
+Triton kernels read and write rows of page-locked memory in place: only touched rows cross the bus and the CPU
+does no work. Without the kernels, the CPU gathers and updates rows and they are copied.
 """
 
 import weakref
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longplay.common.sizes import gib
 from longplay.distributed.table import triton_kernels
 
 
 def page_lock(tensor: Tensor, owner: object) -> None:
-    """Lock a CPU tensor's memory for GPUs until `owner` is dropped; without a GPU nothing is done.
+    """Page-lock a CPU tensor's memory until `owner` is deleted. Without a GPU, do nothing.
 
-    The memory is locked where it is: PyTorch's own page-locked memory comes in powers of two, up to twice as
-    much as asked for.
+    PyTorch's own page-locked allocations are rounded up to powers of two, which may double their size.
 
     Raises:
-        RuntimeError: the system does not allow that much, see `ulimit -l` and the container's limits.
+        RuntimeError: the system's limit is too low, see `ulimit -l` and the container's limits.
     """
     if not torch.cuda.is_available() or not tensor.numel():
         return
@@ -30,14 +30,14 @@ def page_lock(tensor: Tensor, owner: object) -> None:
     failed = int(runtime.cudaHostRegister(address, size, 0))
     if failed:
         raise RuntimeError(
-            f"{size / 2**30:.1f} GiB of memory could not be locked for the GPU (CUDA error {failed}); raise "
-            "the limit that `ulimit -l` shows, or set --table.placement device"
+            f"{gib(size)} of memory could not be page-locked for the GPU (CUDA error {failed}); raise the "
+            "limit that `ulimit -l` shows, or set --table.placement device"
         )
     weakref.finalize(owner, runtime.cudaHostUnregister, address)
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """(n, D) rows of `table` (R, D), on the device of `rows` (n,) int64, wherever the table lies."""
+    """Return rows (n, D) of `table` (R, D), on the device of the row numbers `rows` (n,) int64."""
     if table.device == rows.device:
         return table.index_select(0, rows)
     if kernels_reach(table, rows.device):
@@ -46,14 +46,14 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def kernels_reach(table: Tensor, device: torch.device) -> bool:
-    """Whether kernels on `device` can work on `table` where it lies."""
+    """Return whether kernels on `device` can read and write `table` in place."""
     if table.device == device:
         return True
     return table.is_pinned() and triton_kernels.works(host_rows_kernel, device)
 
 
 def host_rows_kernel(device: torch.device) -> bool:
-    """Whether a kernel on `device` reads the rows of page-locked memory that PyTorch reads."""
+    """Check that a kernel on `device` reads page-locked rows correctly."""
 
     class Owner:
         pass

@@ -1,11 +1,11 @@
-"""The item table: one ZeRO-3 parameter, served and updated from its partitions; only touched rows travel.
+"""The item table: one ZeRO-3 parameter, read and updated in its partitions; only touched rows are sent.
 
-DeepSpeed owns the parameter and its partitioning in both update modes. What differs is who updates it:
+DeepSpeed owns the parameter and its partitioning in both update modes. They differ in the optimizer:
 
-* `row_sparse`: the table is frozen to DeepSpeed's optimizer. The owner of a row updates it in place with a
-  row optimizer, so the work and the traffic of a step follow the rows it touched, never the table.
-* `zero_dense`: the summed row gradients are written into ZeRO-3's own gradient partition and DeepSpeed's Adam
-  updates every row: exact dense Adam, for small tables and as a reference.
+* `row_sparse`: DeepSpeed's optimizer excludes the table. The owner of a row updates it in place with a row
+  optimizer; the work and the traffic of a step grow with the touched rows, not with the table.
+* `zero_dense`: the summed row gradients are written to ZeRO-3's gradient partition, and DeepSpeed's Adam
+  updates every row. This is exact dense Adam, for small tables and as a reference.
 """
 
 import math
@@ -29,7 +29,7 @@ from longplay.distributed.zero.parameter import (
     zero_parameter,
 )
 
-_INIT_BLOCK = 16384  # rows drawn from one generator; part of what a seed means
+_INIT_BLOCK = 16384  # rows drawn from one generator; another value changes the rows of every seed
 
 
 @settings_class
@@ -65,7 +65,7 @@ class ItemTableConfig:
 
 
 class _Holder(nn.Module):
-    """Presents the parameter to DeepSpeed. It is never called, so that no gather hook ever fires on it."""
+    """Holds the parameter for DeepSpeed. It is never called, so DeepSpeed's gather hooks never run on it."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -73,15 +73,14 @@ class _Holder(nn.Module):
 
 
 class ItemTable:
-    """Rows 1..num_items of width D over all ranks; this rank holds `rows_per_rank` consecutive row positions.
-
-    Building it is collective: every rank must call.
+    """The rows of items 1..num_items over all ranks; each rank owns consecutive row positions. Collective.
 
     Args:
         num_items: items are 1..num_items; 0 is padding and has no row.
         width: D.
-        seed: fixes the initial rows, whatever the number of ranks.
-        initial_rows: draw them; False leaves zeros, for a table that a checkpoint fills.
+        seed: determines the initial rows, for any number of ranks.
+        initial_rows: whether to draw the initial rows; False leaves zeros, for a table that a checkpoint
+            fills.
         read_only: keep no optimizer state; for evaluation and recommendation.
     """
 
@@ -110,8 +109,7 @@ class ItemTable:
         self.zero_dense = config.update == "zero_dense" and not read_only
         weight = zero_parameter(partition, self.rows_per_rank * world.world_size, trainable=self.zero_dense)
         self.holder = _Holder(weight)
-        # Reading `holder.weight` goes through DeepSpeed's parameter dictionary, which gathers; a list does
-        # not.
+        # `holder.weight` would go through DeepSpeed's parameter dictionary, which gathers.
         self._weight = [weight]
         self.row_optimizer = None
         if not (self.zero_dense or read_only):
@@ -126,19 +124,19 @@ class ItemTable:
         self._touched: Tensor | None = None
         self._summed: tuple[Tensor | None, Tensor] | None = None
         self.bytes_sent = 0
-        if not self.zero_dense:  # else the engine forbids it, once it is built
+        if not self.zero_dense:  # with zero_dense the engine forbids it after its construction
             forbid_gather(weight)
 
     @property
     def shard(self) -> Tensor:
-        """(num_rows, D) fp32: the rows this rank owns, as a view into ZeRO-3's partition.
+        """(num_rows, D) fp32: the rows that this rank owns, a view of ZeRO-3's partition.
 
-        On the CPU where `placement` is host.
+        On the CPU if `placement` is host.
         """
         return self._rows(partition_of(self._weight[0]))
 
     def bytes_per_rank(self) -> dict[str, int]:
-        """Bytes of weights and of optimizer state on this rank."""
+        """Return the bytes of weights, optimizer state and gradient on this rank."""
         rows = self.rows_per_rank * self.width * 4
         if self.zero_dense:
             return {"weights": 2 * rows, "optimizer_state": 2 * rows, "gradient": rows}
@@ -148,14 +146,14 @@ class ItemTable:
 
     # ------------------------------------------------------------------ reading rows
 
-    def begin_exchange(self, items: Tensor) -> tuple[PendingRowExchange, Tensor]:
-        """Begin to plan one exchange for all `items` of a micro-batch. Every rank must call.
+    def start_exchange(self, items: Tensor) -> tuple[PendingRowExchange, Tensor]:
+        """Start the exchange of the rows of all `items` of a micro-batch. Collective.
 
         Args:
-            items: (n,) int64 item ids with repeats; 0 is padding.
+            items: (n,) int64 item ids; repeats are requested once, 0 is padding.
         Returns:
-            The plan in the making, and for each item its index into the rows that `lookup` returns (0 for
-            padding).
+            The exchange, its metadata in flight; and (n,) int64, each item's index into the rows that
+            `lookup` returns, 0 for padding.
         """
         positions = torch.where(items > 0, self.order.positions(items), -1)
         unique, index = torch.unique(positions, return_inverse=True)
@@ -163,37 +161,35 @@ class ItemTable:
             return PendingRowExchange(unique[1:], self.rows_per_rank, self.world), index
         return PendingRowExchange(unique, self.rows_per_rank, self.world), index + 1
 
-    def plan(self, items: Tensor) -> tuple[RowExchange, Tensor]:
-        """`begin_exchange` and its end, in one."""
-        planning, index = self.begin_exchange(items)
-        return planning.finish(), index
+    def make_exchange(self, items: Tensor) -> tuple[RowExchange, Tensor]:
+        """Start an exchange and wait for its metadata; arguments as in `start_exchange`. Collective."""
+        pending, index = self.start_exchange(items)
+        return pending.wait(), index
 
-    def lookup(self, plan: RowExchange) -> Tensor:
-        """Fetch the planned rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Every rank
-        must call.
-        """
-        return plan.rows_from_owners(self.shard).requires_grad_()
+    def lookup(self, exchange: RowExchange) -> Tensor:
+        """Fetch the rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Collective."""
+        return exchange.fetch_rows(self.shard).requires_grad_()
 
     # ------------------------------------------------------------------ gradients and update
 
-    def add_row_gradients(self, plan: RowExchange, grads: Tensor) -> None:
-        """Send the (U + 1, D) gradients of looked-up rows to their owners. Every rank must call."""
-        self._pending.append(plan.sum_by_row(plan.gradients_to_owners(grads)))
-        self.bytes_sent += plan.bytes_sent[0]
+    def add_row_gradients(self, exchange: RowExchange, grads: Tensor) -> None:
+        """Send the gradients (U + 1, D) of the rows that `lookup` returned to their owners. Collective."""
+        self._pending.append(exchange.sum_by_row(exchange.send_gradients(grads)))
+        self.bytes_sent += exchange.bytes_sent[0]
 
     def add_shard_gradient(self, grads: Tensor) -> None:
-        """Add a gradient (num_rows, D) for every row this rank owns, as full cross-entropy gives."""
+        """Add a gradient (num_rows, D) of every row that this rank owns; full cross-entropy makes one."""
         self._dense = grads.clone() if self._dense is None else self._dense.add_(grads)
 
     def finish_gradients(self) -> Tensor:
-        """Sum what the micro-batches left and return this rank's squared gradient norm (fp32 scalar).
+        """Sum the micro-batches' gradients; return this rank's squared gradient norm, an fp32 scalar.
 
-        In `zero_dense` the sum goes into DeepSpeed's gradient partition, whose own norm covers it, and the
-        scalar returned is 0.
+        With `zero_dense` the sum goes to DeepSpeed's gradient partition, whose norm includes it, and the
+        scalar is 0.
         """
         self._summed = self._sum_pending()
         rows, grads = self._summed
-        if self.world.world_size > 1:  # the engine's losses carry this factor, for DeepSpeed takes means
+        if self.world.world_size > 1:  # the engine multiplies losses by it, because DeepSpeed averages
             grads.div_(self.world.world_size)
         if not self.zero_dense:
             return grads.square().sum()
@@ -201,12 +197,15 @@ class ItemTable:
         return grads.new_zeros(())
 
     def step(self, *, lr: float, grad_scale: float) -> None:
-        """Update the touched rows with learning rate `lr * lr_scale` and the summed gradient times
-        `grad_scale`.
+        """Update the touched rows with the gradients of `finish_gradients`.
 
-        In `zero_dense` DeepSpeed's engine has already updated the table; only the bookkeeping is left.
+        With `zero_dense` DeepSpeed has updated the table already, and this only counts the step.
+
+        Args:
+            lr: learning rate of the encoder; `lr_scale` multiplies it.
+            grad_scale: factor on the gradients, from clipping.
         """
-        assert self._summed is not None, "finish_gradients comes before step"
+        assert self._summed is not None, "call finish_gradients before step"
         rows, grads = self._summed
         self._summed = None
         self.step_count += 1
@@ -216,7 +215,7 @@ class ItemTable:
             self.row_optimizer.step(self.shard, rows, grads, lr=scaled_lr, step=self.step_count)
 
     def take_bytes_sent(self) -> int:
-        """Bytes this rank has sent to others for table rows since the last call."""
+        """Return the bytes that this rank sent to others for table rows since the last call."""
         sent, self.bytes_sent = self.bytes_sent, 0
         return sent
 
@@ -254,9 +253,9 @@ class ItemTable:
     # ------------------------------------------------------------------ state
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's rows and optimizer state by name: views, each (num_rows, ...), to read or to fill."""
+        """Return this rank's rows and optimizer state by name: views (num_rows, ...), to read or to fill."""
         if self.world.device.type == "cuda" and self.config.placement == "host":
-            torch.cuda.synchronize(self.world.device)  # kernels may still be writing what the CPU will read
+            torch.cuda.synchronize(self.world.device)  # kernels may still write the rows that the CPU reads
         if not self.zero_dense:
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         kinds = {"weight": None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -264,7 +263,7 @@ class ItemTable:
         return {name: self._rows(optimizer_partition(weight, moment)) for name, moment in kinds.items()}
 
     def state_was_filled(self, step_count: int) -> None:
-        """Call after filling the tensors of `state()`: `step_count` updates have been made to them."""
+        """Take over the tensors of `state()` after the caller filled them with the state at `step_count`."""
         self.step_count = step_count
         if self.zero_dense:
             self.shard.copy_(self.state()["weight"])
@@ -275,9 +274,7 @@ class ItemTable:
 
 
 def fill_initial_rows(rows: Tensor, first_row: int, *, std: float, seed: int) -> None:
-    """Fill rows (n, D), which start at table row `first_row`, with normal values that depend on (seed, row)
-    only.
-    """
+    """Fill rows (n, D), which begin at table row `first_row`, with normal values derived from (seed, row)."""
     done = 0
     while done < rows.shape[0]:
         block, offset = divmod(first_row + done, _INIT_BLOCK)

@@ -1,4 +1,4 @@
-"""Which rows go where: unique ids -> owner ranks -> rows back, and row gradients the same way home."""
+"""Exchange of table rows: requests go to the owners, rows come back, row gradients return to the owners."""
 
 from dataclasses import dataclass, field
 
@@ -12,13 +12,14 @@ from longplay.distributed.table.host_memory import take_rows
 
 @dataclass(frozen=True, kw_only=True)
 class RowExchange:
-    """One step's exchange, made once and used for the rows and for their gradients.
+    """The metadata of one exchange, used for the rows and for their gradients.
 
     Attributes:
-        positions: (U,) the distinct row positions this rank asked for, ascending, so grouped by owner rank.
-        send: rows asked of each rank; recv: rows each rank asks of us.
-        local_rows: (sum(recv),) the rows asked of us, as row numbers in our partition, ordered by asking
-            rank.
+        positions: (U,) the distinct row positions this rank requests, ascending, so grouped by owner.
+        send: number of rows this rank requests from each rank.
+        recv: number of rows each rank requests from this rank.
+        local_rows: (sum(recv),) the requested rows of this rank's shard, ordered by requesting rank.
+        bytes_sent: one number, the bytes sent to other ranks so far.
     """
 
     world: World
@@ -30,18 +31,20 @@ class RowExchange:
 
     @property
     def num_unique(self) -> int:
+        """U, the number of distinct rows."""
         return self.positions.shape[0]
 
     def count_sent(self, num_rows: int, row_bytes: int) -> None:
+        """Add `num_rows` rows of `row_bytes` bytes to `bytes_sent`."""
         self.bytes_sent[0] += num_rows * row_bytes
 
-    def rows_from_owners(self, shard: Tensor) -> Tensor:
-        """Fetch the planned rows. Every rank must call.
+    def fetch_rows(self, shard: Tensor) -> Tensor:
+        """Fetch the requested rows from their owners. Collective.
 
         Args:
-            shard: (R, D) this rank's partition of the table.
+            shard: (R, D) this rank's shard of the table.
         Returns:
-            (U + 1, D): row 0 is zero and stands for padding, row 1 + i belongs to `positions[i]`.
+            (U + 1, D): row 0 is zero, for padding; row 1 + i is the row at `positions[i]`.
         """
         rows = take_rows(shard, self.local_rows)
         out = rows.new_empty(self.num_unique + 1, shard.shape[1])
@@ -51,13 +54,13 @@ class RowExchange:
         self.count_sent(sent, shard.shape[1] * shard.element_size())
         return out
 
-    def gradients_to_owners(self, grads: Tensor) -> Tensor:
-        """Send each row's gradient to its owner. Every rank must call.
+    def send_gradients(self, grads: Tensor) -> Tensor:
+        """Send each row's gradient to its owner. Collective.
 
         Args:
-            grads: (U + 1, D) as `rows_from_owners` returned rows; row 0 is ignored.
+            grads: (U + 1, D), in the order of `fetch_rows`; row 0 is ignored.
         Returns:
-            (sum(recv), D) gradients of `local_rows`.
+            (sum(recv), D), the gradients of `local_rows`.
         """
         out = grads.new_empty(sum(self.recv), grads.shape[1])
         all_to_all_rows(grads[1:], self.send, self.recv, out)
@@ -66,12 +69,12 @@ class RowExchange:
         return out
 
     def sum_by_row(self, grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up what several ranks sent for the same row, in rank order, so that the sum is repeatable.
+        """Sum the gradients that several ranks sent for the same row, in rank order, so always the same sum.
 
         Args:
-            grads: (sum(recv), D) from `gradients_to_owners`.
+            grads: (sum(recv), D) from `send_gradients`.
         Returns:
-            (T,) distinct local rows, ascending, and their (T, D) gradients.
+            (T,) distinct rows of this shard, ascending, and their (T, D) gradients.
         """
         if self.world.world_size == 1:
             return self.local_rows, grads
@@ -83,48 +86,52 @@ class RowExchange:
 
 
 class PendingRowExchange:
-    """The plan of an exchange in the making; what it takes from other ranks may travel beside other work.
+    """An exchange whose metadata all-to-alls are in flight, in parallel with other work. Collective.
 
-    Making it sends how many rows are wanted of each rank, `send_positions` which ones, and `finish` waits for
-    what the others want of us. Every rank must make it and call each, in the same order.
+    Construction starts the all-to-all of the request counts, `send_positions` that of the requested
+    positions, and `wait` returns the exchange. Every rank makes these three calls in the same order.
 
     Args:
         positions: (U,) distinct row positions, ascending.
+        rows_per_rank: rows that each rank owns.
     """
 
     def __init__(self, positions: Tensor, rows_per_rank: int, world: World) -> None:
         self._positions, self._rows_per_rank, self._world = positions, rows_per_rank, world
         self._send = self._recv = [positions.shape[0]]
-        self._wanted = PendingCollective(positions)
+        self._requested = PendingCollective(positions)
         self._counts: tuple[Tensor, PendingCollective] | None = None
         if world.world_size > 1:
             edges = torch.arange(1, world.world_size, device=positions.device) * rows_per_rank
             cuts = torch.searchsorted(positions, edges)
             ends = torch.cat([cuts, cuts.new_tensor([positions.shape[0]])])
-            asked = torch.diff(ends, prepend=ends.new_zeros(1))
+            send = torch.diff(ends, prepend=ends.new_zeros(1))
             ones = [1] * world.world_size
-            self._counts = asked, start_all_to_all_rows(asked, ones, ones, torch.empty_like(asked))
+            self._counts = send, start_all_to_all_rows(send, ones, ones, torch.empty_like(send))
 
     def send_positions(self) -> None:
-        """Wait for the numbers of rows and send the positions, once."""
+        """Wait for the request counts and start the all-to-all of the positions. Collective.
+
+        A second call does nothing.
+        """
         if self._counts is None:
             return
-        asked, answered = self._counts
+        send, recv = self._counts
         self._counts = None
-        self._send, self._recv = asked.tolist(), answered.wait().tolist()
-        wanted = self._positions.new_empty(sum(self._recv))
-        self._wanted = start_all_to_all_rows(self._positions, self._send, self._recv, wanted)
+        self._send, self._recv = send.tolist(), recv.wait().tolist()
+        requested = self._positions.new_empty(sum(self._recv))
+        self._requested = start_all_to_all_rows(self._positions, self._send, self._recv, requested)
 
-    def finish(self) -> RowExchange:
-        """Wait for all and return the plan."""
+    def wait(self) -> RowExchange:
+        """Wait for the metadata and return the exchange. Collective."""
         self.send_positions()
         rank = self._world.rank
-        plan = RowExchange(
+        exchange = RowExchange(
             world=self._world,
             positions=self._positions,
             send=self._send,
             recv=self._recv,
-            local_rows=self._wanted.wait() - rank * self._rows_per_rank,
+            local_rows=self._requested.wait() - rank * self._rows_per_rank,
         )
-        plan.count_sent(plan.num_unique - self._send[rank], self._positions.element_size())
-        return plan
+        exchange.count_sent(exchange.num_unique - self._send[rank], self._positions.element_size())
+        return exchange

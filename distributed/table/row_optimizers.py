@@ -1,4 +1,4 @@
-"""Optimizers that read and write only the touched rows of a table; their state lives beside those rows."""
+"""Optimizers that read and write only the touched rows of a table and of their state."""
 
 import math
 from typing import Literal
@@ -28,10 +28,10 @@ class RowOptimizerConfig:
 
 
 class LazyAdam:
-    """Adam on touched rows: an untouched row keeps its weight and its moments (torch.optim.SparseAdam's
-    rule).
+    """Adam on touched rows: an untouched row keeps its weight and its moments, as in torch.optim.SparseAdam.
 
-    Bias correction counts table steps, not a row's own. When every row is touched it is dense Adam exactly.
+    Bias correction counts the steps of the table, not those of a row. If every step touches every row, this
+    is exactly dense Adam.
     """
 
     def __init__(self, config: RowOptimizerConfig, weight: Tensor) -> None:
@@ -42,10 +42,11 @@ class LazyAdam:
         """Update `weight` in place.
 
         Args:
-            weight: (R, D) this rank's rows; they may lie in page-locked memory while the rest is on a GPU.
+            weight: (R, D) this rank's rows; in page-locked host memory or on the device of `grads`.
             rows: (U,) distinct row numbers, or None for all rows in order.
-            grads: (U, D) the gradient of each.
-            step: 1 for the first update.
+            grads: (U, D) their gradients.
+            lr: learning rate.
+            step: number of the update, from 1.
         """
         beta1, beta2 = self.betas
         step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
@@ -78,7 +79,7 @@ class LazyAdam:
 
 
 def lazy_adam_kernel(device: torch.device) -> bool:
-    """Whether the fused update does on `device` what PyTorch does, on a small problem."""
+    """Check the fused update against PyTorch on a small problem on `device`."""
     generator = torch.Generator().manual_seed(0)
     weight, first, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 100, 40))
     second = first.square()
@@ -93,7 +94,7 @@ def lazy_adam_kernel(device: torch.device) -> bool:
 
 
 class RowAdagrad:
-    """Adagrad with one accumulator per row: the running sum of the row gradient's mean square."""
+    """Adagrad with one accumulator per row: the sum over steps of the row gradient's mean square."""
 
     def __init__(self, config: RowOptimizerConfig, weight: Tensor) -> None:
         self.eps = config.eps
@@ -116,7 +117,7 @@ class RowAdagrad:
 
 
 def row_adagrad_kernel(device: torch.device) -> bool:
-    """Whether the fused update does on `device` what PyTorch does, on a small problem."""
+    """Check the fused update against PyTorch on a small problem on `device`."""
     generator = torch.Generator().manual_seed(0)
     weight, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 40))
     total = torch.rand(100, generator=generator).to(device)
@@ -131,5 +132,5 @@ def row_adagrad_kernel(device: torch.device) -> bool:
 
 
 def build_row_optimizer(config: RowOptimizerConfig, weight: Tensor) -> LazyAdam | RowAdagrad:
-    """Make the optimizer that `config` names for this rank's rows `weight` (R, D)."""
+    """Return the optimizer that `config` names for this rank's rows `weight` (R, D)."""
     return (LazyAdam if config.name == "adam" else RowAdagrad)(config, weight)

@@ -1,9 +1,9 @@
-"""Where an item's row stands in the table: a fixed bijection that spreads frequent items over all ranks.
+"""The order of items in the table: a fixed bijection that spreads frequent items over all ranks.
 
-Items are numbered by falling frequency, so that in item order the first rank would own every popular row and
-do nearly all the work. Multiplying by an odd step near the golden section of the table spreads any run of
-neighbours evenly, costs two integer operations, needs no stored permutation, and does not depend on the
-number of ranks.
+Item ids ascend with falling frequency. In item order, the first rank would own every popular row and do
+nearly all the work. Multiplying by a step near the golden section of the number of items, coprime to it,
+spreads every range of items evenly. It takes two integer operations, stores no permutation, and does not
+depend on the number of ranks.
 """
 
 import math
@@ -15,7 +15,7 @@ class RowOrder:
     """Bijection between items 1..num_items and row positions 0..num_items-1.
 
     Raises:
-        ValueError: num_items is not between 1 and 2**31 (a product must fit in int64).
+        ValueError: num_items is not between 1 and 2**31; products must fit in int64.
     """
 
     def __init__(self, num_items: int) -> None:
@@ -29,9 +29,9 @@ class RowOrder:
         self.inverse_step = pow(step, -1, num_items) if num_items > 1 else 0
 
     def positions(self, items: Tensor) -> Tensor:
-        """Row positions (same shape, int64) of `items`, each in 1..num_items."""
+        """Return the row positions of `items`, each in 1..num_items; same shape, int64."""
         return (items - 1) * self.step % self.num_items
 
     def items(self, positions: Tensor) -> Tensor:
-        """Items (same shape, int64) at `positions`, each in 0..num_items-1."""
+        """Return the items at row positions, each in 0..num_items - 1; same shape, int64."""
         return positions * self.inverse_step % self.num_items + 1

@@ -1,4 +1,4 @@
-// What exact ranks are counted from, on the CPU: float32, OpenMP. Nothing is copied that need not be.
+// Float32 scores and counts for exact rankings on the CPU, parallel by OpenMP.
 
 #include <algorithm>
 #include <cmath>
@@ -6,11 +6,11 @@
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 20;  // scores that 32 bits count
+constexpr int64_t kBlock = 1 << 20;  // scores that a 32-bit counter holds
 
 }  // namespace
 
-// Mirrored by score_counts._Sizes.
+// score_counts._Sizes has the same fields.
 struct Sizes {
   int64_t count, width, threads;
 };
@@ -35,7 +35,7 @@ void pair_scores(const Sizes* sizes, const float* queries, const int64_t* query,
   }
 }
 
-// How many of each query's scores are above[q], and how many at least below[q]; scores (Q, R), the rest (Q,).
+// Counts each query's scores > above[q] (surely) and >= below[q] (perhaps); scores (Q, R), the rest (Q,).
 void count_scores(const Sizes* sizes, const float* scores, const float* above, const float* below, int64_t* surely,
                   int64_t* perhaps) {
   const Sizes s = *sizes;

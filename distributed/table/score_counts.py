@@ -1,9 +1,9 @@
-"""How many of many rows score above each query's target: exact counts, and no score outlives its block.
+"""Exact counts of the rows that score above each query's target.
 
-A score is the float64 dot product of the float32 query and the float32 row. Every pair is scored in float32,
-on a GPU in a kernel that stores no score at all; the pairs whose rounding could change the comparison are
-scored again in float64, so the counts do not depend on the block size, the kernel or the device. Rows in
-page-locked memory are brought to the queries' device block by block.
+`models/scores.py` defines a score. Every pair is scored in float32; on a GPU a kernel counts without storing
+scores. Pairs whose rounding could change the comparison get their exact score, so the counts depend neither
+on the block size nor on the kernel nor on the device. Rows in page-locked memory are copied to the queries'
+device block by block.
 """
 
 import ctypes
@@ -17,25 +17,27 @@ from longplay.distributed.table.host_memory import take_rows
 from longplay.models.scores import exact_dot, exact_scores, float32_error, score_slack
 from longplay.native.loading import call_native, load_native
 
-BLOCK_ELEMENTS = 1 << 23  # scores in memory at once (32 MiB in fp32), where they are stored
-_FUSED_ROWS = 1 << 22  # rows of one call of the kernel
-_PAIR_ELEMENTS = 1 << 20  # row elements gathered at once when single pairs are scored
+BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time (32 MiB in fp32), without the kernel
+_FUSED_ROWS = 1 << 22  # rows per launch of the kernel
+_PAIR_ELEMENTS = 1 << 20  # row elements gathered at a time for single pairs
 _TINY = 1e-30  # for queries and rows of zeros
 _SOURCE = Path(__file__).with_name("score_counts.cpp")
 
 
 def half_wins(scores: Tensor, against: Tensor) -> Tensor:
-    """1 where a score is higher, one half where it is equal, else 0 (float64)."""
+    """Return float64: 1 where a score is higher, 0.5 where it is equal, else 0."""
     return (scores > against).double() + 0.5 * (scores == against).double()
 
 
 def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor, score: Tensor) -> Tensor:
-    """How many of its pairs beat each query's `score`; a tie counts half.
+    """Count, for each query, its pairs with a score above the target's; a tie adds one half.
 
     Args:
-        hidden: (Q, D) and rows: (R, D) fp32.
-        query, row: (P,) the pairs.
-        score: (Q,) float64, the target's.
+        hidden: (Q, D) fp32.
+        query: (P,) int64, each pair's query.
+        rows: (R, D) fp32, on any device.
+        row: (P,) int64, each pair's row.
+        score: (Q,) float64, the targets' scores.
     Returns:
         (Q,) float64.
     """
@@ -55,13 +57,13 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
 
 
 class _Sizes(ctypes.Structure):
-    """Sizes of the source."""
+    """`Sizes` of score_counts.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("count", "width", "threads")]
 
 
 def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Fp32 scores (P,) of hidden[query] with rows[row], and the norms (P,) of these rows."""
+    """Return fp32 scores (P,) of hidden[query] with rows[row], and the norms (P,) of these rows."""
     if hidden.device.type == "cpu" and load_native(_SOURCE) is not None:
         sizes = _Sizes(query.shape[0], hidden.shape[1], torch.get_num_threads())
         scores, norms = hidden.new_empty(2, query.shape[0])
@@ -73,12 +75,13 @@ def _pair_scores(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor) -> tu
 
 
 def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor) -> Tensor:
-    """How many rows beat each query's `score`; a tie counts half.
+    """Count, for each query, the rows with a score above the target's; a tie adds one half.
 
     Args:
-        hidden: (Q, D) and rows: (R, D) fp32.
-        score: (Q,) float64, the target's.
-        own: (Q,) the row of each query's target, which is left out; outside of 0..R-1 if `rows` lacks it.
+        hidden: (Q, D) fp32.
+        rows: (R, D) fp32, on any device.
+        score: (Q,) float64, the targets' scores.
+        own: (Q,) int64, the target's row, which is not counted; outside 0..R-1 if `rows` does not hold it.
     Returns:
         (Q,) float64.
     """
@@ -98,7 +101,7 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
         counted = triton_kernels.count_above(hidden, block, above, below) if fused else None
         if counted is not None:
             parts = [counted]
-        else:  # not fused, or too many pairs too near to tell
+        else:  # no kernel, or too many undecided pairs
             begins = range(0, block.shape[0], step)
             parts = (_count(hidden, block, at, at + step, above, below, own - first) for at in begins)
         for surely, query, row in parts:
@@ -113,8 +116,9 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
 def _count(
     hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `triton_kernels.count_above` finds, among rows[begin:end] without the targets' own; their scores
-    are in memory meanwhile.
+    """Do what `triton_kernels.count_above` does, with the scores of rows[begin:end] in memory.
+
+    The targets' own rows are not counted.
     """
     scores = hidden @ rows[begin:end].T
     inside = ((own >= begin) & (own < begin + scores.shape[1])).nonzero().squeeze(1)
@@ -128,7 +132,7 @@ def _count(
 
 
 def _count_scores(scores: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of each query's scores (Q, R) are above `above` (Q,), and how many at least `below`."""
+    """Count each query's scores (Q, R) above `above` (Q,), and those of at least `below` (Q,)."""
     if scores.device.type == "cpu" and load_native(_SOURCE) is not None:
         sizes = _Sizes(*scores.shape, torch.get_num_threads())
         surely, perhaps = torch.empty(2, scores.shape[0], dtype=torch.int64)
@@ -138,7 +142,7 @@ def _count_scores(scores: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor,
 
 
 def counting_kernel(device: torch.device) -> bool:
-    """Whether the kernel finds on `device` what PyTorch finds, on a small problem with wide margins."""
+    """Check the kernel against PyTorch on a small problem with wide margins on `device`."""
     generator = torch.Generator().manual_seed(0)
     hidden, rows = (torch.randn(n, 24, generator=generator).to(device) for n in (70, 150))
     score = 3 * torch.randn(70, generator=generator).to(device)
@@ -146,7 +150,7 @@ def counting_kernel(device: torch.device) -> bool:
     nowhere = torch.full((70,), -1, device=device)
     fused = triton_kernels.count_above(hidden, rows, above, below)
     surely, query, _ = _count(hidden, rows, 0, 150, above, below, nowhere)
-    # A score within rounding of a bound may be on either side of it: a few such are no fault.
+    # A score within rounding of a bound may be on either side, so a few differences are allowed.
     return (
         fused is not None
         and int((fused[0] - surely).abs().sum()) <= 2
@@ -155,5 +159,5 @@ def counting_kernel(device: torch.device) -> bool:
 
 
 def _round_up(value: Tensor) -> Tensor:
-    """The next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
+    """Return the next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
     return torch.nextafter(value, torch.full_like(value, torch.inf))

@@ -1,10 +1,9 @@
-"""Triton kernels for the table on a GPU: the touched rows' reading and update, and counting scores unstored.
+"""Triton kernels for the table on a GPU: they read and update touched rows, and count scores.
 
-Each has a twin in PyTorch that defines what it computes: `index_select`, the `row_optimizers`, and
-`score_counts._count`.
-With TRITON_INTERPRET=1 they run on the CPU, which is how the tests compare them. On a GPU each is tried on a
-small problem against its twin before its first use, and left alone, with one line in the log, where it cannot
-be compiled or differs.
+A PyTorch twin defines what each kernel computes: `index_select`, the `row_optimizers`, and the counting of
+`score_counts`. With TRITON_INTERPRET=1 the kernels run on the CPU, where the tests compare them. Before its
+first use on a GPU each kernel is checked against its twin on a small problem. A kernel that cannot be
+compiled or gives another result is not used, and the log says so.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import torch
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
-_SWITCH = "LONGPLAY_TRITON"  # 0 leaves all of them alone
-_ROW_ELEMENTS = 2048  # of a program that takes rows
-_QUERIES, _ROWS = 64, 64  # a tile of scores
-_ROWS_PER_PROGRAM = 1 << 14  # rows that one program of the count passes over
-NEAR_CAPACITY = 1 << 22  # undecided pairs of one call, 64 MiB
+_SWITCH = "LONGPLAY_TRITON"  # 0 disables all kernels
+_ROW_ELEMENTS = 2048  # per program of the kernels by rows
+_QUERIES, _ROWS = 64, 64  # of one tile of scores
+_ROWS_PER_PROGRAM = 1 << 14  # rows that one program counts
+NEAR_CAPACITY = 1 << 22  # undecided pairs of one launch, 64 MiB
 
 
 @cache
 def _source() -> Any | None:
-    """The module of the kernels, or None where there is no Triton."""
+    """Return the module of the kernels; None if Triton is not installed."""
     try:
         from longplay.distributed.table import triton_source
     except ImportError:
@@ -37,23 +36,23 @@ def _source() -> Any | None:
 
 
 def is_present(device: torch.device) -> bool:
-    """Whether kernels can be tried for tensors on `device`: Triton is there, and a GPU or its interpreter."""
+    """Return whether Triton can run on `device`: it is installed, with a GPU or with its interpreter."""
     can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     return can_run and os.environ.get(_SWITCH) != "0" and _source() is not None
 
 
 @cache
 def works(check: Callable[[torch.device], bool], device: torch.device) -> bool:
-    """Whether a kernel may be used on `device`: `check` runs it on a small problem and compares."""
+    """Return whether a kernel may be used on `device`; `check` compares it with its twin there."""
     if not is_present(device):
         return False
     try:
         good = check(device)
-    except Exception as error:  # whatever a compiler raises; nothing rests on the kernel
-        _log.warning("%s: left alone, PyTorch is used instead: %s", check.__name__, error)
+    except Exception as error:  # a compiler may raise anything, and PyTorch can do the work
+        _log.warning("%s: failed, PyTorch is used instead: %s", check.__name__, error)
         return False
     if not good:
-        _log.warning("%s: left alone, PyTorch is used instead: results differ", check.__name__)
+        _log.warning("%s: failed, PyTorch is used instead: results differ", check.__name__)
     return good
 
 
@@ -71,12 +70,12 @@ def lazy_adam(
     step_size: float,
     eps: float,
 ) -> None:
-    """Adam's update of `rows` (U,) distinct, in place, in one pass over their moments and weights.
+    """Apply Adam to the distinct rows `rows` (U,) in place, in one pass over moments and weights.
 
     Args:
         weight, exp_avg, exp_avg_sq: (R, D) fp32, contiguous.
         grads: (U, D) fp32, contiguous.
-        step_size, eps: with Adam's bias corrections folded in.
+        step_size, eps: include Adam's bias corrections.
     """
     _launch_by_rows("lazy_adam", [weight, exp_avg, exp_avg_sq, rows, grads], [*betas, step_size, eps], grads)
 
@@ -84,7 +83,7 @@ def lazy_adam(
 def row_adagrad(
     weight: Tensor, sum_sq: Tensor, rows: Tensor, grads: Tensor, *, step_size: float, eps: float
 ) -> None:
-    """Row-wise Adagrad's update of `rows` (U,) distinct, in place; arguments as in `lazy_adam`.
+    """Apply row-wise Adagrad to the distinct rows `rows` (U,) in place; arguments as in `lazy_adam`.
 
     Args:
         sum_sq: (R,) fp32.
@@ -93,9 +92,9 @@ def row_adagrad(
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """(n, D) rows of `table` (R, D) fp32 by their numbers (n,), on the numbers' device.
+    """Return the rows (n, D) of `table` (R, D) fp32 at row numbers (n,), on the device of `rows`.
 
-    The table may lie in page-locked memory of the machine.
+    The table may be in page-locked host memory.
     """
     out = torch.empty(rows.shape[0], table.shape[1], dtype=table.dtype, device=rows.device)
     _launch_by_rows("take_rows", [table, rows, out], [], out)
@@ -103,7 +102,7 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _launch_by_rows(name: str, tensors: list[Tensor], numbers: list[float], like: Tensor) -> None:
-    """Launch a kernel whose programs take some rows each of `like` (n, D)."""
+    """Launch a kernel in which each program handles some rows of `like` (n, D)."""
     num_rows, width = like.shape
     if not num_rows:
         return
@@ -120,16 +119,16 @@ def _launch_by_rows(name: str, tensors: list[Tensor], numbers: list[float], like
 def count_above(
     queries: Tensor, rows: Tensor, above: Tensor, below: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """How many rows score above each query's bound, and which pairs lie between its bounds.
+    """Count the rows that score above each query's upper bound, and list the pairs between its bounds.
 
-    No score is stored. Each is the sum of three TF32 products; `score_error` says how exact it is.
+    No score is stored. A score is the sum of three TF32 products; `score_error` bounds its error.
 
     Args:
         queries: (Q, D) and rows: (R, D) fp32, contiguous; D is padded to a power of two of at least 16.
         above, below: (Q,) fp32.
     Returns:
-        (Q,) int64 counts of scores > `above`, and the query (P,) and row (P,) of pairs with below <= score <=
-        above; None if those are more than NEAR_CAPACITY.
+        (Q,) int64 counts of scores > `above`, and the query (P,) and row (P,) of each pair with
+        below <= score <= above; None if there are more than NEAR_CAPACITY such pairs.
     """
     num_queries, width = queries.shape
     counts = torch.zeros(num_queries, dtype=torch.int32, device=queries.device)
@@ -162,16 +161,16 @@ def count_above(
 
 
 def score_error(width: int) -> float:
-    """A bound on |score - exact| / (|query| |row|) of `count_above`.
+    """Return a bound on |score - exact| / (|query| |row|) of `count_above`.
 
-    TF32 keeps 11 bits. Each factor is split into two TF32 numbers with a rest of at most 2^-22 of it, and
-    the product of the two small parts, at most 2^-22, is left out; sums in fp32 round by at most 2^-24 a
-    term, and there are three products. Tensor cores may cut a sum off instead, which is up to twice as far:
-    the bound is doubled where it is used.
+    TF32 keeps 11 bits. Each factor is split into two TF32 numbers with a remainder of at most 2^-22 of it.
+    The product of the two small parts, at most 2^-22, is omitted. fp32 sums round by at most 2^-24 per term,
+    and there are three products. Tensor cores may truncate a sum, an error of up to twice as much: callers
+    double the bound.
     """
     return 3 * 2.0**-22 + 3 * width * 2.0**-24
 
 
 def _power_of_two(width: int) -> int:
-    """The smallest power of two that is not less."""
+    """Return the smallest power of two that is at least `width`."""
     return 1 << (width - 1).bit_length()

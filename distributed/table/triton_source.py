@@ -1,13 +1,16 @@
-"""The Triton kernels that `triton_kernels` launches and describes; importing this needs Triton."""
+"""The Triton kernels that `triton_kernels` launches and documents; importing this module needs Triton."""
 
 import triton  # pyright: ignore[reportMissingImports] -- optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional
 
 
 @triton.jit
-def _places(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Of this program's part of `rows`: which there are (ROWS,), their numbers (ROWS,), the places of their
-    elements in the table and in what is ordered as `rows`, and which elements there are (ROWS, PADDED).
+def _offsets(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Locate the rows of this program.
+
+    Returns:
+        Which of its rows exist (ROWS,), their row numbers (ROWS,), the offsets of their elements in the table
+        and in tensors ordered as `rows`, and which elements exist (ROWS, PADDED).
     """
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)
@@ -34,16 +37,16 @@ def lazy_adam(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    _, _, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
+    _, _, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
-    first = tl.load(exp_avg + place, mask=mask, other=0.0)
+    first = tl.load(exp_avg + offset, mask=mask, other=0.0)
     first += (1 - beta1) * (grad - first)
-    second = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
+    second = tl.load(exp_avg_sq + offset, mask=mask, other=0.0)
     second = beta2 * second + (1 - beta2) * grad * grad
-    value = tl.load(weight + place, mask=mask, other=0.0)
-    tl.store(exp_avg + place, first, mask=mask)
-    tl.store(exp_avg_sq + place, second, mask=mask)
-    tl.store(weight + place, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)
+    value = tl.load(weight + offset, mask=mask, other=0.0)
+    tl.store(exp_avg + offset, first, mask=mask)
+    tl.store(exp_avg_sq + offset, second, mask=mask)
+    tl.store(weight + offset, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)
 
 
 @triton.jit
@@ -59,12 +62,12 @@ def row_adagrad(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    is_row, row, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
+    is_row, row, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
     total = tl.load(sum_sq + row, mask=is_row, other=0.0) + tl.sum(grad * grad, 1) / WIDTH
-    value = tl.load(weight + place, mask=mask, other=0.0)
+    value = tl.load(weight + offset, mask=mask, other=0.0)
     tl.store(sum_sq + row, total, mask=is_row)
-    tl.store(weight + place, value - step_size * grad / (tl.sqrt(total) + eps)[:, None], mask=mask)
+    tl.store(weight + offset, value - step_size * grad / (tl.sqrt(total) + eps)[:, None], mask=mask)
 
 
 @triton.jit
@@ -77,8 +80,8 @@ def take_rows(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    _, _, place, in_order, mask = _places(rows, num_rows, WIDTH, PADDED, ROWS)
-    tl.store(out + in_order, tl.load(table + place, mask=mask), mask=mask)
+    _, _, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
+    tl.store(out + in_order, tl.load(table + offset, mask=mask), mask=mask)
 
 
 @triton.jit
@@ -102,9 +105,9 @@ def count_above(
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     column = tl.arange(0, PADDED)
     is_query = query < num_queries
-    query_place = query.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    query_offset = query.to(tl.int64)[:, None] * WIDTH + column[None, :]
     is_element = column < WIDTH
-    q = tl.load(queries + query_place, mask=is_query[:, None] & is_element[None, :], other=0.0)
+    q = tl.load(queries + query_offset, mask=is_query[:, None] & is_element[None, :], other=0.0)
     high = tl.load(above + query, mask=is_query, other=float("inf"))
     low = tl.load(below + query, mask=is_query, other=float("inf"))
     count = tl.zeros((QUERIES,), tl.int32)
@@ -112,14 +115,14 @@ def count_above(
     for first in range(begin, begin + ROWS_PER_PROGRAM, ROWS):
         row = first + tl.arange(0, ROWS)
         is_row = row < num_rows
-        row_place = row.to(tl.int64)[None, :] * WIDTH + column[:, None]
-        r = tl.load(rows + row_place, mask=is_element[:, None] & is_row[None, :], other=0.0)
+        row_offset = row.to(tl.int64)[None, :] * WIDTH + column[:, None]
+        r = tl.load(rows + row_offset, mask=is_element[:, None] & is_row[None, :], other=0.0)
         score = tl.dot(q, r, input_precision="tf32x3")
         inside = is_query[:, None] & is_row[None, :]
         count += tl.sum((inside & (score > high[:, None])).to(tl.int32), 1)
         undecided = inside & (score >= low[:, None]) & (score <= high[:, None])
         found = tl.sum(tl.sum(undecided.to(tl.int32), 1), 0)
-        if found > 0:  # pyright: ignore[reportOperatorIssue] -- a scalar, unknown to Triton's types
+        if found > 0:  # pyright: ignore[reportOperatorIssue] -- a scalar, which Triton's types do not show
             base = tl.atomic_add(num_near, found)
             flat = tl.reshape(undecided.to(tl.int32), (QUERIES * ROWS,))
             slot = base + tl.cumsum(flat, 0) - 1

@@ -32,8 +32,8 @@ def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, co
     else:
         item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
         at = (batch.query_rows * config.context_length + batch.query_slots).to(device)
-    plan, index = table.plan(item_ids.flatten())
-    rows = plan.rows_from_owners(table.shard)
+    exchange, index = table.make_exchange(item_ids.flatten())
+    rows = exchange.fetch_rows(table.shard)
     embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
     hidden = encoder(embedded, seq_idx, None, at).float()
     check_finite(hidden, table)

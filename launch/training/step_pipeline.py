@@ -114,7 +114,7 @@ class StepPipeline:
         """
         if self._planned is None:
             return
-        with self._model.side.beside(), phase("exchange"):
+        with self._model.side.stream(), phase("exchange"):
             for micro_batch in self._planned.micro_batches:
                 micro_batch.exchange.send_positions()
 
@@ -130,7 +130,7 @@ def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
     Reads neither weights nor gradients, so that on a GPU it runs on the model's side stream while another
     step runs on the main stream. Call `model.side.mark()` first.
     """
-    with model.side.beside():
+    with model.side.stream():
         with phase("negatives"):
             count = torch.tensor(int((batch.targets > 0).sum()), device=model.world.device)
             num_targets = start_all_reduce_sum(count, model.world)
@@ -165,7 +165,7 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
                 candidates = positives
     with phase("exchange"):
         needed = [item_ids.flatten(), candidates, negatives.flatten()]
-        exchange, index = model.table.begin_exchange(torch.cat(needed))
+        exchange, index = model.table.start_exchange(torch.cat(needed))
     input_index, positive_index, negative_index = index.split([ids.numel() for ids in needed])
     return PlannedMicroBatch(
         seq_idx=batch.seq_idx.to(device, non_blocking=True),

@@ -52,9 +52,9 @@ def train_step(
         NonFiniteError: the loss or a gradient is not finite; no weight has changed.
     """
     model.side.mark()
-    with model.side.beside(), phase("exchange"):
+    with model.side.stream(), phase("exchange"):
         num_targets = int(planned.num_targets.wait())
-        exchanges = [micro_batch.exchange.finish() for micro_batch in planned.micro_batches]
+        exchanges = [micro_batch.exchange.wait() for micro_batch in planned.micro_batches]
     model.side.join()
     divisor = max(1, num_targets)  # 0 if all rows of the step lie in skipped shards
 

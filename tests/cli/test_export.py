@@ -183,18 +183,18 @@ def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) ->
     history = histories(data, 1)[0]
     unknown = int(model.items.original_ids.max()) + 1
     expected = model.recommend(history)[0].tolist()
-    with pytest.warns(UserWarning, match=f"1 of {len(history) + 1} items are not of this model"):
+    with pytest.warns(UserWarning, match=f"1 of {len(history) + 1} items are not in this model"):
         assert model.recommend([*history, unknown])[0].tolist() == expected
     session = model.session(history)
     with pytest.warns(UserWarning, match=f"item {unknown} is not an item"):
         model.step(session, unknown)
     assert session.recommend()[0].tolist() == expected
     for wrong, message in (
-        ([unknown], "holds no item"),
+        ([unknown], "has no item"),
         ([], "is empty"),
-        ([[history[0]], [unknown]], "history 1: holds no item"),
-        (["a"], "not a list of integers"),
-        ([1.5], "not a list of integers"),
+        ([[history[0]], [unknown]], "history 1: has no item"),
+        (["a"], "not a list of 64-bit integers"),
+        ([1.5], "not a list of 64-bit integers"),
     ):
         with pytest.raises(ValueError, match=message):
             model.recommend(wrong)  # pyright: ignore[reportArgumentType] -- what is tested
@@ -258,19 +258,19 @@ def edit_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "is no export"),
-        (lambda folder: (folder / "config.json").unlink(), "is no export"),
+        (lambda folder: shutil.rmtree(folder), "is not an export"),
+        (lambda folder: (folder / "config.json").unlink(), "is not an export"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "is no export"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is not an export"),
         (lambda folder: edit_config(folder, format_version=2), "format version 2 is not 1"),
         (lambda folder: edit_config(folder, encoder={"model": "bert4rec"}), "cannot be used"),
-        (lambda folder: edit_config(folder, files={}), "lists no"),
-        (lambda folder: edit_config(folder, num_items=299), "no fp32 table of 300 x 16"),
+        (lambda folder: edit_config(folder, files={}), "does not list"),
+        (lambda folder: edit_config(folder, num_items=299), "is not an fp32 table of 300 x 16"),
         (lambda folder: (folder / "items.parquet").unlink(), "is missing"),
         (lambda folder: flip(folder / "encoder.safetensors", -1), "sha256 differs"),
         (lambda folder: flip(folder / "item_table.safetensors", 0), "invalid header"),
         (lambda folder: flip(folder / "items.parquet", 99), "sha256 differs"),
-        (lambda folder: (folder / "item_table.safetensors").write_bytes(b"abc"), "it is torn"),
+        (lambda folder: (folder / "item_table.safetensors").write_bytes(b"abc"), "bytes long"),
     ],
 )
 def test_a_damaged_export_is_refused(exported: Path, tmp_path: Path, harm: Any, message: str) -> None:

@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     longplay([*words, "--train.max_steps", "12"], tmp_path / "log")
     torn = damage(max((tmp_path / "run/checkpoints").glob("step-*")))
     printed = longplay(words, tmp_path / "log")
-    assert f"warning: {torn}: its content differs" in printed
+    assert f"warning: {torn}: is damaged, its sha256 differs" in printed
     assert "resuming from" in printed
     assert_bitwise_equal(tmp_path / "run", finished)
 
@@ -153,7 +153,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
     command = Command(words, tmp_path / "log", world_size=ranks)
     assert command.wait() in (2, 3 - ranks)  # one rank says so with 2; others make way with 1
     (said,) = (line for line in (tmp_path / "log").read_text().splitlines() if "error" in line)
-    assert f"no checkpoint in {checkpoints} is whole: " in said
+    assert f"all checkpoints in {checkpoints} are damaged: " in said
     assert all(str(file) in said for file in torn)
     assert f"Nothing was changed; restore one, or remove {checkpoints} to start from the beginning" in said
     rewritten = {"config.json", ".lock"}

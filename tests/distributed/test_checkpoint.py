@@ -35,11 +35,11 @@ def build(world: World, update: Any, stage: Any) -> tuple[nn.Module, ItemTable, 
 
 def one_step(table: ItemTable, engine: EncoderEngine) -> None:
     items = torch.arange(1, 50) + 2 * table.world.rank
-    plan, index = table.plan(items)
-    rows = table.lookup(plan)
+    exchange, index = table.make_exchange(items)
+    rows = table.lookup(exchange)
     engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
     assert rows.grad is not None
-    table.add_row_gradients(plan, rows.grad)
+    table.add_row_gradients(exchange, rows.grad)
     engine.step(lr=0.01, loss=torch.ones(()), at="in a test")
 
 
@@ -91,7 +91,7 @@ def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> 
     assert checkpoint is not None
     assert checkpoint.step == 2
     empty = tmp_path / "step-000000008"
-    assert problems == {empty: f"{empty}: there is no checkpoint (no state.json)"}
+    assert problems == {empty: f"{empty}: is not a checkpoint, because it has no state.json"}
 
     for damage in ("bit", "length", "gone"):
         file = next(checkpoint.path.glob("table-*"))
@@ -104,7 +104,9 @@ def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> 
             file.unlink()
         with pytest.raises(CheckpointError, match=file.name):
             open_checkpoint(checkpoint.path)
-        with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path} is whole: .*{file.name}"):
+        with pytest.raises(
+            CheckpointError, match=f"all checkpoints in {tmp_path} are damaged: .*{file.name}"
+        ):
             latest_checkpoint(tmp_path)
         file.write_bytes(content)
     assert open_checkpoint(checkpoint.path).step == 2
@@ -121,10 +123,10 @@ def load_into_another_table(world: World, root: Path) -> str:
 
 def test_a_checkpoint_of_another_table_or_encoder_is_refused(tmp_path: Path) -> None:
     run_ranks(save, 1, tmp_path, "row_sparse", 1)
-    assert "num_items is 101, this run's is 102" in run_ranks(load_into_another_table, 1, tmp_path)[0]
+    assert "num_items is 101, but 102 in this run" in run_ranks(load_into_another_table, 1, tmp_path)[0]
     checkpoint, _ = latest_checkpoint(tmp_path)
     assert checkpoint is not None
-    with pytest.raises(CheckpointError, match="its encoder is another"):
+    with pytest.raises(CheckpointError, match="does not fit this encoder"):
         load_encoder_weights(checkpoint, nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)))
 
 
@@ -188,7 +190,7 @@ def fail_in_the_background(world: World, root: Path) -> str:
 def test_a_save_that_fails_in_the_background_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (message,) = run_ranks(fail_in_the_background, 1, tmp_path / "checkpoints")
-    assert "checkpoints: the folder was removed while the run was going" in message
+    assert "checkpoints: the folder was removed during the run" in message
 
 
 def test_a_changed_state_is_damage(tmp_path: Path) -> None:
@@ -196,5 +198,5 @@ def test_a_changed_state_is_damage(tmp_path: Path) -> None:
     file = tmp_path / "step-000000002" / "state.json"
     state = json.loads(file.read_text())
     file.write_text(json.dumps({**state, "table_steps": 3}))
-    with pytest.raises(CheckpointError, match=r"state\.json: its content differs"):
+    with pytest.raises(CheckpointError, match=r"state\.json: is damaged"):
         open_checkpoint(file.parent)

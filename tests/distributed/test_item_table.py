@@ -62,13 +62,13 @@ def train_sharded(
         total = torch.zeros(())
         for micro in range(accumulation):
             items, targets = (part[world.rank :: world.world_size] for part in batch_of(step, micro))
-            plan, index = table.plan(torch.cat([items.flatten(), targets.flatten()]))
-            rows = table.lookup(plan)
+            exchange, index = table.make_exchange(torch.cat([items.flatten(), targets.flatten()]))
+            rows = table.lookup(exchange)
             inputs, positives = F.embedding(index, rows).view(2, *items.shape, WIDTH)
             loss = scores_loss(engine(inputs), positives) / (240 * accumulation)
             engine.backward(loss, last=micro == accumulation - 1)
             assert rows.grad is not None
-            table.add_row_gradients(plan, rows.grad)
+            table.add_row_gradients(exchange, rows.grad)
             total += loss.detach()
         outcome = engine.step(lr=LR, loss=total, at="in a test")
         history.append((outcome.loss, outcome.grad_norm))
@@ -151,14 +151,14 @@ def bytes_of_a_step(world: World, num_items: int) -> tuple[int, int, int]:
     engine = EncoderEngine(Tower(), table, EngineConfig(), world)
     items = torch.randint(1, 1000, (12, 20), generator=torch.Generator().manual_seed(world.rank))
     carried = count_collective_bytes()
-    plan, index = table.plan(items.flatten())
-    rows = table.lookup(plan)
+    exchange, index = table.make_exchange(items.flatten())
+    rows = table.lookup(exchange)
     hidden = engine(F.embedding(index, rows))
     engine.backward(hidden.square().sum(), last=True)
     assert rows.grad is not None
-    table.add_row_gradients(plan, rows.grad)
+    table.add_row_gradients(exchange, rows.grad)
     engine.step(lr=LR, loss=torch.ones(()), at="in a test")
-    return carried["bytes"], table.take_bytes_sent(), plan.num_unique
+    return carried["bytes"], table.take_bytes_sent(), exchange.num_unique
 
 
 def count_collective_bytes() -> dict[str, int]:
@@ -212,11 +212,11 @@ def largest_tensor_of_a_big_table(world: World) -> tuple[int, float, int]:
     table = ItemTable(config, num_items=5_000_000, width=WIDTH, world=world, seed=1)
     engine = EncoderEngine(Tower(), table, EngineConfig(), world)
     items = torch.randint(1, 5_000_001, (500,), generator=torch.Generator().manual_seed(world.rank))
-    plan, index = table.plan(items)
-    rows = table.lookup(plan)
+    exchange, index = table.make_exchange(items)
+    rows = table.lookup(exchange)
     engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
     assert rows.grad is not None
-    table.add_row_gradients(plan, rows.grad)
+    table.add_row_gradients(exchange, rows.grad)
     engine.step(lr=LR, loss=torch.ones(()), at="in a test")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return carried["bytes"], grown, table.num_rows
