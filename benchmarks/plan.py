@@ -139,7 +139,8 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     from longplay.data_shards.storage.dataset import Dataset
     from longplay.data_shards.stream.train_stream import TrainStream
     from longplay.distributed.runtime.world import init_world
-    from longplay.launch.estimates.memory_estimate import ALLOCATOR, plan_run
+    from longplay.launch.estimates.estimate_run import estimate_run
+    from longplay.launch.estimates.memory_estimate import ALLOCATOR
     from longplay.launch.settings.recipes import get_recipe
     from longplay.launch.settings.resolving import resolve
     from longplay.launch.training.model import build_model
@@ -154,7 +155,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     bucket = str(num_parameters(config.encoder))
     config = resolve(recipe, get_recipe(recipe), [*overrides, "--engine.reduce_bucket_elements", bucket])
     dataset = Dataset.open(data)
-    plan = plan_run(config, dataset, device_type="cpu")
+    plan = estimate_run(config, dataset, device_type="cpu")
     world = init_world(device="cpu")
     batches = iter(TrainStream(dataset, config.data))
     few = [next(batches) for _ in range(3)]

@@ -8,8 +8,8 @@ from typing import Any
 
 from longplay.common.sizes import parse_bytes
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.launch.estimates.fitting import check_plan
-from longplay.launch.estimates.memory_estimate import plan_run
+from longplay.launch.estimates.estimate_run import estimate_run
+from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.settings.arguments import add_recipe_arguments, resolve_arguments
 from longplay.launch.settings.data_arguments import data_location
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     config = resolve_arguments(args, overrides)
     dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
     given = args.gpu_memory if args.gpu_memory is not None else args.memory
-    plan = plan_run(
+    estimate = estimate_run(
         config,
         dataset,
         world_size=args.world_size,
@@ -65,15 +65,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         local_ranks=args.local_ranks,
     )
     if args.json:
-        totals = {"step_bytes": plan.step_bytes, "total_bytes": plan.total_bytes, "fits": plan.fits()}
-        print(json.dumps(dataclasses.asdict(plan) | totals))
+        totals = {
+            "step_bytes": estimate.step_bytes,
+            "total_bytes": estimate.total_bytes,
+            "fits": estimate.fits(),
+        }
+        print(json.dumps(dataclasses.asdict(estimate) | totals))
     else:
         print(
             f"{args.recipe}: {config.encoder.model}, {config.encoder.num_blocks} block(s) of width "
             f"{config.encoder.d_model}, context length {config.context_length}, {dataset.num_items:,} items"
         )
-        print(plan.table(), flush=True)
-    check_plan(plan, config, dataset)
+        print(estimate.table(), flush=True)
+    check_fits(estimate, config, dataset)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Estimate memory, traffic and steps before a run starts."""
+"""Estimates of a run's memory, traffic and steps before it starts."""

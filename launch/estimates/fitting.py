@@ -1,4 +1,4 @@
-"""Which settings would make a planned run fit, if it does not."""
+"""Find settings that make a run fit into memory."""
 
 import dataclasses
 import math
@@ -6,124 +6,165 @@ from collections.abc import Iterator
 
 from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.launch.estimates.memory_estimate import MemoryEstimate, estimate
+from longplay.launch.estimates.formulas import estimate_memory
+from longplay.launch.estimates.memory_estimate import MemoryEstimate
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.models.encoder import num_parameters
 from longplay.models.losses.base import LOSSES
 
-_Change = tuple[str, RunConfig, int]
-"""What is changed in words, the configuration, and the world size."""
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """A changed configuration and world size, and the option that makes the change."""
+
+    option: str
+    config: RunConfig
+    world_size: int
 
 
-def check_plan(plan: MemoryEstimate, config: RunConfig, dataset: Dataset, *, certainty: float = 1.0) -> None:
-    """See that a planned run fits.
+def check_fits(
+    estimate: MemoryEstimate, config: RunConfig, dataset: Dataset, *, tolerance: float = 1.0
+) -> None:
+    """Check that an estimated run fits into its limit.
 
     Args:
-        certainty: 1 refuses what is planned above the limit; 1.25 only what surely does not fit.
+        tolerance: with 1, refuse every estimate above the limit; with 1.25, only estimates that are more than
+            25 % above it.
+
     Raises:
-        ConfigError: it does not; names two settings, with values, either of which makes it fit.
+        ConfigError: the run does not fit; names two settings, each of which makes it fit.
     """
-    if plan.fits(certainty):
+    if estimate.fits(tolerance):
         return
-    assert plan.limit_bytes is not None
-    workload = measure_workload(config, dataset, world_size=plan.world_size)
-    ways = ways_to_fit(plan, config, workload)
+    assert estimate.limit_bytes is not None
+    workload = measure_workload(config, dataset, world_size=estimate.world_size)
+    ways = ways_to_fit(estimate, config, workload)
     needs = (
-        f"{plan.recipe}: needs about {gib(plan.total_bytes)} per rank, more than {gib(plan.limit_bytes)} "
-        f"({plan.limit_is})"
+        f"{estimate.recipe}: needs about {gib(estimate.total_bytes)} per rank, more than "
+        f"{gib(estimate.limit_bytes)} ({estimate.limit_is})"
     )
     if not ways:
         raise ConfigError(f"{needs}; no two settings make it fit: take a smaller model or more memory")
     raise ConfigError(f"{needs}; it fits with {', or with '.join(ways)}")
 
 
-def ways_to_fit(plan: MemoryEstimate, config: RunConfig, workload: Workload) -> list[str]:
-    """At most two settings, each of which makes the run fit; or one pair of settings that does together."""
+def ways_to_fit(estimate: MemoryEstimate, config: RunConfig, workload: Workload) -> list[str]:
+    """Return at most two settings that each make the run fit, or else one pair that does so together."""
 
-    def fits(changed: RunConfig, world_size: int) -> MemoryEstimate | None:
-        tried = estimate(changed, workload, world_size=world_size, device_type=plan.device_type)
-        tried = dataclasses.replace(tried, limit_bytes=plan.limit_bytes)
-        return tried if tried.fits() else None
+    def fitting(change: _Change) -> MemoryEstimate | None:
+        changed = estimate_memory(
+            change.config, workload, world_size=change.world_size, device_type=estimate.device_type
+        )
+        changed = dataclasses.replace(changed, limit_bytes=estimate.limit_bytes)
+        return changed if changed.fits() else None
 
+    device_type = estimate.device_type
     ways: list[str] = []
-    for values in _single_changes(config, workload, plan):
-        for text, changed, world_size in values:
-            found = fits(changed, world_size)
+    for values in _changes(config, workload, estimate.world_size, device_type):
+        for change in values:
+            found = fitting(change)
             if found is not None:
-                ways.append(f"{text} ({gib(found.total_bytes)})")
+                ways.append(f"{change.option} ({gib(found.total_bytes)})")
                 break
         if len(ways) == 2:
             return ways
     if ways:
         return ways
-    kinds = list(_single_changes(config, workload, plan))
-    for first in kinds:
-        for text, changed, world_size in first:
-            again = dataclasses.replace(plan, world_size=world_size)
-            for second in _single_changes(changed, workload, again):
-                for other, both, size in second:
-                    found = fits(both, size)
-                    if found is not None and other.split()[0] != text.split()[0]:
-                        return [f"{text} and {other} together ({gib(found.total_bytes)})"]
+    for values in _changes(config, workload, estimate.world_size, device_type):
+        for first in values:
+            for others in _changes(first.config, workload, first.world_size, device_type):
+                for second in others:
+                    found = fitting(second)
+                    if found is not None and second.option.split()[0] != first.option.split()[0]:
+                        return [f"{first.option} and {second.option} together ({gib(found.total_bytes)})"]
     return []
 
 
-def _single_changes(config: RunConfig, workload: Workload, plan: MemoryEstimate) -> Iterator[list[_Change]]:
-    """For each setting that saves memory, its values from the mildest to the strongest."""
-    lanes, world_size = workload.num_lanes, plan.world_size
-    rows = config.data.rows_per_step
+def _changes(
+    config: RunConfig, workload: Workload, world_size: int, device_type: str
+) -> Iterator[list[_Change]]:
+    """Yield for each setting that saves memory its values, from the mildest to the strongest."""
+    yield from _changes_of_ranks(config, workload, world_size)
+    yield from _changes_of_table_and_engine(config, world_size, device_type)
+    yield from _changes_of_sizes(config, workload, world_size)
+
+
+def _changes_of_ranks(config: RunConfig, workload: Workload, world_size: int) -> Iterator[list[_Change]]:
+    lanes, rows, engine = workload.num_lanes, config.data.rows_per_step, config.engine
     rows_of_rank = -(-lanes // world_size) * (rows // lanes)
-    engine, table, encoder = config.engine, config.table, config.encoder
-
-    def change(text: str, size: int = world_size, **parts: object) -> _Change:
-        return text, dataclasses.replace(config, **parts), size  # type: ignore[arg-type]  # checked by RunConfig
-
     yield [
-        change(
+        _Change(
             f"--engine.gradient_accumulation_steps {n}",
-            engine=dataclasses.replace(engine, gradient_accumulation_steps=n),
+            _replace(config, engine=dataclasses.replace(engine, gradient_accumulation_steps=n)),
+            world_size,
         )
         for n in _doublings(engine.gradient_accumulation_steps, rows_of_rank)
     ]
-    yield [change(f"--world-size {n}", size=n) for n in _doublings(world_size, lanes)]
+    yield [_Change(f"--world-size {n}", config, n) for n in _doublings(world_size, lanes)]
+
+
+def _changes_of_table_and_engine(
+    config: RunConfig, world_size: int, device_type: str
+) -> Iterator[list[_Change]]:
+    table, engine, on_gpu = config.table, config.engine, device_type == "cuda"
     if table.update == "zero_dense":
-        yield [change("--table.update row_sparse", table=dataclasses.replace(table, update="row_sparse"))]
+        row_sparse = dataclasses.replace(table, update="row_sparse")
+        yield [_Change("--table.update row_sparse", _replace(config, table=row_sparse), world_size)]
     elif table.optimizer.name == "adam":
-        adagrad = dataclasses.replace(table.optimizer, name="adagrad")
-        yield [change("--table.optimizer.name adagrad", table=dataclasses.replace(table, optimizer=adagrad))]
-    if plan.device_type == "cuda":
-        if (
-            table.update == "row_sparse"
-            and not LOSSES[config.loss.name].dense_gradient
-            and table.placement == "device"
-        ):
-            yield [change("--table.placement host", table=dataclasses.replace(table, placement="host"))]
-        fewer = max(1 << 20, num_parameters(encoder))
-        if fewer < engine.reduce_bucket_elements:
-            smaller = dataclasses.replace(engine, reduce_bucket_elements=fewer)
-            yield [change(f"--engine.reduce_bucket_elements {fewer}", engine=smaller)]
-    if engine.precision == "fp32" and plan.device_type == "cuda":
-        yield [change("--engine.precision bf16", engine=dataclasses.replace(engine, precision="bf16"))]
+        adagrad = dataclasses.replace(table, optimizer=dataclasses.replace(table.optimizer, name="adagrad"))
+        yield [_Change("--table.optimizer.name adagrad", _replace(config, table=adagrad), world_size)]
+    touched_rows_only = table.update == "row_sparse" and not LOSSES[config.loss.name].dense_gradient
+    if on_gpu and touched_rows_only and table.placement == "device":
+        on_host = dataclasses.replace(table, placement="host")
+        yield [_Change("--table.placement host", _replace(config, table=on_host), world_size)]
+    fewer = max(1 << 20, num_parameters(config.encoder))
+    if on_gpu and fewer < engine.reduce_bucket_elements:
+        smaller = dataclasses.replace(engine, reduce_bucket_elements=fewer)
+        option = f"--engine.reduce_bucket_elements {fewer}"
+        yield [_Change(option, _replace(config, engine=smaller), world_size)]
+    if on_gpu and engine.precision == "fp32":
+        bf16 = dataclasses.replace(engine, precision="bf16")
+        yield [_Change("--engine.precision bf16", _replace(config, engine=bf16), world_size)]
+
+
+def _changes_of_sizes(config: RunConfig, workload: Workload, world_size: int) -> Iterator[list[_Change]]:
+    lanes, data, encoder = workload.num_lanes, config.data, config.encoder
     yield [
-        change(f"--data.rows_per_step {n}", data=dataclasses.replace(config.data, rows_per_step=n))
-        for n in (lanes * k for k in _halvings(rows // lanes))
+        _Change(
+            f"--data.rows_per_step {n}",
+            _replace(config, data=dataclasses.replace(data, rows_per_step=n)),
+            world_size,
+        )
+        for n in (lanes * k for k in _halvings(data.rows_per_step // lanes))
     ]
     yield [
-        change(
+        _Change(
             f"--context_length {n}",
-            context_length=n,
-            encoder=dataclasses.replace(encoder, context_length=n),
-            data=dataclasses.replace(config.data, context_length=n),
+            _replace(
+                config,
+                context_length=n,
+                encoder=dataclasses.replace(encoder, context_length=n),
+                data=dataclasses.replace(data, context_length=n),
+            ),
+            world_size,
         )
         for n in _halvings(config.context_length)
     ]
     yield [
-        change(f"--encoder.d_model {n}", encoder=dataclasses.replace(encoder, d_model=n))
+        _Change(
+            f"--encoder.d_model {n}",
+            _replace(config, encoder=dataclasses.replace(encoder, d_model=n)),
+            world_size,
+        )
         for n in _halvings(encoder.d_model)
         if n % math.lcm(encoder.num_heads, 8) == 0 and encoder.expand * n % encoder.headdim == 0
     ]
+
+
+def _replace(config: RunConfig, **parts: object) -> RunConfig:
+    return dataclasses.replace(config, **parts)  # type: ignore[arg-type]  # checked by RunConfig
 
 
 def _doublings(value: int, most: int) -> list[int]:

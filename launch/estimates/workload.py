@@ -1,4 +1,4 @@
-"""What a run's plan needs to know of its dataset: steps, fill and segments of an epoch, and popularity."""
+"""The numbers of a dataset that an estimate depends on: steps, fill and segments of an epoch, popularity."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,14 @@ _COUNT_BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What the formulas need to know of a dataset under one configuration.
+    """A dataset under one configuration.
 
     Attributes:
-        num_lanes: lanes that are dealt to the ranks.
-        steps_per_epoch, targets_per_epoch: of the first epoch.
-        num_segments: of the first epoch.
-        filled: slots that are not padding, of all.
+        num_lanes: lanes that are distributed over the ranks.
+        steps_per_epoch, targets_per_epoch, num_segments: numbers of the first epoch.
+        filled: fraction of the slots that have a target.
         padding: slots of the segments' padded rectangles per slot, at least 1.
-        probabilities: (num_items,) each item's share of the events.
+        probabilities: (num_items,) float64, each item's share of the events.
     """
 
     num_lanes: int
@@ -42,29 +41,36 @@ class Workload:
 def measure_workload(
     config: RunConfig, dataset: Dataset, *, world_size: int, epoch_order: EpochOrder | None = None
 ) -> Workload:
-    """Steps, fill and segments of the first epoch."""
-    plan = epoch_order or TrainStream(dataset, config.data, world_size=world_size).order(0)
+    """Measure the first epoch of a dataset.
+
+    Args:
+        epoch_order: order of epoch 0; None = it is computed.
+
+    Raises:
+        DataError: there are more ranks than lanes, or the split leaves nothing to train on.
+    """
+    order = epoch_order or TrainStream(dataset, config.data, world_size=world_size).order(0)
     counts = dataset.items.counts.astype(np.float64)
-    slots = plan.num_rows * config.context_length
+    slots = order.num_rows * config.context_length
     return Workload(
         num_lanes=usable_lanes(config.data, dataset.num_shards),
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_events=dataset.num_events,
-        steps_per_epoch=plan.num_steps,
-        targets_per_epoch=plan.num_targets,
-        num_segments=sum(len(pool.rows.lengths) for lane in plan.lanes for pool in lane),
-        filled=plan.num_targets / slots,
-        padding=_rectangle_padding(plan, config.context_length),
+        steps_per_epoch=order.num_steps,
+        targets_per_epoch=order.num_targets,
+        num_segments=sum(len(pool.rows.lengths) for lane in order.lanes for pool in lane),
+        filled=order.num_targets / slots,
+        padding=_rectangle_padding(order, config.context_length),
         probabilities=counts / counts.sum(),
     )
 
 
-def _rectangle_padding(plan: EpochOrder, context_length: int) -> float:
-    """Slots of `models.base.segments.PaddedBuckets` per slot, of some rows; a row's end is a segment too."""
+def _rectangle_padding(order: EpochOrder, context_length: int) -> float:
+    """Return the slots of `PaddedBuckets` per slot, from the first rows; a row's padding is a segment too."""
     lengths: list[np.ndarray] = []
     num_rows = 0
-    for pool in (pool for lane in plan.lanes for pool in lane):
+    for pool in (pool for lane in order.lanes for pool in lane):
         filled = np.add.reduceat(pool.rows.lengths, pool.rows.row_ptr[:-1])
         rest = context_length - filled
         lengths += [pool.rows.lengths, rest[rest > 0]]
@@ -77,7 +83,13 @@ def _rectangle_padding(plan: EpochOrder, context_length: int) -> float:
 
 
 def expected_distinct(probabilities: np.ndarray, *, popular: float, uniform: float) -> float:
-    """Distinct items among `popular` draws by `probabilities` and `uniform` draws from all items alike."""
+    """Return the expected number of distinct items among draws.
+
+    Args:
+        probabilities: (num_items,) float64.
+        popular: number of draws in proportion to `probabilities`.
+        uniform: number of draws from the uniform distribution.
+    """
     distinct = 0.0
     for block in np.split(probabilities, range(_COUNT_BLOCK, len(probabilities), _COUNT_BLOCK)):
         distinct -= float(np.expm1(-popular * block - uniform / len(probabilities)).sum())

@@ -5,7 +5,7 @@ from typing import Any
 from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import parse_location
-from longplay.launch.estimates.memory_estimate import estimate
+from longplay.launch.estimates.formulas import estimate_memory
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.sweeps.cluster import Resources
 from longplay.launch.sweeps.folder import SweepFolder
@@ -29,13 +29,15 @@ def dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources
         key = (spec.data, config.data)
         if key not in workloads:
             workloads[key] = measure_workload(config, datasets[spec.data], world_size=resources.world_size)
-        plan = estimate(config, workloads[key], world_size=resources.world_size, device_type=device)
-        steps = plan.steps_per_epoch * config.train.max_epochs
+        estimate = estimate_memory(
+            config, workloads[key], world_size=resources.world_size, device_type=device
+        )
+        steps = estimate.steps_per_epoch * config.train.max_epochs
         if config.train.max_steps is not None:
             steps = min(steps, config.train.max_steps)
         print(
-            f"{spec.name:<{width}}  {states[spec.name]:<9}  {plan.steps_per_epoch:>11,}  {steps:>13,}  "
-            f"{gib(plan.total_bytes):>11}"
+            f"{spec.name:<{width}}  {states[spec.name]:<9}  {estimate.steps_per_epoch:>11,}  {steps:>13,}  "
+            f"{gib(estimate.total_bytes):>11}"
         )
     ranks = "rank" if resources.world_size == 1 else "ranks"
     print(

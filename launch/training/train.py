@@ -12,8 +12,8 @@ from longplay.distributed.runtime.watchdog import Heartbeat, Watchdog
 from longplay.distributed.runtime.world import World, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
-from longplay.launch.estimates.fitting import check_plan
-from longplay.launch.estimates.memory_estimate import plan_run
+from longplay.launch.estimates.estimate_run import estimate_run
+from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.data_arguments import agree_on_bad_shards, check_agreement, share_skipped
@@ -125,12 +125,12 @@ def _check_memory(
     Raises:
         ConfigError: it does not fit, even if the estimate is too high; names two settings that make it fit.
     """
-    plan = plan_run(
+    estimate = estimate_run(
         config,
         dataset,
         world_size=world.world_size,
         device_type=world.device.type,
         epoch_order=stream.order(0),
     )
-    display.print(plan.line())
-    check_plan(plan, config, dataset, certainty=_TOLERANCE)
+    display.print(estimate.line())
+    check_fits(estimate, config, dataset, tolerance=_TOLERANCE)

@@ -15,8 +15,8 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.world import World
 from longplay.launch.cli import main
-from longplay.launch.estimates.fitting import check_plan
-from longplay.launch.estimates.memory_estimate import plan_run
+from longplay.launch.estimates.estimate_run import estimate_run
+from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.settings import recipes
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
@@ -66,7 +66,7 @@ def test_the_plan_is_near_what_is_allocated(data: Path, model: str, loss: str) -
         *OVERRIDES, "--loss.name", loss, "--engine.reduce_bucket_elements", bucket, model=model
     )
     (measured,) = run_ranks(allocated, 1, data, config)
-    planned = plan_run(config, Dataset.open(data), device_type="cpu").step_bytes
+    planned = estimate_run(config, Dataset.open(data), device_type="cpu").step_bytes
     assert planned == pytest.approx(measured, rel=0.25)
 
 
@@ -81,7 +81,7 @@ def bytes_sent(world: World, data: Path, config: RunConfig) -> int:
 def test_the_planned_traffic_of_rows_is_near_what_is_sent(data: Path, loss: str) -> None:
     config = small_config("--loss.name", loss)
     sent = run_ranks(bytes_sent, 2, data, config)
-    planned = plan_run(config, Dataset.open(data), world_size=2).wire["table rows and their gradients"]
+    planned = estimate_run(config, Dataset.open(data), world_size=2).wire["table rows and their gradients"]
     assert planned == pytest.approx(max(sent), rel=0.25)
 
 
@@ -94,7 +94,7 @@ def test_what_is_kept_is_what_the_table_says_it_keeps(data: Path) -> None:
     ):
         config = small_config(*overrides)
         (told,) = run_ranks(table_bytes, 1, data, config)
-        planned = plan_run(config, dataset).kept
+        planned = estimate_run(config, dataset).kept
         assert {name: planned.get(f"table {name}", 0) for name in ("weights", "optimizer", "gradient")} == {
             "weights": told["weights"],
             "optimizer": told["optimizer_state"],
@@ -109,7 +109,7 @@ def table_bytes(world: World, data: Path, config: RunConfig) -> dict[str, int]:
 def test_a_table_in_the_hosts_memory_leaves_the_gpu_to_the_encoder(data: Path) -> None:
     dataset = Dataset.open(data)
     beside, apart = (
-        plan_run(
+        estimate_run(
             small_config("--loss.name", "bce", "--table.placement", placement), dataset, device_type="cuda"
         )
         for placement in ("device", "host")
@@ -123,7 +123,7 @@ def test_a_table_in_the_hosts_memory_leaves_the_gpu_to_the_encoder(data: Path) -
 
 def test_more_ranks_hold_less_each(data: Path) -> None:
     dataset = Dataset.open(data)
-    plans = [plan_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
+    plans = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
     assert [plan.kept["table weights"] for plan in plans] == [300 * 64, 150 * 64, 75 * 64]
     assert [plan.slots for plan in plans] == [24 * 40, 12 * 40, 6 * 40]
     assert plans[0].wire == {}
@@ -183,28 +183,30 @@ def test_two_settings_together_where_no_single_one_is_enough(data: Path) -> None
     big = {"--data.rows_per_step": "2400", "--encoder.d_model": "512", "--context_length": "400"}
     config, dataset = small_config(*(word for pair in big.items() for word in pair)), Dataset.open(data)
     memory_bytes = 500 << 20
-    plan = plan_run(config, dataset, memory_bytes=memory_bytes, device_type="cpu")
+    plan = estimate_run(config, dataset, memory_bytes=memory_bytes, device_type="cpu")
     with pytest.raises(ConfigError, match="together") as refused:
-        check_plan(plan, config, dataset)
+        check_fits(plan, config, dataset)
     found = re.search(r"with (--\S+) (\S+) and (--\S+) (\S+) together", str(refused.value))
     assert found is not None
     named = dict(zip(found.groups()[::2], found.groups()[1::2], strict=True))
     size = int(named.pop("--world-size", "1"))
     changed = small_config(*(word for pair in (big | named).items() for word in pair))
-    assert plan_run(changed, dataset, memory_bytes=memory_bytes, device_type="cpu", world_size=size).fits()
-    hopeless = plan_run(config, dataset, memory_bytes=1 << 20, device_type="cpu")
+    assert estimate_run(
+        changed, dataset, memory_bytes=memory_bytes, device_type="cpu", world_size=size
+    ).fits()
+    hopeless = estimate_run(config, dataset, memory_bytes=1 << 20, device_type="cpu")
     with pytest.raises(ConfigError, match="no two settings"):
-        check_plan(hopeless, config, dataset)
+        check_fits(hopeless, config, dataset)
 
 
 def test_only_what_surely_does_not_fit_is_refused_at_a_runs_start(data: Path) -> None:
     config, dataset = small_config(), Dataset.open(data)
-    needed = plan_run(config, dataset, device_type="cpu").total_bytes
-    tight = plan_run(config, dataset, device_type="cpu", memory_bytes=int(0.9 * needed))
-    check_plan(tight, config, dataset, certainty=1.25)
+    needed = estimate_run(config, dataset, device_type="cpu").total_bytes
+    tight = estimate_run(config, dataset, device_type="cpu", memory_bytes=int(0.9 * needed))
+    check_fits(tight, config, dataset, tolerance=1.25)
     assert "of " in tight.line()
     with pytest.raises(ConfigError, match="needs about"):
-        check_plan(tight, config, dataset)
+        check_fits(tight, config, dataset)
 
 
 @pytest.mark.usefixtures("small")
@@ -230,7 +232,7 @@ def test_wrong_input_is_one_line(
 
 def test_a_gpu_is_planned_for_without_one(data: Path) -> None:
     dataset = Dataset.open(data)
-    on_gpu = plan_run(small_config(), dataset, device_type="cuda", memory_bytes=80 << 30)
-    on_cpu = plan_run(small_config(), dataset, device_type="cpu")
+    on_gpu = estimate_run(small_config(), dataset, device_type="cuda", memory_bytes=80 << 30)
+    on_cpu = estimate_run(small_config(), dataset, device_type="cpu")
     assert on_gpu.kept["encoder reduction buckets"] > on_cpu.kept["encoder reduction buckets"]
     assert on_gpu.fits()

@@ -1,0 +1,50 @@
+"""Estimate what a run takes, without starting a process group or allocating what is counted."""
+
+import dataclasses
+
+import torch
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.epoch_order import EpochOrder
+from longplay.distributed.runtime.memory import available_memory
+from longplay.distributed.runtime.world import local_world_size
+from longplay.launch.estimates.formulas import estimate_memory
+from longplay.launch.estimates.memory_estimate import MemoryEstimate
+from longplay.launch.estimates.workload import measure_workload
+from longplay.launch.settings.config import RunConfig
+
+
+def estimate_run(
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    world_size: int = 1,
+    device_type: str | None = None,
+    memory_bytes: int | None = None,
+    local_ranks: int | None = None,
+    epoch_order: EpochOrder | None = None,
+) -> MemoryEstimate:
+    """Estimate a run on a dataset, with the memory that it may use as the limit.
+
+    Reads the dataset's lengths and counts, and its shards only for a temporal split.
+
+    Args:
+        device_type: "cpu" or "cuda"; None = the device that `train.device` selects on this machine.
+        memory_bytes: limit of one rank; None = the GPU's memory, or this machine's available memory divided
+            by `local_ranks`.
+        local_ranks: ranks on one machine; None = as torchrun or srun set it, or else all ranks.
+        epoch_order: order of epoch 0; None = it is computed, which takes a while for many users.
+
+    Raises:
+        DataError: there are more ranks than lanes, or the split leaves nothing to train on.
+    """
+    if device_type is None:
+        device_type = config.train.device
+    if device_type == "auto":
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    limit, limit_is = memory_bytes, "as given"
+    if limit is None:
+        limit, limit_is = available_memory(device_type, local_ranks or local_world_size(world_size))
+    workload = measure_workload(config, dataset, world_size=world_size, epoch_order=epoch_order)
+    estimate = estimate_memory(config, workload, world_size=world_size, device_type=device_type)
+    return dataclasses.replace(estimate, limit_bytes=limit, limit_is=limit_is)
