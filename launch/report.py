@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from longplay.launch.reports.data import ReportError, collect
 from longplay.launch.reports.writing import count_states, write_report
 
@@ -38,9 +40,8 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror})") from None
     print(f"report   {len(runs)} runs: {count_states(runs)}")
-    for each in runs:
-        if each.state == "failed":
-            print(f"         {each.name}: {each.error}")
+    for name, error in runs.filter(pl.col("state") == "failed").select("run", "error").rows():
+        print(f"         {name}: {error}")
     print(f"page     {out / 'report.html'} (also report.md, the CSV files, and plots/)")
     return 0
 

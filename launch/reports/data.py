@@ -4,76 +4,60 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import polars as pl
 
 from longplay.common.locks import is_locked
-from longplay.launch.reports.scalars import Costs, Curve, finite_scalars
+from longplay.launch.reports.scalars import COSTS, read_series
 from longplay.launch.sweeps.job_log import last_error, since_start
 
-State = Literal["finished", "running", "unfinished", "failed", "missing"]
-Metrics = dict[str, dict[str, float]]
-
+_TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "grid", "variant")
+_TEXTS += ("state", "error", "progress", "device", "eval_device", "checkpoint", "commit", "host", "torch")
+_SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(_TEXTS, pl.String),
+    **dict.fromkeys(("context_length", "seed", "ranks"), pl.Int64),
+    **dict.fromkeys(COSTS, pl.Float64),
+    "curve_metric": pl.String,
+    "curve_seconds": pl.List(pl.Float64),
+    "curve_values": pl.List(pl.Float64),
+}
 _NOT_COMPARED = ("seed", "recipe")  # settings that may differ between runs of one group
+Row = dict[str, Any]
 
 
 class ReportError(ValueError):
     """The given folders hold no runs, or damaged ones; the message says what to give instead."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run, planned or done.
+def collect(paths: Sequence[Path]) -> pl.DataFrame:
+    """Return a row for each run of sweeps, run folders and folders of run folders, in the order of `paths`.
 
-    Attributes:
-        source: the sweep or the folder that was given and holds the run.
+    Columns, null where unknown:
+        run, folder: the run's name and folder.
+        source: name of the sweep or folder that was given and holds the run.
         settings: equal for runs that differ in their seed alone.
-        variant: value of the setting that the sweep's `grid` varies; None in a study.
-        error: error line of a failed run.
-        progress: step and epoch of an unfinished run.
-        test: metrics of the test split by kind ("full_unseen") and name ("hit@10"); empty until evaluated.
-        ranks: number of ranks in the evaluation, in a sweep the same as in training.
-        device: name of the device in training; `eval_device` is cpu or cuda.
-        about: commit, host, torch version and checkpoint.
-    """
-
-    name: str
-    path: Path
-    source: Path
-    dataset: str
-    model: str
-    recipe: str
-    context_length: int
-    seed: int
-    grid: str = "study"
-    variant: str | None = None
-    settings: str
-    state: State
-    error: str | None = None
-    progress: str = ""
-    test: Metrics = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)
-    curve: Curve = field(default_factory=Curve)
-    ranks: int | None = None
-    device: str | None = None
-    eval_device: str | None = None
-    about: dict[str, str] = field(default_factory=dict)
-
-
-def collect(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs of sweeps, run folders and folders of run folders, in the order of `paths`.
+        grid, variant: what the sweep varies ("study": context lengths), and the value of that setting.
+        state: finished, running, unfinished, failed or missing.
+        error, progress: error line of a failed run; step and epoch of an unfinished one.
+        device: name of the device in training.
+        eval_device, ranks: "cpu" or "cuda", and the number of ranks, in the evaluation.
+        curve_metric, curve_seconds, curve_values: the validations, with the training time before each.
+        a column per cost, see `COSTS`, and per metric of the test split, such as "full_unseen/hit@10".
 
     Raises:
         ReportError: a path is none of these or is damaged, or no path holds a run.
     """
-    runs = [run for path in dict.fromkeys(path.absolute() for path in paths) for run in _runs_of(path)]
-    if not runs:
+    rows = [row for path in dict.fromkeys(path.absolute() for path in paths) for row in _runs_of(path)]
+    if not rows:
         raise ReportError(f"{', '.join(map(str, paths))}: no runs; start some with longplay sweep")
-    return runs
+    metrics = sorted({tuple(name.split("/")) for row in rows for name in row if "/" in name})
+    schema = _SCHEMA | dict.fromkeys(map("/".join, metrics), pl.Float64)
+    return pl.DataFrame(rows, schema=schema, strict=False)
 
 
-def _runs_of(path: Path) -> Iterator[Run]:
+def _runs_of(path: Path) -> Iterator[Row]:
     if (path / "sweep.json").is_file():
         yield from _sweep_runs(path)
     elif (path / "config.json").is_file():
@@ -89,10 +73,7 @@ def _runs_of(path: Path) -> Iterator[Run]:
             yield _plain_run(folder, path)
 
 
-# ---------------------------------------------------------------------- sweeps
-
-
-def _sweep_runs(sweep: Path) -> Iterator[Run]:
+def _sweep_runs(sweep: Path) -> Iterator[Row]:
     file = sweep / "sweep.json"
     try:
         saved = json.loads(file.read_text())
@@ -106,28 +87,21 @@ def _sweep_runs(sweep: Path) -> Iterator[Run]:
             raise ReportError(f"{file}: job {name} cannot be read ({error!r})") from None
 
 
-def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Run:
+def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Row:
     submission = job.get("submission") or {}
     logs = _logs(sweep / "submitit", submission["job_id"]) if submission else []
-    config = _config(path)
-    settings = json.dumps([str(sweep), job["recipe"], *_without_seed(job["overrides"])])
-    found = _outcome(path, config, logs)
-    if found["state"] == "missing":
-        found["progress"] = f"submitted as {submission['job_id']}" if submission else "not submitted"
-    return Run(
-        name=name,
-        path=path,
-        source=sweep,
-        dataset=job["dataset"],
-        model=job["model"],
-        recipe=job["recipe"],
-        context_length=int(job["context_length"]),
-        seed=int(job["seed"]),
-        grid=job["grid"],
-        variant=job["variant"],
-        settings=settings,
-        **found,
-    )
+    row = {
+        **{name: job[name] for name in ("dataset", "model", "recipe", "grid", "variant")},
+        "run": name,
+        "source": sweep.name,
+        "context_length": int(job["context_length"]),
+        "seed": int(job["seed"]),
+        "settings": json.dumps([str(sweep), job["recipe"], *_without_seed(job["overrides"])]),
+        **_outcome(path, _config(path), logs),
+    }
+    if row["state"] == "missing":
+        row["progress"] = f"submitted as {submission['job_id']}" if submission else "not submitted"
+    return row
 
 
 def _logs(folder: Path, job_id: str) -> list[Path]:
@@ -141,44 +115,35 @@ def _without_seed(words: Sequence[str]) -> list[str]:
     return [w for at, w in enumerate(words) if w != "--seed" and (at == 0 or words[at - 1] != "--seed")]
 
 
-# ---------------------------------------------------------------------- run folders
-
-
-def _plain_run(path: Path, source: Path) -> Run:
+def _plain_run(path: Path, source: Path) -> Row:
     config = _config(path)
     try:
-        asked = config["config"]
+        settings = config["config"]
         dataset = [part for part in re.split(r"[/?#]", str(config["data"])) if part][-1]
-        model, length, seed = asked["encoder"]["model"], int(asked["context_length"]), int(asked["seed"])
+        model, length, seed = settings["encoder"]["model"], settings["context_length"], settings["seed"]
+        numbers = {"context_length": int(length), "seed": int(seed)}
     except (KeyError, TypeError, ValueError, IndexError):
         raise ReportError(f"{path}/config.json: is damaged, or of another version") from None
-    same = {name: value for name, value in asked.items() if name not in _NOT_COMPARED}
-    same["data"] = {name: value for name, value in asked.get("data", {}).items() if name != "seed"}
-    return Run(
-        name=path.name,
-        path=path,
-        source=source,
-        dataset=dataset,
-        model=model,
-        recipe=model,
-        context_length=length,
-        seed=seed,
-        settings=json.dumps([config.get("dataset_id"), same], sort_keys=True),
-        **_outcome(path, config, sorted((path / "logs").glob("*"), key=lambda log: -log.stat().st_mtime)[:1]),
-    )
+    same = {name: value for name, value in settings.items() if name not in _NOT_COMPARED}
+    same["data"] = {name: value for name, value in settings.get("data", {}).items() if name != "seed"}
+    newest_log = sorted((path / "logs").glob("*"), key=lambda log: -log.stat().st_mtime)[:1]
+    return {
+        **{"run": path.name, "source": source.name, "dataset": dataset, "model": model, "recipe": model},
+        **{"grid": "study", "settings": json.dumps([config.get("dataset_id"), same], sort_keys=True)},
+        **numbers,
+        **_outcome(path, config, newest_log),
+    }
 
 
-def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[str, Any]:
-    """Return the fields of Run that the run folder and the logs determine."""
-    asked = config.get("config", {})
-    metric = str(asked.get("train", {}).get("metric", "full_unseen/ndcg@10"))
-    scalars = finite_scalars(path, metric)
+def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
+    """Return the columns that the run folder and the logs determine."""
+    train = config.get("config", {}).get("train", {})
+    series = read_series(path)
     report, damage = _evaluation(path / "evaluation" / "test.json")
     error = damage or last_error(logs) or _slurm_error(logs)
-    progress = scalars.progress(asked.get("train", {}).get("max_epochs"))
-    state: State = "unfinished"
+    progress = series.progress(train.get("max_epochs"))
     if report is not None:
-        state, error = "finished", None
+        state, error, progress = "finished", None, ""
     elif error is not None:
         state = "failed"
     elif not config:
@@ -186,28 +151,19 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> dict[s
     elif is_locked(path):
         state = "running"
     else:
+        state = "unfinished"
         progress += ", not evaluated" if progress else "no step yet"
         lines = since_start(logs[0]) if logs else []
         progress += f"; last line: {lines[-1].strip()[:160]}" if lines else ""
     report = report or {}
-    versions = {name: version for name, version in config.get("packages", {}).items() if version}
-    about = {
-        "commit": str(config.get("git_commit") or ""),
-        "host": str(config.get("host") or ""),
-        "torch": str(versions.get("torch", "")),
-        "checkpoint": str(report.get("checkpoint") or ""),
-    }
     return {
-        "state": state,
-        "error": error,
-        "progress": "" if state == "finished" else progress,
-        "test": _metrics(report),
-        "costs": scalars.costs(evaluation=report),
-        "curve": scalars.curve,
-        "ranks": report.get("ranks"),
-        "device": config.get("device"),
-        "eval_device": report.get("device"),
-        "about": about,
+        **{"folder": str(path), "state": state, "error": error, "progress": progress},
+        **{"commit": config.get("git_commit"), "host": config.get("host"), "device": config.get("device")},
+        **{"torch": config.get("packages", {}).get("torch"), "checkpoint": report.get("checkpoint")},
+        **{"ranks": report.get("ranks"), "eval_device": report.get("device")},
+        **series.costs(evaluation=report),
+        **series.curve(str(train.get("metric", "full_unseen/ndcg@10"))),
+        **_metrics(report),
     }
 
 
@@ -232,17 +188,15 @@ def _evaluation(file: Path) -> tuple[dict[str, Any] | None, str | None]:
     return report, None
 
 
-def _metrics(report: dict[str, Any]) -> Metrics:
-    kinds = {kind: values for kind, values in report.items() if re.fullmatch(r"full\w*|sampled\d+", kind)}
+def _metrics(report: dict[str, Any]) -> dict[str, float]:
+    """Return the finite metrics of an evaluation's report, by "kind/name"."""
     return {
-        kind: {name: value for name, value in values.items() if _is_finite(value)}
-        for kind, values in kinds.items()
-        if isinstance(values, dict)
+        f"{kind}/{name}": value
+        for kind, values in report.items()
+        if re.fullmatch(r"full\w*|sampled\d+", kind) and isinstance(values, dict)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _slurm_error(logs: Sequence[Path]) -> str | None:

@@ -1,11 +1,9 @@
-"""Runs as a table, and their means and sample standard deviations over seeds."""
+"""Means and sample standard deviations over runs that differ in their seed alone."""
 
 import statistics
-from collections.abc import Sequence
 
 import polars as pl
 
-from longplay.launch.reports.data import Run
 from longplay.launch.reports.names import display_name
 from longplay.launch.reports.scalars import COSTS
 
@@ -13,32 +11,6 @@ METRICS = ("hit@10", "ndcg@10", "hit@20", "ndcg@20")
 _KINDS = ("full_unseen", "full", "sampled100")
 _SAME_SETTINGS = ("dataset", "context_length", "recipe", "grid", "variant", "settings")
 _SAME_NAME = ("dataset", "context_length", "label", "grid", "variant")
-_TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "grid", "variant")
-_TEXTS += ("state", "error", "progress", "device", "eval_device", "checkpoint", "commit", "host", "torch")
-_NUMBERS = ("context_length", "seed", "ranks")
-
-
-def run_frame(runs: Sequence[Run]) -> pl.DataFrame:
-    """Return a row per run, with its costs and its test metrics; those have columns such as full/hit@10."""
-    measured = sorted({(kind, name) for run in runs for kind, values in run.test.items() for name in values})
-    rows = [
-        {
-            **{name: getattr(run, name, None) for name in (*_TEXTS, *_NUMBERS)},
-            **run.about,
-            "run": run.name,
-            "folder": str(run.path),
-            "source": run.source.name,
-            "kinds": list(run.test),
-            "evaluated": bool(run.test),
-            **{name: getattr(run.costs, name) for name in COSTS},
-            **{f"{kind}/{name}": run.test.get(kind, {}).get(name) for kind, name in measured},
-        }
-        for run in runs
-    ]
-    schema: dict[str, type[pl.DataType] | pl.DataType] = dict.fromkeys(_TEXTS, pl.String)
-    schema |= dict.fromkeys(_NUMBERS, pl.Int64) | {"kinds": pl.List(pl.String), "evaluated": pl.Boolean}
-    schema |= dict.fromkeys((*COSTS, *(f"{kind}/{name}" for kind, name in measured)), pl.Float64)
-    return pl.DataFrame(rows, schema=schema)
 
 
 def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
@@ -48,7 +20,8 @@ def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
     null for a single value. `label` is unique among the groups of a dataset, length and variant. `member`
     holds row numbers of `runs`. A second run with the same seed is not another sample: it starts a new group.
     """
-    values = [*COSTS, *(name for name in runs.columns if "/" in name)]
+    metrics = [name for name in runs.columns if "/" in name]
+    values = [*COSTS, *metrics]
     lists = ("device", "eval_device", "ranks")
     groups = (
         runs.with_row_index("member")
@@ -59,10 +32,12 @@ def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
         .group_by(*_SAME_SETTINGS, "label", "again", maintain_order=True)
         .agg(
             pl.col("model", "run", "source").first(),
-            pl.col("state", "member", "kinds"),
+            pl.col("state", "member"),
             pl.col(*lists).drop_nulls().unique().sort(),
             pl.len().alias("runs"),
-            pl.col("evaluated").any(),
+            pl.any_horizontal(pl.lit(False), *(pl.col(name).is_not_null() for name in metrics))
+            .any()
+            .alias("evaluated"),
             pl.col("state").eq("finished").sum().alias("finished"),
             pl.col(*values).drop_nulls(),
         )
@@ -114,7 +89,7 @@ def _sorted(groups: pl.DataFrame) -> pl.DataFrame:
 
 def kinds(groups: pl.DataFrame) -> list[str]:
     """Return the kinds of ranking that the runs were evaluated by: full_unseen, full, then sampled ones."""
-    found = {kind for runs in groups["kinds"].to_list() for kinds in runs for kind in kinds}
+    found = {name.partition("/")[0] for name in groups.columns if "/" in name and groups[name].count()}
     first = [kind for kind in ("full_unseen", "full") if kind in found]
     return first + sorted(found - set(first)) or list(_KINDS)
 

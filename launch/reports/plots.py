@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from longplay.launch.reports.data import Run
+from longplay.launch.reports.data import Row
 from longplay.launch.reports.drawing import (
     Point,
     Style,
@@ -41,7 +41,7 @@ class Plot:
     figure: Figure
 
 
-def plots(groups: pl.DataFrame, runs: Sequence[Run]) -> Iterator[Plot]:
+def plots(groups: pl.DataFrame, runs: pl.DataFrame) -> Iterator[Plot]:
     """Yield every figure that has at least one point.
 
     Args:
@@ -55,10 +55,10 @@ def plots(groups: pl.DataFrame, runs: Sequence[Run]) -> Iterator[Plot]:
         if here["events_per_s"].count():
             yield _efficiency(dataset, here)
         curves = [
-            (row["label"], runs[member])
-            for row in here.iter_rows(named=True)
-            for member in row["member"]
-            if runs[member].curve.values
+            (label, run)
+            for label, members in here.select("label", "member").rows()
+            for run in runs[members].iter_rows(named=True)
+            if run["curve_values"]
         ]
         if curves:
             yield _curves(dataset, here, curves)
@@ -108,17 +108,17 @@ def _efficiency(dataset: str, groups: pl.DataFrame) -> Plot:
     )
 
 
-def _curves(dataset: str, groups: pl.DataFrame, curves: Sequence[tuple[str, Run]]) -> Plot:
+def _curves(dataset: str, groups: pl.DataFrame, curves: Sequence[tuple[str, Row]]) -> Plot:
     style = styles(groups)
-    lengths = sorted({run.context_length for _, run in curves})
+    lengths = sorted({run["context_length"] for _, run in curves})
     figure, cells = panels(len(lengths), columns=3, width=4.2, sharey=True)
     metrics: set[str] = set()
     for at, (axes, length) in enumerate(zip(cells, lengths, strict=True)):
-        here = [(label, run) for label, run in curves if run.context_length == length]
-        ends = [run.curve.seconds[-1] for _, run in here]
+        here = [(label, run) for label, run in curves if run["context_length"] == length]
+        ends = [run["curve_seconds"][-1] for _, run in here]
         unit, seconds = ("h", 3600) if max(ends) > 3 * 3600 else ("min", 60) if max(ends) > 180 else ("s", 1)
         for label, run in here:
-            metrics.add(run.curve.metric)
+            metrics.add(run["curve_metric"])
             _curve(axes, run, style[label], seconds)
         axes.set_xlabel(f"training time ({unit})")
         axes.set_title(f"context length {length:,}", fontsize=10)
@@ -136,9 +136,9 @@ def _curves(dataset: str, groups: pl.DataFrame, curves: Sequence[tuple[str, Run]
     )
 
 
-def _curve(axes: Axes, run: Run, style: Style, unit: float) -> None:
-    line = "-" if run.state == "finished" else "--"
-    times, values = [seconds / unit for seconds in run.curve.seconds], run.curve.values
+def _curve(axes: Axes, run: Row, style: Style, unit: float) -> None:
+    line = "-" if run["state"] == "finished" else "--"
+    times, values = [seconds / unit for seconds in run["curve_seconds"]], run["curve_values"]
     axes.plot(times, values, color=style.color, linestyle=line, linewidth=1.3, alpha=0.85)
     top = max(range(len(times)), key=values.__getitem__)
     axes.plot(times[top], values[top], "o", color=style.color, markersize=6, markerfacecolor="white")

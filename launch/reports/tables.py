@@ -3,16 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
+from longplay.launch.reports.data import Row
 from longplay.launch.reports.groups import METRICS, kinds, unique
 from longplay.launch.reports.names import display_name, kind_name, metric_name
 from longplay.launch.reports.scalars import COSTS
 
 REFERENCE = "sasrec"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

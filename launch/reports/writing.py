@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,9 +9,8 @@ import polars as pl
 
 from longplay.common.atomic import write_text
 from longplay.launch.reports.csv_files import ablation_csv, accuracy_csv, efficiency_csv, runs_csv
-from longplay.launch.reports.data import Run
 from longplay.launch.reports.drawing import MATPLOTLIB, save
-from longplay.launch.reports.groups import group_frame, run_frame
+from longplay.launch.reports.groups import group_frame, unique
 from longplay.launch.reports.page import Picture, Section, render
 from longplay.launch.reports.plots import plots
 from longplay.launch.reports.tables import ablation_tables, accuracy_tables, efficiency_tables, runs_table
@@ -30,14 +28,13 @@ _EFFICIENCY = (
 _FIGURES = ("accuracy-", "efficiency-", "time-", "ablation-")
 
 
-def write_report(runs: Sequence[Run], out: Path) -> None:
+def write_report(runs: pl.DataFrame, out: Path) -> None:
     """Write report.md, report.html, four CSV files and plots/ into `out`; replace an earlier report.
 
     Raises:
         OSError: a file cannot be written.
     """
-    run_rows = run_frame(runs)
-    groups = group_frame(run_rows)
+    groups = group_frame(runs)
     pictures = _draw(groups, runs, out / "plots")
 
     def of(*kinds: str) -> list[Picture]:
@@ -62,10 +59,10 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
             tables=list(ablation_tables(groups)),
             pictures=of("ablation-"),
         ),
-        Section(title="Runs", text=_unfinished(runs), tables=[runs_table(run_rows)]),
+        Section(title="Runs", text=_unfinished(runs), tables=[runs_table(runs)]),
     ]
     page = {
-        "title": f"Report of {', '.join(dict.fromkeys(run.source.name for run in runs))}",
+        "title": f"Report of {', '.join(unique(runs, 'source'))}",
         "text": f"{len(runs)} runs: {count_states(runs)}.",
         "sections": [section for section in sections if section.tables],
     }
@@ -75,18 +72,18 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
         "accuracy.csv": accuracy_csv(groups),
         "efficiency.csv": efficiency_csv(groups),
         "ablation.csv": ablation_csv(groups),
-        "runs.csv": runs_csv(run_rows),
+        "runs.csv": runs_csv(runs),
     }
     for name, content in contents.items():
         write_text(out / name, content)
 
 
-def count_states(runs: Sequence[Run]) -> str:
+def count_states(runs: pl.DataFrame) -> str:
     """Return the number of runs in each state: "3 finished, 1 failed"."""
-    return ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).items())
+    return ", ".join(f"{number} {state}" for state, number in Counter(runs["state"]).items())
 
 
-def _draw(groups: pl.DataFrame, runs: Sequence[Run], folder: Path) -> dict[str, Picture]:
+def _draw(groups: pl.DataFrame, runs: pl.DataFrame, folder: Path) -> dict[str, Picture]:
     """Write the figures, delete those of an earlier report, and return them by name."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
@@ -108,9 +105,9 @@ def _draw(groups: pl.DataFrame, runs: Sequence[Run], folder: Path) -> dict[str, 
     return pictures
 
 
-def _unfinished(runs: Sequence[Run]) -> str:
-    unfinished = [run for run in runs if run.state != "finished"]
-    if not unfinished:
+def _unfinished(runs: pl.DataFrame) -> str:
+    unfinished = runs.filter(pl.col("state") != "finished")
+    if unfinished.is_empty():
         return "All are finished."
     return (
         f"{len(unfinished)} of {len(runs)} are not finished. To finish a sweep, run its command again. "

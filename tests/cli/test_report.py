@@ -12,7 +12,7 @@ from support.made_up_sweeps import MadeUpSweep, made_up_run, write_evaluation
 
 from longplay.launch.cli import main
 from longplay.launch.reports.data import collect
-from longplay.launch.reports.groups import group_frame, run_frame
+from longplay.launch.reports.groups import group_frame
 from longplay.launch.reports.tables import accuracy_tables
 
 HITS = {  # (model, context length) -> hit@10 of each seed
@@ -136,9 +136,9 @@ def test_a_run_in_training_is_compared_with_sasrec(tmp_path: Path) -> None:
 
 def test_the_time_of_a_validation_is_the_sum_of_the_steps_before_it(tmp_path: Path) -> None:
     made_up_run(tmp_path / "run", step_ms=100, validations=(0.1, 0.2))
-    (run,) = collect([tmp_path / "run"])
-    assert run.curve.seconds == pytest.approx([5.0 + 0.9, 5.0 + 1.9])
-    assert run.curve.values == [0.1, 0.2]
+    run = collect([tmp_path / "run"]).row(0, named=True)
+    assert run["curve_seconds"] == pytest.approx([5.0 + 0.9, 5.0 + 1.9])
+    assert run["curve_values"] == [0.1, 0.2]
 
 
 def test_a_step_without_a_log_entry_takes_as_long_as_the_next_logged(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_step_without_a_log_entry_takes_as_long_as_the_next_logged(tmp_path: P
     lines += [(12, "eval_full_unseen/ndcg@10", 0.1), (25, "eval_full_unseen/ndcg@10", 0.2)]
     text = "".join(json.dumps(dict(zip(("step", "tag", "value"), x, strict=True))) + "\n" for x in lines)
     (tmp_path / "run" / "metrics.jsonl").write_text(text + '{"step": 26, "ta')
-    (run,) = collect([tmp_path / "run"])
-    assert run.curve.seconds == pytest.approx([0.9 + 0.9 + 0.4, 0.9 + 0.9 + 2.0 + 1.0])
+    run = collect([tmp_path / "run"]).row(0, named=True)
+    assert run["curve_seconds"] == pytest.approx([0.9 + 0.9 + 0.4, 0.9 + 0.9 + 2.0 + 1.0])
 
 
 def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -194,8 +194,8 @@ def test_the_error_of_a_killed_task_is_slurms_message_in_the_log_of_its_own_job(
     start = "longplay: job m-sasrec-L50-s0, start 1, on n\n"
     (made.path / "submitit" / "5_1_0_log.out").write_text(start + "longplay: error: of another job\n")
     (made.path / "submitit" / "5_0_log.out").write_text(start + "srun: error: n: task 0: Killed\nsrun: end\n")
-    (run,) = collect([made.path])
-    assert (run.state, run.error) == ("failed", "srun: error: n: task 0: Killed")
+    run = collect([made.path]).row(0, named=True)
+    assert (run["state"], run["error"]) == ("failed", "srun: error: n: task 0: Killed")
 
 
 def test_a_sweep_without_a_started_run_is_reported(tmp_path: Path) -> None:
@@ -213,10 +213,9 @@ def test_a_run_with_a_damaged_evaluation_has_failed(tmp_path: Path) -> None:
     made_up_run(tmp_path / "run")
     file = tmp_path / "run" / "evaluation" / "test.json"
     file.write_text(file.read_text()[:40])
-    (run,) = collect([tmp_path / "run"])
-    assert run.state == "failed"
-    assert run.error is not None
-    assert run.error.startswith("evaluation/test.json: cannot be read")
+    run = collect([tmp_path / "run"]).row(0, named=True)
+    assert run["state"] == "failed"
+    assert run["error"].startswith("evaluation/test.json: cannot be read")
 
 
 def test_variants_of_an_ablation_are_compared_with_each_other(tmp_path: Path) -> None:
@@ -241,13 +240,13 @@ def test_run_folders_with_other_settings_are_not_averaged(tmp_path: Path) -> Non
     made_up_run(tmp_path / "c", seed=0, hit10=0.5, lr=0.1)
     made_up_run(tmp_path / "d", seed=0, hit10=0.7, lr=0.1)  # the same seed again is not another sample
     runs = collect([tmp_path / name for name in "abcd"])
-    groups = group_frame(run_frame(runs)).select("label", "member").rows()
-    assert {label: [runs[member].name for member in members] for label, members in groups} == {
+    groups = group_frame(runs).select("label", "member").rows()
+    assert {label: runs[members]["run"].to_list() for label, members in groups} == {
         "SASRec (a)": ["a", "b"],
         "SASRec (c)": ["c"],
         "SASRec (d)": ["d"],
     }
-    assert [run.name for run in collect([tmp_path])] == ["a", "b", "c", "d"]
+    assert collect([tmp_path])["run"].to_list() == ["a", "b", "c", "d"]
 
 
 def test_the_same_model_of_two_sweeps_has_two_labels(tmp_path: Path) -> None:
@@ -255,7 +254,7 @@ def test_the_same_model_of_two_sweeps_has_two_labels(tmp_path: Path) -> None:
         made = MadeUpSweep(tmp_path / name)
         made_up_run(made.add())
         made.write()
-    groups = group_frame(run_frame(collect([tmp_path / "first", tmp_path / "second"])))
+    groups = group_frame(collect([tmp_path / "first", tmp_path / "second"]))
     assert groups["label"].to_list() == ["SASRec (first)", "SASRec (second)"]
 
 
@@ -312,7 +311,7 @@ def test_a_metric_that_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
     saved = json.loads(file.read_text())
     saved["full_unseen"].pop("hit@20")
     file.write_text(json.dumps(saved))
-    (table, *_) = accuracy_tables(group_frame(run_frame(collect([tmp_path / "run"]))))
+    (table, *_) = accuracy_tables(group_frame(collect([tmp_path / "run"])))
     assert [cell.text for cell in table.rows[0]] == ["50", "SASRec", "0.1000", "0.0500", "–", "0.1000", "1"]
 
 

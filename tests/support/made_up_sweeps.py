@@ -23,7 +23,7 @@ def made_up_run(
     data: str = "/data/m",
     lr: float = 0.01,
 ) -> None:
-    """Write a run with a validation per epoch, evaluated with ndcg@10 = hit10 / 2, unless `hit10` is None."""
+    """Write a run with a validation per epoch, evaluated with ndcg@10 = hit10 / 2 if `hit10` is given."""
     path.mkdir(parents=True)
     config = {
         "recipe": model,
