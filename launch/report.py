@@ -9,6 +9,7 @@ import polars as pl
 
 from longplay.launch.reports.data import ReportError, collect
 from longplay.launch.reports.writing import count_states, write_report
+from longplay.launch.settings.imports import add_import_argument
 
 
 def register(subparsers: Any) -> None:
@@ -27,6 +28,7 @@ def register(subparsers: Any) -> None:
         metavar="DIR",
         help="default: SWEEP/report for one sweep, else report",
     )
+    add_import_argument(parser)  # for the display names of own encoders
     parser.set_defaults(func=run)
 
 

@@ -18,8 +18,8 @@ COSTS = {
 """The costs of a run, with their headers in tables.
 
 Memory is of the GPU, or of the process on a CPU: of rank 0 in training, of the rank with the highest peak in
-the evaluation. Seconds per epoch are the time of the median step, times the steps of an epoch. Events per second are
-of all ranks in the median step.
+the evaluation. Seconds per epoch are the time of the median step, times the steps of an epoch. Events per
+second are of all ranks in the median step.
 """
 
 

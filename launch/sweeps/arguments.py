@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.sweeps.cluster import Resources
 from longplay.launch.sweeps.grid import (
     GRIDS,
@@ -21,6 +22,7 @@ _POSITIVE = ("nodes", "ranks_per_node", "cpus_per_task", "max_parallel", "signal
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the runs."""
+    add_import_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -22,6 +22,7 @@ from longplay.common.atomic import write_json
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
 from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.imports import imported
 from longplay.launch.settings.saved import SAME_RESULT, changed_settings
 from longplay.launch.sweeps.cluster import Submission
 from longplay.launch.sweeps.grid import SweepJobSpec, spec_from_json
@@ -119,6 +120,7 @@ class SweepFolder:
             data=spec.data,
             overrides=spec.overrides,
             run=str(spec.run(self.path)),
+            imports=tuple(imported()),
         )
 
     def logs(self, name: str) -> list[Path]:

@@ -16,6 +16,7 @@ from longplay.distributed.runtime.memory import forget_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
+from longplay.launch.settings.imports import import_module
 from longplay.launch.settings.recipes import get_recipe
 from longplay.launch.settings.resolving import resolve
 from longplay.launch.sweeps.job_log import STARTS, STOPPED
@@ -35,6 +36,7 @@ class SweepJob:
         data: folder or URL of the prepared dataset.
         overrides: settings on top of the recipe.
         run: the run folder.
+        imports: modules of the user that register encoders, losses, metrics or recipes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class SweepJob:
     data: str
     overrides: tuple[str, ...]
     run: str
+    imports: tuple[str, ...] = ()
 
     def __call__(self) -> None:
         """Do the job and exit with its code unless that is 0."""
@@ -75,6 +78,8 @@ class SweepJob:
         return code
 
     def _train(self) -> int:
+        for name in self.imports:
+            import_module(name)
         config = resolve(self.recipe, get_recipe(self.recipe), self.overrides)
         return train(config, parse_location(self.data), Path(self.run))
 

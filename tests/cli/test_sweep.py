@@ -86,7 +86,7 @@ def test_overrides_reach_every_run(data: Path) -> None:
 def test_settings_of_the_grid_and_unknown_names_are_refused(
     data: Path, overrides: tuple[str, ...], settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         grid(data, overrides=overrides, **settings).jobs()
 
 

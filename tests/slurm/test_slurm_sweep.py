@@ -192,7 +192,7 @@ def test_a_folder_that_nodes_do_not_share_is_named(cluster: LocalCluster, data: 
     [
         (["--partition", "gpu"], "--partition gpu: Invalid partition name specified; available: high, main"),
         (["--constraint", "tpu"], "sbatch refuses: Invalid feature specification"),
-        (["--models", "sasreck"], "recipe 'sasreck': there is no such recipe; did you mean sasrec?"),
+        (["--models", "sasreck"], "recipe 'sasreck': unknown; did you mean sasrec?"),
     ],
 )
 def test_a_refusal_is_one_line_and_leaves_no_job(

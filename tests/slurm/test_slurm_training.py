@@ -85,4 +85,4 @@ def test_a_bad_recipe_is_one_line(slurm_cluster: LocalCluster, data: Path, tmp_p
     assert job.wait_for_end() == "FAILED"
     lines = [line for line in job.printed().splitlines() if "error" in line]
     assert len(lines) == 1, lines
-    assert "exit code 2: recipe 'ml10m': there is no such recipe; did you mean ml1m?" in lines[0]
+    assert "exit code 2: recipe 'ml10m': unknown; did you mean ml1m?" in lines[0]
