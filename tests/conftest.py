@@ -1,6 +1,7 @@
-"""What every test shares: one thread per process, no accelerator, and a Slurm cluster for those that ask."""
+"""Settings and fixtures of all tests: one thread per process, no accelerator, a Slurm cluster on request."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,21 +15,37 @@ from local_cluster import ClusterConfig, LocalCluster, why_not
 
 torch.set_num_threads(1)
 
-# The same examples every time, so that a change is what turns a test red; `HYPOTHESIS_PROFILE=search` looks
-# for new ones.
+# The same examples in every run, so that only a change of the code makes a test fail.
+# HYPOTHESIS_PROFILE=search draws new examples.
 hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the tests on the Slurm cluster: they wait a lot, and under `pytest -n` others fill in."""
-    items.sort(key=lambda item: not item.path.parent.name == "slurm")
+    """Run the tests on the Slurm cluster first: they mostly wait, and other workers run tests meanwhile."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a table of the skipped tests: the reason, how many there are, and their files."""
+    files: defaultdict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        files[reason.removeprefix("Skipped: ")].append(report.nodeid.partition("::")[0])
+    if not files:
+        return
+    terminalreporter.section("skipped tests by reason")
+    terminalreporter.line(f"{'tests':>5}  reason")
+    for reason in sorted(files, key=lambda reason: -len(files[reason])):
+        terminalreporter.line(f"{len(files[reason]):>5}  {reason}")
+        terminalreporter.line(f"{'':>5}    in {', '.join(sorted(set(files[reason])))}")
+    terminalreporter.line(f"{sum(map(len, files.values())):>5}  in total")
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Two nodes with two GPUs each, fake ones; up when the first test asks, down with the session."""
+    """Yield a cluster of two nodes with two fake GPUs each, which runs until the end of the session."""
     problem = why_not()
     if problem:
         pytest.skip(problem)

@@ -1,4 +1,4 @@
-"""Faults to inject into one rank of a training run, for `benchmarks.soak` and the tests."""
+"""Faults to inject into one rank of a training run."""
 
 from __future__ import annotations
 
