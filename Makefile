@@ -1,8 +1,8 @@
-# `make demo` and `make test` are all that a fresh machine needs: Python 3.11 or later with venv, and make.
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later, its venv module, and make.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test docs slurm-packages clean
+.PHONY: help install demo test docs test-packages clean
 
 PYTHON ?= python3
 # Options of `pip install torch`, for example --index-url of an index that serves another build.
@@ -14,18 +14,18 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 help:
-	@echo "make install   create .venv and install Longplay with its tools into it"
+	@echo "make install   create .venv and install Longplay and its development tools"
 	@echo "make demo      generate data, train for a few minutes, evaluate, print the metrics"
 	@echo "make test      lint, formatting, types, tests"
 	@echo "make docs      build the documentation in site/"
-	@echo "make slurm-packages   install what the tests' Slurm cluster needs, where that is possible"
-	@echo "make clean     remove demo/ and caches; .venv stays"
+	@echo "make test-packages   install the Debian packages that some tests need (as root)"
+	@echo "make clean     remove demo/, site/, builds and caches, but not .venv"
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: $(PYTHON) is not Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	  echo "make: $(PYTHON) is not Python 3.11 or later; choose one with make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "make: $(PYTHON) cannot create virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
@@ -34,15 +34,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	@if test -f demo/data/manifest.json; then echo "demo/data is prepared already"; \
+	@if test -f demo/data/manifest.json; then echo "demo/data exists"; \
 	else $(BIN)/longplay prepare synthetic --out demo/data; fi
 	$(BIN)/longplay train demo --data demo/data --run demo/run $(DEMO_ARGS)
 	$(BIN)/longplay evaluate demo/run --split test --baseline
 	@echo
-	@echo "TensorBoard logs are in demo/run/tensorboard; look at them with:"
+	@echo "TensorBoard logs are in demo/run/tensorboard. Open them with:"
 	@echo "  $(BIN)/tensorboard --logdir demo/run"
 
-test: install slurm-packages
+test: install test-packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -55,18 +55,25 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "open site/index.html"
 
-# As root on Debian or Ubuntu; elsewhere, or without a network, the tests that need them are skipped and say so.
-SLURM_PROGRAMS := munged slurmctld slurmd sbatch slurmdbd mariadbd
-slurm-packages:
+# Debian packages that some tests need: Slurm, a browser for TensorBoard, curl and a C++ compiler. Root installs them with
+# apt-get. Without them the tests that need them are skipped; the end of the test run lists those tests and the reason.
+# RUNLEVEL=1 keeps the packages from starting services.
+test-packages:
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
-	for program in $(SLURM_PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
+	need() { local package=$$1 program; shift; \
+	  for program in "$$@"; do if command -v $$program > /dev/null; then return; fi; done; \
+	  missing="$$missing $$package"; }; \
+	need munge munged; need slurm-wlm slurmctld; need slurmdbd slurmdbd; need mariadb-server mariadbd; \
+	need chromium chromium chromium-browser google-chrome; need curl curl; need g++ g++; \
 	if test -z "$$missing"; then exit 0; fi; \
 	if test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null; then \
-	  echo "make: no Slurm here and no right to install it: its tests will be skipped"; exit 0; fi; \
+	  echo "make: the tests that need these packages are skipped, as only root can install them:$$missing"; exit 0; fi; \
+	echo "make: installing$$missing"; \
 	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-	  slurm-wlm munge slurmdbd mariadb-server; } > /dev/null 2>&1 \
-	  || echo "make: Slurm's packages could not be installed: its tests will be skipped"
+	apt-get update -qq > /dev/null 2>&1 || true; \
+	for package in $$missing; do \
+	  apt-get install -y -qq --no-install-recommends $$package > /dev/null 2>&1 || \
+	  echo "make: $$package could not be installed; the tests that need it are skipped"; done
 
 clean:
 	rm -rf demo site build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -28,7 +28,7 @@ class Evaluation:
     """The metrics of one split.
 
     Attributes:
-        metrics: by candidates ("full", "full_unseen", "sampled100") and name ("hit@10").
+        metrics: by set of candidates ("full", "full_unseen", "sampled100") and name ("hit@10").
         seconds: duration of the evaluation.
     """
 
@@ -43,10 +43,9 @@ class Evaluation:
         Args:
             positions: (users, 3) float64, 1 = best: among all, the unseen and the sampled items.
         """
-        names = ("full", "full_unseen", f"sampled{settings.num_sampled}")
         metrics = {
             name: ranking_metrics(positions[:, column], cutoffs=settings.cutoffs)
-            for column, name in enumerate(names)
+            for column, name in enumerate(settings.candidate_sets())
         }
         return cls(metrics=metrics, num_users=positions.shape[0], seconds=seconds)
 

@@ -85,10 +85,13 @@ class EvaluationConfig:
     num_sampled: Count = 100
     max_validation_users: Count | None = None
 
+    def candidate_sets(self) -> tuple[str, str, str]:
+        """Return the names of the sets of items that a target is ranked among."""
+        return "full", "full_unseen", f"sampled{self.num_sampled}"
+
     def metric_names(self) -> list[str]:
         """Return what an evaluation measures, as `train.metric` names it: "full_unseen/ndcg@10"."""
-        kinds = ("full", "full_unseen", f"sampled{self.num_sampled}")
-        return [f"{kind}/{metric}" for kind in kinds for metric in metric_names(self.cutoffs)]
+        return [f"{name}/{metric}" for name in self.candidate_sets() for metric in metric_names(self.cutoffs)]
 
 
 @settings_class

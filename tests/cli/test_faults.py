@@ -1,7 +1,7 @@
 """A fault on one rank ends all ranks in time, the last line names the cause, and the run can be resumed.
 
-`LONGPLAY_SOAK_FAULTS=30 pytest tests/cli/test_faults.py -k soak` injects 30 faults instead of 5, in about half
-an hour on two cores.
+`LONGPLAY_SOAK_FAULTS=30 pytest tests/cli/test_faults.py -k soak` injects 30 faults instead of 5 and takes
+about half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Run `longplay ...` as processes of their own, started in milliseconds from a server that has imported
-everything.
-"""
+"""Run `longplay ...` in separate processes, forked from a server that has imported the heavy packages."""
 
 import os
 import sys
@@ -14,10 +12,11 @@ from support.ranks import FORK_SERVER
 
 
 class Command:
-    """`longplay WORDS` on `world_size` ranks, as torchrun would set them up; all output goes to one file.
+    """Start `longplay WORDS` on `world_size` ranks with the environment that torchrun sets.
 
     Args:
-        fault: called in each rank's process before the command, with the rank; to break something in it.
+        output: file that receives stdout and stderr of all ranks.
+        fault: called with the rank in each process before the command, to inject a fault.
     """
 
     def __init__(
@@ -43,9 +42,7 @@ class Command:
             process.start()
 
     def wait(self, timeout_s: float = 120.0) -> int:
-        """The first exit code that is not 0, or 0; a process that outlives the deadline is killed and fails
-        the test.
-        """
+        """Return the first exit code that is not 0, or 0. Kill the processes and fail at the deadline."""
         deadline = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -61,7 +58,7 @@ class Command:
         while not reached():
             ended = [process for process in self.processes if not process.is_alive()]
             assert not ended, f"ended before the signal was due:\n{self.output.read_text()}"
-            assert time.monotonic() < deadline, f"the moment never came:\n{self.output.read_text()}"
+            assert time.monotonic() < deadline, f"the condition never became true:\n{self.output.read_text()}"
             self.processes[0].join(0.01)
         for process in self.processes:
             assert process.pid is not None
@@ -75,7 +72,7 @@ class Command:
 
 
 def longplay(words: list[str], output: Path, *, world_size: int = 1) -> str:
-    """Run a command to its good end and return what it printed."""
+    """Run a command, which must succeed, and return its output."""
     code = Command(words, output, world_size=world_size).wait()
     assert code == 0, f"exit code {code}:\n{output.read_text()}"
     return output.read_text()
@@ -109,7 +106,7 @@ def _main(
         fault(rank)
     try:
         code = main(words)
-    except BaseException:  # as the interpreter would end it
+    except BaseException:  # the interpreter would print it and exit with 1
         traceback.print_exc()
         code = 1
     file.flush()

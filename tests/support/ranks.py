@@ -1,6 +1,4 @@
-"""Run a function on several gloo ranks, each a process of its own, with a deadline and the failing rank's
-traceback.
-"""
+"""Run a function on several gloo ranks, each in its own process, with a deadline."""
 
 import multiprocessing as mp
 import os
@@ -12,19 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 FORK_SERVER = mp.get_context("forkserver")
-# The server imports the heavy packages once; every rank is then a fork of a process that has run nothing yet.
+# The server imports the heavy packages once; every rank is then a fork of a process that has not run anything.
 FORK_SERVER.set_forkserver_preload(
     [
-        *(
-            "longplay.launch.train",
-            "longplay.launch.evaluate",
-            "longplay.launch.prepare",
-            "longplay.launch.recommend",
-        ),
-        *(
-            "torch._dynamo",
-            "torch._inductor.compile_fx",
-        ),  # DeepSpeed imports them, for seconds, at its first engine
+        "longplay.launch.train",
+        "longplay.launch.evaluate",
+        "longplay.launch.prepare",
+        "longplay.launch.recommend",
+        "torch._dynamo",  # DeepSpeed imports this and the next module at its first engine, which takes seconds
+        "torch._inductor.compile_fx",
     ]
 )
 
@@ -32,10 +26,12 @@ FORK_SERVER.set_forkserver_preload(
 def run_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
 ) -> list[Any]:
-    """Call `function(world, *args)` on `world_size` ranks; their return values in rank order.
+    """Call `function(world, *args)` on `world_size` ranks and return their results in rank order.
+
+    All processes have ended when this returns or raises.
 
     Raises:
-        AssertionError: a rank raised (with its traceback) or did not end in time; no process is left behind.
+        AssertionError: a rank raised, with its traceback, or did not end in time.
     """
     from longplay.distributed.runtime.world import free_port
 
@@ -86,12 +82,11 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         world = init_world(device="cpu", timeout_s=60)
-        # Plain bytes: torch's own pickling for queues leaves the values with this process, which is about to
-        # end.
+        # Bytes, because torch's pickling for queues keeps tensors in this process, which is about to end.
         value, failure = pickle.dumps(function(world, *args)), None
     except BaseException:
         value, failure = None, traceback.format_exc()
     results.put((rank, value, failure))
     results.close()
     results.join_thread()
-    os._exit(0)  # no collective on the way out: a failed rank must not wait for the others
+    os._exit(0)  # no collective at exit: a failed rank must not wait for the others

@@ -1,4 +1,4 @@
-"""Inputs of the recurrences, and their comparison with a reference in float64."""
+"""Inputs of the recurrences, and comparison with a reference in float64."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def random_seq_idx(generator: torch.Generator, num_rows: int, num_slots: int) -> Tensor:
-    """(B, L) int32 of segments some seven slots long."""
+    """Return (B, L) int32 segment numbers; segments are about seven slots long."""
     starts = torch.rand(num_rows, num_slots, generator=generator) < 0.15
     return starts.cumsum(1).to(torch.int32)
 
@@ -16,7 +16,7 @@ def random_seq_idx(generator: torch.Generator, num_rows: int, num_slots: int) ->
 def scan_inputs(
     shape: tuple[int, int, int, int], seed: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """float64 u, dt, A, B, C of the recurrence at (B, L, E, N), and the segments."""
+    """Return float64 u, dt, A, B, C of the recurrence for the shape (B, L, E, N), and the segment numbers."""
     num_rows, num_slots, channels, state = shape
     g = torch.Generator().manual_seed(seed)
 
@@ -41,7 +41,7 @@ def assert_same_values_and_gradients(
     tol: float,
     device: str = "cpu",
 ) -> None:
-    """`ours` in `dtype` against `reference` in float64, errors relative to each tensor's largest value."""
+    """Compare `ours` in `dtype` with `reference` in float64, relative to the largest value of each tensor."""
     exact_inputs = [t.clone().requires_grad_() for t in inputs]
     our_inputs = [t.to(device, dtype).requires_grad_() for t in inputs]
     exact, got = reference(*exact_inputs), ours(*our_inputs)

@@ -1,4 +1,4 @@
-"""Small datasets and runs shared by the tests of launch/."""
+"""Small datasets and runs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from longplay.launch.settings.resolving import resolve
 
 
 def small_dataset(folder: Path) -> Path:
-    """A prepared synthetic dataset of 200 users, 300 items and 6,000 events in 24 shards."""
+    """Prepare a synthetic dataset of 200 users, 300 items and 6,000 events in 24 shards; return its path."""
     path = folder / "data"
     prepare_dataset(SyntheticSource(users=200, items=300, events=6000, seed=5), path, PrepareOptions())
     return path
 
 
 def small_settings(model: str = "mambarec") -> dict[str, Any]:
-    """Settings of a run that takes a second: width 16, context length 40, dropout on, clipping active."""
+    """Return the settings of a one-second run with dropout and gradient clipping."""
     return {
         "seed": 7,
         "context_length": 40,
@@ -42,10 +42,10 @@ def small_config(*overrides: str, model: str = "mambarec") -> RunConfig:
 
 
 def read_metrics(run: Path, tag: str) -> Series:
-    """step -> value of one tag, empty where it was never logged."""
+    """Return the values of one tag by step; empty if it was never logged."""
     return read_scalars(run).get(tag, {})
 
 
 def steps_logged(run: Path) -> int:
-    """How many steps a run's log tells of; 0 before there is a log."""
+    """Return the number of logged steps; 0 without a log."""
     return len(read_metrics(run, "train/loss"))

@@ -1,4 +1,4 @@
-"""metrics.jsonl is read whole lines only, whenever one looks, and cut back to a checkpoint's step."""
+"""Readers of metrics.jsonl skip incomplete lines; resuming removes the lines after the checkpoint."""
 
 import json
 import math
@@ -9,19 +9,19 @@ from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_
 LINES = "".join(Scalar(step, tag, step / 3).line() for step in (1, 2, 10) for tag in ("a", "b/c"))
 
 
-def test_a_line_is_what_the_docs_show() -> None:
+def test_a_line_has_the_documented_format() -> None:
     line = Scalar(120, "train/loss", 6.91).line()
     assert line == '{"step": 120, "tag": "train/loss", "value": 6.91}\n'
     assert math.isnan(json.loads(Scalar(1, "a", math.nan).line())["value"])
 
 
-def test_nothing_is_read_where_nothing_was_logged(tmp_path: Path) -> None:
+def test_a_run_without_a_log_has_no_scalars(tmp_path: Path) -> None:
     assert read_scalars(tmp_path) == {}
     drop_scalars_after(tmp_path, 3)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
+def test_only_complete_lines_are_read(tmp_path: Path) -> None:
     for length in range(len(LINES) + 1):
         (tmp_path / METRICS_FILE).write_text(LINES[:length])
         read = read_scalars(tmp_path)
@@ -29,7 +29,7 @@ def test_a_line_counts_once_it_is_whole(tmp_path: Path) -> None:
         assert all(step / 3 == value for series in read.values() for step, value in series.items())
 
 
-def test_lines_past_a_step_and_cut_or_damaged_ones_are_dropped(tmp_path: Path) -> None:
+def test_lines_after_a_step_and_damaged_lines_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / METRICS_FILE
     damaged = b'{"step": 1, "tag": "a", "val\xffe": 3}\n[1]\n\n{"step": Infinity, "tag": "a", "value": 3}\n'
     file.write_bytes(damaged + LINES.encode() + b'{"step": 1, "ta')

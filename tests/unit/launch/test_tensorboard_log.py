@@ -1,4 +1,4 @@
-"""TensorBoard as the monitor: what it answers of runs made here, and what a browser draws of it."""
+"""TensorBoard serves the curves, settings and final metrics of runs, and a browser draws them."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def begun_run(path: Path, model: str) -> Path:
 
 
 def logged_run(path: Path, model: str) -> Path:
-    """A run that was killed after step 14, resumed from step 10, ended at step 20 and was evaluated."""
+    """Write a run that was killed after step 14, resumed from step 10, ended at step 20 and was evaluated."""
     begun_run(path, model)
     killed = MetricsLog(path, from_step=0)
     for step in range(1, 15):
@@ -63,8 +63,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def board(runs: Path) -> Iterator[str]:
-    """Address of a TensorBoard that shows `runs`, on a free port of this machine alone."""
+def tensorboard(runs: Path) -> Iterator[str]:
+    """Start TensorBoard for `runs` on a free local port and yield its address."""
     output = runs.parent / "tensorboard.log"
     words = ["--logdir", str(runs), "--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
     with open(output, "w") as log:
@@ -82,7 +82,7 @@ def board(runs: Path) -> Iterator[str]:
 
 
 def until(reached: Any, server: subprocess.Popen, output: Path, timeout_s: float = 60.0) -> Any:
-    """What `reached` returns once that is something."""
+    """Poll `reached` and return its first true value."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = reached()
@@ -101,13 +101,13 @@ def ask(address: str, what: str, body: Any = None, **query: str) -> Any:
         return json.load(answer)
 
 
-def test_a_curve_goes_on_where_a_killed_run_was_resumed(board: str) -> None:
-    points = ask(board, "scalars/scalars", run="sasrec/tensorboard", tag="train/loss")
+def test_a_resumed_run_continues_its_curve(tensorboard: str) -> None:
+    points = ask(tensorboard, "scalars/scalars", run="sasrec/tensorboard", tag="train/loss")
     assert [step for _, step, _ in points] == list(range(1, 21))
     assert [value for _, _, value in points] == pytest.approx([5 - step / 10 for step in range(1, 21)])
 
 
-def test_settings_and_final_metrics_of_all_runs_are_on_one_page(board: str, runs: Path) -> None:
+def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str, runs: Path) -> None:
     assert [path.name for path in runs.rglob("*") if path.is_dir() and path.parent != runs] == [
         *("tensorboard", "tensorboard")
     ]
@@ -118,7 +118,7 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(board: str, runs
         "sliceSize": 10,
         "colParams": [],
     }
-    groups = ask(board, "hparams/session_groups", wanted)["sessionGroups"]
+    groups = ask(tensorboard, "hparams/session_groups", wanted)["sessionGroups"]
     found = {group["hparams"]["encoder.model"]: group for group in groups}
     assert set(found) == set(MODELS)
     for model, group in found.items():
@@ -127,32 +127,34 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(board: str, runs
         metrics = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
         assert metrics == {"test_full_unseen/hit@10": pytest.approx(0.1 + 0.1 * MODELS.index(model))}
         assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
-    columns = ask(board, "hparams/experiment", {"experimentName": "", "hparamsLimit": 5})
+    columns = ask(tensorboard, "hparams/experiment", {"experimentName": "", "hparamsLimit": 5})
     assert {info["name"] for info in columns["hparamInfos"]} == {
         *("dataset", "encoder.model", "context_length", "seed", "train.lr")
     }
     assert {info["name"]["tag"] for info in columns["metricInfos"]} >= {"test_sampled100/ndcg@20"}
 
 
-def test_a_validation_has_its_gate_and_its_row_norms(board: str) -> None:
-    assert ask(board, "images/tags")["moematrrec/tensorboard"].keys() == {"gate/mixing_weights"}
-    assert not ask(board, "images/tags").get("sasrec/tensorboard")
-    gate = ask(board, "scalars/scalars", run="moematrrec/tensorboard", tag="gate/block1/attention")
+def test_a_validation_logs_the_gate_and_the_row_norms(tensorboard: str) -> None:
+    assert ask(tensorboard, "images/tags")["moematrrec/tensorboard"].keys() == {"gate/mixing_weights"}
+    assert not ask(tensorboard, "images/tags").get("sasrec/tensorboard")
+    gate = ask(tensorboard, "scalars/scalars", run="moematrrec/tensorboard", tag="gate/block1/attention")
     assert [(step, value) for _, step, value in gate] == [(20, pytest.approx(0.8))]
-    ((_, step, bins),) = ask(board, "histograms/histograms", run="sasrec/tensorboard", tag="table/row_norm")
+    ((_, step, bins),) = ask(
+        tensorboard, "histograms/histograms", run="sasrec/tensorboard", tag="table/row_norm"
+    )
     assert step == 20
     assert sum(count for _, _, count in bins) == pytest.approx(100)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at TensorBoard with; install chromium")
-def test_a_browser_draws_the_scalars(board: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
+def test_a_browser_draws_the_curves(tensorboard: str, tmp_path: Path) -> None:
     assert BROWSER is not None
     picture = tmp_path / "scalars.png"
     options = [
         *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
         *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000"),
     ]
-    page = f"{board}/#scalars&tagFilter=train%2Floss&_smoothingWeight=0"
+    page = f"{tensorboard}/#scalars&tagFilter=train%2Floss&_smoothingWeight=0"
     done = subprocess.run(
         [BROWSER, *options, f"--screenshot={picture}", page],
         capture_output=True,
@@ -169,7 +171,7 @@ def test_a_browser_draws_the_scalars(board: str, tmp_path: Path) -> None:
     assert rows.sum() > 60
 
 
-def test_norms_are_of_at_most_4096_rows() -> None:
+def test_row_norms_are_of_at_most_4096_rows() -> None:
     shard = torch.arange(10_000.0).unsqueeze(1) * torch.tensor([3.0, 4.0])
     norms = row_norms(shard)
     assert 2048 <= len(norms) <= 4096
@@ -193,9 +195,7 @@ def test_an_empty_shard_has_no_histogram(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_run_folder_that_is_read_only_stays_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_run_folder_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun_run(tmp_path / "run", "sasrec")
     monkeypatch.setattr("os.access", lambda *_: False)
     write_final_metrics(run, "test", 1, {"full": {"hit@10": 0.5}})
