@@ -10,14 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 FORK_SERVER = mp.get_context("forkserver")
-# The server imports the heavy packages once; every rank is then a fork of a process that has not run anything.
+# The server imports the heavy packages once; every rank is a fork of a process that ran nothing else.
 FORK_SERVER.set_forkserver_preload(
     [
         "longplay.launch.train",
         "longplay.launch.evaluate",
         "longplay.launch.prepare",
         "longplay.launch.recommend",
-        "torch._dynamo",  # DeepSpeed imports this and the next module at its first engine, which takes seconds
+        # DeepSpeed imports these at its first engine, which takes seconds.
+        "torch._dynamo",
         "torch._inductor.compile_fx",
     ]
 )
