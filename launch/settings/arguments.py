@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from docstring_parser import parse
 
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.settings.imports import add_import_argument, import_module
+from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.settings.overrides import settings_of, spell_value
 from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import SHARED, resolve
@@ -46,7 +46,7 @@ def settings_in_help(parser: argparse.ArgumentParser, words: Sequence[str]) -> N
     Call it before the help is printed, not before the arguments are parsed.
     """
     early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--import", dest="imports", action="append", type=import_module)
+    add_import_argument(early)
     early.add_argument("--config", type=Path)
     given, rest = early.parse_known_args(words)
     recipe = next((word for word in rest if word in RECIPES), None)

@@ -3,7 +3,7 @@
 import argparse
 import importlib
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 from longplay.launch.settings.errors import ConfigError
 
@@ -15,29 +15,41 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import",
         dest="imports",
-        action="append",
-        type=import_module,
+        action=_Import,
         default=[],
         metavar="MODULE",
         help="import this Python module first, for example my_package.my_encoder; may be repeated",
     )
 
 
-def import_module(name: str) -> str:
-    """Import a user's module, as the type of an argument; return its name.
+class _Import(argparse.Action):
+    """Imports a module and appends its name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import_module(values)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def import_module(name: str) -> None:
+    """Import a user's module.
 
     Raises:
-        argparse.ArgumentTypeError: the module cannot be imported.
+        ConfigError: the module or a module that it imports is not found.
     """
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        raise argparse.ArgumentTypeError(
-            f"{name}: cannot be imported ({error}); put the folder that holds it on PYTHONPATH"
-        ) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--import {name}: cannot be imported ({error}); install it or add its folder to PYTHONPATH"
+        ) from error
     if name not in _imported:
         _imported.append(name)
-    return name
 
 
 def imported() -> list[str]:
@@ -45,10 +57,10 @@ def imported() -> list[str]:
     return list(_imported)
 
 
-def check_imports(needed: Iterable[str], run: Path) -> None:
-    """Check that the modules which the run in folder `run` was trained with are imported.
+def check_imports(needed: Iterable[str], run: object) -> None:
+    """Check that the user's modules which `run` needs are imported.
 
-    They are not imported from the folder's own record: reading a run folder must not execute code.
+    They are never imported because a run folder names them: reading a folder must not execute code.
 
     Raises:
         ConfigError: names the --import to give.
@@ -56,4 +68,4 @@ def check_imports(needed: Iterable[str], run: Path) -> None:
     missing = [name for name in needed if name not in _imported]
     if missing:
         options = " ".join(f"--import {name}" for name in missing)
-        raise ConfigError(f"{run}: was trained with modules of your own; add {options}")
+        raise ConfigError(f"{run}: needs modules of your own; add {options}")
