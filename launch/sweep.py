@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.sweeps.arguments import (
     add_action_arguments,
     add_grid_arguments,
@@ -36,7 +35,6 @@ def register(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     add_grid_arguments(parser)
-    add_import_argument(parser)
     add_resource_arguments(parser)
     add_action_arguments(parser)
     parser.set_defaults(func=run, takes_overrides=True)

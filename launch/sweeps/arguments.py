@@ -141,7 +141,6 @@ def read_grid(args: argparse.Namespace, overrides: list[str], *, begun: bool) ->
         datasets=named_datasets(data),
         seeds=tuple(_whole_numbers("--seeds", args.seeds)) or (0,),
         overrides=tuple(overrides),
-        imports=tuple(args.imports),
         slots_per_step=args.slots_per_step,
     )
 

@@ -1,9 +1,8 @@
 """A sweep's folder: its runs and their last submissions.
 
 sweep.json      {"version", "created", "updated", "git_commit", "jobs": {NAME: {...}}}; each job has `recipe`,
-                `model`, `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`,
-                `imports`, `run` (relative to this folder) and `submission` ({"cluster", "job_id", "host",
-                "time"}, or null)
+                `model`, `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`, `run`
+                (relative to this folder) and `submission` ({"cluster", "job_id", "host", "time"}, or null)
 runs/NAME/      the run folder of `longplay train` (config.json, metrics.jsonl, best.json, tensorboard/,
                 checkpoints/) and, after training, evaluation/validation.json and evaluation/test.json in
                 the format of `longplay evaluate --json`. A run with both is finished.
@@ -120,7 +119,6 @@ class SweepFolder:
             recipe=spec.recipe,
             data=spec.data,
             overrides=spec.overrides,
-            imports=spec.imports,
             run=str(spec.run(self.path)),
             imports=tuple(imported()),
         )

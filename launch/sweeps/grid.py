@@ -10,7 +10,6 @@ from pathlib import Path
 from longplay.data_shards.storage.locations import Location, absolute, parse_location
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.imports import check_imports
 from longplay.launch.settings.overrides import parse_overrides
 from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import resolve
@@ -44,7 +43,6 @@ class SweepGrid:
         overrides: settings of every run, in the form of `longplay train RECIPE --section.name VALUE`.
         slots_per_step: number of slots in a step at every context length; data.rows_per_step follows from it.
             None means the recipe's rows.
-        imports: modules of the user that register the recipes' parts.
     """
 
     grid: str = "study"
@@ -54,7 +52,6 @@ class SweepGrid:
     seeds: tuple[int, ...] = (0,)
     overrides: tuple[str, ...] = ()
     slots_per_step: int | None = None
-    imports: tuple[str, ...] = ()
 
     def jobs(self) -> list["SweepJobSpec"]:
         """Return every run of the grid, with checked settings.
@@ -93,7 +90,6 @@ class SweepGrid:
                 grid=self.grid,
                 variant=value,
                 overrides=tuple(words),
-                imports=self.imports,
             )
 
     def _check_overrides(self) -> None:
@@ -122,11 +118,9 @@ class SweepJobSpec:
     grid: str
     variant: str | None
     overrides: tuple[str, ...]
-    imports: tuple[str, ...] = ()
 
     @property
     def config(self) -> RunConfig:
-        check_imports(self.imports, self.name)
         return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
 
     def run(self, sweep: Path) -> Path:
@@ -177,6 +171,4 @@ def _rows_per_step(config: RunConfig, slots: int) -> int:
 def spec_from_json(saved: dict[str, object]) -> SweepJobSpec:
     """Return the job that `dataclasses.asdict` turned into JSON."""
     fields = json.loads(json.dumps(saved))
-    return SweepJobSpec(
-        **{**fields, "overrides": tuple(fields["overrides"]), "imports": tuple(fields.get("imports", ()))}
-    )
+    return SweepJobSpec(**{**fields, "overrides": tuple(fields["overrides"])})

@@ -35,7 +35,6 @@ class SweepJob:
     Attributes:
         data: folder or URL of the prepared dataset.
         overrides: settings on top of the recipe.
-        imports: modules of the user to import first.
         run: the run folder.
         imports: modules of the user that register encoders, losses, metrics or recipes.
     """
@@ -44,7 +43,6 @@ class SweepJob:
     recipe: str
     data: str
     overrides: tuple[str, ...]
-    imports: tuple[str, ...] = ()
     run: str
     imports: tuple[str, ...] = ()
 
