@@ -1,4 +1,4 @@
-"""What the local Slurm cluster looks like, and its daemons' configuration files."""
+"""The configuration of a local Slurm cluster, and the files that its daemons read."""
 
 import os
 import random
@@ -13,19 +13,22 @@ PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be had, or did not come up; the message says why and what to do, in one line."""
+    """The cluster cannot start or has failed. The message is one line with the cause and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What the cluster looks like.
+    """The size and the options of a cluster.
 
     Attributes:
-        nodes: how many slurmd, named node1, node2, ...
-        cpus: CPUs that each node claims to have.
-        gpus: GPUs that each node claims to have; they are clones of /dev/null.
+        nodes: number of nodes, named node1, node2, ...; each is a slurmd.
+        cpus: CPUs that each node reports to Slurm.
+        gpus: fake GPUs per node; their device files behave like /dev/null.
         accounting: run slurmdbd on MariaDB, so that `sacct` works; submitit needs it.
         kill_wait_s: seconds from a job's SIGTERM to its SIGKILL.
+
+    Raises:
+        ClusterError: a number is too small.
     """
 
     nodes: int = 2
@@ -38,15 +41,22 @@ class ClusterConfig:
         if self.nodes < 1 or self.cpus < 1 or self.gpus < 0 or self.kill_wait_s < 1:
             raise ClusterError(
                 f"nodes={self.nodes}, cpus={self.cpus}, gpus={self.gpus}, kill_wait_s={self.kill_wait_s}: "
-                "must be at least 1 (gpus 0)"
+                "each must be at least 1, gpus at least 0"
             )
 
     @property
     def names(self) -> list[str]:
+        """The nodes' names."""
         return [f"node{number + 1}" for number in range(self.nodes)]
 
 
 def slurm_conf(root: Path, config: ClusterConfig, ports: list[int]) -> str:
+    """Return the content of slurm.conf.
+
+    Args:
+        root: the cluster's folder.
+        ports: of slurmctld, slurmdbd, MariaDB and each node's slurmd.
+    """
     controller, accounting, _, *nodes = ports
     host = socket.gethostname()
     account = "AccountingStorageType=accounting_storage/none"
@@ -66,7 +76,7 @@ def slurm_conf(root: Path, config: ClusterConfig, ports: list[int]) -> str:
         for name, port in zip(config.names, nodes, strict=True)
     ]
     members = ",".join(config.names)
-    # The ranks' port is made from the job's id: clusters side by side must not count from the same one.
+    # The ranks derive their port from the job id, so clusters on one host must not use the same ids.
     return f"""ClusterName=longplay
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
@@ -113,6 +123,7 @@ PartitionName=high Nodes={members} MaxTime=INFINITE State=UP PriorityTier=10 Pre
 
 
 def slurmdbd_conf(root: Path, ports: list[int]) -> str:
+    """Return the content of slurmdbd.conf; arguments as in `slurm_conf`."""
     _, accounting, database, *_ = ports
     return f"""AuthType=auth/munge
 AuthInfo=socket={root}/munge/munge.sock
@@ -132,10 +143,12 @@ DebugLevel=info
 
 
 def which(program: str) -> str | None:
+    """Return the path of a program, also looking in the sbin folders; None if it is not installed."""
     return shutil.which(program, path=PATH)
 
 
 def slurm_version() -> tuple[int, int]:
+    """Return Slurm's major and minor version; (0, 0) if slurmctld does not print one."""
     done = subprocess.run([which("slurmctld") or "slurmctld", "-V"], capture_output=True, text=True)
     match = re.search(r"(\d+)\.(\d+)", done.stdout)
     return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,9 +1,9 @@
-"""A real Slurm on one host, to test and to try with: `python slurm/local_cluster.py up|status|down ROOT`.
+"""Run a real Slurm cluster on one host, for tests: `python slurm/local_cluster.py up|status|down ROOT`.
 
-munge, slurmctld, a slurmd per node and, for `sacct`, slurmdbd on MariaDB run as root from one folder; nothing
-of the host's own Slurm, munge or MariaDB is read or touched. Every node is a slurmd in namespaces of its own:
-it has its own name, its own folder ROOT/scratch that the other nodes do not see, and its processes end with
-it. Jobs in the partition `high` preempt those in `main`, which are requeued.
+munge, slurmctld, one slurmd per node and, for `sacct`, slurmdbd on MariaDB run as root from one folder. The
+host's own Slurm, munge and MariaDB are neither read nor changed. Each node is a slurmd in its own namespaces:
+it has its own hostname and its own ROOT/scratch, invisible to the other nodes, and its processes end with it.
+Jobs in the partition `high` preempt jobs in `main`, which are requeued.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster_config import PATH, ClusterConfig, ClusterError, slurm_conf, slurm_version, slurmdbd_conf, which
-from cluster_processes import free_ports, is_running, listens, start_time
+from cluster_processes import free_ports, is_listening, is_running, start_time
 
-# Program -> the Debian package that has it.
+# Program -> the Debian package that contains it.
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
 _ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -31,16 +31,16 @@ _SOCKETPATH_LIMIT = 107  # bytes of a Unix socket's path
 _STOP_ORDER = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
 
 
-def why_not(*, accounting: bool = True) -> str | None:
-    """Why no cluster can be started here, in one line that says what to do; None where one can."""
+def missing_requirement(*, accounting: bool = True) -> str | None:
+    """Return why no cluster can start here, and the remedy, in one line; None if one can start."""
     needed = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
     missing = sorted({package for program, package in needed.items() if not which(program)})
     if missing:
         return f"a local Slurm cluster needs more packages: apt-get install {' '.join(missing)}"
     if os.geteuid() != 0:
-        return "a local Slurm cluster needs root: its nodes are namespaces; use sudo or a container"
+        return "a local Slurm cluster needs root to create its nodes' namespaces; use sudo or a container"
     if not which("unshare") or subprocess.run([*_NAMESPACES, "true"], capture_output=True).returncode:
-        return "a local Slurm cluster needs mount, UTS and PID namespaces (`unshare`), which are refused here"
+        return "a local Slurm cluster needs mount, UTS and PID namespaces; `unshare` is not permitted here"
     return None
 
 
@@ -48,9 +48,9 @@ class LocalCluster:
     """A cluster whose files are all under `root`.
 
     Args:
-        root: a folder, made where there is none.
-        config: its shape; only `up` reads it.
-        bound: the daemons end with the thread that started them, whatever ends it.
+        root: the cluster's folder; `up` creates it.
+        config: its size and options; only `up` reads them.
+        bound: end the daemons when the thread that started them ends, even by SIGKILL.
     """
 
     def __init__(self, root: Path, config: ClusterConfig | None = None, *, bound: bool = False) -> None:
@@ -67,7 +67,7 @@ class LocalCluster:
         return dict(os.environ, SLURM_CONF=str(self.conf), PATH=PATH)
 
     def call(self, *words: str, timeout_s: float = 60.0) -> str:
-        """Run one of Slurm's commands and return what it printed.
+        """Run one of Slurm's commands and return its output.
 
         Raises:
             ClusterError: it failed.
@@ -80,15 +80,17 @@ class LocalCluster:
     # ------------------------------------------------------------------ up
 
     def up(self) -> "LocalCluster":
-        """Start what is not running and wait until every node is idle; nothing to do where all runs.
+        """Start the cluster and wait until every node is idle.
+
+        Does nothing if all daemons run; if only some run, stops them first.
 
         Raises:
-            ClusterError: it cannot be had here, or a daemon ended; what was started is ended again.
+            ClusterError: it cannot start here, or a daemon exited; all daemons are stopped again.
         """
         running = self.running()
         if running and all(running.values()):
             return self
-        problem = why_not(accounting=self.config.accounting) or self._path_problem()
+        problem = missing_requirement(accounting=self.config.accounting) or self._path_problem()
         if problem:
             raise ClusterError(problem)
         self.down()
@@ -101,10 +103,10 @@ class LocalCluster:
 
     def _path_problem(self) -> str | None:
         if re.search(r"[\s\"'#=,%\\]", str(self.root)):
-            return f"{self.root}: slurm.conf cannot name a path with spaces or any of \"'#=,%\\; give another"
+            return f"{self.root}: slurm.conf allows no path with spaces or any of \"'#=,%\\; give another"
         socket_path = self.root / "munge" / "munge.sock.2"
         if len(os.fsencode(socket_path)) > _SOCKETPATH_LIMIT:
-            return f"{self.root}: is too long for Unix sockets; give a folder of at most 80 characters"
+            return f"{self.root}: is too long for Unix sockets; give a path of at most 80 characters"
         return None
 
     def _start(self) -> None:
@@ -122,12 +124,12 @@ class LocalCluster:
             self._start_database(ports[2])
         self._wait_until((munge / "munge.sock").exists, "munged's socket")
         if self.config.accounting:
-            self._wait_until(lambda: listens(ports[2]), "MariaDB")
+            self._wait_until(lambda: is_listening(ports[2]), "MariaDB")
             self._spawn("slurmdbd", "slurmdbd", "-D")
-            self._wait_until(lambda: listens(ports[1]), "slurmdbd")
+            self._wait_until(lambda: is_listening(ports[1]), "slurmdbd")
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
         for name in self.config.names:
-            # The shell stays, as the namespace's first process, to reap what slurmd's steps leave behind.
+            # The shell stays as the namespace's PID 1, which reaps orphans of slurmd's steps.
             script = (
                 'hostname "$1"; mount --make-rprivate /; mount --bind "$2/hosts" /etc/hosts; '
                 'mount --bind "$2/local/$1" "$2/scratch"; slurmd -D -f "$2/slurm.conf" -N "$1" & wait $!'
@@ -142,7 +144,7 @@ class LocalCluster:
         for folder in folders:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         for folder in (self.root, self.root / "munge"):
-            folder.chmod(0o755)  # munged refuses a socket that others cannot reach
+            folder.chmod(0o755)  # munged rejects a socket that other users cannot reach
         key = self.root / "munge" / "munge.key"
         if not key.exists():
             key.write_bytes(os.urandom(128))
@@ -179,7 +181,7 @@ class LocalCluster:
         if not (data / "mysql").exists():
             (data / "mysql").mkdir(parents=True)
             scratch.mkdir(parents=True, exist_ok=True)
-            # What mariadb-install-db feeds to the server, without the shell script's five seconds around it.
+            # The SQL that mariadb-install-db sends to the server; the script itself takes 5 s longer.
             parts = (
                 "mysql_system_tables.sql",
                 "mysql_performance_tables.sql",
@@ -194,7 +196,7 @@ class LocalCluster:
                 )
             if done.returncode:
                 shutil.rmtree(data)
-                raise ClusterError(f"MariaDB cannot make its tables; see {log.name}")
+                raise ClusterError(f"MariaDB cannot create its tables; see {log.name}")
         self._spawn(
             "mariadbd",
             *command,
@@ -203,7 +205,7 @@ class LocalCluster:
         )
 
     def _spawn(self, name: str, *words: str) -> None:
-        # unshare blocks SIGTERM while it waits, so a node's end is SIGKILL; --kill-child hands it on.
+        # unshare blocks SIGTERM while it waits, so a node is ended by SIGKILL; --kill-child forwards it.
         death = "KILL" if name.startswith("slurmd ") else "TERM"
         prefix = ["setpriv", "--pdeathsig", death] if self.bound else []
         with open(self.root / "log" / f"{name.replace(' ', '-')}.out", "ab") as log:
@@ -231,7 +233,7 @@ class LocalCluster:
         while not reached():
             ended = [name for name, alive in self.running().items() if not alive]
             if ended:
-                raise ClusterError(f"{ended[0]} ended at its start; see {self.root}/log")
+                raise ClusterError(f"{ended[0]} exited during startup; see {self.root}/log")
             if time.monotonic() > deadline:
                 raise ClusterError(f"no {what} after {timeout_s:.0f} s; see {self.root}/log")
             time.sleep(0.05)
@@ -239,7 +241,7 @@ class LocalCluster:
     # ------------------------------------------------------------------ status and down
 
     def running(self) -> dict[str, bool]:
-        """Daemon -> whether it runs, in the order of their start; empty where none was started."""
+        """Return daemon -> whether it runs, in start order; empty if none was started."""
         return {name: is_running(pid, began) for name, (pid, began) in self._daemons().items()}
 
     def _daemons(self) -> dict[str, tuple[int, int]]:
@@ -247,17 +249,21 @@ class LocalCluster:
             return {}
         return {name: (pid, began) for name, (pid, began) in json.loads(self._record.read_text()).items()}
 
-    def down(self, *, patience_s: float = 12.0) -> None:
-        """Cancel the jobs, then end the daemons, and with the nodes all that still runs on them."""
+    def down(self, *, grace_s: float = 12.0) -> None:
+        """Cancel all jobs and stop the daemons; processes left on a node end with it.
+
+        Args:
+            grace_s: wait this long for the jobs, and for the daemons of each kind before SIGKILL.
+        """
         if self.running().get("slurmctld"):
-            self._cancel_jobs(patience_s)
+            self._cancel_jobs(grace_s)
         daemons = self._daemons()
         for kind in _STOP_ORDER:
             group = [daemon for name, daemon in daemons.items() if name.split()[0] == kind]
             for pid, began in group:
                 if is_running(pid, began):
                     os.kill(pid, signal.SIGKILL if kind == "slurmd" else signal.SIGTERM)
-            deadline = time.monotonic() + patience_s
+            deadline = time.monotonic() + grace_s
             while any(is_running(pid, began) for pid, began in group):
                 if time.monotonic() > deadline:
                     for pid, began in group:
@@ -270,14 +276,14 @@ class LocalCluster:
         self._record.unlink(missing_ok=True)
 
     def kill(self, name: str) -> None:
-        """End one daemon at once, as a crash would."""
+        """Kill one daemon with SIGKILL, as in a crash."""
         pid, began = self._daemons()[name]
         os.kill(pid, signal.SIGKILL)
         while is_running(pid, began):
             time.sleep(0.01)
 
-    def _cancel_jobs(self, patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
+    def _cancel_jobs(self, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
         try:
             jobs = self.call("squeue", "--noheader", "--format=%A").split()
             if jobs:
@@ -285,7 +291,7 @@ class LocalCluster:
             while time.monotonic() < deadline and self.call("squeue", "--noheader", "--format=%A").split():
                 time.sleep(0.1)
         except (ClusterError, subprocess.TimeoutExpired):
-            return  # the controller does not answer; the nodes' end takes the jobs with it
+            return  # the controller does not respond; the jobs end with their nodes
 
     def __enter__(self) -> "LocalCluster":
         return self.up()
@@ -298,18 +304,18 @@ class LocalCluster:
 
 
 def main() -> int:
-    """The command; its exit code: 0 done (`status`: all daemons run), 1 not, 2 wrong input."""
+    """Run the command; return 0 on success, 1 if `status` finds a stopped daemon, 2 on an error."""
     parser = argparse.ArgumentParser(prog="local_cluster.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    up = commands.add_parser("up", help="start a cluster; where it runs already, say how to reach it")
-    up.add_argument("--nodes", type=int, default=2, help="how many (default 2)")
-    up.add_argument("--cpus", type=int, default=4, help="CPUs that a node claims to have (default 4)")
+    up = commands.add_parser("up", help="start a cluster, if it is not running, and print its SLURM_CONF")
+    up.add_argument("--nodes", type=int, default=2, help="number of nodes (default 2)")
+    up.add_argument("--cpus", type=int, default=4, help="CPUs that each node reports (default 4)")
     up.add_argument("--gpus", type=int, default=0, help="fake GPUs per node (default 0)")
-    up.add_argument("--no-accounting", action="store_true", help="leave out slurmdbd and MariaDB")
-    status = commands.add_parser("status", help="daemons, nodes and jobs")
-    down = commands.add_parser("down", help="cancel its jobs and end its daemons")
+    up.add_argument("--no-accounting", action="store_true", help="run no slurmdbd and no MariaDB")
+    status = commands.add_parser("status", help="print daemons, nodes and jobs")
+    down = commands.add_parser("down", help="cancel all jobs and stop the daemons")
     for each in (up, status, down):
-        each.add_argument("root", metavar="ROOT", type=Path, help="folder of the cluster")
+        each.add_argument("root", metavar="ROOT", type=Path, help="the cluster's folder")
     args = parser.parse_args()
     try:
         return {"up": _up, "status": _status, "down": _down}[args.command](args)
@@ -327,7 +333,7 @@ def _up(args: argparse.Namespace) -> int:
         nodes=args.nodes, cpus=args.cpus, gpus=args.gpus, accounting=not args.no_accounting
     )
     cluster = LocalCluster(args.root, config).up()
-    print(f"# {', '.join(cluster.running())} run after {time.monotonic() - began:.1f} s")
+    print(f"# ready after {time.monotonic() - began:.1f} s: {', '.join(cluster.running())}")
     print(f"export SLURM_CONF={cluster.conf}")
     return 0
 
@@ -339,7 +345,7 @@ def _status(args: argparse.Namespace) -> int:
         print(f"no cluster was started in {cluster.root}")
         return 1
     for name, alive in running.items():
-        print(f"{name:<16} {'runs' if alive else 'has ended'}")
+        print(f"{name:<16} {'running' if alive else 'stopped'}")
     if running.get("slurmctld"):
         print(f"export SLURM_CONF={cluster.conf}\n")
         print(cluster.call("sinfo"))
@@ -351,7 +357,7 @@ def _down(args: argparse.Namespace) -> int:
     cluster = LocalCluster(args.root)
     was = [name for name, alive in cluster.running().items() if alive]
     cluster.down()
-    print(f"ended: {', '.join(was)}" if was else f"nothing of {cluster.root} was running")
+    print(f"stopped: {', '.join(was)}" if was else f"no daemon of {cluster.root} was running")
     return 0
 
 

@@ -2,7 +2,7 @@
 # docs/guides/cluster.md describes the variables.
 #
 # Starts one rank per GPU of a node, or one per node without GPUs. Each runs
-# `longplay train "$RECIPE" --data "$DATA" --run "$RUN"` with the settings. The ranks print to $RUN/logs/JOB.log, the
+# `longplay train "$RECIPE" --data "$DATA" --run "$RUN"` with the settings. The ranks print to $RUN/logs/JOB.log; the
 # batch script prints a summary to the job's output.
 
 set -uo pipefail
@@ -14,8 +14,8 @@ DATA=${DATA:-$LONGPLAY_HOME/data/$2}   # made by `longplay prepare`; on a file s
 RUN=${RUN:-$LONGPLAY_HOME/runs/$1}     # checkpoints, metrics, TensorBoard, logs; shared too
 VENV=${VENV:-$LONGPLAY_HOME/.venv}     # made by `make install`
 PYTHON=${PYTHON:-$VENV/bin/python}     # on every node
-SETUP=${SETUP:-}                       # a file to source first, for example with `module load` in it
-SRUN_ARGS=${SRUN_ARGS:-}               # more options for srun, separated by spaces, for example of a container
+SETUP=${SETUP:-}                       # a file to source first, for example one that runs `module load`
+SRUN_ARGS=${SRUN_ARGS:-}               # more options for srun, separated by spaces, for example for a container
 RANKS_PER_NODE=${RANKS_PER_NODE:-}     # default: one per GPU, or one
 shift 2
 
@@ -34,14 +34,14 @@ if [[ -n $SETUP ]]; then
   # shellcheck source=/dev/null
   source "$SETUP" || fail 2 "SETUP $SETUP: failed"
 fi
-unset RANK LOCAL_RANK WORLD_SIZE # of a torchrun that the job was submitted from
+unset RANK LOCAL_RANK WORLD_SIZE # set if the job was submitted from a process under torchrun
 export PYTHONUNBUFFERED=1
 
 [[ $RUN == /* ]] || RUN=$PWD/$RUN
 [[ $DATA == /* || $DATA == *:* ]] || DATA=$PWD/$DATA
 logs=$RUN/logs
 log=$logs/$SLURM_JOB_ID.log
-mkdir -p "$logs" 2> /dev/null || fail 2 "RUN $RUN: cannot be made; give a folder on a shared file system"
+mkdir -p "$logs" 2> /dev/null || fail 2 "RUN $RUN: cannot be created; give a folder on a shared file system"
 touch "$log" 2> /dev/null || fail 2 "RUN $RUN: cannot be written; give a folder on a shared file system"
 start_outcome "$logs"
 
@@ -55,10 +55,10 @@ read -ra srun_args <<< "$SRUN_ARGS"
 
 # Check on every node what all nodes must share.
 check='
-[[ -e $2 ]] || why="RUN $1: is another folder there; put it on a shared file system"
+[[ -e $2 ]] || why="RUN $1: is not the same folder there; put it on a shared file system"
 [[ $3 == *:* || -e $3/manifest.json ]] ||
   why="DATA $3: has no manifest.json; prepare a dataset with longplay prepare, or set DATA"
-command -v "$4" > /dev/null || why="PYTHON $4: is not a program there; run make install, or set VENV or PYTHON"
+command -v "$4" > /dev/null || why="PYTHON $4: is not an executable there; run make install, or set VENV or PYTHON"
 [[ -z ${why:-} ]] || echo "on $SLURMD_NODENAME, $why"'
 problem=$(srun "${srun_args[@]}" --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
   bash -c "$check" check "$RUN" "$log" "$DATA" "$PYTHON" 2>&1)
@@ -83,7 +83,7 @@ if [[ -z $caught ]]; then
     code=$?
     [[ -n $caught ]] || break
   done
-else # asked to stop before the ranks started
+else # a signal arrived before the ranks started
   code=75
   echo "$code" > "$LONGPLAY_OUTCOME"
 fi
@@ -98,7 +98,7 @@ if [[ -n $terminated ]]; then
   exit 143
 fi
 requeue_if_saved
-[[ ! -s $LONGPLAY_OUTCOME ]] || code=$(< "$LONGPLAY_OUTCOME") # of the first rank that failed; srun returns the largest
+[[ ! -s $LONGPLAY_OUTCOME ]] || code=$(< "$LONGPLAY_OUTCOME") # of the first failed rank; srun returns the largest code
 rm -f "$LONGPLAY_OUTCOME"
 reason=$(tail -c "+$((begin + 1))" "$log" | grep -a 'longplay: error\|Error:' | head -n 1)
 reason=${reason:-$(tail -n 1 "$log")}

@@ -11,7 +11,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import hypothesis
 import pytest
 import torch
-from local_cluster import ClusterConfig, LocalCluster, why_not
+from local_cluster import ClusterConfig, LocalCluster, missing_requirement
 
 torch.set_num_threads(1)
 
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Yield a cluster of two nodes with two fake GPUs each, which runs until the end of the session."""
-    problem = why_not()
+    problem = missing_requirement()
     if problem:
         pytest.skip(problem)
     root: Path = tmp_path_factory.mktemp("slurm")

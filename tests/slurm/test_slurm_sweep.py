@@ -1,4 +1,4 @@
-"""`longplay sweep` on a real Slurm: one array, interrupted, finished by the same command; refusals."""
+"""`longplay sweep` on a real Slurm cluster: one job array, interruptions, repeated commands, and errors."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def job_of(cluster: LocalCluster, out: Path, name: str) -> Job:
 
 
 def wait_for_end(out: Path) -> dict[str, JobStatus]:
-    """Return the statuses once no job is live."""
+    """Wait until no job is live and return the statuses."""
     deadline = time.monotonic() + 240
     while any(status.live for status in statuses(out).values()):
         assert time.monotonic() < deadline, statuses(out)
@@ -69,17 +69,17 @@ def wait_for_end(out: Path) -> dict[str, JobStatus]:
     return statuses(out)
 
 
-def back_in_the_queue(job: Job) -> None:
-    """Wait until the job is pending again, and shorten the time that Slurm has it wait.
+def wait_for_requeue(job: Job) -> None:
+    """Wait until the job is pending again, and make it eligible in two seconds.
 
-    Two seconds remain, because a node refuses a job that starts twice within one second.
+    By default Slurm waits longer. A node rejects a job that starts twice within one second.
     """
     job.wait_for("PENDING")
     job.update(StartTime="now+2")
 
 
 def ranks_of(job: Job) -> list[int]:
-    """Return the processes that train; each task of an array has a job number of its own."""
+    """Return the pids of a job's ranks. Slurm gives each task of an array its own job id."""
     text = job.cluster.call("scontrol", "show", "job", job.number)
     number = re.findall(r"JobId=(\d+)", text)[0]
     return Job(job.cluster, number, job.output).processes("submitit.core._submit")
@@ -140,14 +140,14 @@ def test_time_limit_and_preemption_do_not_change_the_losses_of_a_job(
     job, run = job_of(cluster, out, name), out / "runs" / name
 
     job.wait(lambda: steps_logged(run) >= 5, "step 5")
-    cluster.call("scancel", "--signal=USR1", job.number)  # as Slurm does before the limit
-    back_in_the_queue(job)
+    cluster.call("scancel", "--signal=USR1", job.number)  # as Slurm does before the time limit
+    wait_for_requeue(job)
     began = steps_logged(run)
     job.wait(lambda: steps_logged(run) >= began + 5, "steps after the first start")
     cluster.call(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", f"--chdir={tmp_path}", "--wrap=true"
     )
-    back_in_the_queue(job)
+    wait_for_requeue(job)
     assert job.wait_for_end() == "COMPLETED"
     assert statuses(out)[name].state == "finished"
     assert [line for line in job.printed().splitlines() if "start 3" in line]
@@ -177,8 +177,10 @@ def test_cancel_ends_all_jobs_of_a_sweep(
     assert "2 runs: 2 cancelled" in printed
 
 
-def test_a_folder_that_nodes_do_not_share_is_named(cluster: LocalCluster, data: Path, sweep: Sweep) -> None:
-    out = cluster.root / "scratch" / "sweep"  # each node has a scratch of its own
+def test_a_folder_that_nodes_do_not_share_is_reported(
+    cluster: LocalCluster, data: Path, sweep: Sweep
+) -> None:
+    out = cluster.root / "scratch" / "sweep"  # each node has its own scratch
     words = ["--data", data, "--out", out, "--models", "gru4rec", "--context-lengths", 40, "--wait", *SMALL]
     code, printed = sweep(*words)
     assert code == 1
@@ -195,7 +197,7 @@ def test_a_folder_that_nodes_do_not_share_is_named(cluster: LocalCluster, data: 
         (["--models", "sasreck"], "recipe 'sasreck': unknown; did you mean sasrec?"),
     ],
 )
-def test_a_refusal_is_one_line_and_leaves_no_job(
+def test_a_rejected_sweep_prints_one_line_and_submits_no_job(
     words: list[str], message: str, cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     before = cluster.call("squeue", "--noheader", "--states=all", "--format=%i")
@@ -207,7 +209,7 @@ def test_a_refusal_is_one_line_and_leaves_no_job(
     assert cluster.call("squeue", "--noheader", "--states=all", "--format=%i") == before
 
 
-def test_a_dead_controller_is_one_line(
+def test_a_dead_controller_is_a_one_line_error(
     cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conf = tmp_path / "slurm.conf"

@@ -1,4 +1,4 @@
-"""`sbatch slurm/train_ml1m.sh` on two nodes: the same losses as one process, undisturbed or not."""
+"""`sbatch slurm/train_ml1m.sh` on two nodes: the same losses as one process, even after interruptions."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ from support.runs import read_metrics, small_dataset, steps_logged
 from support.slurm_jobs import REPOSITORY, Job, signal_all, submit
 
 SCRIPT = REPOSITORY / "slurm" / "train_ml1m.sh"
-# The `ml1m` recipe made small: about 7 steps an epoch of a few milliseconds each.
+# A small `ml1m`: about 7 steps per epoch, each of a few milliseconds.
 SMALL = """--seed 7 --context_length 40 --encoder.d_model 16 --encoder.d_state 8 --encoder.dropout 0.3
   --engine.max_grad_norm 0.2 --data.rows_per_step 24 --train.lr 0.01 --train.warmup_steps 5
   --train.max_epochs 20
@@ -80,7 +80,9 @@ def test_preemption_node_failure_and_time_limit_do_not_change_the_losses(
         assert read_metrics(run, tag) == pytest.approx(expected, rel=1e-5), tag
 
 
-def test_a_bad_recipe_is_one_line(slurm_cluster: LocalCluster, data: Path, tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_a_one_line_error(
+    slurm_cluster: LocalCluster, data: Path, tmp_path: Path
+) -> None:
     job = start(slurm_cluster, tmp_path, data, tmp_path / "run", RECIPE="ml10m")
     assert job.wait_for_end() == "FAILED"
     lines = [line for line in job.printed().splitlines() if "error" in line]
