@@ -1,4 +1,4 @@
-"""Checkpoints: any number of ranks to any other, and nothing but a whole one is ever taken."""
+"""Checkpoints: other world sizes, damaged and incomplete folders, pruning, and background saves."""
 
 import json
 from pathlib import Path
@@ -43,8 +43,8 @@ def one_step(table: ItemTable, engine: EncoderEngine) -> None:
     engine.step(lr=0.01, loss=torch.ones(()), at="in a test")
 
 
-def everything(table: ItemTable, engine: EncoderEngine) -> dict[str, torch.Tensor]:
-    """The whole state in item order, on this rank's rows, and the whole encoder."""
+def full_state(table: ItemTable, engine: EncoderEngine) -> dict[str, torch.Tensor]:
+    """Return the whole encoder's state and a copy of this rank's table state."""
     return {**engine.state(), **{f"table/{name}": value.clone() for name, value in table.state().items()}}
 
 
@@ -53,7 +53,7 @@ def save(world: World, root: Path, update: str, stage: int) -> dict[str, torch.T
     for _ in range(2):
         one_step(table, engine)
     save_checkpoint(root, engine, table, step=2, extra={"note": "kept"})
-    return everything(table, engine)
+    return full_state(table, engine)
 
 
 def load(world: World, root: Path, update: str, stage: int) -> dict[str, torch.Tensor]:
@@ -63,14 +63,14 @@ def load(world: World, root: Path, update: str, stage: int) -> dict[str, torch.T
     assert not problems
     assert checkpoint.state["note"] == "kept"
     load_checkpoint(checkpoint, engine, table)
-    loaded = everything(table, engine)
-    one_step(table, engine)  # and it can go on
+    loaded = full_state(table, engine)
+    one_step(table, engine)  # training can continue
     return loaded
 
 
 @pytest.mark.parametrize(("update", "stages"), [("row_sparse", (1, 3)), ("zero_dense", (3, 3))])
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
-def test_any_number_of_ranks_reads_what_any_other_wrote(
+def test_a_checkpoint_loads_at_another_world_size_and_zero_stage(
     tmp_path: Path, before: int, after: int, update: str, stages: tuple[int, int]
 ) -> None:
     saved = run_ranks(save, before, tmp_path, update, stages[0])
@@ -83,7 +83,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(
             assert all(torch.equal(part[name], value) for part in loaded), name
 
 
-def test_a_half_written_or_damaged_checkpoint_is_never_taken(tmp_path: Path) -> None:
+def test_an_incomplete_or_damaged_checkpoint_is_never_loaded(tmp_path: Path) -> None:
     run_ranks(save, 1, tmp_path, "row_sparse", 1)
     (tmp_path / ".writing-step-000000009").mkdir()
     (tmp_path / "step-000000008").mkdir()
@@ -121,7 +121,7 @@ def load_into_another_table(world: World, root: Path) -> str:
     return str(caught.value)
 
 
-def test_a_checkpoint_of_another_table_or_encoder_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_table_or_encoder_is_rejected(tmp_path: Path) -> None:
     run_ranks(save, 1, tmp_path, "row_sparse", 1)
     assert "num_items is 101, but 102 in this run" in run_ranks(load_into_another_table, 1, tmp_path)[0]
     checkpoint, _ = latest_checkpoint(tmp_path)
@@ -130,20 +130,20 @@ def test_a_checkpoint_of_another_table_or_encoder_is_refused(tmp_path: Path) -> 
         load_encoder_weights(checkpoint, nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)))
 
 
-def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+def test_a_checkpoint_contains_no_pickle(tmp_path: Path) -> None:
     run_ranks(save, 2, tmp_path, "row_sparse", 1)
     names = sorted(path.suffix for path in (tmp_path / "step-000000002").iterdir())
     assert names == [".json", ".safetensors", ".safetensors", ".safetensors"]
 
 
-def test_pruning_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_and_the_named_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / checkpoint_name(step)).mkdir()
     prune_checkpoints(tmp_path, {checkpoint_name(1)}, last=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint_name(step) for step in (1, 3, 4)]
 
 
-def test_pruning_does_not_count_the_damaged_and_deletes_them(tmp_path: Path) -> None:
+def test_pruning_deletes_damaged_checkpoints_and_does_not_count_them(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / checkpoint_name(step)).mkdir()
     damaged = [tmp_path / checkpoint_name(step) for step in (2, 4)]
@@ -151,7 +151,7 @@ def test_pruning_does_not_count_the_damaged_and_deletes_them(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(3)]
 
 
-def save_and_go_on(world: World, root: Path, background: Any) -> None:
+def save_while_training(world: World, root: Path, background: Any) -> None:
     _, table, engine = build(world, "row_sparse", 1)
     writer = CheckpointWriter(root, world, background=background)
     for step in range(1, 7):
@@ -162,18 +162,18 @@ def save_and_go_on(world: World, root: Path, background: Any) -> None:
     torch.distributed.barrier()
 
 
-def test_what_is_written_in_the_background_is_what_was_there_when_it_began(tmp_path: Path) -> None:
+def test_a_background_save_writes_the_state_at_its_start(tmp_path: Path) -> None:
     contents = []
     for background in ("always", "never"):
         root = tmp_path / background
         root.mkdir()
-        run_ranks(save_and_go_on, 2, root, background)
+        run_ranks(save_while_training, 2, root, background)
         contents.append({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("step-*/*")})
     assert len(contents[0]) == 3 * 4
     assert contents[0] == contents[1]
 
 
-def fail_in_the_background(world: World, root: Path) -> str:
+def fail_in_background(world: World, root: Path) -> str:
     _, table, engine = build(world, "row_sparse", 1)
     writer = CheckpointWriter(root, world, background="always")
     writer.save(engine, table, step=1, extra={})
@@ -183,17 +183,17 @@ def fail_in_the_background(world: World, root: Path) -> str:
     writer.save(engine, table, step=2, extra={})
     with pytest.raises(CheckpointError) as caught:
         writer.wait()
-    writer.check()  # told once
+    writer.check()  # the error is raised only once
     return str(caught.value)
 
 
-def test_a_save_that_fails_in_the_background_is_told(tmp_path: Path) -> None:
+def test_a_failed_background_save_raises_in_wait(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (message,) = run_ranks(fail_in_the_background, 1, tmp_path / "checkpoints")
+    (message,) = run_ranks(fail_in_background, 1, tmp_path / "checkpoints")
     assert "checkpoints: the folder was removed during the run" in message
 
 
-def test_a_changed_state_is_damage(tmp_path: Path) -> None:
+def test_a_changed_state_json_is_detected(tmp_path: Path) -> None:
     run_ranks(save, 1, tmp_path, "row_sparse", 1)
     file = tmp_path / "step-000000002" / "state.json"
     state = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Every private part of DeepSpeed that distributed/zero uses: an upgrade that removes one fails here."""
+"""The private parts of DeepSpeed that distributed/zero uses; an upgrade that removes one fails here."""
 
 import inspect
 import re
@@ -19,11 +19,11 @@ def parameters_of(function: object) -> list[str]:
     return list(inspect.signature(function).parameters)  # type: ignore[arg-type]  # any callable
 
 
-def test_the_version_is_the_pinned_one() -> None:
+def test_the_installed_version_is_the_pinned_one() -> None:
     assert deepspeed.__version__.split("+")[0] == "0.19.8"
 
 
-def test_the_shared_memory_op_can_be_switched_off_by_name() -> None:
+def test_the_shared_memory_op_can_be_disabled_by_name() -> None:
     from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()
@@ -37,7 +37,7 @@ def test_zero_init_converts_one_parameter() -> None:
     assert parameters_of(deepspeed.zero.Init._aligned_size) == ["self", "param"]
 
 
-def test_both_optimizers_clip_in_one_overridable_place() -> None:
+def test_both_optimizers_clip_in_one_method() -> None:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -65,7 +65,7 @@ def attributes_of_a_built_optimizer(world: World, stage: int) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_built_optimizer_has_the_attributes_we_read(stage: int) -> None:
+def test_an_optimizer_has_the_attributes_that_we_read(stage: int) -> None:
     common = {"optimizer", "overflow", "param_groups", "unscale_and_clip_grads"}
     own = (
         {"fp32_partitioned_groups_flat", "fp16_groups"} if stage == 3 else {"single_partition_of_fp32_groups"}
@@ -82,13 +82,13 @@ def gather_a_forbidden_parameter(world: World) -> tuple[bool, str]:
     return untouched, str(caught.value)
 
 
-def test_a_parameter_built_from_partitions_keeps_them_and_refuses_to_be_gathered() -> None:
+def test_a_parameter_built_from_partitions_keeps_them_and_cannot_be_gathered() -> None:
     for untouched, message in run_ranks(gather_a_forbidden_parameter, 2):
         assert untouched
         assert "gather the whole item table (8, 2)" in message
 
 
-def test_collectives_take_the_arguments_we_pass() -> None:
+def test_collectives_accept_the_arguments_that_we_pass() -> None:
     source = inspect.getsource(comm.comm)
     for call in (
         r"all_to_all_single\(\s*output,\s*tensor,",

@@ -20,7 +20,7 @@ EPS = 1e-8
 
 
 class Tower(nn.Module):
-    """A small encoder with two groups of parameters, decayed and not."""
+    """A small encoder with matrices, which decay, and biases, which do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def scores_loss(hidden: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
 def train_sharded(
     world: World, update: Any, optimizer: Any, stage: Any, accumulation: int
 ) -> list[tuple[float, float]]:
-    """Losses and gradient norms of STEPS steps on this rank's share of the same global batches."""
+    """Train on this rank's share of each global batch; return the loss and gradient norm of each step."""
     config = ItemTableConfig(update=update, optimizer=RowOptimizerConfig(name=optimizer, eps=EPS))
     table = ItemTable(config, num_items=NUM_ITEMS, width=WIDTH, world=world, seed=1)
     engine = EncoderEngine(
@@ -76,7 +76,7 @@ def train_sharded(
 
 
 def train_reference(update: str, optimizer: str, accumulation: int) -> list[tuple[float, float]]:
-    """The same with one plain embedding, torch's own Adam or SparseAdam, and clipping over everything."""
+    """Do the same with one plain embedding, torch's Adam or SparseAdam, and clipping over all weights."""
     table = torch.zeros(NUM_ITEMS, WIDTH)
     fill_initial_rows(table, 0, std=0.02, seed=1)
     order = RowOrder(NUM_ITEMS)
@@ -111,7 +111,7 @@ def train_reference(update: str, optimizer: str, accumulation: int) -> list[tupl
                 weight.grad = torch.sparse_coo_tensor(
                     touched[None], grads, weight.shape, check_invariants=True
                 )
-            if sparse:  # SparseAdam adds eps before its bias correction, dense Adam and we after
+            if sparse:  # SparseAdam adds eps before bias correction; dense Adam and LazyAdam add it after
                 rows.param_groups[0]["eps"] = EPS * math.sqrt(1 - 0.999 ** (step + 1))
             rows.step()
         dense.zero_grad()
@@ -140,13 +140,13 @@ def test_ranks_match_a_single_process_reference_with_clipping(
             torch.testing.assert_close(torch.tensor(history), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_zero_dense_asks_for_stage_3() -> None:
+def test_zero_dense_requires_zero_stage_3() -> None:
     with pytest.raises(AssertionError, match=r"zero_dense needs engine.zero_stage 3, not 1"):
         run_ranks(train_sharded, 1, "zero_dense", "adam", 1, 1)
 
 
 def bytes_of_a_step(world: World, num_items: int) -> tuple[int, int, int]:
-    """Bytes that the collectives of one step carried, this table's own count of them, and rows touched."""
+    """Run one step; return the bytes passed to collectives, the table's own count, and the rows touched."""
     table = ItemTable(ItemTableConfig(), num_items=num_items, width=WIDTH, world=world, seed=1)
     engine = EncoderEngine(Tower(), table, EngineConfig(), world)
     items = torch.randint(1, 1000, (12, 20), generator=torch.Generator().manual_seed(world.rank))
@@ -162,7 +162,7 @@ def bytes_of_a_step(world: World, num_items: int) -> tuple[int, int, int]:
 
 
 def count_collective_bytes() -> dict[str, int]:
-    """From now on, count the bytes of every tensor that this process hands to a collective."""
+    """Count the bytes of every tensor that this process passes to a collective from now on."""
     import torch.distributed as dist
 
     carried = {"bytes": 0}
@@ -189,23 +189,27 @@ def count_collective_bytes() -> dict[str, int]:
     return carried
 
 
-def test_bytes_on_the_wire_follow_the_touched_rows_and_not_the_table() -> None:
+def test_communication_depends_on_the_touched_rows_and_not_on_the_table_size() -> None:
     small = run_ranks(bytes_of_a_step, 2, 5_000)
     large = run_ranks(bytes_of_a_step, 2, 50_000)
     for (few, own_few, unique), (many, own_many, same) in zip(small, large, strict=True):
         assert unique == same
         assert 0 < own_few <= unique * (8 + 2 * 4 * WIDTH)
-        # Which half of the touched rows is remote differs a little between the two tables, nothing else does.
+        # The tables differ only in which of the touched rows are remote, about half of them.
         assert abs(many - few) < 0.2 * few
         assert abs(own_many - own_few) < 0.2 * own_few
         assert many < 50_000 * WIDTH * 4 / 10
 
 
-def largest_tensor_of_a_big_table(world: World) -> tuple[int, float, int]:
-    """Bytes carried while a 5M-row table is built and stepped, resident growth in MiB, and rows held."""
+def cost_of_a_large_table(world: World) -> tuple[int, float, int]:
+    """Build and update a table of 5 million rows.
+
+    Returns:
+        Bytes passed to collectives, growth of resident memory in MiB, and number of rows on this rank.
+    """
     import resource
 
-    bytes_of_a_step(world, 5_000)  # what the first engine of a process allocates is no matter of the table
+    bytes_of_a_step(world, 5_000)  # exclude what the first engine of a process allocates
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     carried = count_collective_bytes()
     config = ItemTableConfig(optimizer=RowOptimizerConfig(name="adagrad"))
@@ -222,14 +226,13 @@ def largest_tensor_of_a_big_table(world: World) -> tuple[int, float, int]:
     return carried["bytes"], grown, table.num_rows
 
 
-def test_no_rank_holds_or_receives_a_table_of_five_million_rows() -> None:
+def test_no_rank_holds_or_receives_the_whole_table() -> None:
     whole_mib = 5_000_000 * WIDTH * 4 / 2**20
-    for carried, grown, rows in run_ranks(largest_tensor_of_a_big_table, 4):
+    for carried, grown, rows in run_ranks(cost_of_a_large_table, 4):
         assert rows == 1_250_000
         assert carried / 2**20 < 0.01 * whole_mib
-        assert (
-            grown < 0.6 * whole_mib
-        )  # a quarter of the weights, a 16th of that for Adagrad, and small change
+        # A rank holds a quarter of the weights, and 1/16 of that for Adagrad.
+        assert grown < 0.6 * whole_mib
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 7, 1000, 40_320, 1_000_003])
@@ -246,7 +249,7 @@ def test_row_order_is_a_bijection_that_spreads_frequent_items(num_items: int) ->
 
 
 @pytest.mark.parametrize("first", [0, 5, 16_380])
-def test_initial_rows_depend_on_seed_and_row_alone(first: int) -> None:
+def test_initial_rows_depend_only_on_seed_and_row(first: int) -> None:
     whole = torch.zeros(40_000, 4)
     fill_initial_rows(whole, 0, std=0.5, seed=9)
     part = torch.zeros(20_000, 4)
@@ -256,7 +259,7 @@ def test_initial_rows_depend_on_seed_and_row_alone(first: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [LazyAdam, RowAdagrad])
-def test_touching_every_row_by_number_equals_touching_all(kind: type) -> None:
+def test_updating_every_row_by_number_equals_updating_all_rows(kind: type) -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.ones(9, 4) for _ in range(2))
     config = RowOptimizerConfig(name="adam")

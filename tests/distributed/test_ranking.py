@@ -17,9 +17,7 @@ NUM_ITEMS, WIDTH, NUM_QUERIES = 1003, 16, 40
 
 
 def rows_in_item_order() -> torch.Tensor:
-    """(NUM_ITEMS, WIDTH), with 100 exact duplicates and 50 rows that differ from another in the last bit
-    alone.
-    """
+    """Return (NUM_ITEMS, WIDTH) rows; 100 are duplicates and 50 differ from another row in the last bit."""
     rows = torch.randn(NUM_ITEMS, WIDTH, generator=torch.Generator().manual_seed(3))
     rows[500:600] = rows[100:200]
     rows[700:750] = rows[100:150]
@@ -89,7 +87,7 @@ def brute_force() -> list[torch.Tensor]:
 def test_positions_equal_a_brute_force_sort_with_ties(world_size: int, block_elements: int) -> None:
     parts = run_ranks(positions_of_this_rank, world_size, block_elements)
     for kind, expected in enumerate(brute_force()):
-        assert (expected % 1 == 0.5).any() or kind == 2, "the test must hold ties"
+        assert (expected % 1 == 0.5).any() or kind == 2, "the test needs ties"
         assert torch.equal(torch.cat([part[kind] for part in parts]), expected)
 
 
@@ -98,7 +96,7 @@ def positions_without_a_compiler(world: World) -> list[torch.Tensor]:
     return positions_of_this_rank(world, 1 << 23)
 
 
-def test_positions_without_a_compiler_are_the_same() -> None:
+def test_positions_are_the_same_without_a_compiler() -> None:
     (found,) = run_ranks(positions_without_a_compiler, 1)
     assert all(torch.equal(ours, expected) for ours, expected in zip(found, brute_force(), strict=True))
 

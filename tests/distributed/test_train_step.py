@@ -1,6 +1,4 @@
-"""Training steps of the real models on the real stream: the same whatever the ranks, micro-batches and ZeRO
-stage.
-"""
+"""Training steps of the real models do not depend on the number of ranks, micro-batches or the ZeRO stage."""
 
 from pathlib import Path
 
@@ -29,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     world: World, data: Path, overrides: list[str], model: str, steps: int = STEPS
 ) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step, then (HR@10, MRR) of the validation that follows."""
+    """Return (loss, gradient norm) of each step, then (hit@10, mrr) of a validation."""
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
     batches = iter(TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size))
@@ -45,7 +43,7 @@ def train(
 def train_ahead(
     world: World, data: Path, overrides: list[str], model: str, steps: int
 ) -> list[tuple[float, float]]:
-    """As `train` without the validation; each step is planned while the one before is under way."""
+    """Do the same without the validation; start each step's exchange during the previous step."""
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
     stream = TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)
@@ -99,7 +97,7 @@ def test_one_two_and_four_ranks_give_the_same_losses_with_dropout_and_clipping(
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec"])
-def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batches(
+def test_every_model_has_the_same_losses_at_each_zero_stage_and_number_of_micro_batches(
     data: Path, model: str
 ) -> None:
     expected = run_ranks(train, 1, data, [], model, 6)[0]
@@ -126,14 +124,14 @@ def test_every_model_trains_alike_under_each_zero_stage_and_split_in_micro_batch
     ids=["bce", "in_batch"],
 )
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_planning_a_step_ahead_changes_nothing(data: Path, overrides: list[str], world_size: int) -> None:
+def test_pipelined_steps_are_bitwise_identical(data: Path, overrides: list[str], world_size: int) -> None:
     plain = run_ranks(train, world_size, data, overrides, "mambarec", 8)
     ahead = run_ranks(train_ahead, world_size, data, overrides, "mambarec", 8)
     assert [history[:8] for history in plain] == ahead
 
 
 def metrics_by_pass(world: World, data: Path) -> list[dict[str, float]]:
-    """What an untrained model's evaluation gives with 1 query a pass, with a few, and with all."""
+    """Return an untrained model's metrics with 1 query per pass, with a few, and with all."""
     dataset, found = Dataset.open(data), []
     for queries in (1, 37, 10_000):
         config = small_config("--evaluation.queries_per_pass", str(queries))
@@ -150,7 +148,7 @@ def test_metrics_do_not_depend_on_how_many_queries_share_a_pass(data: Path, worl
 
 
 def metrics_of_stage(world: World, data: Path, stage: int, model_name: str) -> dict[str, float]:
-    """What an untrained model's evaluation gives under a ZeRO stage."""
+    """Return an untrained model's metrics at a ZeRO stage."""
     dataset, config = Dataset.open(data), small_config("--engine.zero_stage", str(stage), model=model_name)
     model = build_model(config, dataset, world)
     model.engine.train(False)
@@ -175,7 +173,7 @@ def test_bf16_trains_close_to_fp32(data: Path, mixer: str) -> None:
 
 
 def poison_one_rank(world: World, data: Path) -> tuple[str, bool]:
-    """The error of a step with a value that is not finite on one rank, and whether no weight changed."""
+    """Run a step with a non-finite value on rank 1; return the error and whether no weight changed."""
     config, dataset = small_config(), Dataset.open(data)
     model = build_model(config, dataset, world)
     before = [parameter.detach().clone() for parameter in model.encoder.parameters()]
@@ -189,7 +187,7 @@ def poison_one_rank(world: World, data: Path) -> tuple[str, bool]:
     return str(caught.value), same and torch.equal(table, model.table.shard)
 
 
-def test_a_non_finite_value_on_one_rank_stops_all_before_the_update(data: Path) -> None:
+def test_a_non_finite_value_on_one_rank_stops_all_ranks_before_the_update(data: Path) -> None:
     for message, unchanged in run_ranks(poison_one_rank, 2, data):
         assert unchanged
         assert "is not finite at step 1 (epoch 0, step 0 of it, rows of lanes" in message

@@ -1,4 +1,4 @@
-"""The Triton kernels against PyTorch, in Triton's interpreter on the CPU, or on a GPU where there is one."""
+"""The Triton kernels against PyTorch, on a GPU if there is one, else in Triton's interpreter on the CPU."""
 
 import importlib.util
 import os
@@ -32,16 +32,16 @@ def device() -> torch.device:
 
 @pytest.fixture
 def interpreted() -> None:
-    """Skips unless Triton runs here; the variable must be there before Triton is imported."""
+    """Skip unless Triton can run here. TRITON_INTERPRET must be set before Triton is imported."""
     if not triton_kernels.is_present(device()):
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
 
 
 @needs_triton
 def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
-    """Runs the tests below in a process that was begun with Triton's interpreter."""
+    """Run the tests below in a process with TRITON_INTERPRET=1."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("is that process")
+        pytest.skip("this is that process")
     command = [
         sys.executable,
         "-m",
@@ -71,17 +71,17 @@ SIGNATURES = {
 
 @needs_triton
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_a_gpu_gets_code_which_the_interpreter_does_not_tell(
+def test_the_kernels_compile_for_a_gpu_outside_the_interpreter(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter takes more of Python than the compiler does, which needs no GPU."""
+    """Compile without a GPU: the interpreter accepts Python that the compiler rejects."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels are interpreted here")
     import triton  # pyright: ignore[reportMissingImports] -- optional
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports] -- optional
     from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports] -- optional
 
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is not said
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns if it is not set
     kernel = getattr(triton_kernels._source(), name)
     sizes = {"WIDTH": 24, "PADDED": 32, "QUERIES": 64, "ROWS": 64, "ROWS_PER_PROGRAM": 128, "CAPACITY": 9}
     constants = {size: value for size, value in sizes.items() if size in kernel.arg_names}
@@ -93,7 +93,7 @@ def test_a_gpu_gets_code_which_the_interpreter_does_not_tell(
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("width", [1, 24, 64])
 @pytest.mark.parametrize(("kind", "kernel"), [(LazyAdam, lazy_adam_kernel), (RowAdagrad, row_adagrad_kernel)])
-def test_the_fused_update_is_the_row_optimizers(
+def test_the_fused_update_equals_the_row_optimizer(
     width: int,
     kind: type[LazyAdam] | type[RowAdagrad],
     kernel: Callable[[torch.device], bool],
@@ -118,7 +118,7 @@ def test_the_fused_update_is_the_row_optimizers(
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("width", [1, 24, 64])
-def test_rows_are_taken_as_index_select_takes_them(width: int) -> None:
+def test_take_rows_equals_index_select(width: int) -> None:
     table, rows = torch.randn(300, width), torch.tensor([299, 0, 5, 5, *range(100, 200)])
     page_lock(table, owner := type("Owner", (), {})())
     assert torch.equal(triton_kernels.take_rows(table, rows.to(device())).cpu(), table[rows])
@@ -133,7 +133,7 @@ def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
         triton_kernels.works.cache_clear()
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(333, 24, generator=generator)
-    ties_and_last_bits(rows)
+    make_ties_and_near_ties(rows)
     hidden = torch.randn(70, 24, generator=generator)
     own = torch.randint(-50, 333, (70,), generator=generator)
     score = exact_dot(hidden, rows[own.clamp(min=0)])
@@ -141,8 +141,8 @@ def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     return found.cpu()
 
 
-def ties_and_last_bits(rows: Tensor) -> None:
-    """Makes every third row the one before it, and every fifth that but for one last bit."""
+def make_ties_and_near_ties(rows: Tensor) -> None:
+    """Copy the row before every third row, and before every fifth row with one last bit changed."""
     rows[1::3] = rows[0:-1:3]
     rows[5::5] = rows[4:-1:5]
     rows[5::5, 0] = torch.nextafter(rows[5::5, 0], torch.tensor(9.0))
@@ -151,19 +151,19 @@ def ties_and_last_bits(rows: Tensor) -> None:
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("capacity", [1 << 12, 3])
 def test_the_fused_counts_are_exact(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 3, there are more undecided pairs than the kernel has room for."""
+    """Cover a capacity of 3, which is too small for the undecided pairs."""
     monkeypatch.setattr(triton_kernels, "_ROWS_PER_PROGRAM", 128)
     monkeypatch.setattr(score_counts, "_FUSED_ROWS", 200)
     plain = count_rows("0", monkeypatch)
     assert triton_kernels.works(counting_kernel, device()) is False
     monkeypatch.setenv("LONGPLAY_TRITON", "1")
     triton_kernels.works.cache_clear()
-    assert triton_kernels.works(counting_kernel, device())  # tried with enough room
+    assert triton_kernels.works(counting_kernel, device())  # checked at the full capacity
     monkeypatch.setattr(triton_kernels, "NEAR_CAPACITY", capacity)
     assert torch.equal(count_rows("1", monkeypatch), plain)
 
 
-def test_a_kernel_that_fails_or_differs_is_left_alone(
+def test_a_kernel_that_fails_or_differs_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def breaks(device: torch.device) -> bool:
@@ -180,6 +180,6 @@ def test_a_kernel_that_fails_or_differs_is_left_alone(
     assert "differs: failed, PyTorch is used instead: results differ" in caplog.text
 
 
-def test_without_triton_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longplay_triton_0_disables_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGPLAY_TRITON", "0")
     assert not triton_kernels.is_present(torch.device("cuda"))

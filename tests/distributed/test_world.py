@@ -1,30 +1,30 @@
-"""Who we are, from each launcher's variables."""
+"""Rank, world size and rendezvous from each launcher's environment variables."""
 
 import pytest
 
 from longplay.distributed.runtime.world import first_host, init_world, read_environment, slurm_rendezvous
 
 
-def test_a_plain_process_is_alone() -> None:
+def test_a_plain_process_is_a_single_rank() -> None:
     assert read_environment({}) == (0, 0, 1, "single process")
 
 
-def test_torchrun_is_read_whole() -> None:
+def test_torchrun_variables_take_precedence_over_srun() -> None:
     env = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"}
     assert read_environment(env) == (5, 1, 8, "torchrun")
 
 
-def test_half_of_torchruns_variables_is_an_error_that_names_the_rest() -> None:
+def test_an_incomplete_set_of_torchrun_variables_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"RANK is set but LOCAL_RANK, WORLD_SIZE is not"):
         read_environment({"RANK": "0"})
 
 
-def test_srun_is_read_from_the_step() -> None:
+def test_srun_variables_of_the_step_are_read() -> None:
     env = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4"}
     assert read_environment(env) == (3, 1, 4, "srun")
 
 
-def test_a_batch_script_outside_srun_is_alone() -> None:
+def test_a_batch_script_outside_srun_is_a_single_rank() -> None:
     assert read_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"})[2] == 1
 
 
@@ -32,11 +32,11 @@ def test_a_batch_script_outside_srun_is_alone() -> None:
     ("nodelist", "host"),
     [("node1", "node1"), ("gpu[003-006,9],login1", "gpu003"), ("a-[7,9]", "a-7"), ("x1,x2", "x1")],
 )
-def test_the_first_host_of_a_node_list(nodelist: str, host: str) -> None:
+def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
-def test_ranks_of_one_step_meet_at_one_place_and_steps_apart() -> None:
+def test_steps_of_one_job_use_different_ports() -> None:
     env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "41", "SLURM_STEP_ID": "0"}
     host, port = slurm_rendezvous(env)
     assert host == "n1"
@@ -44,6 +44,6 @@ def test_ranks_of_one_step_meet_at_one_place_and_steps_apart() -> None:
     assert slurm_rendezvous({**env, "SLURM_STEP_ID": "1"})[1] != port
 
 
-def test_an_unknown_device_is_refused_before_any_process_group() -> None:
+def test_an_unknown_device_is_rejected_before_a_process_group_exists() -> None:
     with pytest.raises(ValueError, match="device: 'tpu' is not one of auto, cpu, cuda"):
         init_world(device="tpu")
