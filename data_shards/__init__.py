@@ -1,5 +1,6 @@
-"""From raw events to a packed, resumable stream of user sequences.
+"""Turn raw events into shards, and stream the shards as packed rows, resumable at any step.
 
 `readers` turn source files into blocks of events, `preparation` turns blocks into shards, `storage` opens and
-verifies them, `stream` packs them into rows. `generators` write raw files for tests at scale.
+verifies them, `stream` packs them into rows. `generators` make synthetic events and raw
+files.
 """

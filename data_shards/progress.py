@@ -8,7 +8,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, events done, total events) as work advances; the total is an estimate while reading."""
 
 Track = Callable[[range, str], Iterable[int]]
-"""Called with (shard numbers, stage); yields the numbers unchanged and reports each one as it is taken."""
+"""Called with (shard numbers, stage); yields the numbers unchanged and reports each one as it is consumed."""
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.inspection import Inspection, Spread, inspect_dataset
+from longplay.data_shards.storage.inspection import Distribution, Inspection, inspect_dataset
 from longplay.data_shards.storage.verification import find_problems
 from longplay.launch.console.progress import track_shards
 from longplay.launch.reports.inspection_plot import draw
@@ -29,8 +29,10 @@ def register(subparsers: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the folder and the options."""
-    parser.add_argument("data", type=Path, metavar="DIR", help="a dataset made by `longplay prepare`")
+    """Add the arguments of `longplay inspect`."""
+    parser.add_argument(
+        "data", type=Path, metavar="DIR", help="folder of a dataset written by `longplay prepare`"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
         "--png", type=Path, metavar="FILE", help=f"file for the figure (default: DIR/{PNG_NAME})"
@@ -38,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="first read all files and check every checksum and count; exit code 1 if anything is wrong",
+        help="first read all files and check every checksum and count; exit with 1 if anything is wrong",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe the dataset; return the exit code.
+    """Describe the dataset and return the exit code.
 
     Raises:
         DataError: the folder is not a dataset, or the dataset is damaged.
@@ -69,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_png(dataset: Dataset, found: Inspection, asked: Path | None, default: Path) -> str:
-    """Write the figure and return a line about it. A failure is an error only if the user named the file."""
-    path = asked or default
+def _write_png(dataset: Dataset, found: Inspection, chosen: Path | None, default: Path) -> str:
+    """Write the figure and return a status line. Raise only if the user chose the file."""
+    path = chosen or default
     try:
         draw(dataset, found, path)
     except OSError as error:
-        if asked is not None:
+        if chosen is not None:
             raise
         return f"no figure: {path} cannot be written ({error.strerror}); choose a file with --png"
     return f"figure: {path}"
@@ -98,10 +100,10 @@ def _as_text(found: Inspection) -> str:
             ("ties", f"{found.tie_fraction:.2%} of events: at the same time as the user's previous event"),
             *_time_lines(found),
         ],
-        [("events per user", ""), *_spread_lines(found.lengths)],
+        [("events per user", ""), *_distribution_lines(found.lengths)],
         [
             ("events per item", ""),
-            *_spread_lines(found.popularity.counts),
+            *_distribution_lines(found.popularity.counts),
             *(
                 (f"  top {name} of the items", f"{share:.2%} of events")
                 for name, share in found.popularity.top_shares.items()
@@ -138,12 +140,12 @@ def _time_lines(found: Inspection) -> list[tuple[str, str]]:
     return lines
 
 
-def _spread_lines(spread: Spread) -> list[tuple[str, str]]:
-    values = {"min": spread.min, **spread.quantiles, "max": spread.max}
+def _distribution_lines(found: Distribution) -> list[tuple[str, str]]:
+    values = {"min": found.min, **found.quantiles, "max": found.max}
     width = max(len(f"{value:,}") for value in values.values())
     return [
         *((f"  {name}", f"{value:>{width},}") for name, value in values.items()),
-        ("  mean", f"{spread.mean:>{width + 3},.2f}"),
+        ("  mean", f"{found.mean:>{width + 3},.2f}"),
     ]
 
 

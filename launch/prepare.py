@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--import",
         action=_ImportReaders,
         metavar="MODULE",
-        help="import a module that registers readers of your own; goes before FORMAT, can be repeated",
+        help="import a module that registers your own readers; must precede FORMAT; may be repeated",
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     parser.set_defaults(formats=formats)
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _ImportReaders(argparse.Action):
-    """Imports a module and adds the readers that it registers to the subcommands."""
+    """Import a module and add a subcommand for each reader that it registers."""
 
     def __call__(
         self,
@@ -65,7 +65,7 @@ class _ImportReaders(argparse.Action):
 
 
 def _add_readers(formats: Any) -> None:
-    """Add a subcommand for every registered reader that has none yet."""
+    """Add a subcommand for every registered reader that does not have one."""
     for name, reader in READERS.items():
         if name not in formats.choices:
             parser = formats.add_parser(name, help=reader.help)
@@ -82,7 +82,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         (
             "--min-item-events",
             default.min_item_events,
-            "drop items with fewer events; repeated until both limits hold",
+            "drop items with fewer events; repeat until both limits hold",
         ),
         ("--max-user-events", None, "keep only the latest N events of a user"),
     ):
@@ -126,12 +126,12 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.seed,
         metavar="N",
-        help="seed of the users' order, and of generated events (default: %(default)s)",
+        help="seed of the order of users and of generated events (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare a dataset; return the exit code.
+    """Prepare a dataset and return the exit code.
 
     Raises:
         DataError: the input, an option or the output path is unusable.
@@ -143,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
         min_item_events=args.min_item_events,
         max_user_events=args.max_user_events,
         dedup_latest=args.dedup == "latest",
-        from_time=_time(args.from_time, "--from", reader.time_unit_s),
-        until_time=_time(args.until_time, "--until", reader.time_unit_s),
+        from_time=_parse_time(args.from_time, "--from", reader.time_unit_s),
+        until_time=_parse_time(args.until_time, "--until", reader.time_unit_s),
         max_bad_fraction=args.max_bad_fraction,
         num_shards=args.shards,
         seed=args.seed,
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
-    """Print what the command will do, and the memory and disk space it needs."""
+    """Print the input, the output, the options and the memory and disk space that may be used."""
     described = source.describe()
     origin = ", ".join(described["paths"]) or "generated events"
     replacing = " (replaces the existing dataset)" if out.exists() and any(out.iterdir()) else ""
@@ -175,11 +175,11 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
     )
 
 
-def _time(text: str | None, flag: str, unit_s: float | None) -> int | None:
-    """Return a time in the source's unit from an integer or, if the unit is known, a date in UTC.
+def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None:
+    """Parse an integer in the source's unit or, if the unit is known, a date. A date without a zone is in UTC.
 
     Raises:
-        DataError: `text` is neither, or is a date although the unit is unknown.
+        DataError: `text` is neither, or is a date and the unit is unknown.
     """
     if text is None:
         return None
@@ -190,10 +190,10 @@ def _time(text: str | None, flag: str, unit_s: float | None) -> int | None:
     try:
         date = datetime.fromisoformat(text)
     except ValueError:
-        raise DataError(f"{flag} is {text!r}, it must be a date such as 2013-06-30 or an integer") from None
+        raise DataError(f"{flag} is {text!r}, but must be a date such as 2013-06-30 or an integer") from None
     if unit_s is None:
         raise DataError(
-            f"{flag} is the date {text!r}, but this format does not fix the unit of its times; pass an "
+            f"{flag} is the date {text!r}, but the time unit of this format is unknown; pass an "
             "integer in the unit of the time column"
         )
     return round((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() / unit_s)

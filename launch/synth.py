@@ -36,32 +36,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one subcommand per dataset."""
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, original in RAW_FORMATS.items():
-        one = formats.add_parser(name, help=_HELP[name])
-        one.add_argument(
+        command = formats.add_parser(name, help=_HELP[name])
+        command.add_argument(
             "--events",
             required=name != "ml1m",
             default=str(original.events) if name == "ml1m" else None,
             metavar="N",
             help=f"rows to write: 250000, 100M, 1.5G, ... (the original has {original.events})",
         )
-        one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-        one.add_argument(
-            "--users", metavar="N", help="number of users (default: keeps the original's mean history length)"
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+        command.add_argument(
+            "--users", metavar="N", help="number of users (default: keep the original's mean history length)"
         )
-        one.add_argument(
+        command.add_argument(
             "--items",
             default=str(original.items),
             metavar="N",
             help="size of the catalogue (default: %(default)s)",
         )
-        one.add_argument(
+        command.add_argument(
             "--seed", default="0", metavar="N", help="seed of the generator (default: %(default)s)"
         )
-        one.add_argument("--overwrite", action="store_true", help="replace the files at --out")
+        command.add_argument("--overwrite", action="store_true", help="replace the files at --out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate the files; return the exit code.
+    """Generate the files and return the exit code.
 
     Raises:
         DataError: an option or the output path is unusable, or the disk is full.
@@ -101,7 +101,7 @@ def parse_count(name: str, text: str) -> int:
         number, rest = divmod(int(whole + fraction) * _SUFFIXES[suffix], 10 ** len(fraction))
         if not rest:
             return number
-    raise DataError(f"--{name} is {text!r}, it must be an integer such as 250000, 500K, 100M or 1.5G")
+    raise DataError(f"--{name} is {text!r}, but must be an integer such as 250000, 500K, 100M or 1.5G")
 
 
 def _print_plan(raw: RawSynthetic, out: Path) -> None:

@@ -1,7 +1,7 @@
-"""Distributions of generated raw files: lengths, popularity, repeats, ids and the order of rows.
+"""Distributions of generated raw files: history lengths, popularity, repeats, ids and the order of rows.
 
-Each can be evaluated for any range of rows independently: values that several events share (a user's
-favourites, the start of a session) are hashes of the user's index instead of carried state.
+Any range of rows can be generated on its own: values that several events share (a user's favourites, the
+start of a session) are hashes of the user's index, so no state is carried from row to row.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
-    """Return the random generator of the part of the output with this `key`, independent of other parts."""
+def keyed_generator(seed: int, *key: int) -> np.random.Generator:
+    """Return a random generator for `key`, independent of the generators for other keys."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def draw_lengths(
-    total: int, num_users: int, *, sigma: float, least: int, most: int, rng: np.random.Generator
+    total: int, num_users: int, *, sigma: float, min_length: int, max_length: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw (num_users,) int64 log-normal history lengths within [least, most] that add up to `total`."""
-    assert least * num_users <= total <= most * num_users
+    """Draw (num_users,) int64 log-normal history lengths within the limits that add up to `total`."""
+    assert min_length * num_users <= total <= max_length * num_users
     weights = rng.lognormal(0.0, sigma, num_users)
-    spare, room = total - least * num_users, float(most - least)
+    spare, room = total - min_length * num_users, float(max_length - min_length)
     low, high = 0.0, max(1.0, room) / weights.min()
-    for _ in range(100):  # clipping at `most` removes mass, so the scale is found by bisection
+    for _ in range(100):  # clipping at `max_length` removes mass, so the scale is found by bisection
         middle = (low + high) / 2
         low, high = (middle, high) if np.minimum(weights * middle, room).sum() < spare else (low, middle)
     ends = np.rint(np.cumsum(np.minimum(weights * high, room))).astype(np.int64)
-    lengths = least + np.diff(ends, prepend=0)
-    missing = total - int(lengths.sum())  # a few events, from rounding the sum
+    lengths = min_length + np.diff(ends, prepend=0)
+    missing = total - int(lengths.sum())  # a few events, lost to rounding
     while missing:
-        free = np.flatnonzero(lengths < most if missing > 0 else lengths > least)[: abs(missing)]
+        free = np.flatnonzero(lengths < max_length if missing > 0 else lengths > min_length)
+        free = free[: abs(missing)]
         lengths[free] += np.sign(missing)
         missing = total - int(lengths.sum())
     return lengths
@@ -40,17 +41,17 @@ def draw_lengths(
 
 @dataclass(frozen=True, kw_only=True)
 class ZipfLaw:
-    """Popularity proportional to 1 / (r + shift) at popularity rank r, drawn by inverting the continuous law.
+    """Popularity proportional to 1 / (r + shift) at rank r = 0, 1, ..., sampled by inverting the CDF.
 
-    Takes one exponential per event for any number of items. The shift flattens the head: the most popular
-    item has a share of about 1 / (shift * log(num_items / shift)).
+    A sample takes one exponential, independent of the number of items. The shift flattens the head: the most
+    popular item has a share of about 1 / (shift * log(num_items / shift)).
     """
 
     num_items: int
     shift: float
 
     def ranks(self, uniform: np.ndarray) -> np.ndarray:
-        """Map uniform numbers in [0, 1) to popularity ranks from 0, int64 of the same shape."""
+        """Map uniform numbers in [0, 1) to popularity ranks, int64 of the same shape."""
         rank = np.exp(uniform * math.log1p(self.num_items / self.shift))
         rank -= 1.0
         rank *= self.shift
@@ -59,7 +60,7 @@ class ZipfLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class ScatteredIds:
-    """A one-to-one map of 0..span-1 onto first..first+span-1 in scattered order, with 0 -> first."""
+    """A bijection from 0..span-1 to first..first+span-1 that scatters neighbours and maps 0 to first."""
 
     first: int
     span: int
@@ -73,7 +74,7 @@ class ScatteredIds:
 
 
 def coprime(span: int) -> int:
-    """Return the first number from span * 0.618 on that is coprime to `span`."""
+    """Return the smallest number, from 0.618 * span upwards, that is coprime to `span`."""
     step = max(1, int(span * 0.6180339887))
     while math.gcd(step, span) != 1:
         step += 1
@@ -85,7 +86,8 @@ def hash_uniform(user: np.ndarray, number: np.ndarray, salt: int) -> np.ndarray:
     bits = user.astype(np.uint64)
     bits <<= np.uint64(32)
     bits ^= number.astype(np.uint64)
-    for factor, addend in ((0xBF58476D1CE4E5B9, salt), (0x94D049BB133111EB, 0)):  # splitmix64's factors
+    # the multipliers of splitmix64
+    for factor, addend in ((0xBF58476D1CE4E5B9, salt), (0x94D049BB133111EB, 0)):
         bits ^= bits >> np.uint64(31)
         bits *= np.uint64(factor)
         bits += np.uint64(addend)
@@ -96,11 +98,13 @@ def hash_uniform(user: np.ndarray, number: np.ndarray, salt: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Draws a share of each user's events from a pool of favourites, earlier favourites more often.
+    """Repeated items: a share of each user's events is drawn from the user's pool of favourites.
+
+    Favourites near the front of the pool are drawn more often.
 
     Attributes:
         share: share of events drawn from the pool.
-        pool: (users,) int64 size of each user's pool.
+        pool: (users,) int64 number of favourites of each user.
         salt: salt of the hash that selects the favourites.
     """
 
@@ -109,25 +113,25 @@ class Repeats:
     salt: int
 
     def uniform(self, user: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw (events,) numbers in [0, 1) for `ZipfLaw.ranks`. Repeats of a favourite get equal numbers."""
+        """Draw (events,) numbers in [0, 1) for `ZipfLaw.ranks`. Events of one favourite get equal numbers."""
         uniform = rng.random(len(user))
         choice = rng.random(len(user), dtype=np.float32)
-        again = np.flatnonzero(choice < self.share)
-        listener = user[again]
-        place = choice[again] / np.float32(self.share)
-        slot = (place * place * self.pool[listener]).astype(np.int64)
-        uniform[again] = hash_uniform(listener, slot, self.salt)
+        repeated = np.flatnonzero(choice < self.share)
+        repeat_user = user[repeated]
+        fraction = choice[repeated] / np.float32(self.share)
+        favourite = (fraction * fraction * self.pool[repeat_user]).astype(np.int64)
+        uniform[repeated] = hash_uniform(repeat_user, favourite, self.salt)
         return uniform
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The user of each row of a file. Histories are cut into pieces, and the pieces are shuffled.
+    """The order of a file's rows: each history is cut into pieces, and all pieces are shuffled.
 
     Attributes:
         user: (pieces,) int64 user of each piece.
         first: (pieces,) int64 index of the piece's first event in the user's history.
-        bounds: (pieces + 1,) int64 first row of each piece in the file, and the number of rows.
+        bounds: (pieces + 1,) int64 first row of each piece in the file; the last entry is the number of rows.
     """
 
     user: np.ndarray
@@ -153,22 +157,26 @@ class RowOrder:
         return int(self.bounds[-1])
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return users and indices in their histories of rows [start, stop), (stop - start,) int64 each."""
+        """Return the user of each row in [start, stop) and the index of its event in the user's history.
+
+        Returns:
+            user, index: (stop - start,) int64 each.
+        """
         low = int(np.searchsorted(self.bounds, start, side="right")) - 1
         high = int(np.searchsorted(self.bounds, stop, side="left"))
         begin = np.maximum(self.bounds[low:high], start)
         size = np.minimum(self.bounds[low + 1 : high + 1], stop) - begin
-        place = np.arange(start, stop)
-        place += np.repeat(self.first[low:high] - self.bounds[low:high], size)
-        return np.repeat(self.user[low:high], size), place
+        index = np.arange(start, stop)
+        index += np.repeat(self.first[low:high] - self.bounds[low:high], size)
+        return np.repeat(self.user[low:high], size), index
 
 
-def copy_from_before(
+def copy_previous_rows(
     columns: list[np.ndarray], user: np.ndarray, share: float, rng: np.random.Generator
 ) -> None:
-    """Copy the values in `columns` of the previous row, if it has the same user, to a `share` of the rows.
+    """Replace a `share` of the rows of `columns` with the previous row, where both rows have the same user.
 
-    Two adjacent rows are never both copies, so that a copy equals the previous row.
+    Two adjacent rows are never both replaced, so a replaced row equals the row before it.
     """
     rows = np.flatnonzero(rng.random(len(user), dtype=np.float32) < share)
     rows = rows[rows > 0]

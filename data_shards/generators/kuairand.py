@@ -1,7 +1,7 @@
-"""Generated logs of KuaiRand-27K: 19 columns with a header, the standard log in four parts, the random log.
+"""Generate the logs of KuaiRand-27K: the standard log in four parts and the random log.
 
-Users and videos are numbered from 0. The log of a period is divided into two halves, so a user has rows in
-several parts. Columns that are drawn jointly are written as one text.
+A file has a header line and 19 columns. Users and videos are numbered from 0. The log of a period is divided
+into two halves, so a user has rows in several parts. Columns that are drawn jointly are written as one text.
 
 Source: the KuaiRand-27K dataset as published.
 """
@@ -20,9 +20,9 @@ from longplay.data_shards.generators.distributions import (
     RowOrder,
     ScatteredIds,
     ZipfLaw,
-    copy_from_before,
+    copy_previous_rows,
     draw_lengths,
-    generator,
+    keyed_generator,
 )
 from longplay.data_shards.generators.layouts import (
     SESSION_EVENTS,
@@ -37,7 +37,7 @@ KUAIRAND_COLUMNS = (
     "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
 )
 
-_KUAIRAND_CAP = 2.5  # times the mean
+_KUAIRAND_CAP = 2.5  # longest history, in multiples of the mean
 _KUAIRAND_FIRST_MS = 1_649_347_200_000  # 2022-04-08 00:00 in China
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _KUAIRAND_RANDOM_SHARE = 1_186_059 / 322_278_385
@@ -47,9 +47,9 @@ _TABLE = 65_536
 
 def kuairand_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
     """Return the four parts of the standard log, `events` rows in total, and the log of random exposure."""
-    rng = generator(seed, 0)
-    most = max(-(-events // users), round(events / users * _KUAIRAND_CAP))
-    lengths = draw_lengths(events, users, sigma=0.8, least=1, most=most, rng=rng)
+    rng = keyed_generator(seed, 0)
+    max_length = max(-(-events // users), round(events / users * _KUAIRAND_CAP))
+    lengths = draw_lengths(events, users, sigma=0.8, min_length=1, max_length=max_length, rng=rng)
     early = rng.binomial(lengths, 0.45)
     num_random = round(events * _KUAIRAND_RANDOM_SHARE)
     random_lengths = rng.multinomial(num_random, np.full(users, 1 / users))
@@ -93,13 +93,13 @@ def kuairand_files(*, events: int, users: int, items: int, seed: int) -> list[Ra
 
 @dataclass(frozen=True, kw_only=True)
 class _KuairandTables:
-    """Tables of 65,536 joint values of the columns that are drawn jointly.
+    """Lookup tables from which correlated columns are drawn, of 65,536 entries if no size is given.
 
     Attributes:
-        flags: index of the combination of is_click .. long_view, one of 128.
-        watched: (128,) maximum played share of a video for each combination.
-        tails: index of the combination of is_profile_enter, is_rand and tab, one of 60, with is_rand = 0.
-        durations: durations of videos in milliseconds.
+        flags: uint32 bits of is_click .. long_view, 0..127.
+        watched: (128,) float32 maximum share of a video that is played, for each value of `flags`.
+        tails: uint32 index into `_TAILS` of is_profile_enter, is_rand = 0 and tab.
+        durations: int64 duration of a video in milliseconds.
     """
 
     flags: np.ndarray
@@ -146,13 +146,13 @@ class _KuairandLog:
     """A log of one period.
 
     Attributes:
-        order: the users of its rows.
+        order: the order of its rows.
         days: days of the period, counted from the first day of the dataset.
-        is_rand: whether the log is of random exposure.
+        is_rand: the log records videos shown at random.
         ranks: (users, generator) -> popularity ranks of the viewed videos.
         videos: popularity rank -> video id.
         tables: values of the other columns.
-        salt: salt of the hash that places sessions.
+        salt: salt of the hash that gives the start of a session.
     """
 
     order: RowOrder
@@ -174,16 +174,16 @@ class _KuairandLog:
         return RawFile(path=path, header=f"{KUAIRAND_COLUMNS}\n".encode(), bounds=bounds - start, text=text)
 
     def _rows(self, start: int, stop: int, rng: np.random.Generator, *, holds_video_0: bool) -> bytes:
-        user, place = self.order.rows(start, stop)
+        user, index = self.order.rows(start, stop)
         n = len(user)
         ranks = self.ranks(user, rng)
         if holds_video_0:
             ranks[:1] = 0
         video = self.videos(ranks)
         span = len(self.days) * _DAY_MS - _HOUR_MS
-        time = (session_starts(user, place, self.salt) * span).astype(np.int64)
+        time = (session_starts(user, index, self.salt) * span).astype(np.int64)
         time += _KUAIRAND_FIRST_MS + self.days.start * _DAY_MS
-        time += (place & (SESSION_EVENTS - 1)) * 90_000
+        time += (index & (SESSION_EVENTS - 1)) * 90_000
         time += rng.integers(0, 60_000, n, dtype=np.uint16)
         flags = self.tables.flags[rng.integers(0, _TABLE, n, dtype=np.uint16)]
         tail = self.tables.tails[rng.integers(0, _TABLE, n, dtype=np.uint16)] + np.uint32(15 * self.is_rand)
@@ -195,8 +195,8 @@ class _KuairandLog:
         for stay, share in zip(stays, (0.01, 0.08), strict=True):
             at = rng.integers(0, n, int(n * share))
             stay[at] = rng.integers(500, 60_000, len(at))
-        copy_from_before([time], user, 0.06, rng)
-        copy_from_before([video, time, flags, play, duration, *stays, tail], user, 0.002, rng)
+        copy_previous_rows([time], user, 0.06, rng)
+        copy_previous_rows([video, time, flags, play, duration, *stays, tail], user, 0.002, rng)
         hour = ((time - _KUAIRAND_FIRST_MS) // _HOUR_MS).astype(np.uint32)
         columns: dict[str, np.ndarray | pl.Series] = {
             "user": user,

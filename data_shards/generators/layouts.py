@@ -1,6 +1,7 @@
-"""Generated rows of LFM-1b and MovieLens-1M: their columns, order and distributions.
+"""Generate the rows of LFM-1b and MovieLens-1M.
 
-Each function returns the files of one dataset as `RawFile`s, whose blocks are generated independently.
+`lfm1b_files` and `ml1m_files` return the files of a dataset as `RawFile`s, whose blocks are generated
+independently.
 
 Source: the LFM-1b and MovieLens-1M datasets as published.
 """
@@ -19,14 +20,14 @@ from longplay.data_shards.generators.distributions import (
     RowOrder,
     ScatteredIds,
     ZipfLaw,
-    copy_from_before,
+    copy_previous_rows,
     draw_lengths,
-    generator,
     hash_uniform,
+    keyed_generator,
 )
 
 BLOCK_ROWS = 65_536
-ML1M_LEAST_LENGTH = 20
+ML1M_MIN_LENGTH = 20
 
 _LFM1B_MEAN, _LFM1B_CAP = 9_044, 20_000
 _LFM1B_USER_SPAN = 50_000_000
@@ -46,8 +47,9 @@ class RawFile:
 
     Attributes:
         path: path relative to the output folder.
-        header: the header line with its line break, or nothing.
-        bounds: (blocks + 1,) int64 first row of each block, without the header, and the number of rows.
+        header: the header line with its line break; empty if the file has none.
+        bounds: (blocks + 1,) int64 first row of each block without the header; the last entry is the
+            number of rows.
         text: (block, generator) -> the text of the block's rows.
     """
 
@@ -71,25 +73,25 @@ def row_blocks(start: int, stop: int) -> np.ndarray:
 
 
 def rows_text(columns: dict[str, np.ndarray | pl.Series], separator: str) -> bytes:
-    """Return the rows as text. A text column may hold several fields and is written unchanged."""
+    """Format rows as delimited text. A text column is written unchanged and may hold several fields."""
     buffer = io.BytesIO()
     pl.DataFrame(columns).write_csv(buffer, include_header=False, separator=separator, quote_style="never")
     return buffer.getvalue()
 
 
-def session_starts(user: np.ndarray, place: np.ndarray, salt: int) -> np.ndarray:
+def session_starts(user: np.ndarray, index: np.ndarray, salt: int) -> np.ndarray:
     """Return (events,) start of each event's session as a fraction of the user's time span, in [0, 1).
 
-    Consecutive sessions of a file are at random times, so that no piece of a history is in time order.
+    The sessions of a user start at random times, so no piece of a history is in time order.
     """
-    return hash_uniform(user, place >> _SESSION_EVENTS_LOG2, salt)
+    return hash_uniform(user, index >> _SESSION_EVENTS_LOG2, salt)
 
 
 def lfm1b_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
-    """Return `LFM-1b_LEs.txt`: user, artist, album, track and Unix seconds between tabs, without a header."""
-    rng = generator(seed, 0)
-    most = max(-(-events // users), round(events / users * _LFM1B_CAP / _LFM1B_MEAN))
-    lengths = draw_lengths(events, users, sigma=0.8, least=1, most=most, rng=rng)
+    """Return `LFM-1b_LEs.txt`: tab-separated user, artist, album, track and Unix seconds; no header."""
+    rng = keyed_generator(seed, 0)
+    max_length = max(-(-events // users), round(events / users * _LFM1B_CAP / _LFM1B_MEAN))
+    lengths = draw_lengths(events, users, sigma=0.8, min_length=1, max_length=max_length, rng=rng)
     order = RowOrder.draw(lengths, max_pieces=8, rng=rng)
     salts = rng.integers(0, 2**63, 2)
     law = ZipfLaw(num_items=items, shift=min(200.0, items / 10))
@@ -105,13 +107,13 @@ def lfm1b_files(*, events: int, users: int, items: int, seed: int) -> list[RawFi
     bounds = row_blocks(0, events)
 
     def text(block: int, rng: np.random.Generator) -> bytes:
-        user, place = order.rows(int(bounds[block]), int(bounds[block + 1]))
+        user, index = order.rows(int(bounds[block]), int(bounds[block + 1]))
         track = law.ranks(repeats.uniform(user, rng))
-        time = (session_starts(user, place, int(salts[1])) * spans[user]).astype(np.int64)
+        time = (session_starts(user, index, int(salts[1])) * spans[user]).astype(np.int64)
         time += starts[user]
-        time += (place & (SESSION_EVENTS - 1)) * 230
+        time += (index & (SESSION_EVENTS - 1)) * 230
         time += rng.integers(0, 180, len(user), dtype=np.uint8)
-        copy_from_before([time], user, 0.03, rng)
+        copy_previous_rows([time], user, 0.03, rng)
         columns: dict[str, np.ndarray | pl.Series] = {
             "user": user_ids[user],
             "artist": artist_ids(track // _LFM1B_TRACKS_PER_ARTIST),
@@ -126,9 +128,11 @@ def lfm1b_files(*, events: int, users: int, items: int, seed: int) -> list[RawFi
 
 def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFile]:
     """Return `ratings.dat`: UserID::MovieID::Rating::Timestamp, grouped by user, each movie once per user."""
-    rng = generator(seed, 0)
-    most = ml1m_most_length(events, users, items)
-    lengths = draw_lengths(events, users, sigma=1.0, least=ML1M_LEAST_LENGTH, most=most, rng=rng)
+    rng = keyed_generator(seed, 0)
+    max_length = ml1m_max_length(events, users, items)
+    lengths = draw_lengths(
+        events, users, sigma=1.0, min_length=ML1M_MIN_LENGTH, max_length=max_length, rng=rng
+    )
     weights = rng.permutation(1.0 / (np.arange(items) + 100.0)).astype(np.float32)
     starts = _ML1M_FIRST_S + (rng.beta(1.0, 6.0, users) * 80_000_000).astype(np.int64)
     step = max(1, min(_ML1M_BLOCK_USERS, _ML1M_BLOCK_KEYS // items))
@@ -139,7 +143,7 @@ def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFil
         members = np.arange(blocks[block], blocks[block + 1])
         length = lengths[members]
         keys = rng.standard_exponential((len(members), items), dtype=np.float32)
-        keys /= weights  # exponential race: the `length` smallest keys are a draw without replacement
+        keys /= weights  # exponential race: the `length` smallest keys are a sample without replacement
         movie = np.concatenate([np.argpartition(row, n - 1)[:n] for row, n in zip(keys, length, strict=True)])
         user = np.repeat(members, length)
         n = len(user)
@@ -157,6 +161,6 @@ def ml1m_files(*, events: int, users: int, items: int, seed: int) -> list[RawFil
     return [RawFile(path="ratings.dat", header=b"", bounds=bounds, text=text)]
 
 
-def ml1m_most_length(events: int, users: int, items: int) -> int:
-    """Return the longest history: 0.585 of the movies as in the original, or more if the mean requires it."""
-    return min(items, max(int(0.585 * items), -(-events // users), ML1M_LEAST_LENGTH))
+def ml1m_max_length(events: int, users: int, items: int) -> int:
+    """Return the maximum history length: 58.5 % of the movies, as in the original, or the mean if larger."""
+    return min(items, max(int(0.585 * items), -(-events // users), ML1M_MIN_LENGTH))

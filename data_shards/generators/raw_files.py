@@ -1,8 +1,8 @@
 """Write raw files of any size in the exact layouts of LFM-1b, KuaiRand-27K and MovieLens-1M.
 
-They serve to run `prepare` at scale without the original data. Two threads generate blocks while earlier ones
-are written, so memory does not grow with the number of events. A block depends only on the seed, the sizes
-and its number: equal arguments give equal bytes.
+They are used to test `prepare` at scale without the original data. Two threads generate blocks while earlier
+blocks are written, so memory does not grow with the number of events. A block depends only on the seed, the
+sizes and its number: equal arguments give equal bytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 from longplay.common.atomic import temporary_name
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.generators.distributions import generator
+from longplay.data_shards.generators.distributions import keyed_generator
 from longplay.data_shards.generators.kuairand import kuairand_files
 from longplay.data_shards.generators.layouts import (
-    ML1M_LEAST_LENGTH,
+    ML1M_MIN_LENGTH,
     RawFile,
     lfm1b_files,
     ml1m_files,
@@ -33,8 +33,8 @@ from longplay.data_shards.generators.layouts import (
 from longplay.data_shards.progress import Progress, no_progress
 
 NUM_THREADS = 2
-_MOST_ITEMS = 2_000_000_000
-_MOST_USERS = 10_000_000
+_MAX_ITEMS = 2_000_000_000
+_MAX_USERS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +42,27 @@ class RawFormat:
     """An original dataset: its size and the generator of its files.
 
     Attributes:
-        events, items, users: size of the original.
-        least_length: minimum number of events of a user.
+        events, users, items: size of the original.
+        min_length: minimum number of events of a user.
         files: (events, users, items, seed) -> the files.
     """
 
     events: int
     users: int
     items: int
-    least_length: int
+    min_length: int
     files: Callable[..., list[RawFile]]
 
 
 RAW_FORMATS = {
     "lfm1b": RawFormat(
-        events=1_088_161_692, users=120_322, items=31_634_450, least_length=1, files=lfm1b_files
+        events=1_088_161_692, users=120_322, items=31_634_450, min_length=1, files=lfm1b_files
     ),
     "kuairand": RawFormat(
-        events=322_278_385, users=27_285, items=32_038_725, least_length=1, files=kuairand_files
+        events=322_278_385, users=27_285, items=32_038_725, min_length=1, files=kuairand_files
     ),
     "ml1m": RawFormat(
-        events=1_000_209, users=6_040, items=3_952, least_length=ML1M_LEAST_LENGTH, files=ml1m_files
+        events=1_000_209, users=6_040, items=3_952, min_length=ML1M_MIN_LENGTH, files=ml1m_files
     ),
 }
 
@@ -75,7 +75,7 @@ class RawSynthetic:
         format: one of `RAW_FORMATS`.
         events: exact number of rows; for kuairand, of the four files of the standard log in total.
         users: number of users; None keeps the mean history length of the original.
-        items: size of the catalogue, of which some items may not occur; None: the size of the original.
+        items: size of the catalogue; some of its items may not occur. None: the size of the original.
         seed: seed of the generator.
     """
 
@@ -86,18 +86,18 @@ class RawSynthetic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = RAW_FORMATS[self.format].least_length
+        min_events = RAW_FORMATS[self.format].min_length
         for name, value, low, high in (
             ("seed", self.seed, 0, None),
-            ("events", self.events, least, None),
-            ("items", self.num_items, 1, _MOST_ITEMS),
-            ("users", self.num_users, 1, min(_MOST_USERS, self.events // least)),
+            ("events", self.events, min_events, None),
+            ("items", self.num_items, 1, _MAX_ITEMS),
+            ("users", self.num_users, 1, min(_MAX_USERS, self.events // min_events)),
         ):
             if value < low:
-                raise DataError(f"--{name} is {value}, it must be at least {low}")
+                raise DataError(f"--{name} is {value}, but must be at least {low}")
             if high is not None and value > high:
                 why = f" with --events {self.events}" if name == "users" else ""
-                raise DataError(f"--{name} is {value}{why}, it must be at most {high}")
+                raise DataError(f"--{name} is {value}{why}, but must be at most {high}")
         if self.format == "ml1m" and self.events > self.num_users * self.num_items:
             most = self.num_users * self.num_items
             raise DataError(
@@ -117,34 +117,35 @@ class RawSynthetic:
 
     @cached_property
     def files(self) -> list[RawFile]:
-        """The files and their numbers of rows. Draws the history lengths but generates no rows."""
+        """The files to write. The first access draws the history lengths but generates no rows."""
         return RAW_FORMATS[self.format].files(
             events=self.events, users=self.num_users, items=self.num_items, seed=self.seed
         )
 
     def estimated_bytes(self) -> int:
-        """Return the estimated size of all files, from the bytes per row of the first block."""
+        """Estimate the total size of the files from the bytes per row of the first block."""
         first = next(file for file in self.files if file.num_rows)
         row_bytes = len(first.text(0, _block_generator(self.seed, 0))) / int(first.bounds[1])
         return sum(len(file.header) + int(file.num_rows * row_bytes) for file in self.files)
 
 
 def check_raw_output(raw: RawSynthetic, out: Path, *, overwrite: bool) -> None:
-    """Check before any work that the files can be written to `out`.
+    """Check that the files can be written to `out`, before any is generated.
 
     Raises:
-        DataError: `out` is not a folder, contains one of the files and `overwrite` is off, or lacks space.
+        DataError: `out` is not a folder, contains one of the files and `overwrite` is off, or has too little
+            free space.
     """
-    standing = next((path for path in (out, *out.parents) if path.exists()), Path())
-    if not standing.is_dir():
-        raise DataError(f"{standing}: is a file, not a folder; pass another --out")
+    existing = next((path for path in (out, *out.parents) if path.exists()), Path())
+    if not existing.is_dir():
+        raise DataError(f"{existing}: is a file, not a folder; pass another --out")
     for file in raw.files:
         path = out / file.path
         if path.is_dir():
             raise DataError(f"{path}: is a folder; pass another --out")
         if path.exists() and not overwrite:
             raise DataError(f"{path}: already exists; pass --overwrite to replace it, or another --out")
-    needed, free = raw.estimated_bytes(), shutil.disk_usage(standing).free
+    needed, free = raw.estimated_bytes(), shutil.disk_usage(existing).free
     if needed > free:
         raise DataError(
             f"{out}: needs about {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free; "
@@ -175,7 +176,7 @@ def write_raw(
     total = sum(file.num_rows for file in raw.files)
     done = 0
     try:
-        with contextlib.closing(_texts(raw)) as texts:
+        with contextlib.closing(_block_texts(raw)) as texts:
             for file, path in zip(raw.files, partial, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb", buffering=0) as handle:
@@ -189,7 +190,7 @@ def write_raw(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
-                f"{out}: the disk is full after {done:,} of {total:,} rows; the partial files are removed; "
+                f"{out}: the disk is full after {done:,} of {total:,} rows; the partial files were removed; "
                 f"free about {raw.estimated_bytes() / 1e9:,.1f} GB, or pass another --out or fewer --events"
             ) from error
         raise
@@ -200,11 +201,11 @@ def write_raw(
 
 
 def _block_generator(seed: int, number: int) -> Any:
-    return generator(seed, 1, number)
+    return keyed_generator(seed, 1, number)
 
 
-def _texts(raw: RawSynthetic) -> Generator[bytes, None, None]:
-    """Yield the text of every block of every file in order, generating a few blocks ahead."""
+def _block_texts(raw: RawSynthetic) -> Generator[bytes, None, None]:
+    """Yield the text of every block of every file in order. Threads generate a few blocks ahead."""
     blocks = ((file, block) for file in raw.files for block in range(file.num_blocks))
     jobs = (
         (file.text, block, _block_generator(raw.seed, number)) for number, (file, block) in enumerate(blocks)
@@ -222,7 +223,7 @@ def _texts(raw: RawSynthetic) -> Generator[bytes, None, None]:
 
 
 def _write_all(handle: Any, text: bytes) -> None:
-    """Write all of `text`. A single call may write only a part, and at most 2 GiB."""
+    """Write all of `text`. One call of `os.write` may write only a part, and at most 2 GiB."""
     rest = memoryview(text)
     while rest:
         rest = rest[os.write(handle.fileno(), rest) :]

@@ -19,8 +19,8 @@ _ITEMS_PER_INTEREST = 50
 _NUM_FAVOURITES = 5
 _MIN_LENGTH = 5
 _ZIPF_SHIFT = 0.01
-_MEAN_STAY = 25
-_NEW_INTEREST = 0.2
+_MEAN_STAY_EVENTS = 25
+_NEW_INTEREST_PROBABILITY = 0.2
 _RING_STEPS = np.array([1, 2, 3, 4])
 _RING_WEIGHTS = np.array([0.5, 0.25, 0.15, 0.1])
 _FIRST_TIME_S = 1_600_000_000
@@ -50,23 +50,25 @@ class SyntheticEvents:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, minimum in (
             ("users", 1),
             ("items", _ITEMS_PER_INTEREST),
             ("events", self.users * _MIN_LENGTH),
         ):
-            if getattr(self, name) < least:
-                raise DataError(f"--{name} is {getattr(self, name)}, it must be at least {least}")
+            if getattr(self, name) < minimum:
+                raise DataError(f"--{name} is {getattr(self, name)}, but must be at least {minimum}")
         for name in ("zipf", "length_sigma", "seed"):
             if getattr(self, name) < 0:
                 raise DataError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}, it must not be negative"
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative"
                 )
         if not 0 <= self.follow_probability <= 1:
-            raise DataError(f"--follow-probability is {self.follow_probability}, it must lie between 0 and 1")
+            raise DataError(
+                f"--follow-probability is {self.follow_probability}, but must lie between 0 and 1"
+            )
 
     def generate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return user, item and time of the events, (events,) integers each, one user after the other."""
+        """Return user, item and time of the events, (events,) int64 each, grouped by user."""
         rng = np.random.default_rng(self.seed)
         lengths = self._lengths(rng)
         catalogue = Catalogue.draw(self.items, self.zipf, rng)
@@ -83,9 +85,9 @@ class SyntheticEvents:
         return _MIN_LENGTH + np.diff(ends, prepend=0)
 
     def _walk(self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator) -> np.ndarray:
-        """Draw (events,) items of all users, one user after the other.
+        """Draw the (events,) items, grouped by user.
 
-        Each step draws the next event of all users at once.
+        Each step of the loop draws one event of every user whose history has not ended.
         """
         order = np.argsort(-lengths, kind="stable")
         first = (np.cumsum(lengths) - lengths)[order]
@@ -96,7 +98,7 @@ class SyntheticEvents:
         items = np.empty(self.events, np.int64)
         for step, n in enumerate(num_active):
             if step:
-                moved = np.flatnonzero(rng.random(n) < 1 / _MEAN_STAY)
+                moved = np.flatnonzero(rng.random(n) < 1 / _MEAN_STAY_EVENTS)
                 interest[moved] = _next_interests(favourites, moved, catalogue, rng)
                 drawn = catalogue.draw_items(rng, interest[:n])
                 follows = rng.random(n) < self.follow_probability
@@ -110,12 +112,13 @@ class SyntheticEvents:
 class Catalogue:
     """Items and their interests.
 
-    Item i is at place i // num_interests on the ring of interest i % num_interests.
+    Item i is at index i // num_interests of the ring of interest i % num_interests.
 
     Attributes:
         num_items, num_interests: numbers of items and interests.
         by_interest: (items,) items ordered by interest.
-        item_cdf: (items,) number of the interest plus cumulative popularity within it, in the same order.
+        item_cdf: (items,) number of the interest plus cumulative popularity within it, in the order of
+            `by_interest`.
         interest_cdf: (interests,) cumulative popularity of the interests.
     """
 
@@ -143,7 +146,7 @@ class Catalogue:
         return cls(num_items, num_interests, by_interest, item_cdf, np.cumsum(totals) / totals.sum())
 
     def draw_interests(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> np.ndarray:
-        """Draw interests by popularity."""
+        """Draw an array of interests by popularity."""
         at = np.searchsorted(self.interest_cdf, rng.random(shape), side="right")
         return np.minimum(at, self.num_interests - 1)
 
@@ -154,24 +157,24 @@ class Catalogue:
 
     def follow(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
         """Draw one item that follows each given item on its ring."""
-        interest, place = item % self.num_interests, item // self.num_interests
+        interest, index = item % self.num_interests, item // self.num_interests
         ring = (self.num_items - interest + self.num_interests - 1) // self.num_interests
-        place = (place + rng.choice(_RING_STEPS, len(item), p=_RING_WEIGHTS)) % ring
-        return place * self.num_interests + interest
+        index = (index + rng.choice(_RING_STEPS, len(item), p=_RING_WEIGHTS)) % ring
+        return index * self.num_interests + interest
 
 
 def _next_interests(
     favourites: np.ndarray, users: np.ndarray, catalogue: Catalogue, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the interests to which `users` move. A new interest replaces a favourite in `favourites`."""
+    """Draw the interests to which `users` move. A new interest replaces an entry of `favourites` in place."""
     slot = rng.integers(0, _NUM_FAVOURITES, len(users))
-    renewed = rng.random(len(users)) < _NEW_INTEREST
+    renewed = rng.random(len(users)) < _NEW_INTEREST_PROBABILITY
     favourites[users[renewed], slot[renewed]] = catalogue.draw_interests(rng, int(renewed.sum()))
     return favourites[users, slot]
 
 
 def _times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw (events,) Unix seconds, ascending within a user from a random start within one year."""
+    """Draw (events,) int64 Unix seconds, ascending within each user from a random start within one year."""
     gaps = rng.lognormal(np.log(_MEDIAN_GAP_S), 1.5, int(lengths.sum())).astype(np.int64)
     first = np.cumsum(lengths) - lengths
     gaps[first] = _FIRST_TIME_S + rng.integers(0, _YEAR_S, len(lengths))

@@ -91,20 +91,20 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.min_user_events < 2:
             raise DataError(
-                f"--min-user-events is {self.min_user_events}, it must be at least 2 (a transition)"
+                f"--min-user-events is {self.min_user_events}, but must be at least 2 (a transition)"
             )
         if self.max_user_events is not None and self.max_user_events < self.min_user_events:
             raise DataError(
-                f"--max-user-events is {self.max_user_events}, it must be at least --min-user-events "
+                f"--max-user-events is {self.max_user_events}, but must be at least --min-user-events "
                 f"{self.min_user_events}"
             )
         if not 0 <= self.max_bad_fraction <= 1:
-            raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}, it must lie between 0 and 1")
+            raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}, but must lie between 0 and 1")
         for name, least in (("min_item_events", 1), ("num_shards", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 flag = {"num_shards": "shards"}.get(name, name.replace("_", "-"))
-                raise DataError(f"--{flag} is {value}, it must be at least {least}")
+                raise DataError(f"--{flag} is {value}, but must be at least {least}")
         if self.from_time is not None and self.until_time is not None and self.from_time >= self.until_time:
             raise DataError(
                 f"--from {self.from_time} is not before --until {self.until_time}, so no event is kept; "
@@ -112,7 +112,7 @@ class PrepareOptions:
             )
         if self.memory_bytes < MIN_MEMORY_BYTES:
             raise DataError(
-                f"--memory is {self.memory_bytes} bytes, it must be at least {MIN_MEMORY_BYTES >> 20}MiB"
+                f"--memory is {self.memory_bytes} bytes, but must be at least {MIN_MEMORY_BYTES >> 20}MiB"
             )
 
     def selecting(self) -> dict[str, int | bool | None]:

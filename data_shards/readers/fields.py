@@ -49,7 +49,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if self.time_scale < 1:
-            raise DataError(f"--time-scale is {self.time_scale}, it must be at least 1")
+            raise DataError(f"--time-scale is {self.time_scale}, but must be at least 1")
 
     def names(self) -> dict[str, str]:
         """Return role -> column name."""

@@ -38,7 +38,7 @@ class KuaiRandSource(TextSource):
 
     def __post_init__(self) -> None:
         if self.events not in ("all", "is_click", "long_view"):
-            raise DataError(f"--events is {self.events!r}, it must be all, is_click or long_view")
+            raise DataError(f"--events is {self.events!r}, but must be all, is_click or long_view")
 
     def describe(self) -> dict[str, Any]:
         options = {"events": self.events, "tab": self.tab, "random": self.random}

@@ -18,7 +18,7 @@ _HEADER = ("user_id", "artist_id", "album_id", "track_id", "timestamp")
 
 @dataclass(frozen=True, kw_only=True)
 class Lfm1bSource(TextSource):
-    """Listening events: user, artist, album, track and Unix seconds between tabs, without a header line.
+    """Listening events: tab-separated user, artist, album, track and Unix seconds, without a header line.
 
     Rows with a negative id or a time below 1 are unusable. Repeated plays of a track are separate events.
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
-from longplay.data_shards.storage.shard_reader import REMEDY, DecodedShard
+from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
 from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES, OnBadShard, ShardStore
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 
-_REMEDY = "restore the file or prepare the dataset again"
+_TABLE_REMEDY = "restore the file or prepare the dataset again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Dataset:
         lengths: (num_users,) int64 number of events of each user.
         user_original_ids: (num_users,) int64 id of each user in the source.
         shard_ptr: (num_shards + 1,) int64 first user of each shard.
-        store: reads the shards and records those that are skipped.
+        store: reads the shards and records which ones are skipped.
     """
 
     path: Location
@@ -57,13 +57,13 @@ class Dataset:
 
         Args:
             path: the folder, or the base URL of the files.
-            cache_bytes: memory for decoded shards, so that a small dataset is read only once.
+            cache_bytes: memory for decoded shards, so that a small dataset is read once.
             on_bad_shard: `stop` raises for a missing, truncated or damaged shard, here or when it is read;
                 `skip` warns and leaves it out.
 
         Raises:
-            DataError: there is no dataset, a file is missing or has another size, or the tables contradict
-                the manifest.
+            DataError: the location has no manifest, a file is missing or has the wrong size, or the tables do
+                not match the manifest.
         """
         path = parse_location(path)
         manifest = _read_manifest(path)
@@ -73,11 +73,11 @@ class Dataset:
         if len(lengths) != manifest.num_users or not np.array_equal(
             users["shard"].to_numpy(), np.repeat(np.arange(len(manifest.shards)), np.diff(shard_ptr))
         ):
-            raise DataError(f"{in_folder(path, USERS_NAME)}: does not match the manifest; {_REMEDY}")
+            raise DataError(f"{in_folder(path, USERS_NAME)}: does not match the manifest; {_TABLE_REMEDY}")
         per_shard = np.add.reduceat(lengths, shard_ptr[:-1])
         if not np.array_equal(per_shard, [shard.num_events for shard in manifest.shards]):
             raise DataError(
-                f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_REMEDY}"
+                f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_TABLE_REMEDY}"
             )
         if isinstance(path, Path):
             _check_items(path / ITEMS_NAME, manifest)
@@ -97,7 +97,7 @@ class Dataset:
 
     @functools.cached_property
     def items(self) -> ItemVocabulary:
-        """Original ids and counts of the items, read at the first access. Takes 16 bytes per item.
+        """Original ids and counts of the items, read on first access. Takes 16 bytes per item.
 
         Raises:
             DataError: the table is missing or damaged.
@@ -106,12 +106,12 @@ class Dataset:
         table = _read_table(location, ("original_id", "count"))
         counts = table["count"].to_numpy()
         if len(counts) != self.num_items or counts.sum() != self.num_events:
-            raise DataError(f"{location}: does not match the manifest; {_REMEDY}")
+            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
         return ItemVocabulary(table["original_id"].to_numpy(), counts)
 
     @property
     def dataset_id(self) -> str:
-        """Fingerprint of the id mappings and the shards. Equal datasets have equal ids, in any folder."""
+        """Fingerprint of the id mappings and the shards. Does not depend on the folder."""
         return self.manifest.dataset_id
 
     @property
@@ -140,7 +140,7 @@ class Dataset:
         return self.store.shard(index, with_times=with_times)
 
     def sequence(self, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the item ids (int32) and times (int64) of one user."""
+        """Return the item ids, (events,) int32, and times, (events,) int64, of one user."""
         index = int(np.searchsorted(self.shard_ptr, user, side="right")) - 1
         shard = self.shard(index)
         assert shard.times is not None
@@ -157,7 +157,7 @@ class Dataset:
             self.store.shard(index, with_times=False)
 
     def skipped_summary(self) -> str | None:
-        """Return a line that names the skipped shards, or None if none was skipped."""
+        """Return one line that names the skipped shards, or None if no shard is skipped."""
         skipped = self.store.skipped
         if not skipped:
             return None
@@ -173,14 +173,14 @@ def _check_size(store: ShardStore, index: int, path: Path, num_bytes: int) -> No
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        store.skip(index, f"{path}: shard is missing; {REMEDY}")
+        store.skip(index, f"{path}: shard is missing; {SHARD_REMEDY}")
         return
     if found != num_bytes:
-        store.skip(index, f"{path}: shard has {found} bytes, the manifest says {num_bytes}; {REMEDY}")
+        store.skip(index, f"{path}: shard has {found} bytes, expected {num_bytes}; {SHARD_REMEDY}")
 
 
 def _check_items(path: Path, manifest: Manifest) -> None:
-    """Check the numbers of items and events against the manifest, reading a million items at a time.
+    """Check the numbers of items and events against the manifest. Reads a million items at a time.
 
     Raises:
         DataError: a number differs, or the file is missing or damaged.
@@ -192,11 +192,11 @@ def _check_items(path: Path, manifest: Manifest) -> None:
                 num_items += batch.num_rows
                 num_events += int(batch["count"].to_numpy().sum())
     except FileNotFoundError:
-        raise DataError(f"{path}: is missing; {_REMEDY}") from None
+        raise DataError(f"{path}: is missing; {_TABLE_REMEDY}") from None
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_REMEDY}") from error
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_TABLE_REMEDY}") from error
     if (num_items, num_events) != (manifest.num_items, manifest.num_events):
-        raise DataError(f"{path}: does not match the manifest; {_REMEDY}")
+        raise DataError(f"{path}: does not match the manifest; {_TABLE_REMEDY}")
 
 
 def _read_manifest(path: Location) -> Manifest:
@@ -218,9 +218,9 @@ def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:
         source = location if isinstance(location, Path) else io.BytesIO(read_whole(location).tobytes())
         return pl.read_parquet(source, columns=list(columns), glob=False)
     except FileNotFoundError:
-        raise DataError(f"{location}: is missing; {_REMEDY}") from None
+        raise DataError(f"{location}: is missing; {_TABLE_REMEDY}") from None
     except DataError:
         raise
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         cause = str(error).splitlines()[0]
-        raise DataError(f"{location}: cannot be read ({cause}); {_REMEDY}") from error
+        raise DataError(f"{location}: cannot be read ({cause}); {_TABLE_REMEDY}") from error

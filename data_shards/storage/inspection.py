@@ -17,13 +17,13 @@ TOP_SHARES = (0.01, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """The distribution of integers.
+class Distribution:
+    """Summary of a distribution of integers.
 
     Attributes:
-        min, max, mean: of the numbers.
-        quantiles: "1%" -> smallest of the numbers that at least 1 % of them do not exceed, and so on for each
-            of `QUANTILES`.
+        min, max, mean: of the integers.
+        quantiles: "1%" -> the smallest value v such that at least 1 % of the integers are <= v; one entry for
+            each of `QUANTILES`.
     """
 
     min: int
@@ -38,13 +38,13 @@ class Popularity:
 
     Attributes:
         counts: events per item.
-        top_shares: "1%" -> share of events on the most frequent 1 % of the items, rounded up to whole items,
-            and so on for each of `TOP_SHARES`.
+        top_shares: "1%" -> share of the events that belong to the most frequent 1 % of the items, rounded up
+            to whole items; one entry for each of `TOP_SHARES`.
         num_single: number of items with one event.
-        gini: Gini coefficient: 0 if all items are equally frequent, near 1 if one item has nearly all events.
+        gini: Gini coefficient; 0 if all items are equally frequent, near 1 if one item has nearly all events.
     """
 
-    counts: Spread
+    counts: Distribution
     top_shares: dict[str, float]
     num_single: int
     gini: float
@@ -57,8 +57,8 @@ class Inspection:
     Attributes:
         source: format, paths and options, as in the manifest.
         density: share of (user, item) pairs that have an event.
-        time_range: first and last time in the source's unit.
-        time_range_utc: the same as dates; None if the unit is unknown.
+        time_range: first and last time, in the source's unit.
+        time_range_utc: the same times as UTC dates; None if the unit is unknown or a time is out of range.
         lengths: events per user.
         popularity: events per item.
         repeat_fraction: share of events whose user has an earlier event with the item.
@@ -78,7 +78,7 @@ class Inspection:
     density: float
     time_range: tuple[int, int]
     time_range_utc: tuple[str, str] | None
-    lengths: Spread
+    lengths: Distribution
     popularity: Popularity
     repeat_fraction: float
     tie_fraction: float
@@ -95,7 +95,7 @@ def inspect_dataset(
 
     Args:
         dataset: the dataset.
-        track: reports the progress.
+        track: reports progress.
         time_unit_s: seconds in one unit of the dataset's times; None if unknown.
 
     Raises:
@@ -109,7 +109,7 @@ def inspect_dataset(
         num_pairs += _count_pairs(shard.items, shard.ptr, dataset.num_items)
         num_ties += _count_ties(shard.times, shard.ptr)
     time_range = (manifest.time_quantiles[0], manifest.time_quantiles[-1])
-    per_shard = _spread(np.array([shard.num_events for shard in manifest.shards]))
+    per_shard = _distribution(np.array([shard.num_events for shard in manifest.shards]))
     return Inspection(
         dataset_id=dataset.dataset_id,
         source=manifest.source,
@@ -121,7 +121,7 @@ def inspect_dataset(
         density=num_pairs / (dataset.num_users * dataset.num_items),
         time_range=time_range,
         time_range_utc=_as_dates(time_range, time_unit_s),
-        lengths=_spread(dataset.lengths),
+        lengths=_distribution(dataset.lengths),
         popularity=_popularity(dataset.items.counts),
         repeat_fraction=(dataset.num_events - num_pairs) / dataset.num_events,
         tie_fraction=num_ties / dataset.num_events,
@@ -133,14 +133,14 @@ def inspect_dataset(
 
 
 def percent(share: float) -> str:
-    """Return a share as text: 0.01 -> "1%"."""
+    """Format a share: 0.01 -> "1%"."""
     return f"{100 * share:g}%"
 
 
-def _spread(values: np.ndarray) -> Spread:
+def _distribution(values: np.ndarray) -> Distribution:
     """Return the distribution of (n,) integers, n at least 1."""
     quantiles = np.quantile(values, QUANTILES, method="inverted_cdf").tolist()
-    return Spread(
+    return Distribution(
         min=int(values.min()),
         quantiles={percent(share): int(value) for share, value in zip(QUANTILES, quantiles, strict=True)},
         max=int(values.max()),
@@ -156,7 +156,7 @@ def _popularity(counts: np.ndarray) -> Popularity:
     weighted = float(ascending @ np.arange(1, num_items + 1, dtype=np.float64))
     top = {percent(share): ascending[-num_top(share, num_items) :].sum() / num_events for share in TOP_SHARES}
     return Popularity(
-        counts=_spread(ascending),
+        counts=_distribution(ascending),
         top_shares={name: float(value) for name, value in top.items()},
         num_single=int(np.searchsorted(ascending, 1, side="right")),
         gini=2 * weighted / (num_items * num_events) - (num_items + 1) / num_items,
@@ -184,7 +184,7 @@ def _count_ties(times: np.ndarray, ptr: np.ndarray) -> int:
 
 
 def _as_dates(times: tuple[int, int], unit_s: float | None) -> tuple[str, str] | None:
-    """Return times as dates in UTC; None if the unit is unknown or the times are not dates in it."""
+    """Format times as UTC dates. Return None if the unit is unknown or a time is out of range."""
     if unit_s is None:
         return None
     try:

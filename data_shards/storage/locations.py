@@ -26,7 +26,7 @@ _CURL_ERRORS = {
     6: "no such host",
     7: "cannot connect",
     18: "the transfer was cut off",
-    22: "the server answered with an error such as 404",
+    22: "the server returned an error status such as 404",
     28: "timed out",
     52: "the server sent an empty reply",
     56: "the connection was reset",
@@ -34,7 +34,7 @@ _CURL_ERRORS = {
 
 
 def parse_location(text: Path | str) -> Location:
-    """Return a Path for a local path or a `file:` URL, any other URL unchanged.
+    """Return a Path for a local path or a `file:` URL, and any other URL without trailing slashes.
 
     Raises:
         DataError: `gopen` cannot read URLs of this scheme.
@@ -67,11 +67,11 @@ def absolute(location: Location) -> str:
 def read_whole(
     location: Location, num_bytes: int | None = None, check: Callable[[np.ndarray], None] | None = None
 ) -> np.ndarray:
-    """Read a whole file as (num_bytes,) uint8. A URL is tried up to three times.
+    """Read a whole file as (num_bytes,) uint8. Try a URL up to three times.
 
     Args:
         location: the file.
-        num_bytes: expected size; None: any size.
+        num_bytes: expected size; None accepts any size.
         check: raises ValueError if the content is wrong.
 
     Raises:
@@ -113,7 +113,7 @@ def _read_once(url: str, num_bytes: int | None, check: Callable[[np.ndarray], No
         program = stream.args[0][0]
         program = program if isinstance(program, str) else program[0]
         cause = _CURL_ERRORS.get(status, "") if program == "curl" else ""
-        raise OSError(f"{program} ended with {status}{cause and f': {cause}'}") from error
+        raise OSError(f"{program} exited with status {status}{cause and f': {cause}'}") from error
     if check is not None:
         check(content)
     return content
@@ -127,7 +127,11 @@ def _read_stream(stream: Any) -> np.ndarray:
 
 
 def _read_into(stream: Any, num_bytes: int) -> np.ndarray:
-    """Read a whole stream whose size must be `num_bytes`."""
+    """Read a whole stream of exactly `num_bytes` bytes.
+
+    Raises:
+        ValueError: the stream has another size.
+    """
     content, found = np.empty(num_bytes, np.uint8), 0
     view = content.data
     while found < num_bytes:
@@ -138,10 +142,10 @@ def _read_into(stream: Any, num_bytes: int) -> np.ndarray:
             got = len(block)
             view[found : found + got] = block
         if not got:
-            raise ValueError(f"has {found} bytes, the manifest says {num_bytes}")
+            raise ValueError(f"has {found} bytes, expected {num_bytes}")
         found += got
     if stream.read(1):
-        raise ValueError(f"has more than the {num_bytes} bytes that the manifest says")
+        raise ValueError(f"has more than the expected {num_bytes} bytes")
     return content
 
 

@@ -20,7 +20,7 @@ MANIFEST_NAME = "manifest.json"
 ITEMS_NAME = "items.parquet"
 USERS_NAME = "users.parquet"
 NUM_QUANTILES = 1000
-"""`time_quantiles[i]`, i = 0..1000, is the exact time at rank i/1000 of the events in time order."""
+"""`time_quantiles[i]`, i = 0..1000, is the exact i/1000 quantile of the event times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Manifest:
     Attributes:
         dataset_id: hex fingerprint of the id mappings and of every shard's content.
         source: `{"format": ..., "paths": [...], "options": {...}}` of `longplay prepare`.
-        options: options that decide which events are kept.
-        rows_in: rows of the source without the header: `num_events` plus the sum of `rows_dropped`.
+        options: the options that select events.
+        rows_in: rows of the source, without headers; equals `num_events` plus the sum of `rows_dropped`.
         rows_dropped: reason -> number of rows.
         time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
         shards: in user order.
@@ -69,10 +69,10 @@ class Manifest:
             total = sum(getattr(shard, field) for shard in self.shards)
             expected = self.num_events if field == "num_events" else self.num_users
             if total != expected:
-                raise ValueError(f"the shards' {field} add up to {total}, not to {expected}")
+                raise ValueError(f"the shards' {field} add up to {total}, expected {expected}")
         if len(self.time_quantiles) != NUM_QUANTILES + 1:
             raise ValueError(
-                f"time_quantiles has {len(self.time_quantiles)} entries, not {NUM_QUANTILES + 1}"
+                f"time_quantiles has {len(self.time_quantiles)} entries, expected {NUM_QUANTILES + 1}"
             )
 
     @property
@@ -109,7 +109,7 @@ class Manifest:
         """Parse and check the text of a manifest; `path` is used in messages.
 
         Raises:
-            DataError: it is not a manifest, has another schema version, or is inconsistent.
+            DataError: the text is not a manifest, has another schema version, or is inconsistent.
         """
         try:
             content = json.loads(text)
@@ -117,24 +117,24 @@ class Manifest:
             raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
         if not isinstance(content, dict) or content.pop("kind", None) != KIND:
             raise DataError(
-                f"{path}: is not the manifest of a prepared dataset; pass a folder made by `longplay prepare`"
+                f"{path}: is not the manifest of a prepared dataset; pass the output of `longplay prepare`"
             )
         if content.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
-                f"{path}: schema_version is {content.get('schema_version')!r}, this version of longplay "
-                f"reads {SCHEMA_VERSION}; prepare the dataset again"
+                f"{path}: schema_version is {content.get('schema_version')!r}, but this version of "
+                f"longplay reads {SCHEMA_VERSION}; prepare the dataset again"
             )
         try:
             shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
             return cls(shards=shards, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: damaged ({error}); prepare the dataset again") from error
+            raise DataError(f"{path}: is damaged ({error}); prepare the dataset again") from error
 
 
 def dataset_fingerprint(
     item_original_ids: np.ndarray, user_original_ids: np.ndarray, shards: Iterable[ShardInfo]
 ) -> str:
-    """Return the `dataset_id`.
+    """Return the `dataset_id` of a dataset.
 
     Args:
         item_original_ids: (items,) int64 in the order of the item ids.

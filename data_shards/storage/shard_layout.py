@@ -1,7 +1,7 @@
-"""The bytes of a shard: a ustar archive with two .npy arrays per user, and the offset of each array.
+"""The byte layout of a shard: a ustar archive with two .npy arrays per user, and the offset of each array.
 
 The bytes equal those of `tarfile` and `numpy.lib.format`. Longplay writes them itself, so that they do not
-depend on the versions of Python and NumPy, and so that short sequences are written and read fast.
+depend on the versions of Python and NumPy, and so that short sequences are fast to write and read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RECORD_BYTES = 20 * BLOCK_BYTES
 ARRAY_HEADER_BYTES = 128
 """Size of the .npy header of a one-dimensional array of any length."""
 MAX_MEMBER_BYTES = 8**11 - 1
-"""Largest number with eleven octal digits, the size field of ustar."""
+"""Largest size that fits into ustar's size field of eleven octal digits."""
 
 _KEY_BYTES = 10
 _MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
@@ -71,7 +71,7 @@ def array_offsets(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the offsets of the arrays of a shard.
 
     Args:
-        lengths: (users,) number of events of each user, in the order in which they are written.
+        lengths: (users,) number of events of each user, in the order of writing.
 
     Returns:
         (users,) int64 byte offset of each user's items, the same for the times, and the size of the whole
@@ -88,7 +88,7 @@ def array_offsets(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def read_headers(content: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read the headers of some members of a shard.
+    """Parse the ustar headers of some members of a shard.
 
     Args:
         content: (bytes,) uint8, the shard.
@@ -99,15 +99,15 @@ def read_headers(content: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, n
         number.
     """
     words = content.reshape(-1, BLOCK_BYTES)[begins // BLOCK_BYTES]
-    return _number(words[:, :_KEY_BYTES], 10), _number(words[:, 124:135], 8)
+    return _parse_digits(words[:, :_KEY_BYTES], 10), _parse_digits(words[:, 124:135], 8)
 
 
-def _number(digits: np.ndarray, base: int) -> np.ndarray:
-    """Return the (N,) int64 numbers whose ASCII digits are the rows of `digits`, -1 for other characters."""
+def _parse_digits(digits: np.ndarray, base: int) -> np.ndarray:
+    """Parse each row of (N, digits) ASCII digits as an int64; return -1 for a row with other characters."""
     values = digits.astype(np.int64) - ord("0")
-    written = ((values >= 0) & (values < base)).all(axis=1)
+    valid = ((values >= 0) & (values < base)).all(axis=1)
     powers = np.int64(base) ** np.arange(digits.shape[1] - 1, -1, -1)
-    return np.where(written, values @ powers, -1)
+    return np.where(valid, values @ powers, -1)
 
 
 class ShardWriter:
@@ -123,8 +123,8 @@ class ShardWriter:
         self.path, self.partial = path, temporary_name(path)
         self._file = self.partial.open("wb", buffering=0)
         self._sha256 = hashlib.sha256()
-        self._waiting: list[bytes | memoryview] = []
-        self._num_waiting = self._num_bytes = self._num_samples = self._num_events = 0
+        self._pending: list[bytes | memoryview] = []
+        self._num_pending = self._num_bytes = self._num_samples = self._num_events = 0
 
     def add(self, user_index: int, items: np.ndarray, times: np.ndarray) -> None:
         """Append one user. The arrays must not change before `close()`.
@@ -136,16 +136,16 @@ class ShardWriter:
         """
         assert len(items) == len(times), f"{len(items)} items, {len(times)} times"
         pieces = sample_bytes(user_index, items, times)
-        self._waiting += pieces
-        self._num_waiting += sum(map(len, pieces))
+        self._pending += pieces
+        self._num_pending += sum(map(len, pieces))
         self._num_samples += 1
         self._num_events += len(items)
-        if self._num_waiting >= FLUSH_BYTES:
+        if self._num_pending >= FLUSH_BYTES:
             self._flush()
 
     def close(self) -> ShardInfo:
         """Finish the archive, rename it to `path` and return its entry for the manifest."""
-        self._waiting.append(end_of_archive(self._num_bytes + self._num_waiting))
+        self._pending.append(end_of_archive(self._num_bytes + self._num_pending))
         self._flush()
         self._file.close()
         os.replace(self.partial, self.path)
@@ -171,9 +171,9 @@ class ShardWriter:
         self.abort()
 
     def _flush(self) -> None:
-        block = memoryview(b"".join(self._waiting))
-        self._waiting.clear()
-        self._num_waiting = 0
+        block = memoryview(b"".join(self._pending))
+        self._pending.clear()
+        self._num_pending = 0
         self._num_bytes += len(block)
         self._sha256.update(block)
         while block:

@@ -22,7 +22,9 @@ from longplay.data_shards.storage.shard_layout import (
     read_headers,
 )
 
-REMEDY = "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
+SHARD_REMEDY = (
+    "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
+)
 
 
 class BadShardError(DataError):
@@ -35,7 +37,7 @@ class DecodedShard:
 
     Attributes:
         items: (events,) int32 item ids; all 0 if the shard is skipped.
-        times: (events,) int64; None if only the items were decoded.
+        times: (events,) int64 in the source's unit; None if only the items were decoded.
         ptr: (users + 1,) int64 first event of each user.
     """
 
@@ -66,10 +68,10 @@ def read_shard(
         first_user: index of the shard's first user.
         lengths: (users,) int64 number of events of each user of the shard.
         num_items: largest valid item id.
-        with_times: decode the times too.
+        with_times: also decode the times.
 
     Raises:
-        BadShardError: the shard is missing, truncated or damaged, or contradicts the dataset's tables.
+        BadShardError: the shard is missing, truncated or damaged, or does not match the dataset's tables.
     """
 
     def check(content: np.ndarray) -> None:
@@ -79,7 +81,7 @@ def read_shard(
     try:
         content = read_whole(location, info.num_bytes, check)
         items_at, times_at, num_bytes = array_offsets(lengths)
-        if num_bytes != info.num_bytes or not _holds_users(content, items_at, first_user, lengths):
+        if num_bytes != info.num_bytes or not _headers_match(content, items_at, first_user, lengths):
             raise ValueError("its users do not match users.parquet")
         ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         items = _gather(content, ITEMS_DTYPE, items_at, ptr)
@@ -87,18 +89,18 @@ def read_shard(
             raise ValueError(f"it contains item ids outside 1..{num_items}")
         times = _gather(content, TIMES_DTYPE, times_at, ptr) if with_times else None
     except FileNotFoundError:
-        raise BadShardError(f"{location}: shard is missing; {REMEDY}") from None
+        raise BadShardError(f"{location}: shard is missing; {SHARD_REMEDY}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         cause = (str(error) or type(error).__name__).splitlines()[0]
         what = "cannot be read" if isinstance(error, OSError) else "is damaged"
-        raise BadShardError(f"{location}: shard {what} ({cause}); {REMEDY}") from error
+        raise BadShardError(f"{location}: shard {what} ({cause}); {SHARD_REMEDY}") from error
     return DecodedShard(items, times, ptr)
 
 
-def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
-    """Return whether the sample of each user has the expected place, key and length."""
+def _headers_match(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
+    """Return whether each user's sample has the expected offset, key and length."""
     keys, sizes = read_headers(content, items_at - ARRAY_HEADER_BYTES - BLOCK_BYTES)
     users = np.arange(first_user, first_user + len(lengths))
     expected = ARRAY_HEADER_BYTES + ITEMS_DTYPE.itemsize * lengths
@@ -106,7 +108,7 @@ def _holds_users(content: np.ndarray, items_at: np.ndarray, first_user: int, len
 
 
 def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.ndarray) -> np.ndarray:
-    """Concatenate the arrays of `dtype` that begin at the bytes `begins` and have the lengths of `ptr`."""
+    """Concatenate arrays of `dtype` that start at the byte offsets `begins` and have lengths `diff(ptr)`."""
     usable = len(content) // dtype.itemsize * dtype.itemsize
     values = content[:usable].view(dtype)
     starts = begins // dtype.itemsize
@@ -116,44 +118,44 @@ def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.nd
 
 
 class ShardCache:
-    """Keeps the most recently used decoded shards, up to `max_bytes` of them. Thread-safe.
+    """An LRU cache of decoded shards, limited to `max_bytes`. Thread-safe.
 
-    Threads load different shards at the same time.
+    Different threads can load shards concurrently.
 
     Args:
-        load: (index of the shard, whether to decode its times) -> the decoded shard.
-        max_bytes: maximum memory of the kept shards.
+        load: (index of the shard, with_times) -> the decoded shard.
+        max_bytes: maximum memory of the cached shards.
     """
 
     def __init__(self, load: Callable[[int, bool], DecodedShard], max_bytes: int) -> None:
         self._load = load
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[int, DecodedShard] = OrderedDict()
+        self._shards: OrderedDict[int, DecodedShard] = OrderedDict()
         self._num_bytes = 0
         self._lock = threading.Lock()
 
     def get(self, shard: int, *, with_times: bool) -> DecodedShard:
-        """Return the shard, loading it if it is not kept or is kept without the times that are needed."""
+        """Return the shard. Load it if it is not cached, or is cached without the times that are needed."""
         with self._lock:
-            kept = self._kept.get(shard)
-            if kept is not None and (kept.times is not None or not with_times):
-                self._kept.move_to_end(shard)
-                return kept
+            cached = self._shards.get(shard)
+            if cached is not None and (cached.times is not None or not with_times):
+                self._shards.move_to_end(shard)
+                return cached
             self._drop(shard)
         decoded = self._load(shard, with_times)
         with self._lock:
             self._drop(shard)
-            self._kept[shard] = decoded
+            self._shards[shard] = decoded
             self._num_bytes += decoded.num_bytes
             while self._num_bytes > self._max_bytes:
-                self._drop(next(iter(self._kept)))
+                self._drop(next(iter(self._shards)))
         return decoded
 
     def drop(self, shard: int) -> None:
-        """Remove a shard."""
+        """Remove a shard from the cache."""
         with self._lock:
             self._drop(shard)
 
     def _drop(self, shard: int) -> None:
-        if shard in self._kept:
-            self._num_bytes -= self._kept.pop(shard).num_bytes
+        if shard in self._shards:
+            self._num_bytes -= self._shards.pop(shard).num_bytes

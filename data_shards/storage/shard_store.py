@@ -1,4 +1,4 @@
-"""Read the shards of a dataset. A bad shard raises, or is skipped and recorded."""
+"""Read the shards of a dataset. A bad shard either raises or is skipped and recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, in_folder
 from longplay.data_shards.storage.manifest import ShardInfo
 from longplay.data_shards.storage.shard_reader import (
-    REMEDY,
+    SHARD_REMEDY,
     BadShardError,
     DecodedShard,
     ShardCache,
@@ -26,8 +26,7 @@ DEFAULT_CACHE_BYTES = 1 << 30
 class ShardStore:
     """Reads shards, caches the most recently used ones, and records those that are skipped. Thread-safe.
 
-    Once a shard is skipped, its items and times read as 0 until the end of the process, even if its file is
-    restored.
+    The items and times of a skipped shard read as 0 until the process ends, even if its file is restored.
 
     Args:
         path: the dataset's folder or base URL.
@@ -61,7 +60,7 @@ class ShardStore:
         """Return the sequences of one shard, from the cache if possible; zeros if the shard is skipped.
 
         Raises:
-            DataError: the shard is missing, truncated or damaged, and bad shards are not skipped.
+            DataError: the shard is missing, truncated or damaged, and `on_bad_shard` is `stop`.
         """
         if index in self._skipped:
             return self._zeros(index)
@@ -73,7 +72,7 @@ class ShardStore:
 
     @property
     def skipped(self) -> dict[int, str]:
-        """Index of each skipped shard -> reason, in the order in which they were found."""
+        """Index of each skipped shard -> reason, in the order of discovery."""
         with self._lock:
             return dict(self._skipped)
 
@@ -83,10 +82,10 @@ class ShardStore:
         return sum(self.shards[index].num_events for index in self.skipped)
 
     def skip(self, index: int, reason: str) -> None:
-        """Skip a shard from now on, with a warning the first time.
+        """Skip a shard from now on. Warn the first time.
 
         Raises:
-            BadShardError: bad shards are not skipped.
+            BadShardError: `on_bad_shard` is `stop`.
             DataError: all shards are bad.
         """
         if self.on_bad_shard == "stop":
@@ -99,8 +98,8 @@ class ShardStore:
         self._cache.drop(index)
         if not left:
             raise DataError(f"{self.path}: all {len(self.shards)} shards are bad (the last one: {reason})")
-        cause = reason.removesuffix(f"; {REMEDY}")
-        warnings.warn(f"{cause}; skipped with {self.shards[index].num_events:,} events", stacklevel=2)
+        cause = reason.removesuffix(f"; {SHARD_REMEDY}")
+        warnings.warn(f"{cause}; skipped its {self.shards[index].num_events:,} events", stacklevel=2)
 
     def _read(self, index: int, with_times: bool) -> DecodedShard:
         begin, end = int(self.shard_ptr[index]), int(self.shard_ptr[index + 1])

@@ -1,6 +1,6 @@
 """Check every checksum and count of a prepared dataset against its content.
 
-Shards are read here with `tarfile` and NumPy's own reader only, as an independent check of Longplay's writer
+Shards are read with `tarfile` and NumPy only, which makes this an independent check of Longplay's own writer
 and reader.
 """
 
@@ -36,7 +36,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
 
     Args:
         folder: the dataset.
-        track: reports the progress.
+        track: reports progress.
 
     Raises:
         DataError: `folder` contains no manifest, so it is not a dataset.
@@ -61,7 +61,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
 
 
 def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str]) -> pl.DataFrame | None:
-    """Return the table, or None after adding a problem if its content cannot be checked."""
+    """Read a table. If it cannot be checked, append to `problems` and return None."""
     try:
         table = pl.read_parquet(path, columns=list(columns), glob=False)
     except FileNotFoundError:
@@ -70,12 +70,12 @@ def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str
     except (OSError, pl.exceptions.PolarsError) as error:
         problems.append(f"{path.name}: cannot be read ({str(error).splitlines()[0]})")
         return None
-    unfit = [name for name in columns if table[name].dtype != pl.Int64 or table[name].null_count()]
-    if unfit:
-        problems.append(f"{path.name}: column {unfit[0]} is not Int64 without nulls")
+    unusable = [name for name in columns if table[name].dtype != pl.Int64 or table[name].null_count()]
+    if unusable:
+        problems.append(f"{path.name}: column {unusable[0]} is not Int64 or contains nulls")
     elif table.height != height:
-        problems.append(f"{path.name}: has {table.height} rows, the manifest says {height}")
-    return None if unfit or table.height != height else table
+        problems.append(f"{path.name}: has {table.height} rows, expected {height}")
+    return None if unusable or table.height != height else table
 
 
 def _check_users(users: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
@@ -86,16 +86,16 @@ def _check_users(users: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
         "position": np.concatenate([np.arange(size) for size in sizes]),
     }
     for column, values in expected.items():
-        yield from _compare(f"{USERS_NAME}: {column} of row", users[column].to_numpy(), values, "expected")
+        yield from _compare(f"{USERS_NAME}: {column} of row", users[column].to_numpy(), values)
     if users["original_id"].n_unique() != users.height:
         yield f"{USERS_NAME}: an original_id occurs twice"
 
 
 def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
     ids, counts = items["item_id"].to_numpy(), items["count"].to_numpy()
-    yield from _compare(f"{ITEMS_NAME}: item_id of row", ids, np.arange(1, len(ids) + 1), "expected")
+    yield from _compare(f"{ITEMS_NAME}: item_id of row", ids, np.arange(1, len(ids) + 1))
     if counts.sum() != manifest.num_events:
-        yield f"{ITEMS_NAME}: counts add up to {counts.sum()}, the manifest has {manifest.num_events} events"
+        yield f"{ITEMS_NAME}: counts add up to {counts.sum()}, expected {manifest.num_events}"
     if (np.diff(counts) > 0).any():
         yield f"{ITEMS_NAME}: counts are not descending at row {int(np.argmax(np.diff(counts) > 0)) + 1}"
     if items["original_id"].n_unique() != items.height:
@@ -103,7 +103,7 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
 
 
 def _check_fingerprint(users: pl.DataFrame, items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    """Check the dataset id, a checksum of both columns of original ids and of the shards' checksums."""
+    """Check the dataset id, a hash of the original ids of users and items and of the shards' checksums."""
     item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
     found = dataset_fingerprint(item_originals, user_originals, manifest.shards)
     if found != manifest.dataset_id:
@@ -117,39 +117,39 @@ def _check_shards(
     folder: Path, manifest: Manifest, users: pl.DataFrame | None, items: pl.DataFrame | None, track: Track
 ) -> list[str]:
     problems: list[str] = []
-    seen = _Seen(np.zeros(manifest.num_items + 1, np.int64))
+    totals = _Totals(np.zeros(manifest.num_items + 1, np.int64))
     first_users = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
     for number in track(range(len(manifest.shards)), "verifying shards"):
         info, begin, end = manifest.shards[number], first_users[number], first_users[number + 1]
         lengths = None if users is None else users["num_events"].to_numpy()[begin:end]
-        found = _check_shard(folder / info.name, info, int(begin), lengths, seen)
+        found = _check_shard(folder / info.name, info, int(begin), lengths, totals)
         problems += [f"{info.name}: {problem}" for problem in found]
-    missing = len(manifest.shards) - seen.num_shards
+    missing = len(manifest.shards) - totals.num_shards
     if missing:
         problems.append(
-            f"{ITEMS_NAME}: counts not compared with the events, because {missing} shards are unusable"
+            f"{ITEMS_NAME}: counts were not compared with the events, because {missing} shards are unusable"
         )
         return problems
     if items is not None:
         counts = items["count"].to_numpy()
-        problems += _compare(f"{ITEMS_NAME}: count of row", counts, seen.counts[1:], "in the shards")
+        problems += _compare(f"{ITEMS_NAME}: count of row", counts, totals.counts[1:], "but the shards have")
     first, last = manifest.time_quantiles[0], manifest.time_quantiles[-1]
-    if (first, last) != (seen.first_time, seen.last_time):
+    if (first, last) != (totals.first_time, totals.last_time):
         problems.append(
-            f"{MANIFEST_NAME}: time_quantiles run from {first} to {last}, the events from {seen.first_time} "
-            f"to {seen.last_time}"
+            f"{MANIFEST_NAME}: time_quantiles range from {first} to {last}, but the event times from "
+            f"{totals.first_time} to {totals.last_time}"
         )
     return problems
 
 
 @dataclass
-class _Seen:
-    """Totals of the usable shards.
+class _Totals:
+    """Totals over the usable shards.
 
     Attributes:
         counts: (items + 1,) int64 number of events of each item id.
         num_shards: number of usable shards.
-        first_time, last_time: range of their times.
+        first_time, last_time: range of the event times.
     """
 
     counts: np.ndarray
@@ -159,16 +159,16 @@ class _Seen:
 
 
 def _check_shard(
-    path: Path, info: ShardInfo, first_user: int, lengths: np.ndarray | None, seen: _Seen
+    path: Path, info: ShardInfo, first_user: int, lengths: np.ndarray | None, totals: _Totals
 ) -> Iterator[str]:
-    """Read a shard twice, for its checksum and for its arrays, and add it to `seen` if it is usable.
+    """Read a shard twice, for its checksum and for its arrays. Add it to `totals` if it is usable.
 
     Args:
         path: the shard.
         info: its entry in the manifest.
         first_user: index of its first user.
         lengths: (users,) number of events of each user in users.parquet; None if that file is unusable.
-        seen: totals of the usable shards.
+        totals: totals over the usable shards; updated.
     """
     try:
         num_bytes = path.stat().st_size
@@ -180,7 +180,7 @@ def _check_shard(
         yield f"cannot be read ({error.strerror})"
         return
     if num_bytes != info.num_bytes:
-        yield f"has {num_bytes} bytes, the manifest says {info.num_bytes}"
+        yield f"has {num_bytes} bytes, expected {info.num_bytes}"
     elif sha256 != info.sha256:
         yield "content does not match its checksum in the manifest"
     try:
@@ -190,27 +190,27 @@ def _check_shard(
         return
     found = np.array([len(array) for array in items], np.int64)
     if len(found) != info.num_samples:
-        yield f"has {len(found)} users, the manifest says {info.num_samples}"
+        yield f"has {len(found)} users, expected {info.num_samples}"
     elif lengths is not None:
-        yield from _compare("events of user", found, lengths, f"in {USERS_NAME}", first_user)
+        yield from _compare("number of events of user", found, lengths, f"but {USERS_NAME} has", first_user)
     if found.sum() != info.num_events:
-        yield f"has {found.sum()} events, the manifest says {info.num_events}"
+        yield f"has {found.sum()} events, expected {info.num_events}"
     if found.any():
-        yield from _check_events(np.concatenate(items), np.concatenate(times), found, first_user, seen)
+        yield from _check_events(np.concatenate(items), np.concatenate(times), found, first_user, totals)
 
 
 def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the item ids and times of a shard's users, in order.
 
     Raises:
-        ValueError: the archive has other members.
+        ValueError: the archive has other members, or an array has the wrong type.
     """
     items: list[np.ndarray] = []
     times: list[np.ndarray] = []
     with tarfile.open(path, "r:") as tar:
-        for place, member in enumerate(tar):
-            arrays, suffix, dtype = ((items, "items", "<i4"), (times, "times", "<i8"))[place % 2]
-            expected = f"{first_user + place // 2:010d}.{suffix}.npy"
+        for index, member in enumerate(tar):
+            arrays, suffix, dtype = ((items, "items", "<i4"), (times, "times", "<i8"))[index % 2]
+            expected = f"{first_user + index // 2:010d}.{suffix}.npy"
             if member.name != expected:
                 raise ValueError(f"contains {member.name} instead of {expected}")
             file = tar.extractfile(member)
@@ -225,40 +225,49 @@ def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np
 
 
 def _check_events(
-    items: np.ndarray, times: np.ndarray, lengths: np.ndarray, first_user: int, seen: _Seen
+    items: np.ndarray, times: np.ndarray, lengths: np.ndarray, first_user: int, totals: _Totals
 ) -> Iterator[str]:
-    """Check the events of one shard and add them to `seen`.
+    """Check the events of one shard and add them to `totals`.
 
     Args:
         items, times: (events,) the concatenated sequences.
         lengths: (users,) number of events of each user.
         first_user: index of the first user.
-        seen: totals of the usable shards.
+        totals: totals over the usable shards; updated.
     """
     ends = np.cumsum(lengths)
-    falls = np.diff(times) < 0
+    decreases = np.diff(times) < 0
     inner = ends[(ends > 0) & (ends < len(times))]
-    falls[inner - 1] = False
-    if falls.any():
-        user = first_user + int(np.searchsorted(ends, np.argmax(falls), side="right"))
-        yield f"times decrease within a user at {np.count_nonzero(falls)} events, first in user {user}"
-    num_items = len(seen.counts) - 1
+    decreases[inner - 1] = False
+    if decreases.any():
+        user = first_user + int(np.searchsorted(ends, np.argmax(decreases), side="right"))
+        yield f"times decrease within a user at {np.count_nonzero(decreases)} events, first in user {user}"
+    num_items = len(totals.counts) - 1
     outside = (items < 1) | (items > num_items)
     if outside.any():
         first = items[np.argmax(outside)]
         yield f"{np.count_nonzero(outside)} item ids are outside 1..{num_items}, first {first}"
         return
     ids, counts = np.unique_counts(items)
-    seen.counts[ids] += counts
-    seen.first_time = min(seen.first_time, int(times.min()))
-    seen.last_time = max(seen.last_time, int(times.max()))
-    seen.num_shards += 1
+    totals.counts[ids] += counts
+    totals.first_time = min(totals.first_time, int(times.min()))
+    totals.last_time = max(totals.last_time, int(times.max()))
+    totals.num_shards += 1
 
 
-def _compare(what: str, found: np.ndarray, expected: np.ndarray, where: str, first: int = 0) -> Iterator[str]:
-    """Yield one line that names the first difference and counts the others."""
+def _compare(
+    name: str, found: np.ndarray, expected: np.ndarray, claim: str = "expected", first: int = 0
+) -> Iterator[str]:
+    """Yield one line that names the first difference and counts the others.
+
+    Args:
+        name: what the values are.
+        found, expected: (N,) values to compare.
+        claim: words before the expected value.
+        first: number of the first value.
+    """
     different = np.flatnonzero(found != expected)
     if len(different):
         at = different[0]
         more = f" (and {len(different) - 1} more differ)" if len(different) > 1 else ""
-        yield f"{what} {first + at} is {found[at]}, {expected[at]} {where}{more}"
+        yield f"{name} {first + at} is {found[at]}, {claim} {expected[at]}{more}"

@@ -12,7 +12,7 @@ from longplay.data_shards.errors import DataError
 
 @dataclass(frozen=True)
 class ItemVocabulary:
-    """The items of a dataset. Item ids start at 1; 0 is padding, and means "unknown" here.
+    """The items of a dataset. Item ids start at 1; 0 is padding and stands for an unknown item.
 
     Attributes:
         original_ids: (items,) int64; entry i belongs to item id i + 1.
@@ -30,14 +30,14 @@ class ItemVocabulary:
         return len(self.original_ids)
 
     def item_ids(self, original_ids: np.ndarray) -> np.ndarray:
-        """Return (N,) int64 item ids of (N,) original ids; 0 if the dataset has no such item."""
+        """Return the (N,) int64 item ids of (N,) original ids; 0 for an item that is not in the dataset."""
         original_ids = np.asarray(original_ids, np.int64)
         at = np.searchsorted(self.original_ids, original_ids, sorter=self._order)
         candidate = self._order[np.minimum(at, len(self) - 1)]
         return np.where(self.original_ids[candidate] == original_ids, candidate + 1, 0)
 
     def originals(self, item_ids: np.ndarray) -> np.ndarray:
-        """Return (N,) int64 original ids of (N,) item ids.
+        """Return the (N,) int64 original ids of (N,) item ids.
 
         Raises:
             DataError: an item id is outside 1..len(self).

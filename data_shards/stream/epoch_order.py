@@ -22,7 +22,7 @@ from longplay.data_shards.stream.splits import SplitConfig
 
 _MIN_POOL_ROWS = 512
 _MIN_POOL_EVENTS = 1_000_000
-_SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # purposes of a random generator
+_SHARD_ORDER, _OFFSETS, _PACKING = 0, 1, 2  # keys of the random generators
 
 
 @settings_class
@@ -32,19 +32,19 @@ class StreamConfig:
     Attributes:
         context_length: Slots in a row.
         rows_per_step: Rows of one optimizer step, over all ranks and micro-batches.
-        num_lanes: Independent parts of the stream. Each rank owns whole lanes, so this is the largest number
+        num_lanes: Independent parts of the stream. Each rank owns whole lanes, so this is the maximum number
             of ranks.
         mode: windows = train on every transition once per epoch; last = train on each user's latest
             `context_length` transitions.
-        split: Which events are trained on.
+        split: How events are divided into training, validation and test.
         seed: Seed of the order and the cuts.
-        pool_rows: Minimum number of rows that are packed and shuffled together. None = 512 rows and at least
-            a million events.
+        pool_rows: Minimum number of rows that are packed and shuffled together. None = 512 rows or a
+            million events, whichever is more.
         prefetch_steps: Steps prepared ahead in the background. 0 = none; rows are filled when a step needs
             them.
-        reader_threads: Threads of each rank that read shards and fill rows, at most one per lane. 0 = as
-            with `prefetch_steps` 0. The batches do not depend on it.
-        on_bad_shard: What happens when a shard is missing, truncated or corrupt: stop, or skip it.
+        reader_threads: Threads of each rank that read shards and fill rows, at most one per lane. 0 reads in
+            the training thread, as `prefetch_steps` 0 does. Does not change the batches.
+        on_bad_shard: Stop at a missing, truncated or corrupt shard, or skip it with a warning.
     """
 
     context_length: Count = 200
@@ -75,7 +75,7 @@ class StreamConfig:
 
 
 def usable_lanes(config: StreamConfig, num_shards: int) -> int:
-    """Return the number of lanes: `num_lanes`, or with a warning fewer if the dataset has fewer shards."""
+    """Return `config.num_lanes`, or warn and return a lower divisor of the rows if there are fewer shards."""
     if config.num_lanes <= num_shards:
         return config.num_lanes
     lanes = max(n for n in range(1, num_shards + 1) if config.rows_per_step % n == 0)
@@ -114,8 +114,8 @@ class EpochOrder:
         lanes: the pools of each lane.
         rows_per_lane_step: rows that a step takes from each lane.
         num_rows, num_targets: rows and training targets of the epoch.
-        num_steps: steps of the epoch, until the longest lane ends.
-        padding_fraction: share of the rows' slots that hold padding.
+        num_steps: steps of the epoch; the longest lane determines them.
+        padding_fraction: share of slots that hold padding.
     """
 
     def __init__(
@@ -201,20 +201,20 @@ def group_shards(
         min_events: minimum number of events of a group.
     """
     events = np.add.reduceat(lengths, shard_ptr[:-1])
-    groups, current, held = [], [], 0
+    groups, current, num_events = [], [], 0
     for shard in order.tolist():
         current.append(shard)
-        held += int(events[shard])
-        if held >= min_events:
+        num_events += int(events[shard])
+        if num_events >= min_events:
             groups.append(tuple(current))
-            current, held = [], 0
+            current, num_events = [], 0
     return [*groups, tuple(current)] if current else groups
 
 
 def pool_users(
     shards: tuple[int, ...], lengths: np.ndarray, shard_ptr: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the users of some shards, and where each user's events begin in the shards' concatenated items.
+    """Return the users of `shards` and the offset of each user's events in the shards' concatenated items.
 
     Returns:
         users, begins: (users,) int64 each.

@@ -1,4 +1,4 @@
-"""The packed histories whose next event is predicted in validation and test."""
+"""Stream the packed histories whose next event is predicted in validation and test."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class EvalConfig:
     Attributes:
         context_length: slots in a row; a longer history keeps its latest events.
         rows_per_batch: rows of one batch of one rank.
-        split: which events are predicted.
-        max_users: maximum number of evaluated users, drawn with `seed`; None: all users.
-        seed: seed of the draw.
+        split: how events are divided into training, validation and test.
+        max_users: maximum number of evaluated users, sampled with `seed`; None: all users.
+        seed: seed of the sample.
         prefetch_batches: batches prepared ahead in the background; 0: none.
     """
 
@@ -42,7 +42,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Histories of Q users packed into B rows. A query asks for the event after the end of one history.
+    """Histories of Q users packed into B rows. A query is one history; its target is the next event.
 
     Attributes:
         number: number of the batch among the batches of all ranks.
@@ -86,14 +86,22 @@ class _Pool:
 
 
 class EvalStream:
-    """The batches of one rank for one part of the split, which are the same for every number of ranks.
+    """The batches of one rank for one part of the split.
+
+    The batches of all ranks together do not depend on the number of ranks.
+
+    Args:
+        dataset: the prepared dataset.
+        config: how histories are cut, packed and distributed.
+        part: the part of the split whose events are predicted.
+        rank: rank of this process.
+        world_size: number of ranks.
 
     Attributes:
-        num_users: evaluated users of all ranks, including users of shards that turn out to be bad and are
-            skipped, which have no query.
+        num_users: evaluated users of all ranks. Includes users whose shard is skipped later; they have no
+            query.
         num_batches: batches of all ranks. Batch i belongs to rank i % world_size.
-        num_rounds: maximum number of batches of a rank, so that all ranks can run the same number of
-            collectives.
+        num_rounds: maximum number of batches of a rank. Lets all ranks run the same number of collectives.
 
     Raises:
         DataError: the split leaves no user to evaluate.
@@ -121,7 +129,7 @@ class EvalStream:
         self.num_rounds = -(-self.num_batches // world_size)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        """Yield the rank's batches that have a query. Each call starts at the first batch.
+        """Yield the rank's batches that have at least one query. Each call starts at the first batch.
 
         Raises:
             DataError: a shard is missing or damaged.
@@ -164,9 +172,9 @@ class EvalStream:
         query_rows, query_slots = rows.last_slots()
         target_in_items = rows.sources + rows.lengths
         targets = items[target_in_items].astype(np.int64)
-        read = targets > 0  # 0 in a skipped shard
+        readable = targets > 0  # 0 in a skipped shard
         query_rows, query_slots, targets, users, target_in_items = (
-            values[read] for values in (query_rows, query_slots, targets, rows.users, target_in_items)
+            values[readable] for values in (query_rows, query_slots, targets, rows.users, target_in_items)
         )
         history = self._target_at[users]
         seen_ptr, seen_items = _seen(items, target_in_items - history, history, targets)

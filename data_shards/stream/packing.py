@@ -19,7 +19,8 @@ def cut_windows(
             slots are not cut.
 
     Returns:
-        run, start, length: (M,) each, the run of each window, its first slot within the run, and its slots.
+        run, start, length: (M,) each, the run of each window, its first slot within the run, and its number of
+        slots.
     """
     first = np.where(lengths <= context_length, lengths, offsets)
     num_windows = 1 + -(-(lengths - first) // context_length)
@@ -33,8 +34,8 @@ def cut_windows(
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Assign pieces to rows of `capacity` slots with the best-fit-decreasing heuristic.
 
-    Each piece, from the longest to the shortest and in the given order among equals, goes to the row with the
-    least free space that can hold it, or to a new row.
+    Pieces are placed from longest to shortest, pieces of equal length in the given order. Each goes to the
+    fullest row with enough space, or to a new row.
 
     Args:
         lengths: (N,) slots of each piece, 1..capacity.
@@ -49,7 +50,7 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray,
     row_of[order[:num_full]] = np.arange(num_full)
     num_rows = num_full
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces = 0  # bit s is set when some row has s slots free
+    spaces = 0  # bit s is set if a row has s free slots
     for piece, length in zip(order[num_full:].tolist(), lengths[order[num_full:]].tolist(), strict=True):
         fitting = spaces >> length
         if fitting:
@@ -69,7 +70,7 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray,
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Segments in the order of their rows.
+    """Segments, ordered by row.
 
     Attributes:
         users: (N,) int64 user of each segment.
@@ -109,8 +110,8 @@ class PackedRows:
             rng: shuffles the rows and the segments of equal length; None keeps their order.
         """
         if rng is not None:
-            mixed = rng.permutation(len(lengths))
-            users, sources, lengths = users[mixed], sources[mixed], lengths[mixed]
+            shuffled = rng.permutation(len(lengths))
+            users, sources, lengths = users[shuffled], sources[shuffled], lengths[shuffled]
         row_of, num_rows = best_fit_decreasing(lengths, capacity)
         if rng is not None:
             row_of = rng.permutation(num_rows)[row_of]

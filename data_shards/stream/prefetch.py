@@ -13,12 +13,12 @@ T = TypeVar("T")
 def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     """Yield the values of `source`, preparing up to `depth` of them ahead in one background thread.
 
-    An exception in `source` is raised here, after the values that precede it. Closing or dropping the
+    An exception in `source` is raised here after the preceding values have been yielded. Closing or dropping the
     iterator closes `source` and ends the thread.
 
     Args:
-        source: runs in the background thread only.
-        depth: 0 starts no thread.
+        source: advanced only in the background thread if `depth` is above 0.
+        depth: maximum number of values prepared ahead; 0 starts no thread.
     """
     if depth == 0:
         yield from source
@@ -40,7 +40,7 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
 
 
 def _take_one(source: Iterator[T]) -> list[T]:
-    """Return the next value of `source` in a list, or an empty list at its end."""
+    """Return a list with the next value of `source`, or an empty list at its end."""
     for value in source:
         return [value]
     return []

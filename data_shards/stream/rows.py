@@ -24,7 +24,7 @@ class Batch:
         epoch: number of the epoch, from 0.
         step: number of the step within the epoch, from 0.
         item_ids: (B, L) int64, 0 = padding.
-        targets: (B, L) int64, the event after each of `item_ids`, 0 = nothing to predict.
+        targets: (B, L) int64, the item after each of `item_ids`, 0 = nothing to predict.
         seq_idx: (B, L) int32, number of each slot's segment within its row; trailing padding counts as one
             more segment.
         row_lanes: (B,) int64, the lane of each row.
@@ -50,7 +50,7 @@ class Batch:
 
 
 class RowBuilder:
-    """Computes the order of each epoch and fills the rows of some of its lanes.
+    """Fills the rows of some lanes, in the order of each epoch.
 
     Args:
         store: reads the shards.
@@ -93,7 +93,7 @@ class RowBuilder:
             return self._orders[epoch]
 
     def positions(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
-        """Yield every (epoch, step) from the given one on, without end."""
+        """Yield (epoch, step) pairs endlessly, starting with the given one."""
         while True:
             for number in range(step, self.order(epoch).num_steps):
                 yield epoch, number
@@ -105,9 +105,9 @@ class RowBuilder:
         Args:
             epoch: number of the epoch.
             step: number of the step within the epoch.
-            helpers: fills all parts but the first, which the calling thread fills itself.
-            num_threads: number of parts into which the lanes are divided, at most the number of lanes.
-                Changes no batch.
+            helpers: executor that fills all parts but the first, which the calling thread fills.
+            num_threads: number of parts into which the lanes are divided, at most the number of lanes. Does
+                not change the batch.
 
         Raises:
             DataError: a shard is missing or damaged.
@@ -147,10 +147,10 @@ class RowBuilder:
         return Batch(epoch, step, *tensors)
 
     def _items(self, order: EpochOrder, lane: int, pool: int) -> np.ndarray:
-        """Return the items of a lane's pool, shard after shard, keeping the pool open."""
+        """Return the concatenated items of the shards of a lane's pool. The pool stays open."""
         key = (order.epoch, pool)
         if lane not in self._open_pools or self._open_pools[lane][0] != key:
-            self._open_pools.pop(lane, None)  # frees its memory before the next pool is read
+            self._open_pools.pop(lane, None)  # free its memory before reading the next pool
             shards = order.lanes[lane][pool].shards
             parts = [self._store.shard(shard, with_times=False).items for shard in shards]
             self._open_pools[lane] = (key, np.concatenate(parts) if len(parts) > 1 else parts[0])

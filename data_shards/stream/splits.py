@@ -1,4 +1,4 @@
-"""Divide events into training, validation and test. A split is applied when reading, not when preparing."""
+"""Divide events into training, validation and test. Splits are applied at reading, not at preparation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longplay.data_shards.storage.manifest import NUM_QUANTILES
 
 Part = Literal["validation", "test"]
 MIN_LEAVE_ONE_OUT = 3
-"""Users with fewer events are not evaluated; all of their events are trained on."""
+"""Users with fewer events are not evaluated; all of their events are used for training."""
 
 
 @settings_class
@@ -61,8 +61,8 @@ def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
     """Divide every user's sequence. The result is cached.
 
     `temporal` reads all shards; the users of a skipped shard are neither trained on nor evaluated.
-    `leave_one_out` reads no shard and so includes the users of a shard that is skipped later, whose events
-    are then read as 0.
+    `leave_one_out` reads no shard, so it includes the users of shards that are skipped later. Their events then
+    read as 0.
     """
     if split.kind == "leave_one_out":
         evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
@@ -86,18 +86,18 @@ def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
 def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
     """Return the times at which validation and test begin in a `temporal` split.
 
-    The fractions are rounded to 1/1000 of the events.
+    The fractions are rounded to multiples of 1/1000.
 
     Raises:
-        DataError: too many events have the same time.
+        DataError: too many events have the same time to give three nonempty parts.
     """
     test = round((1 - split.test_fraction) * NUM_QUANTILES)
     val = round((1 - split.test_fraction - split.val_fraction) * NUM_QUANTILES)
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"data.split.kind temporal: the times {times[0]}, {times[val]}, {times[test]} do not divide the "
-            "events; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
+            f"data.split.kind temporal: the first time {times[0]}, the start of validation {times[val]} and the start "
+            f"of test {times[test]} must ascend; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
             "leave_one_out"
         )
     return times[val], times[test]

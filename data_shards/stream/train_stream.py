@@ -1,4 +1,7 @@
-"""The packed rows a rank trains on, resumable at any step and the same for every number of ranks."""
+"""Stream the packed rows that a rank trains on. Resumes at any step.
+
+The global batch of a step does not depend on the number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ __all__ = ["Batch", "TrainStream", "check_stream"]
 
 
 def check_stream(dataset: Dataset, config: StreamConfig, world_size: int) -> None:
-    """Check before a run starts that the dataset can be trained and validated on.
+    """Check that a run can train and validate on the dataset.
 
     Raises:
-        DataError: there are more ranks than lanes, no training events, or no users to validate on.
+        DataError: there are more ranks than lanes, no training events, or no users for validation.
     """
     TrainStream(dataset, config, world_size=world_size)
     if not np.any(split_bounds(dataset, config.split).targets["validation"] >= 0):
@@ -37,7 +40,7 @@ class TrainStream:
     Args:
         dataset: the prepared dataset.
         config: how rows are cut, packed, ordered and read.
-        rank: this process. Each rank owns a block of consecutive lanes.
+        rank: rank of this process. Each rank owns a block of consecutive lanes.
         world_size: number of ranks.
         pin_memory: allocate batches in page-locked memory, for a GPU.
 
@@ -75,11 +78,11 @@ class TrainStream:
         self._position = (0, 0)
 
     def order(self, epoch: int) -> EpochOrder:
-        """Return the order of one epoch, with its numbers of steps, rows and targets."""
+        """Return the order of one epoch, which includes its numbers of steps, rows and targets."""
         return self._builder.order(epoch)
 
     def steps_per_epoch(self, epoch: int) -> int:
-        """Return the steps of one epoch: the same on every rank, slightly different from epoch to epoch."""
+        """Return the number of steps of one epoch. Equal on all ranks; varies slightly between epochs."""
         return self.order(epoch).num_steps
 
     def state_dict(self) -> dict[str, int]:
@@ -102,7 +105,7 @@ class TrainStream:
         self._position = (epoch, step)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the current position on, without end.
+        """Yield batches endlessly, starting at the current position.
 
         Closing or dropping the iterator ends its threads.
 

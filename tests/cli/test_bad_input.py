@@ -205,7 +205,7 @@ def test_train_refuses_shards_that_do_not_match_the_manifest(
     shard = data / "shard-00003.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-512])
-    refuse(*words, pattern=r"shard-00003\.tar: shard has \d+ bytes, the manifest says \d+; restore the file")
+    refuse(*words, pattern=r"shard-00003\.tar: shard has \d+ bytes, expected \d+; restore the file")
     shard.unlink()
     refuse(
         *words, pattern=r"shard-00003\.tar: shard is missing; restore the file or prepare the dataset again"
@@ -219,7 +219,7 @@ def test_train_refuses_a_damaged_manifest(tmp_path: Path, data: Path, refuse: Re
     words = ("train", "demo", "--data", data, "--run", tmp_path / "run")
     manifest = json.loads((data / "manifest.json").read_text())
     (data / "manifest.json").write_text(json.dumps({**manifest, "num_users": 61}))
-    refuse(*words, pattern=r"manifest\.json: damaged \(.*61\); prepare the dataset again")
+    refuse(*words, pattern=r"manifest\.json: is damaged \(.*61\); prepare the dataset again")
     (data / "manifest.json").write_text("{")
     refuse(*words, pattern=r"manifest\.json: cannot be read .*prepare the dataset again")
 

@@ -149,11 +149,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--min-user-events=1", "--min-user-events is 1, it must be at least 2"),
-        ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, it must lie between 0 and 1"),
-        ("--shards=0", "--shards is 0, it must be at least 1"),
+        ("--min-user-events=1", "--min-user-events is 1, but must be at least 2"),
+        ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, but must lie between 0 and 1"),
+        ("--shards=0", "--shards is 0, but must be at least 1"),
         ("--shards=9", "--shards is 9, more than the 2 users; pass at most 2"),
-        ("--time-scale=0", "--time-scale is 0, it must be at least 1"),
+        ("--time-scale=0", "--time-scale is 0, but must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(

@@ -34,7 +34,7 @@ def test_counts_take_suffixes(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "1e6", "ten", "1.2345K", "5T", "1 2", "M"])
 def test_a_bad_count_is_refused_by_name(text: str) -> None:
-    with pytest.raises(DataError, match=r"^--events is .*, it must be an integer such as 250000"):
+    with pytest.raises(DataError, match=r"^--events is .*, but must be an integer such as 250000"):
         synth.parse_count("events", text)
 
 
@@ -76,11 +76,11 @@ def test_ml1m_needs_no_size() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--events=many", "--events is 'many', it must be an integer"),
-        ("--events=0", "--events is 0, it must be at least 1"),
-        ("--users=1M", "--users is 1000000 with --events 1000, it must be at most 1000"),
-        ("--items=0", "--items is 0, it must be at least 1"),
-        ("--seed=-3", "--seed is '-3', it must be an integer"),
+        ("--events=many", "--events is 'many', but must be an integer"),
+        ("--events=0", "--events is 0, but must be at least 1"),
+        ("--users=1M", "--users is 1000000 with --events 1000, but must be at most 1000"),
+        ("--items=0", "--items is 0, but must be at least 1"),
+        ("--seed=-3", "--seed is '-3', but must be an integer"),
     ],
 )
 def test_bad_options_are_one_line(

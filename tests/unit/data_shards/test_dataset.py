@@ -59,7 +59,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 def test_a_truncated_shard_is_named(folder: Path) -> None:
     path = folder / "shard-00003.tar"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"shard-00003\.tar: shard has \d+ bytes, the manifest says \d+"):
+    with pytest.raises(DataError, match=r"shard-00003\.tar: shard has \d+ bytes, expected \d+"):
         Dataset.open(folder)
 
 
@@ -144,11 +144,11 @@ def test_a_shard_that_vanishes_while_reading_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, "schema_version is 99, this version of longplay reads 1"),
+        ({"schema_version": 99}, "schema_version is 99, but this version of longplay reads 1"),
         ({"kind": "other"}, "is not the manifest of a prepared dataset"),
-        ({"num_events": 1}, "damaged .*rows do not add up"),
-        ({"surprise": 1}, "damaged .*surprise"),
-        ({"shards": []}, "damaged .*add up to 0"),
+        ({"num_events": 1}, "is damaged .*rows do not add up"),
+        ({"surprise": 1}, "is damaged .*surprise"),
+        ({"shards": []}, "is damaged .*add up to 0"),
     ],
 )
 def test_a_manifest_that_does_not_match_is_refused(folder: Path, changes: dict, message: str) -> None:
@@ -223,7 +223,9 @@ def test_temporal_training_events_are_exactly_those_before_validation(
 def test_a_temporal_split_of_events_at_one_time_is_refused(tmp_path: Path) -> None:
     frame = random_events(np.full(30, 5)).with_columns(time=7)
     prepare_dataset(FrameSource(frame), tmp_path / "set", PrepareOptions())
-    with pytest.raises(DataError, match="times 7, 7, 7 do not divide the events"):
+    with pytest.raises(
+        DataError, match="first time 7, the start of validation 7 and the start of test 7 must ascend"
+    ):
         split_bounds(Dataset.open(tmp_path / "set"), SplitConfig(kind="temporal"))
 
 

@@ -19,7 +19,7 @@ from support.datasets import (
 )
 
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.inspection import QUANTILES, Spread, inspect_dataset, percent
+from longplay.data_shards.storage.inspection import QUANTILES, Distribution, inspect_dataset, percent
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepared(FrameSource(coarse), tmp_path_factory.mktemp("inspection") / "set")
 
 
-def naive_spread(values: list[int]) -> Spread:
+def naive_distribution(values: list[int]) -> Distribution:
     ordered = sorted(values)
 
     def quantile(share: float) -> int:
@@ -38,7 +38,9 @@ def naive_spread(values: list[int]) -> Spread:
         return ordered[-(-exact.numerator // exact.denominator) - 1]
 
     quantiles = {percent(share): quantile(share) for share in QUANTILES}
-    return Spread(min=ordered[0], quantiles=quantiles, max=ordered[-1], mean=sum(ordered) / len(ordered))
+    return Distribution(
+        min=ordered[0], quantiles=quantiles, max=ordered[-1], mean=sum(ordered) / len(ordered)
+    )
 
 
 def test_repeats_ties_and_density_equal_plain_python(dataset: Dataset) -> None:
@@ -66,9 +68,9 @@ def test_equal_times_of_different_users_are_not_ties(tmp_path: Path) -> None:
 def test_lengths_and_popularity_equal_plain_python(dataset: Dataset) -> None:
     events = sequences(dataset)
     found = inspect_dataset(dataset)
-    assert found.lengths == naive_spread([len(each) for each in events.values()])
+    assert found.lengths == naive_distribution([len(each) for each in events.values()])
     falling = sorted(Counter(item for each in events.values() for item, _ in each).values(), reverse=True)
-    assert found.popularity.counts == naive_spread(falling)
+    assert found.popularity.counts == naive_distribution(falling)
     assert found.popularity.num_single == falling.count(1) > 0
     num_items, num_events = len(falling), sum(falling)
     for name, share in (("1%", 100), ("10%", 10)):

@@ -17,7 +17,7 @@ from longplay.data_shards.generators.distributions import (
     RowOrder,
     ScatteredIds,
     ZipfLaw,
-    copy_from_before,
+    copy_previous_rows,
     draw_lengths,
     hash_uniform,
 )
@@ -216,13 +216,13 @@ def test_the_smallest_sizes_are_met_exactly(tmp_path: Path, settings: dict) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"events": 0}, "--events is 0, it must be at least 1"),
-        ({"items": 0}, "--items is 0, it must be at least 1"),
-        ({"items": 10**10}, "--items is 10000000000, it must be at most 2000000000"),
-        ({"users": 0}, "--users is 0, it must be at least 1"),
-        ({"users": 101}, "--users is 101 with --events 100, it must be at most 100"),
-        ({"seed": -1}, "--seed is -1, it must be at least 0"),
-        ({"format": "ml1m", "events": 19}, "--events is 19, it must be at least 20"),
+        ({"events": 0}, "--events is 0, but must be at least 1"),
+        ({"items": 0}, "--items is 0, but must be at least 1"),
+        ({"items": 10**10}, "--items is 10000000000, but must be at most 2000000000"),
+        ({"users": 0}, "--users is 0, but must be at least 1"),
+        ({"users": 101}, "--users is 101 with --events 100, but must be at most 100"),
+        ({"seed": -1}, "--seed is -1, but must be at least 0"),
+        ({"format": "ml1m", "events": 19}, "--events is 19, but must be at least 20"),
         (
             {"format": "ml1m", "items": 15},
             "movies once each; lower --events to 15 or raise --users or --items",
@@ -292,7 +292,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
 )
 def test_lengths_add_up_within_their_bounds(total: int, users: int, least: int, most: int) -> None:
     rng = np.random.default_rng(0)
-    lengths = draw_lengths(total, users, sigma=1.0, least=least, most=most, rng=rng)
+    lengths = draw_lengths(total, users, sigma=1.0, min_length=least, max_length=most, rng=rng)
     assert (len(lengths), lengths.sum()) == (users, total)
     assert least <= lengths.min() <= lengths.max() <= most
 
@@ -335,7 +335,7 @@ def test_row_order_reads_every_event_once_in_any_ranges() -> None:
 def test_copies_equal_the_row_before_of_the_same_user() -> None:
     user = np.repeat(np.arange(50), 20)
     column = np.arange(1_000)
-    copy_from_before([column], user, 0.3, np.random.default_rng(0))
+    copy_previous_rows([column], user, 0.3, np.random.default_rng(0))
     rows = np.flatnonzero(column != np.arange(1_000))
     assert 100 < len(rows) < 300
     assert (column[rows] == column[rows - 1]).all()

@@ -22,7 +22,7 @@ from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
 BAD = {2: "missing", 5: "truncated", 9: "flipped"}
-WARNED = r"shard-000\d\d\.tar: shard .*; skipped with [\d,]+ events"
+WARNED = r"shard-000\d\d\.tar: shard .*; skipped its [\d,]+ events"
 Kind = Literal["leave_one_out", "temporal"]
 
 
@@ -95,7 +95,7 @@ def test_slots_of_skipped_shards_are_padding_and_all_others_stay(folder: Path, w
     assert gone == lost
 
 
-@pytest.mark.filterwarnings("ignore:.*skipped with")
+@pytest.mark.filterwarnings("ignore:.*skipped its")
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
 def test_users_of_skipped_shards_are_neither_evaluated_nor_counted(folder: Path, kind: Kind) -> None:
     split = SplitConfig(kind=kind)

@@ -57,9 +57,9 @@ def test_order_predicts_far_better_than_popularity() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"items": 3}, "--items is 3, it must be at least 50"),
-        ({"users": 10, "events": 40}, "--events is 40, it must be at least 50"),
-        ({"zipf": -1.0}, "--zipf is -1.0, it must not be negative"),
+        ({"items": 3}, "--items is 3, but must be at least 50"),
+        ({"users": 10, "events": 40}, "--events is 40, but must be at least 50"),
+        ({"zipf": -1.0}, "--zipf is -1.0, but must not be negative"),
         ({"follow_probability": 1.5}, "--follow-probability is 1.5"),
     ],
 )
