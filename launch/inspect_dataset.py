@@ -30,9 +30,7 @@ def register(subparsers: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `longplay inspect`."""
-    parser.add_argument(
-        "data", type=Path, metavar="DIR", help="folder of a dataset written by `longplay prepare`"
-    )
+    parser.add_argument("data", type=Path, metavar="DIR", help="dataset folder written by `longplay prepare`")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
         "--png", type=Path, metavar="FILE", help=f"file for the figure (default: DIR/{PNG_NAME})"

@@ -176,7 +176,7 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
 
 
 def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None:
-    """Parse an integer in the source's unit or, if the unit is known, a date. A date without a zone is in UTC.
+    """Parse an integer in the source's unit or, if the unit is known, a date; UTC without a time zone.
 
     Raises:
         DataError: `text` is neither, or is a date and the unit is unknown.

@@ -41,7 +41,7 @@ class Block(Protocol):
     """A part of a source that can be parsed independently, in any thread.
 
     Attributes:
-        part: the file of the block. Blocks of a file are consecutive, and row numbers start anew in each
+        part: the file of the block. Blocks of a file are consecutive, and row numbers restart in each
             file.
         weight: size of the block in the unit of `Source.total_weight`.
     """

@@ -19,8 +19,7 @@ def cut_windows(
             slots are not cut.
 
     Returns:
-        run, start, length: (M,) each, the run of each window, its first slot within the run, and its number of
-        slots.
+        run, start, length: (M,) each; for each window its run, first slot in the run, and number of slots.
     """
     first = np.where(lengths <= context_length, lengths, offsets)
     num_windows = 1 + -(-(lengths - first) // context_length)

@@ -13,8 +13,8 @@ T = TypeVar("T")
 def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     """Yield the values of `source`, preparing up to `depth` of them ahead in one background thread.
 
-    An exception in `source` is raised here after the preceding values have been yielded. Closing or dropping the
-    iterator closes `source` and ends the thread.
+    An exception in `source` is raised here, after the values before it. Closing or dropping the iterator
+    closes `source` and ends the thread.
 
     Args:
         source: advanced only in the background thread if `depth` is above 0.

@@ -61,8 +61,8 @@ def split_bounds(dataset: Dataset, split: SplitConfig) -> SplitBounds:
     """Divide every user's sequence. The result is cached.
 
     `temporal` reads all shards; the users of a skipped shard are neither trained on nor evaluated.
-    `leave_one_out` reads no shard, so it includes the users of shards that are skipped later. Their events then
-    read as 0.
+    `leave_one_out` reads no shard, so it includes the users of shards that are skipped later. Their events
+    then read as 0.
     """
     if split.kind == "leave_one_out":
         evaluated = dataset.lengths >= MIN_LEAVE_ONE_OUT
@@ -96,9 +96,9 @@ def cutoffs(dataset: Dataset, split: SplitConfig) -> tuple[int, int]:
     times = dataset.manifest.time_quantiles
     if not times[0] < times[val] < times[test]:
         raise DataError(
-            f"data.split.kind temporal: the first time {times[0]}, the start of validation {times[val]} and the start "
-            f"of test {times[test]} must ascend; use larger data.split.val_fraction and data.split.test_fraction, or data.split.kind "
-            "leave_one_out"
+            f"data.split.kind temporal: validation starts at {times[val]} and test at {times[test]}, so a "
+            "part is empty; use larger data.split.val_fraction and data.split.test_fraction, or "
+            "data.split.kind leave_one_out"
         )
     return times[val], times[test]
 

@@ -71,7 +71,7 @@ def test_the_figure_is_written_to_the_given_file(folder: Path, tmp_path: Path) -
     assert not (folder / "inspect.png").exists()
 
 
-def test_a_figure_in_the_folder_changes_nothing(folder: Path) -> None:
+def test_the_figure_does_not_change_the_dataset(folder: Path) -> None:
     before = Dataset.open(folder).dataset_id
     assert main(["inspect", str(folder)]) == 0
     assert (folder / "inspect.png").read_bytes().startswith(PNG_SIGNATURE)
@@ -87,7 +87,7 @@ def read_only(*_: object) -> None:
     raise PermissionError(13, "Permission denied", "inspect.png")
 
 
-def test_a_read_only_folder_is_noted(
+def test_in_a_read_only_folder_the_figure_is_skipped_with_a_message(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspect_dataset, "draw", read_only)
@@ -122,12 +122,14 @@ def test_verify_prints_every_problem_and_exits_with_1(
     assert json.loads(capsys.readouterr().out) == {"problems": printed}
 
 
-def test_verify_confirms_a_sound_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_confirms_an_intact_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(folder), "--verify"]) == 0
     assert "verified: all checksums and counts match the content\n" in capsys.readouterr().out
 
 
-def test_a_missing_shard_is_one_line_without_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_shard_is_a_one_line_error_without_verify(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "shard-00000.tar").unlink()
     assert main(["inspect", str(folder)]) == 2
     printed, errors = capsys.readouterr()
@@ -144,7 +146,7 @@ def test_a_folder_without_a_dataset_is_refused(
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [2, 5000]], ids=["all equal", "far apart"])
-def test_any_lengths_can_be_drawn(tmp_path: Path, lengths: list[int]) -> None:
+def test_the_figure_is_drawn_for_any_history_lengths(tmp_path: Path, lengths: list[int]) -> None:
     rows = (f"{user},{n % 3},{n}\n" for user, length in enumerate(lengths) for n in range(length))
     (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
     assert prepare.main(["csv", str(tmp_path / "events.csv"), "--out", str(tmp_path / "set")]) == 0

@@ -26,7 +26,7 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def test_a_csv_becomes_a_dataset_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_is_prepared_and_summarized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write(tmp_path / "events.csv", GOOD + "3,10,9\n\n"), tmp_path / "set"
     assert prepare.main(["csv", path, "--out", str(out)]) == 0
     printed, errors = capsys.readouterr()
@@ -48,7 +48,7 @@ def test_a_csv_becomes_a_dataset_with_a_summary(tmp_path: Path, capsys: pytest.C
     assert dataset.manifest.source["paths"] == [path]
 
 
-def test_a_stray_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{n // 100},{n % 7},{n}\n" for n in range(5000))
     path = write(tmp_path / "events.csv", f"user_id,item_id,timestamp\n{rows}8,oops,5\n")
     assert prepare.main(["csv", path, "--out", str(tmp_path / "set")]) == 0
@@ -93,7 +93,7 @@ TEXT_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", TEXT_FAULTS)
-def test_bad_text_is_one_line_with_a_remedy_and_leaves_no_output(
+def test_bad_text_fails_with_one_line_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     content, message = TEXT_FAULTS[fault]
@@ -103,7 +103,7 @@ def test_bad_text_is_one_line_with_a_remedy_and_leaves_no_output(
 
 
 def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Check that the command exits with 2 and prints one line to stderr that matches `message`."""
+    """Assert that the command exits with 2 and prints one line that matches `message` to stderr."""
     assert prepare.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("longplay: error: ")
@@ -121,7 +121,7 @@ PARQUET_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", PARQUET_FAULTS)
-def test_bad_parquet_is_one_line_with_a_remedy(
+def test_bad_parquet_fails_with_one_line_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     columns, message = PARQUET_FAULTS[fault]
@@ -163,7 +163,7 @@ def test_bad_options_are_refused(
     assert_refused(["csv", path, "--out", str(tmp_path / "set"), option], message, capsys)
 
 
-def test_columns_and_separator_can_be_named(tmp_path: Path) -> None:
+def test_columns_and_separator_are_options(tmp_path: Path) -> None:
     path = write(tmp_path / "log.txt", "when;who;what\n1;7;10\n2;7;11\n")
     names = ["--user", "who", "--item", "what", "--time", "when", "--sep", "semicolon"]
     assert prepare.main(["csv", path, "--out", str(tmp_path / "set"), *names]) == 0
@@ -179,7 +179,7 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
+def test_after_a_signal_there_is_no_output_and_the_command_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
 ) -> None:
     if number == signal.SIGINT:  # ignored in background jobs of a shell
@@ -190,8 +190,8 @@ def test_a_signal_leaves_no_output_and_the_repeated_command_finishes(
         patched.setattr(prepare_module, "write_shards", lambda *_, **__: signal.raise_signal(number))
         try:
             code = prepare.main(argv)
-        except SystemExit as left:
-            code = left.code
+        except SystemExit as stopped:
+            code = stopped.code
     assert code == 128 + number
     assert not (tmp_path / "set").exists()
     assert prepare.main(argv) == 0
@@ -222,7 +222,7 @@ READERS.register("pairs", Reader(help="pairs", add_arguments=add_arguments, open
 """
 
 
-def test_a_reader_may_come_from_a_module_of_the_user(tmp_path: Path) -> None:
+def test_import_adds_a_reader_from_a_users_module(tmp_path: Path) -> None:
     (tmp_path / "my_package").mkdir()
     write(tmp_path / "my_package" / "my_reader.py", OWN_READER)
     path, out = write(tmp_path / "pairs.txt", "1 10\n1 11\n2 10\n2 12\n"), tmp_path / "set"

@@ -1,4 +1,4 @@
-"""`longplay prepare` resumes after SIGKILL at random moments and after a full disk."""
+"""`longplay prepare` resumes after SIGKILL at random times and after a full disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longplay.launch.prepare import main
 
 
 def prepare_in_small_parts(path: Path, out: Path) -> None:
-    """Run `longplay prepare` with its work divided finely, so that a short run has many states."""
+    """Run `longplay prepare` with small blocks and buckets, so that a short run has many states."""
     from longplay.data_shards.preparation.pipeline import WorkPlan
     from longplay.launch.prepare import main
 
@@ -45,7 +45,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
+def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path) -> None:
     path, draws = tmp_path / "LFM-1b_LEs.txt", random.Random(0)
     listening_events(path, 100_000)
     start(path, tmp_path / "undisturbed").join(120)  # also starts the fork server
@@ -73,7 +73,7 @@ def test_twenty_kills_change_no_byte(tmp_path: Path) -> None:
     assert left == {"LFM-1b_LEs.txt", "again", "killed", "undisturbed"}
 
 
-def test_a_full_disk_is_one_line_and_a_repeat_resumes(
+def test_after_a_full_disk_the_repeated_command_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, small = tmp_path / "LFM-1b_LEs.txt", tmp_path / "small"

@@ -28,12 +28,12 @@ from longplay.launch import cli, synth
         ("1B", 10**9),
     ],
 )
-def test_counts_take_suffixes(text: str, number: int) -> None:
+def test_counts_accept_suffixes(text: str, number: int) -> None:
     assert synth.parse_count("events", text) == number
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "1e6", "ten", "1.2345K", "5T", "1 2", "M"])
-def test_a_bad_count_is_refused_by_name(text: str) -> None:
+def test_a_bad_count_is_refused_with_its_option(text: str) -> None:
     with pytest.raises(DataError, match=r"^--events is .*, but must be an integer such as 250000"):
         synth.parse_count("events", text)
 
@@ -83,7 +83,7 @@ def test_ml1m_needs_no_size() -> None:
         ("--seed=-3", "--seed is '-3', but must be an integer"),
     ],
 )
-def test_bad_options_are_one_line(
+def test_bad_options_fail_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
     assert synth.main(["kuairand", "--events=1K", "--out", str(tmp_path / "new"), option]) == 2
@@ -115,8 +115,8 @@ def test_a_signal_while_writing_leaves_nothing_behind(
     monkeypatch.setattr(synth, "write_raw", interrupted)
     try:
         code = synth.main(["lfm1b", "--events", "1K", "--out", str(tmp_path)])
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as stopped:
+        code = stopped.code
     assert code == 128 + number
     assert list(tmp_path.iterdir()) == []
 

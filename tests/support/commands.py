@@ -15,7 +15,9 @@ class Command:
     """Start `longplay WORDS` on `world_size` ranks with the environment that torchrun sets.
 
     Args:
+        words: the command line without `longplay`.
         output: file that receives stdout and stderr of all ranks.
+        world_size: number of ranks.
         fault: called with the rank in each process before the command, to inject a fault.
     """
 
@@ -57,7 +59,7 @@ class Command:
         deadline = time.monotonic() + timeout_s
         while not reached():
             ended = [process for process in self.processes if not process.is_alive()]
-            assert not ended, f"ended before the signal was due:\n{self.output.read_text()}"
+            assert not ended, f"exited before the signal was sent:\n{self.output.read_text()}"
             assert time.monotonic() < deadline, f"the condition never became true:\n{self.output.read_text()}"
             self.processes[0].join(0.01)
         for process in self.processes:

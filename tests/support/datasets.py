@@ -1,4 +1,4 @@
-"""Small datasets for tests, and access to the real ones."""
+"""Small datasets for tests, and access to real datasets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def real_data(name: str) -> Path:
     """Return the path of a real dataset, or skip the test if it is not available."""
     folder = os.environ.get("LONGPLAY_TEST_DATA")
     if not folder:
-        pytest.skip(f"needs {name}: set LONGPLAY_TEST_DATA to the folder that holds it")
+        pytest.skip(f"needs {name}: set LONGPLAY_TEST_DATA to the folder that contains it")
     if not (Path(folder) / name).exists():
-        pytest.skip(f"needs {name}: it is not in LONGPLAY_TEST_DATA, which is {folder}")
+        pytest.skip(f"needs {name}: not found in LONGPLAY_TEST_DATA={folder}")
     return Path(folder) / name
 
 
@@ -86,7 +86,7 @@ def log_normal_lengths(num_users: int, seed: int = 0, *, least: int = 2, median:
 
 
 def make_dataset(out: Path, lengths: np.ndarray, *, num_shards: int | None = None, seed: int = 0) -> Dataset:
-    """Prepare a dataset of random events of users with the given history lengths."""
+    """Prepare and open a dataset of random events of users with the given history lengths."""
     options = PrepareOptions(num_shards=num_shards)
     prepare_dataset(FrameSource(random_events(lengths, seed=seed)), out, options)
     return Dataset.open(out)
@@ -110,6 +110,6 @@ def naive_sequences(rows: list[tuple[int, int, int]], min_user_events: int = 2) 
 
 
 def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Dataset:
-    """Prepare and open a dataset."""
+    """Prepare a dataset from `source` and open it."""
     prepare_dataset(source, out, options)
     return Dataset.open(out)

@@ -53,7 +53,7 @@ def made_up_run(
 
 
 def write_evaluation(path: Path, hit10: float, *, eval_s: float = 1.0, peak_gib: float = 1.0) -> None:
-    """Write evaluation/test.json: ndcg@10 = hit10 / 2, @20 = 2 × @10, with a factor for each kind."""
+    """Write evaluation/test.json with ndcg@10 = hit10 / 2 and @20 = 2 * @10, scaled by a factor per kind."""
     values = {"hit@10": hit10, "ndcg@10": hit10 / 2, "hit@20": 2 * hit10, "ndcg@20": hit10, "mrr": hit10 / 3}
     report: dict[str, Any] = {
         kind: {name: value * factor for name, value in values.items()} | {"hit@10_se": None}
@@ -66,7 +66,7 @@ def write_evaluation(path: Path, hit10: float, *, eval_s: float = 1.0, peak_gib:
 
 
 class MadeUpSweep:
-    """The folder of a sweep; add its jobs, then call `write`."""
+    """The folder of a sweep. Add the jobs, then call `write`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

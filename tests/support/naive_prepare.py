@@ -1,4 +1,4 @@
-"""A reference implementation of `longplay prepare` in plain Python, for dirty text."""
+"""A reference implementation of `longplay prepare` for malformed text, in plain Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.datasets import Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class NaiveFormat:
-    """A text format.
+    """A text format of the reference implementation.
 
     Attributes:
         sep: the separator.
@@ -50,7 +50,7 @@ class NaiveFormat:
 
 
 def integer_of(text: str, *, boolean: bool = False) -> int | str | None:
-    """Return a 64-bit integer, None for an empty field, or the text of any other field."""
+    """Parse a field: return a 64-bit integer, None if it is empty, or its text if it is anything else."""
     text = text.strip()
     if boolean:
         text = {"true": "1", "false": "0"}.get(text.lower(), text)
@@ -70,7 +70,7 @@ def integer_of(text: str, *, boolean: bool = False) -> int | str | None:
 def naive_prepare(
     lines: list[str], form: NaiveFormat, options: PrepareOptions
 ) -> tuple[Sequences, dict[str, int]]:
-    """Return the sequences of the lines of all files, and the number of dropped rows by reason."""
+    """Return the sequences in the lines of all files, and the number of dropped rows by reason."""
     rows, dropped = [], Counter()
     for line in lines:
         row = form.row(line)

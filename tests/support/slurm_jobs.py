@@ -14,7 +14,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Job:
-    """A batch job; `output` is the file that Slurm writes its output to."""
+    """A batch job. `output` is the file that receives its output."""
 
     def __init__(self, cluster: LocalCluster, number: str, output: Path) -> None:
         self.cluster, self.number, self.output = cluster, number, output
@@ -33,7 +33,11 @@ class Job:
         return self.output.read_text() if self.output.exists() else ""
 
     def wait(self, reached: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-        """Wait until `reached()`, which must not raise; at a timeout, fail with the job's output."""
+        """Wait until `reached()` is true. It must not raise.
+
+        Raises:
+            AssertionError: the timeout expired; the message has `what` and the job's output.
+        """
         deadline = time.monotonic() + timeout_s
         while not reached():
             assert time.monotonic() < deadline, f"no {what}: {self.state}\n{self.printed()}"
@@ -45,13 +49,13 @@ class Job:
         return self.state
 
     def wait_for_end(self) -> str:
-        """Wait for the job's end and that of its processes; return the final state."""
+        """Wait until the job and its processes have ended. Return the final state."""
         state = self.wait_for(*ENDED)
         self.wait(lambda: not self.processes(), "end of its processes")
         return state
 
     def processes(self, *words: str) -> list[int]:
-        """Return the job's processes on all nodes whose command line has all the words."""
+        """Return the job's processes on all nodes whose command line contains all `words`."""
         mark = f"SLURM_JOB_ID={self.number}".encode()
         conf = f"SLURM_CONF={self.cluster.conf}".encode()
         found = []
@@ -74,10 +78,10 @@ def submit(
     options: tuple[str, ...] = (),
     variables: Mapping[str, object] | None = None,
 ) -> Job:
-    """Submit a script from `folder`, which also receives its output.
+    """Submit a script from `folder`. Its output is written to the same folder.
 
     Raises:
-        AssertionError: sbatch refused, with its message.
+        AssertionError: sbatch failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done = sbatch(cluster, folder, *options, str(script), *words, variables=variables)
@@ -89,7 +93,7 @@ def submit(
 def sbatch(
     cluster: LocalCluster, folder: Path, *words: str, variables: Mapping[str, object] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run sbatch in `folder`, with no variables of train.sh but the test's."""
+    """Run sbatch in `folder`. Of the variables that train.sh reads, pass only those in `variables`."""
     env = {
         name: value for name, value in cluster.env.items() if name not in ("DATA", "RUN", "RECIPE", "VENV")
     }
@@ -106,5 +110,5 @@ def sbatch(
 
 def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # it may have ended with an earlier one
+        with contextlib.suppress(ProcessLookupError):  # may have exited after an earlier signal
             os.kill(pid, number)

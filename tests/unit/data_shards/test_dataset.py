@@ -1,4 +1,4 @@
-"""Opening sound and damaged datasets, splitting them, and mapping item ids."""
+"""Datasets are checked when they are opened and read; splits and id mappings are exact."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Kind = Literal["leave_one_out", "temporal"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data") / "set", log_normal_lengths(120))
 
 
 @pytest.fixture
-def folder(whole: Dataset, tmp_path: Path) -> Path:
+def folder(intact: Dataset, tmp_path: Path) -> Path:
     """Return a copy of the dataset to damage."""
-    return Path(shutil.copytree(whole.path, tmp_path / "set"))
+    return Path(shutil.copytree(intact.path, tmp_path / "set"))
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
@@ -46,8 +46,8 @@ def overwrite(path: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
-def test_verify_accepts_an_intact_dataset(whole: Dataset) -> None:
-    whole.verify()
+def test_verify_accepts_an_intact_dataset(intact: Dataset) -> None:
+    intact.verify()
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_truncated_shard_is_named(folder: Path) -> None:
         Dataset.open(folder)
 
 
-def test_changed_bytes_are_found_by_verify(folder: Path) -> None:
+def test_verify_finds_changed_bytes(folder: Path) -> None:
     overwrite(folder / "shard-00005.tar", 512 + 128, b"\x07\x00\x00\x00")
     dataset = Dataset.open(folder)
     with pytest.raises(
@@ -73,7 +73,7 @@ def test_changed_bytes_are_found_by_verify(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
-def test_a_damaged_shard_stops_the_stream_with_its_name(folder: Path, prefetch_steps: int) -> None:
+def test_the_stream_stops_with_the_name_of_a_damaged_shard(folder: Path, prefetch_steps: int) -> None:
     overwrite(folder / "shard-00007.tar", 512 + 128, b"\xff\xff\xff\x7f")
     config = StreamConfig(context_length=16, rows_per_step=120, prefetch_steps=prefetch_steps)
     stream = TrainStream(Dataset.open(folder), config)
@@ -83,20 +83,20 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(folder: Path, prefetch_s
         list(zip(range(stream.steps_per_epoch(0)), stream, strict=False))
 
 
-def test_any_changed_byte_is_found_when_a_shard_is_read(folder: Path) -> None:
+def test_reading_a_shard_finds_any_changed_byte(folder: Path) -> None:
     path = folder / "shard-00007.tar"
     content, dataset = path.read_bytes(), Dataset.open(folder, cache_bytes=0)
-    places = [0, 130, 512, 512 + 128, 1023, len(content) - 1]
-    places += np.random.default_rng(0).integers(0, len(content), 30).tolist()
-    for place in places:
-        overwrite(path, place, bytes([content[place] ^ 1]))
+    offsets = [0, 130, 512, 512 + 128, 1023, len(content) - 1]
+    offsets += np.random.default_rng(0).integers(0, len(content), 30).tolist()
+    for offset in offsets:
+        overwrite(path, offset, bytes([content[offset] ^ 1]))
         with pytest.raises(DataError, match=r"shard-00007\.tar: shard is damaged \(.*checksum\)"):
             dataset.shard(7)
-        overwrite(path, place, content[place : place + 1])
+        overwrite(path, offset, content[offset : offset + 1])
         dataset.shard(7)
 
 
-def test_a_shard_that_contradicts_the_tables_is_refused(folder: Path) -> None:
+def test_a_shard_that_does_not_match_the_tables_is_refused(folder: Path) -> None:
     users = pl.read_parquet(folder / "users.parquet")
     lengths = users["num_events"].to_list()
     num_first = int((users["shard"] == 0).sum())
@@ -107,7 +107,7 @@ def test_a_shard_that_contradicts_the_tables_is_refused(folder: Path) -> None:
         Dataset.open(folder).shard(0)
 
 
-def test_item_ids_beyond_the_catalogue_are_refused(folder: Path) -> None:
+def test_item_ids_above_num_items_are_refused(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST_NAME).read_text())
     overwrite(folder / "shard-00000.tar", 512 + 128, b"\xff\xff\xff\x7f")
     content = (folder / "shard-00000.tar").read_bytes()
@@ -124,8 +124,8 @@ def test_a_shard_with_the_content_of_another_is_refused(folder: Path) -> None:
         dataset.shard(1)
 
 
-def test_decoding_only_items_takes_a_third_of_the_memory(whole: Dataset) -> None:
-    dataset = Dataset.open(whole.path)
+def test_decoding_without_times_saves_their_memory(intact: Dataset) -> None:
+    dataset = Dataset.open(intact.path)
     items, both = dataset.shard(0, with_times=False), dataset.shard(0)
     assert items.times is None
     assert both.times is not None
@@ -134,7 +134,7 @@ def test_decoding_only_items_takes_a_third_of_the_memory(whole: Dataset) -> None
     assert dataset.shard(0, with_times=False) is both
 
 
-def test_a_shard_that_vanishes_while_reading_is_named(folder: Path) -> None:
+def test_a_shard_deleted_after_opening_is_named(folder: Path) -> None:
     dataset = Dataset.open(folder)
     (folder / "shard-00001.tar").unlink()
     with pytest.raises(DataError, match=r"shard-00001\.tar: shard is missing"):
@@ -178,60 +178,58 @@ def test_tables_that_do_not_match_the_manifest_are_refused(folder: Path, name: s
         Dataset.open(folder)
 
 
-def test_a_cache_too_small_for_a_shard_changes_nothing(whole: Dataset) -> None:
-    small = Dataset.open(whole.path, cache_bytes=1)
-    for user in range(whole.num_users):
-        assert np.array_equal(small.sequence(user)[0], whole.sequence(user)[0])
+def test_a_cache_smaller_than_a_shard_returns_the_same_sequences(intact: Dataset) -> None:
+    small = Dataset.open(intact.path, cache_bytes=1)
+    for user in range(intact.num_users):
+        assert np.array_equal(small.sequence(user)[0], intact.sequence(user)[0])
 
 
-def test_original_ids_and_item_ids_are_inverse(whole: Dataset) -> None:
-    item_ids = np.arange(1, whole.num_items + 1)
-    originals = whole.items.originals(item_ids)
-    assert np.array_equal(whole.items.item_ids(originals), item_ids)
+def test_original_ids_and_item_ids_are_inverse(intact: Dataset) -> None:
+    item_ids = np.arange(1, intact.num_items + 1)
+    originals = intact.items.originals(item_ids)
+    assert np.array_equal(intact.items.item_ids(originals), item_ids)
     unknown = np.array([-1, originals.max() + 1, 2**62])
-    assert whole.items.item_ids(unknown).tolist() == [0, 0, 0]
+    assert intact.items.item_ids(unknown).tolist() == [0, 0, 0]
     with pytest.raises(DataError, match="item id 0 is outside"):
-        whole.items.originals(np.array([1, 0]))
+        intact.items.originals(np.array([1, 0]))
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
-def test_train_item_counts_are_those_of_the_training_events(whole: Dataset, kind: Kind) -> None:
+def test_train_item_counts_equal_counting_the_training_events(intact: Dataset, kind: Kind) -> None:
     split = SplitConfig(kind=kind)
-    counts = np.zeros(whole.num_items + 1, np.int64)
-    for user, num_train in enumerate(split_bounds(whole, split).num_train):
-        np.add.at(counts, whole.sequence(user)[0][:num_train], 1)
-    assert np.array_equal(train_item_counts(whole, split), counts)
+    counts = np.zeros(intact.num_items + 1, np.int64)
+    for user, num_train in enumerate(split_bounds(intact, split).num_train):
+        np.add.at(counts, intact.sequence(user)[0][:num_train], 1)
+    assert np.array_equal(train_item_counts(intact, split), counts)
 
 
 @pytest.mark.parametrize("fractions", [(0.1, 0.1), (0.05, 0.3)])
-def test_temporal_training_events_are_exactly_those_before_validation(
-    whole: Dataset, fractions: tuple[float, float]
+def test_temporal_training_events_are_those_before_validation(
+    intact: Dataset, fractions: tuple[float, float]
 ) -> None:
     split = SplitConfig(kind="temporal", val_fraction=fractions[0], test_fraction=fractions[1])
-    val_begin, test_begin = cutoffs(whole, split)
-    all_times = np.concatenate([whole.sequence(user)[1] for user in range(whole.num_users)])
+    val_begin, test_begin = cutoffs(intact, split)
+    all_times = np.concatenate([intact.sequence(user)[1] for user in range(intact.num_users)])
     assert np.mean(all_times >= test_begin) == pytest.approx(fractions[1], abs=0.005)
     assert np.mean((all_times >= val_begin) & (all_times < test_begin)) == pytest.approx(
         fractions[0], abs=0.005
     )
-    for user, num_train in enumerate(split_bounds(whole, split).num_train):
-        times = whole.sequence(user)[1]
+    for user, num_train in enumerate(split_bounds(intact, split).num_train):
+        times = intact.sequence(user)[1]
         assert np.all(times[:num_train] < val_begin)
         assert np.all(times[num_train:] >= val_begin)
 
 
-def test_a_temporal_split_of_events_at_one_time_is_refused(tmp_path: Path) -> None:
+def test_a_temporal_split_of_events_with_equal_times_is_refused(tmp_path: Path) -> None:
     frame = random_events(np.full(30, 5)).with_columns(time=7)
     prepare_dataset(FrameSource(frame), tmp_path / "set", PrepareOptions())
-    with pytest.raises(
-        DataError, match="first time 7, the start of validation 7 and the start of test 7 must ascend"
-    ):
+    with pytest.raises(DataError, match="validation starts at 7 and test at 7, so a part is empty"):
         split_bounds(Dataset.open(tmp_path / "set"), SplitConfig(kind="temporal"))
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
-def test_no_target_is_among_the_events_trained_on(whole: Dataset, kind: Kind) -> None:
-    bounds = split_bounds(whole, SplitConfig(kind=kind))
+def test_no_target_is_a_training_event(intact: Dataset, kind: Kind) -> None:
+    bounds = split_bounds(intact, SplitConfig(kind=kind))
     validation, test = bounds.targets["validation"], bounds.targets["test"]
     assert np.all(bounds.num_train[validation >= 0] <= validation[validation >= 0])
     assert np.all(bounds.num_train[test >= 0] <= test[test >= 0])

@@ -1,4 +1,4 @@
-"""The stream of evaluated histories equals a split in plain Python."""
+"""The evaluation stream matches a naive split in plain Python."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def naive_queries(dataset: Dataset, split: SplitConfig, part: Part, context_leng
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.kind)
-def test_queries_equal_a_naive_split(dataset: Dataset, split: SplitConfig, part: Part) -> None:
+def test_queries_match_a_naive_split(dataset: Dataset, split: SplitConfig, part: Part) -> None:
     config = EvalConfig(context_length=16, rows_per_batch=5, split=split)
     assert all_queries(dataset, config, part) == naive_queries(dataset, split, part, 16)
 
@@ -83,7 +83,7 @@ def test_queries_are_the_same_at_every_world_size(dataset: Dataset, world_size: 
     assert all_queries(dataset, config, "test", world_size) == all_queries(dataset, config, "test")
 
 
-def test_temporal_histories_hold_nothing_from_after_the_cutoff(dataset: Dataset) -> None:
+def test_temporal_histories_end_before_the_cutoff(dataset: Dataset) -> None:
     split = SplitConfig(kind="temporal")
     _, test_begin = cutoffs(dataset, split)
     found = all_queries(dataset, EvalConfig(context_length=10_000, split=split), "test")
@@ -102,7 +102,7 @@ def test_a_sample_of_users_is_the_same_at_every_world_size(dataset: Dataset) -> 
     assert other.keys() != sample.keys()
 
 
-def test_a_stream_can_be_read_twice(dataset: Dataset) -> None:
+def test_a_stream_can_be_iterated_twice(dataset: Dataset) -> None:
     stream = EvalStream(dataset, EvalConfig(context_length=16), "test")
     assert [batch.number for batch in stream] == [batch.number for batch in stream]
 

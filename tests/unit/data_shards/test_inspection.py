@@ -1,4 +1,4 @@
-"""The description of a dataset equals plain Python over the same sequences."""
+"""The description of a dataset matches plain Python over the same sequences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def naive_distribution(values: list[int]) -> Distribution:
     )
 
 
-def test_repeats_ties_and_density_equal_plain_python(dataset: Dataset) -> None:
+def test_repeats_ties_and_density_match_plain_python(dataset: Dataset) -> None:
     repeats = ties = pairs = 0
     for events in sequences(dataset).values():
         seen: set[int] = set()
@@ -65,18 +65,18 @@ def test_equal_times_of_different_users_are_not_ties(tmp_path: Path) -> None:
     assert (found.tie_fraction, found.repeat_fraction, found.density) == (0, 0, 1)
 
 
-def test_lengths_and_popularity_equal_plain_python(dataset: Dataset) -> None:
+def test_lengths_and_popularity_match_plain_python(dataset: Dataset) -> None:
     events = sequences(dataset)
     found = inspect_dataset(dataset)
     assert found.lengths == naive_distribution([len(each) for each in events.values()])
-    falling = sorted(Counter(item for each in events.values() for item, _ in each).values(), reverse=True)
-    assert found.popularity.counts == naive_distribution(falling)
-    assert found.popularity.num_single == falling.count(1) > 0
-    num_items, num_events = len(falling), sum(falling)
+    descending = sorted(Counter(item for each in events.values() for item, _ in each).values(), reverse=True)
+    assert found.popularity.counts == naive_distribution(descending)
+    assert found.popularity.num_single == descending.count(1) > 0
+    num_items, num_events = len(descending), sum(descending)
     for name, share in (("1%", 100), ("10%", 10)):
-        top = falling[: -(-num_items // share)]
+        top = descending[: -(-num_items // share)]
         assert found.popularity.top_shares[name] == pytest.approx(sum(top) / num_events, rel=1e-12)
-    differences = sum(abs(one - other) for one in falling for other in falling)
+    differences = sum(abs(one - other) for one in descending for other in descending)
     assert found.popularity.gini == pytest.approx(differences / (2 * num_items * num_events), rel=1e-9)
 
 
@@ -115,7 +115,7 @@ def test_counts_and_shards_match_the_manifest(dataset: Dataset) -> None:
     ],
     ids=["seconds", "milliseconds", "unknown unit", "not a date"],
 )
-def test_times_are_dates_if_their_unit_is_known(
+def test_times_are_shown_as_dates_if_their_unit_is_known(
     tmp_path: Path, unit_s: float | None, scale: int, dates: tuple[str, str] | None
 ) -> None:
     first, last = 956703932 * scale, 1046454590 * scale
@@ -126,7 +126,7 @@ def test_times_are_dates_if_their_unit_is_known(
     assert found.time_range_utc == dates
 
 
-def test_shards_are_read_once_each_in_order(tmp_path: Path) -> None:
+def test_each_shard_is_read_once_and_in_order(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "set", np.full(40, 5), num_shards=7)
     passed: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Datasets behind URLs give the same stream as from a folder, and errors that name the shard."""
+"""Datasets at URLs give the same stream as in a folder; errors name the shard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
 
 
 class Server:
-    """Serves a folder on loopback; `faults[name]` lists the faults of the next requests of a file."""
+    """Serves a folder on loopback. `faults[name]` lists the faults of the next requests for a file."""
 
     def __init__(self, folder: Path) -> None:
         self.faults: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ class _Handler(SimpleHTTPRequestHandler):
         elif fault in ("truncate", "cut", "flip"):
             content = bytearray((Path(self.directory) / name).read_bytes())
             self.send_response(200)
-            if fault == "truncate":  # less than Content-Length
+            if fault == "truncate":  # fewer bytes than Content-Length
                 self.send_header("Content-Length", str(len(content)))
                 content = content[:1000]
             elif fault == "cut":  # a shorter file
@@ -93,7 +93,7 @@ def epoch(dataset: Dataset) -> list[Batch]:
     return list(itertools.islice(stream, stream.steps_per_epoch(0)))
 
 
-def test_a_dataset_behind_http_equals_the_one_in_the_folder(folder: Path, server: Server) -> None:
+def test_a_dataset_over_http_equals_the_one_in_the_folder(folder: Path, server: Server) -> None:
     local, remote = Dataset.open(folder), Dataset.open(f"{server.url}/")
     assert remote.path == server.url
     assert sequences(remote) == sequences(local)
@@ -109,7 +109,7 @@ def test_other_schemes_of_gopen_are_read(folder: Path, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop", "truncate", "cut", "flip"])
-def test_a_read_that_fails_once_is_tried_again(server: Server, fault: str) -> None:
+def test_a_read_that_fails_once_is_retried(server: Server, fault: str) -> None:
     server.faults["shard-00003.tar"] = [fault]
     Dataset.open(server.url).verify()
     assert server.requests["shard-00003.tar"] == 2
@@ -124,7 +124,7 @@ def test_a_read_that_fails_once_is_tried_again(server: Server, fault: str) -> No
         ("flip", r"is damaged \(its content does not match its checksum"),
     ],
 )
-def test_a_read_that_keeps_failing_is_an_error_with_the_url(server: Server, fault: str, cause: str) -> None:
+def test_a_read_that_keeps_failing_raises_with_the_url(server: Server, fault: str, cause: str) -> None:
     server.faults["shard-00003.tar"] = [fault] * 9
     with pytest.raises(DataError, match=rf"{server.url}/shard-00003\.tar: shard {cause}; tried 3 times\)"):
         Dataset.open(server.url).shard(3)

@@ -1,4 +1,4 @@
-"""Windows cover every slot once, and rows hold whole segments."""
+"""Windows cover every slot once, and every segment is within one row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_rows_are_neither_overfull_nor_empty(lengths: list[int]) -> None:
 
 
 @given(st.lists(st.integers(1, 12), max_size=60))
-def test_packing_equals_a_naive_best_fit_decreasing(lengths: list[int]) -> None:
+def test_packing_matches_a_naive_best_fit_decreasing(lengths: list[int]) -> None:
     spaces: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [row for row, space in enumerate(spaces) if space >= length]
@@ -73,7 +73,7 @@ def test_packing_keeps_segments_whole_and_in_order(lengths: list[int], seed: int
 
 
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=40))
-def test_last_slots_point_at_the_end_of_each_segment(lengths: list[int]) -> None:
+def test_last_slots_are_the_ends_of_the_segments(lengths: list[int]) -> None:
     pieces = np.array(lengths, np.int64)
     packed = PackedRows.pack(np.arange(len(pieces)), np.cumsum(pieces) - pieces, pieces, 10)
     sources, destinations, _ = packed.slots(10)
@@ -84,7 +84,7 @@ def test_last_slots_point_at_the_end_of_each_segment(lengths: list[int]) -> None
     )
 
 
-def test_part_of_the_rows_equals_those_rows() -> None:
+def test_a_range_of_rows_has_the_slots_of_those_rows() -> None:
     rng = np.random.default_rng(0)
     pieces = rng.integers(1, 20, 200)
     packed = PackedRows.pack(np.arange(200), np.cumsum(pieces) - pieces, pieces, 20, rng)
@@ -97,7 +97,7 @@ def test_part_of_the_rows_equals_those_rows() -> None:
 
 
 @pytest.mark.parametrize("context_length", [250, 1000, 5000])
-def test_under_five_percent_of_slots_are_wasted_at_ml1m_like_lengths(context_length: int) -> None:
+def test_padding_is_below_five_percent_at_ml1m_like_lengths(context_length: int) -> None:
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.lognormal(np.log(96), 0.98, 6040).astype(np.int64), 20, 2314) - 3
     offsets = rng.integers(1, context_length + 1, len(lengths))

@@ -1,4 +1,4 @@
-"""Preparation loses and reorders nothing, and writes a complete dataset or none."""
+"""Preparation keeps every event in order, and writes a complete dataset or none."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert sequences(other) == sequences(first)
 
 
-def test_shards_hold_equally_many_users_and_nearly_equal_events() -> None:
+def test_shards_have_equal_numbers_of_users_and_nearly_equal_numbers_of_events() -> None:
     lengths = log_normal_lengths(3000)
     assignment = assign_users(lengths, 24, seed=0)
     assert sorted(np.concatenate(assignment)) == list(range(3000))
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_the_output_unchanged_and_a_repeat_resumes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]
 
 
-def test_an_existing_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_an_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     out = tmp_path / "set"
     first = prepared(FrameSource(random_events(np.full(30, 5))), out)
     source = FrameSource(random_events(np.full(30, 6)))

@@ -1,4 +1,4 @@
-"""Dirty files of every original format, with every option, match plain Python."""
+"""Malformed files of every original format, prepared with every option, match plain Python."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def text(lines: list[str], *, crlf: bool, newline_at_end: bool) -> bytes:
 
 
 @contextmanager
-def planned(plan: WorkPlan) -> Iterator[None]:
-    """Divide the work according to `plan` instead of by size."""
+def work_divided_by(plan: WorkPlan) -> Iterator[None]:
+    """Divide the work by `plan` instead of by size."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prepare_module.WorkPlan, "make", classmethod(lambda *_: plan))
         yield
@@ -99,7 +99,7 @@ def assert_matches_plain_python(
     out: Path,
 ) -> None:
     expected, dropped = naive_prepare(lines, form, options)
-    with planned(plan):
+    with work_divided_by(plan):
         if not expected:
             with pytest.raises(DataError, match=r"nothing left|no events|rows are dropped"):
                 prepare_dataset(source, out, options)
@@ -112,7 +112,7 @@ def assert_matches_plain_python(
 
 @RELAXED
 @given(st.data(), st.lists(rows(LFM1B), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans(), st.booleans())
-def test_dirty_lfm1b_matches_plain_python(
+def test_malformed_lfm1b_matches_plain_python(
     tmp_path: Path,
     data: st.DataObject,
     lines: list[str],
@@ -131,7 +131,7 @@ def test_dirty_lfm1b_matches_plain_python(
 
 @RELAXED
 @given(st.lists(rows(ML1M), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans())
-def test_dirty_ml1m_matches_plain_python(
+def test_malformed_ml1m_matches_plain_python(
     tmp_path: Path, lines: list[str], options: PrepareOptions, plan: WorkPlan, crlf: bool
 ) -> None:
     (tmp_path / "ratings.dat").write_bytes(text(lines, crlf=crlf, newline_at_end=True))
@@ -157,7 +157,7 @@ def kuairand(wanted: dict[str, int]) -> NaiveFormat:
     st.none() | st.just(1),
     st.booleans(),
 )
-def test_dirty_kuairand_matches_plain_python(
+def test_malformed_kuairand_matches_plain_python(
     tmp_path: Path,
     parts: list[list[str]],
     options: PrepareOptions,
@@ -191,7 +191,7 @@ VALUE = st.none() | st.integers(-2, 5).map(float) | st.sampled_from([0.5, float(
 
 @RELAXED
 @given(st.lists(st.tuples(VALUE, VALUE, VALUE), min_size=1, max_size=60), OPTIONS, PLAN, st.booleans())
-def test_dirty_parquet_matches_plain_python(
+def test_malformed_parquet_matches_plain_python(
     tmp_path: Path,
     values: list[tuple[float | None, ...]],
     options: PrepareOptions,
@@ -222,13 +222,13 @@ def test_a_log_without_the_columns_of_kuairand_is_refused(tmp_path: Path) -> Non
         prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
 
 
-def test_the_result_does_not_depend_on_how_the_work_is_divided(tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_the_work_plan(tmp_path: Path) -> None:
     lines = [f"{n % 7}\t1\t1\t{n * n % 50 + (n % 3) * 2**33}\t{1000 + n * 37 % 90}" for n in range(3000)]
     (tmp_path / "LFM-1b_LEs.txt").write_text("\n".join(lines))
     source = Lfm1bSource(path=tmp_path)
     found = set()
     for plan in (WorkPlan(1, 1 << 20, 1), WorkPlan(2, 999, 5), WorkPlan(2, 5000, 2)):
-        with planned(plan):
+        with work_divided_by(plan):
             dataset = prepared(source, tmp_path / "set", PrepareOptions(overwrite=True, min_item_events=20))
         found.add((dataset.dataset_id, (tmp_path / "set" / "manifest.json").read_bytes()))
     assert len(found) == 1

@@ -1,4 +1,4 @@
-"""Generated raw files have the layout and the shape of the originals; no partial file is left behind."""
+"""Generated raw files have the layout and distributions of the originals; no partial file remains."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def share_of_ties(frame: pl.DataFrame, time: str, user: str) -> float:
     return 1 - frame.n_unique([user, time]) / frame.height
 
 
-def test_lfm1b_is_five_integers_between_tabs(lfm1b: Path) -> None:
+def test_lfm1b_rows_are_five_tab_separated_integers(lfm1b: Path) -> None:
     text = lfm1b.read_bytes()
     assert lfm1b.name == "LFM-1b_LEs.txt"
     assert text.count(b"\n") == 300_000
     assert re.fullmatch(rb"(?:[1-9]\d*\t[1-9]\d*\t[1-9]\d*\t[1-9]\d*\t1\d{9}\n)+", text)
 
 
-def test_lfm1b_has_the_shape_of_the_original(lfm1b: Path) -> None:
+def test_lfm1b_has_the_distributions_of_the_original(lfm1b: Path) -> None:
     frame = read_lfm1b(lfm1b)
     lengths = frame["user"].value_counts()["count"]
     assert len(lengths) == round(300_000 / 9_044)
@@ -97,7 +97,7 @@ def test_lfm1b_is_unsorted(lfm1b: Path) -> None:
     assert 0.02 < later.mean() < 0.1  # type: ignore[operator]
 
 
-def test_an_album_and_an_artist_belong_to_a_track(lfm1b: Path) -> None:
+def test_every_track_has_one_album_and_one_artist(lfm1b: Path) -> None:
     frame = read_lfm1b(lfm1b)
     assert frame.n_unique(["track", "album", "artist"]) == frame["track"].n_unique()
     assert frame["artist"].n_unique() < frame["album"].n_unique() < frame["track"].n_unique()
@@ -120,7 +120,7 @@ def test_kuairand_has_the_original_files_and_columns(kuairand: list[Path]) -> No
     assert counts[4] == round(200_003 * 1_186_059 / 322_278_385)
 
 
-def test_kuairand_has_the_shape_of_the_original(kuairand: list[Path]) -> None:
+def test_kuairand_has_the_distributions_of_the_original(kuairand: list[Path]) -> None:
     parts = [pl.read_csv(path) for path in kuairand]
     frame = pl.concat(parts[:4])
     assert sorted(frame["user_id"].unique()) == list(range(17))
@@ -137,7 +137,7 @@ def test_kuairand_has_the_shape_of_the_original(kuairand: list[Path]) -> None:
     assert not frame["user_id"].is_sorted()
 
 
-def test_kuairand_dates_match_the_file_names_in_chinese_time(kuairand: list[Path]) -> None:
+def test_kuairand_dates_match_the_file_names_in_china_time(kuairand: list[Path]) -> None:
     for path, days in zip(kuairand, [DAYS[:14]] * 2 + [DAYS[14:]] * 3, strict=True):
         frame = pl.read_csv(path)
         assert set(frame["date"]) <= set(days)
@@ -149,14 +149,14 @@ def test_kuairand_dates_match_the_file_names_in_chinese_time(kuairand: list[Path
         assert shown.equals(frame.select("date", "hourmin"))
 
 
-def test_ml1m_is_four_integers_between_double_colons(ml1m: Path) -> None:
+def test_ml1m_rows_are_four_integers_separated_by_double_colons(ml1m: Path) -> None:
     text = ml1m.read_bytes()
     assert ml1m.name == "ratings.dat"
     assert text.count(b"\n") == 100_001
     assert re.fullmatch(rb"(?:[1-9]\d*::[1-9]\d*::[1-5]::\d{9,10}\n)+", text)
 
 
-def test_ml1m_has_the_shape_of_the_original(ml1m: Path) -> None:
+def test_ml1m_has_the_distributions_of_the_original(ml1m: Path) -> None:
     frame = read_ml1m(ml1m)
     lengths = frame["user"].value_counts()["count"]
     assert frame["user"].unique().to_list() == list(range(1, round(100_001 / 165.6) + 1))
@@ -172,9 +172,7 @@ def test_ml1m_has_the_shape_of_the_original(ml1m: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lfm1b", "kuairand", "ml1m"])
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_the_seed_determines_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(raw_layouts, "BLOCK_ROWS", 1_000)
     small = RawSynthetic(format=name, events=9_000, seed=5)
     first = [path.read_bytes() for path in write_raw(small, tmp_path / "a")]
@@ -185,7 +183,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 64])
-def test_blocks_of_any_size_hold_the_same_users(
+def test_the_block_size_does_not_change_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
 ) -> None:
     small = {"format": "lfm1b", "events": 200, "users": 9}
@@ -206,7 +204,7 @@ def test_blocks_of_any_size_hold_the_same_users(
         {"format": "ml1m", "events": 60, "items": 20, "users": 3},
     ],
 )
-def test_the_smallest_sizes_are_met_exactly(tmp_path: Path, settings: dict) -> None:
+def test_the_smallest_sizes_give_the_exact_number_of_rows(tmp_path: Path, settings: dict) -> None:
     raw = RawSynthetic(**settings)
     paths = write_raw(raw, tmp_path)
     headers = len(paths) if raw.format == "kuairand" else 0
@@ -277,7 +275,7 @@ def test_an_exception_while_writing_leaves_no_file(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_full_disk_raises_and_leaves_no_file(tmp_path: Path) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -290,7 +288,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     ("total", "users", "least", "most"),
     [(10, 10, 1, 1), (57, 10, 1, 6), (60, 10, 1, 6), (10, 10, 1, 6), (100_000, 600, 20, 400), (7, 1, 1, 7)],
 )
-def test_lengths_add_up_within_their_bounds(total: int, users: int, least: int, most: int) -> None:
+def test_lengths_are_within_bounds_and_add_up_to_the_total(
+    total: int, users: int, least: int, most: int
+) -> None:
     rng = np.random.default_rng(0)
     lengths = draw_lengths(total, users, sigma=1.0, min_length=least, max_length=most, rng=rng)
     assert (len(lengths), lengths.sum()) == (users, total)
@@ -308,13 +308,13 @@ def test_zipf_ranks_follow_the_law() -> None:
 
 
 @pytest.mark.parametrize("span", [1, 2, 6, 997, 32_267])
-def test_scattered_ids_are_one_to_one(span: int) -> None:
+def test_scattered_ids_are_a_bijection(span: int) -> None:
     ids = ScatteredIds(first=3, span=span)(np.arange(span))
     assert sorted(ids) == list(range(3, span + 3))
     assert ids[0] == 3
 
 
-def test_a_hash_is_uniform_and_depends_on_every_part() -> None:
+def test_the_hash_is_uniform_and_depends_on_every_argument() -> None:
     user, number = np.repeat(np.arange(300), 300), np.tile(np.arange(300), 300)
     hashed = hash_uniform(user, number, 1)
     assert len(np.unique(hashed)) == len(hashed)
@@ -322,7 +322,7 @@ def test_a_hash_is_uniform_and_depends_on_every_part() -> None:
     assert not np.isin(hash_uniform(user, number, 2), hashed).any()
 
 
-def test_row_order_reads_every_event_once_in_any_ranges() -> None:
+def test_row_order_covers_every_event_once_for_any_range_size() -> None:
     lengths = np.array([1, 0, 5, 40, 2, 0, 300])
     order = RowOrder.draw(lengths, max_pieces=8, rng=np.random.default_rng(3))
     assert order.num_rows == 348
@@ -332,7 +332,7 @@ def test_row_order_reads_every_event_once_in_any_ranges() -> None:
         assert sorted(events) == [(u, i) for u, n in enumerate(lengths) for i in range(n)]
 
 
-def test_copies_equal_the_row_before_of_the_same_user() -> None:
+def test_copied_rows_equal_the_previous_row_of_the_same_user() -> None:
     user = np.repeat(np.arange(50), 20)
     column = np.arange(1_000)
     copy_previous_rows([column], user, 0.3, np.random.default_rng(0))

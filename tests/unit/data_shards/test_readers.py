@@ -37,7 +37,7 @@ LINE = st.lists(FIELD, min_size=2, max_size=5).map(",".join) | st.sampled_from([
 
 
 def naive_number(text: str) -> int | str | None:
-    """Return a 64-bit integer, None for an empty field, or the text of any other field."""
+    """Parse a field: return a 64-bit integer, None if it is empty, or its text if it is anything else."""
     text = text.strip()
     if not text:
         return None
@@ -68,7 +68,7 @@ def naive_row(line: str, columns: tuple[str, ...]) -> list[int] | str:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=40), crlf=st.booleans(), newline_at_end=st.booleans())
-def test_dirty_csv_matches_plain_python(
+def test_malformed_csv_matches_plain_python(
     tmp_path: Path, lines: list[str], crlf: bool, newline_at_end: bool
 ) -> None:
     path, end = tmp_path / "events.csv", "\r\n" if crlf else "\n"
@@ -92,7 +92,7 @@ def write_zstd(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def test_every_format_gives_the_same_sequences(tmp_path: Path) -> None:
+def test_all_formats_give_the_same_sequences(tmp_path: Path) -> None:
     frame = random_events(log_normal_lengths(20))
     rows, names = list(frame.iter_rows()), ("user_id", "item_id", "timestamp")
 

@@ -56,7 +56,7 @@ def write(path: Path, arrays: list[tuple[np.ndarray, np.ndarray]], first_user: i
     lengths=st.lists(st.one_of(st.integers(1, 300), st.sampled_from(EDGES)), max_size=12),
     first_user=st.integers(0, 10**10 - 20),
 )
-def test_a_shard_is_the_archive_that_tarfile_and_numpy_write(lengths: list[int], first_user: int) -> None:
+def test_a_shard_equals_the_archive_of_tarfile_and_numpy(lengths: list[int], first_user: int) -> None:
     arrays = random_arrays(lengths)
     pieces = [p for n, pair in enumerate(arrays, first_user) for p in sample_bytes(n, *pair)]
     members = b"".join(pieces)
@@ -77,14 +77,14 @@ def test_headers_of_any_length_equal_those_of_numpy_and_tarfile(length: int) -> 
 
 
 def test_a_history_too_long_for_a_shard_is_refused() -> None:
-    endless = np.broadcast_to(np.zeros(1, np.int32), 2_200_000_000)  # takes 4 bytes
+    long_history = np.broadcast_to(np.zeros(1, np.int32), 2_200_000_000)  # takes 4 bytes
     with pytest.raises(ValueError, match=r"2200000000 events of one user exceed .*; limit histories with"):
-        sample_bytes(0, endless, endless)
+        sample_bytes(0, long_history, long_history)
 
 
 # WebDataset does not close its files; they are closed when they are garbage-collected.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning")
-def test_a_written_shard_is_described_by_its_bytes_and_read_by_webdataset(
+def test_shard_info_matches_the_file_and_webdataset_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_layout, "FLUSH_BYTES", 10_000)

@@ -54,7 +54,7 @@ def epoch(dataset: Dataset, world_size: int = 1) -> list[Batch]:
 
 
 def joined(parts: tuple[Batch, ...]) -> Batch:
-    """Return the batches of all ranks as one."""
+    """Concatenate the batches of all ranks."""
     tensors = {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
     return Batch(parts[0].epoch, parts[0].step, **tensors)
 
@@ -65,7 +65,9 @@ def bad_users(dataset: Dataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_slots_of_skipped_shards_are_padding_and_all_others_stay(folder: Path, world_size: int) -> None:
+def test_slots_of_skipped_shards_become_padding_and_all_others_are_unchanged(
+    folder: Path, world_size: int
+) -> None:
     whole = epoch(Dataset.open(folder, cache_bytes=0))
     intact = Dataset.open(folder)
     lost = sum(int(intact.lengths[user]) - 3 for user in bad_users(intact) if intact.lengths[user] >= 3)
@@ -123,7 +125,7 @@ def test_users_of_skipped_shards_are_neither_evaluated_nor_counted(folder: Path,
         assert np.all(bounds.targets["validation"][bad_users(dataset)] == -1)
 
 
-def test_a_dataset_without_a_good_shard_is_an_error(folder: Path) -> None:
+def test_a_dataset_with_only_bad_shards_is_an_error(folder: Path) -> None:
     for path in folder.glob("shard-*.tar"):
         path.unlink()
     with pytest.warns(UserWarning, match=WARNED), pytest.raises(DataError, match="all 24 shards are bad"):

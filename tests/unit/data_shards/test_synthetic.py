@@ -1,4 +1,4 @@
-"""Synthetic events have exact counts, depend only on the seed, and are predictable from their order."""
+"""Synthetic events have exact counts, are determined by the seed, and are predictable from their order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def frame_of(source: SyntheticSource) -> pl.DataFrame:
 SMALL = SyntheticSource(users=300, items=500, events=20_000, seed=1)
 
 
-def test_a_seed_gives_the_same_events_and_another_seed_others() -> None:
+def test_the_seed_determines_the_events() -> None:
     frame = frame_of(SMALL)
     assert frame.equals(frame_of(SMALL))
     other = frame_of(SyntheticSource(users=300, items=500, events=20_000, seed=2))
@@ -68,7 +68,7 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
         SyntheticSource(**settings)
 
 
-def test_extreme_settings_still_generate() -> None:
+def test_extreme_settings_generate_events() -> None:
     for settings in (
         {"users": 1, "events": 5, "items": 50},
         {"zipf": 0.0},

@@ -1,4 +1,4 @@
-"""The stream of training rows: exact content, order, resumption and threads."""
+"""The training stream has exact contents, is reproducible, resumes at any step and cleans up its threads."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def ranks(dataset: Dataset, config: StreamConfig, world_size: int) -> list[Train
 
 
 def transitions(batch: Batch) -> Counter[tuple[int, int]]:
-    """Count how often each (item, next item) is trained on."""
+    """Count each trained (item, next item)."""
     used = batch.targets > 0
     return Counter(zip(batch.item_ids[used].tolist(), batch.targets[used].tolist(), strict=True))
 
 
 def expected_transitions(dataset: Dataset, split: SplitConfig, last: int | None = None) -> Counter:
-    """Count the transitions between each user's training events, or the latest `last` of them, one by one."""
+    """Count the transitions between each user's training events, or only the latest `last` of each user."""
     counts: Counter[tuple[int, int]] = Counter()
     for user, num_train in enumerate(split_bounds(dataset, split).num_train):
         items = dataset.sequence(user)[0][:num_train].tolist()
@@ -80,7 +80,7 @@ def test_every_transition_is_trained_on_once_per_epoch(
         assert TrainStream(dataset, config).order(epoch).num_targets == expected.total()
 
 
-def test_mode_last_reads_the_latest_transitions_of_every_user(dataset: Dataset) -> None:
+def test_mode_last_trains_on_the_latest_transitions_of_every_user(dataset: Dataset) -> None:
     config = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10, mode="last")
     read = sum((transitions(batch) for batch in epoch_batches(TrainStream(dataset, config))), Counter())
     assert read == expected_transitions(dataset, config.split, last=16)
@@ -97,7 +97,7 @@ def test_global_batches_are_the_same_at_every_world_size(dataset: Dataset, world
         assert_same(Batch(expected.epoch, expected.step, *joined), expected)
 
 
-def test_rows_are_named_by_lane_and_number_without_repeats(dataset: Dataset) -> None:
+def test_lane_and_row_number_identify_a_row(dataset: Dataset) -> None:
     for batch in epoch_batches(TrainStream(dataset, CONFIG)):
         names = list(zip(batch.row_lanes.tolist(), batch.row_numbers.tolist(), strict=True))
         assert names == sorted(set(names))
@@ -120,7 +120,7 @@ def test_resume_from_any_step_equals_the_uninterrupted_run(dataset: Dataset) -> 
 
 @pytest.mark.parametrize("reader_threads", [0, 1, 2, 4, 50])
 @pytest.mark.parametrize("prefetch_steps", [0, 3])
-def test_reader_threads_and_prefetching_change_no_batch(
+def test_batches_do_not_depend_on_reader_threads_and_prefetching(
     dataset: Dataset, reader_threads: int, prefetch_steps: int
 ) -> None:
     threads = replace(CONFIG, reader_threads=reader_threads, prefetch_steps=prefetch_steps)
@@ -135,7 +135,7 @@ def test_reader_threads_and_prefetching_change_no_batch(
 
 
 @pytest.mark.parametrize("reader_threads", [0, 1, 2, 4])
-def test_a_damaged_shard_raises_its_own_error_from_any_thread(tmp_path: Path, reader_threads: int) -> None:
+def test_a_damaged_shard_raises_from_any_thread(tmp_path: Path, reader_threads: int) -> None:
     make_dataset(tmp_path / "set", log_normal_lengths(60))
     path = tmp_path / "set" / "shard-00003.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -163,7 +163,7 @@ def test_a_dropped_stream_leaves_no_thread(dataset: Dataset, reader_threads: int
     assert reading_threads() == []
 
 
-def test_a_process_ends_with_a_stream_left_open(dataset: Dataset) -> None:
+def test_a_process_exits_with_an_open_stream(dataset: Dataset) -> None:
     code = """
 import sys
 from longplay.data_shards.storage.dataset import Dataset
@@ -200,7 +200,7 @@ def segments(pool: Pool) -> list[tuple[int, int]]:
     return list(zip(pool.rows.users.tolist(), pool.rows.lengths.tolist(), strict=True))
 
 
-def test_a_segment_is_one_users_run_and_targets_are_the_next_events(dataset: Dataset) -> None:
+def test_segments_are_runs_of_one_user_and_targets_are_the_next_events(dataset: Dataset) -> None:
     stream = TrainStream(dataset, CONFIG)
     runs = {
         tuple(items[i : i + n + 1])
@@ -228,7 +228,7 @@ def test_ranks_whose_lanes_have_ended_get_empty_batches(tmp_path: Path) -> None:
     assert shapes == {(0, 8), (1, 8)}
 
 
-def test_fewer_shards_than_lanes_lower_the_lanes_with_a_warning(tmp_path: Path) -> None:
+def test_num_lanes_is_lowered_with_a_warning_if_there_are_fewer_shards(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "set", np.full(7, 9))
     with pytest.warns(UserWarning, match="num_lanes 12 is lowered to 6: the dataset has 7 shards"):
         stream = TrainStream(dataset, StreamConfig(context_length=4, rows_per_step=24))
@@ -244,7 +244,7 @@ def test_fewer_shards_than_lanes_lower_the_lanes_with_a_warning(tmp_path: Path) 
         ({"seed": -1}, r"seed\s+.* greater than or equal to 0"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_rule(settings: dict, message: str) -> None:
+def test_a_bad_setting_is_named_with_its_constraint(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StreamConfig(**settings)
 
@@ -260,7 +260,7 @@ def test_a_position_beyond_the_epoch_is_an_error(dataset: Dataset) -> None:
         stream.load_state_dict({"epoch": 0, "step": 99999})
 
 
-def test_ml1m_packs_with_under_five_percent_padding(tmp_path: Path) -> None:
+def test_padding_of_ml1m_is_below_five_percent(tmp_path: Path) -> None:
     source = ParquetSource(paths=(real_data("ml-1m.parquet"),))
     prepare_dataset(source, tmp_path / "ml1m", PrepareOptions())
     dataset = Dataset.open(tmp_path / "ml1m")

@@ -1,4 +1,4 @@
-"""Verification finds every kind of damage, and reports all of it at once."""
+"""Verification finds and reports all damage in one pass."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ Arrays = dict[str, np.ndarray]
 
 
 class Fault(Protocol):
-    """Damages the arrays of a shard."""
+    """Return damaged arrays of a shard."""
 
     def __call__(self, arrays: Arrays) -> Arrays: ...
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("verification") / "set"
     make_dataset(out, log_normal_lengths(40), num_shards=4)
     return out
 
 
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
+def folder(intact: Path, tmp_path: Path) -> Path:
     """Return a copy of the dataset to damage."""
-    return Path(shutil.copytree(sound, tmp_path / "set"))
+    return Path(shutil.copytree(intact, tmp_path / "set"))
 
 
 def assert_found(folder: Path, *patterns: str) -> None:
-    """Check that the problems match the patterns, one by one."""
+    """Assert that the problems match the patterns, one by one."""
     problems = find_problems(folder)
     assert len(problems) == len(patterns), problems
     for problem, pattern in zip(problems, patterns, strict=True):
@@ -54,8 +54,8 @@ def assert_found(folder: Path, *patterns: str) -> None:
         assert "\n" not in problem
 
 
-def test_a_sound_dataset_has_no_problems(sound: Path) -> None:
-    assert find_problems(sound) == []
+def test_an_intact_dataset_has_no_problems(intact: Path) -> None:
+    assert find_problems(intact) == []
 
 
 def test_other_files_in_the_folder_are_ignored(folder: Path) -> None:
@@ -68,14 +68,14 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         find_problems(tmp_path)
 
 
-def test_a_flipped_byte_is_found_wherever_it_is(folder: Path) -> None:
+def test_a_flipped_byte_is_found_at_any_offset(folder: Path) -> None:
     content = (folder / SHARD).read_bytes()
-    for place in range(0, len(content), len(content) // 40):
-        (folder / SHARD).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for offset in range(0, len(content), len(content) // 40):
+        (folder / SHARD).write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
         assert find_problems(folder)[0] == f"{SHARD}: content does not match its checksum in the manifest"
 
 
-def test_missing_truncated_and_lengthened_shards_are_all_named(folder: Path) -> None:
+def test_missing_truncated_and_extended_shards_are_all_named(folder: Path) -> None:
     (folder / "shard-00000.tar").unlink()
     size = (folder / SHARD).stat().st_size
     with (folder / SHARD).open("r+b") as file:
@@ -168,13 +168,13 @@ def test_an_altered_table_is_found(folder: Path, fault: str) -> None:
     assert_found(folder, *patterns)
 
 
-def test_a_table_of_another_height_is_found(folder: Path) -> None:
+def test_a_table_with_missing_rows_is_found(folder: Path) -> None:
     pl.read_parquet(folder / USERS_NAME).head(-1).write_parquet(folder / USERS_NAME)
     assert_found(folder, "^users.parquet: has 39 rows, expected 40")
 
 
 def rewrite_shard(folder: Path, change: Fault) -> None:
-    """Changes the members of a shard and enters its new checksum into the manifest."""
+    """Change the members of a shard and update its checksum in the manifest."""
     with tarfile.open(folder / SHARD) as tar:
         members = {member.name: tar.extractfile(member) for member in tar.getmembers()}
         arrays = {name: np.load(io.BytesIO(file.read())) for name, file in members.items() if file}
@@ -188,13 +188,13 @@ def rewrite_shard(folder: Path, change: Fault) -> None:
             tar.addfile(info, buffer)
     manifest = Manifest.read(folder)
     content = (folder / SHARD).read_bytes()
-    sealed = [
+    updated = [
         dataclasses.replace(shard, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         if shard.name == SHARD
         else shard
         for shard in manifest.shards
     ]
-    dataclasses.replace(manifest, shards=tuple(sealed)).write(folder)
+    dataclasses.replace(manifest, shards=tuple(updated)).write(folder)
 
 
 def first(arrays: Arrays, suffix: str) -> np.ndarray:
@@ -206,31 +206,31 @@ def zero_an_item(arrays: Arrays) -> Arrays:
     return arrays
 
 
-def invent_an_item(arrays: Arrays) -> Arrays:
+def add_an_unknown_item(arrays: Arrays) -> Arrays:
     first(arrays, "items.npy")[:2] = 10**6
     return arrays
 
 
-def turn_back_time(arrays: Arrays) -> Arrays:
+def decrease_a_time(arrays: Arrays) -> Arrays:
     first(arrays, "times.npy")[-1] -= 10**6
     return arrays
 
 
-def lose_a_user(arrays: Arrays) -> Arrays:
+def remove_a_user(arrays: Arrays) -> Arrays:
     return dict(list(arrays.items())[:-2])
 
 
-def lose_an_event(arrays: Arrays) -> Arrays:
+def remove_an_event(arrays: Arrays) -> Arrays:
     name = next(iter(arrays)).partition(".")[0]
     return {key: array[1:] if key.startswith(name) else array for key, array in arrays.items()}
 
 
-def lose_an_item(arrays: Arrays) -> Arrays:
+def remove_an_item(arrays: Arrays) -> Arrays:
     name = next(iter(arrays))
     return {**arrays, name: arrays[name][1:]}
 
 
-def widen(arrays: Arrays) -> Arrays:
+def widen_to_int64(arrays: Arrays) -> Arrays:
     return {name: array.astype(np.int64) for name, array in arrays.items()}
 
 
@@ -240,21 +240,21 @@ def rename(arrays: Arrays) -> Arrays:
 
 FAULTS = {
     zero_an_item: [r"1 item ids are outside 1\.\.\d+, first 0$", "not compared"],
-    invent_an_item: [r"2 item ids are outside 1\.\.\d+, first 1000000$", "not compared"],
-    turn_back_time: [
+    add_an_unknown_item: [r"2 item ids are outside 1\.\.\d+, first 1000000$", "not compared"],
+    decrease_a_time: [
         "times decrease within a user at 1 events, first in user 10$",
         "time_quantiles range from",
     ],
-    lose_a_user: ["has 9 users, expected 10$", "events, expected", "count of row"],
-    lose_an_event: [r"number of events of user 10 is \d+", "events, expected", "count of row"],
-    lose_an_item: [r"is damaged \(a user has different numbers of items and times\)", "not compared"],
-    widen: [r"is damaged \(0000000010.items.npy is int64", "not compared"],
+    remove_a_user: ["has 9 users, expected 10$", "events, expected", "count of row"],
+    remove_an_event: [r"number of events of user 10 is \d+", "events, expected", "count of row"],
+    remove_an_item: [r"is damaged \(a user has different numbers of items and times\)", "not compared"],
+    widen_to_int64: [r"is damaged \(0000000010.items.npy is int64", "not compared"],
     rename: [r"is damaged \(contains 9000000010.items.npy instead of 0000000010.items.npy", "not compared"],
 }
 
 
 @pytest.mark.parametrize("fault", [*FAULTS], ids=lambda fault: fault.__name__)
-def test_wrong_content_under_a_right_checksum_is_found(folder: Path, fault: Fault) -> None:
+def test_wrong_content_with_a_matching_checksum_is_found(folder: Path, fault: Fault) -> None:
     rewrite_shard(folder, fault)
     shard, *others = FAULTS[fault]
     assert_found(
@@ -269,6 +269,6 @@ def test_rows_that_do_not_add_up_are_found(folder: Path) -> None:
     assert_found(folder, r"manifest.json: is damaged \(rows do not add up: ")
 
 
-def test_a_manifest_that_is_cut_off_is_found(folder: Path) -> None:
+def test_a_truncated_manifest_is_found(folder: Path) -> None:
     (folder / MANIFEST_NAME).write_text((folder / MANIFEST_NAME).read_text()[:-20])
     assert_found(folder, r"manifest.json: cannot be read")
