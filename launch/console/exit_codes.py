@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run was asked to stop and has saved; the same command resumes it
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run got a stop signal and saved; the same command resumes it
 EXIT_INTERRUPTED = 130
 _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing their module takes seconds
 

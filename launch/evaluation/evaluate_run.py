@@ -32,7 +32,7 @@ class RunEvaluation:
     """The evaluation of one checkpoint.
 
     Attributes:
-        baseline: the same metrics of popularity, if they were asked for.
+        baseline: the metrics of popularity; None without `baseline=True`.
         report: the result as JSON values.
     """
 

@@ -45,15 +45,15 @@ def test_a_bad_shard_stops_train_by_default_and_is_counted_when_skipped(tmp_path
     for name, world_size, more in (("one", 1, []), ("two", 2, temporal)):
         run = tmp_path / name
         words = ["train", "small", "--data", str(data), "--run", str(run), *SHORT, *more]
-        said = longplay([*words, "--on-bad-shard", "skip"], tmp_path / "out", world_size=world_size)
-        assert summary in said
+        printed = longplay([*words, "--on-bad-shard", "skip"], tmp_path / "out", world_size=world_size)
+        assert summary in printed
         assert set(read_metrics(run, "data/skipped_shards").values()) <= {1, 2}
         assert read_metrics(run, "data/skipped_shards")[3] == 2
         assert read_metrics(run, "data/skipped_events")[3] == events
-    said = longplay(["evaluate", str(tmp_path / "one"), "--baseline"], tmp_path / "out")
-    assert summary in said
-    said = longplay(["evaluate", str(tmp_path / "one"), "--json"], tmp_path / "out")
-    report = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    printed = longplay(["evaluate", str(tmp_path / "one"), "--baseline"], tmp_path / "out")
+    assert summary in printed
+    printed = longplay(["evaluate", str(tmp_path / "one"), "--json"], tmp_path / "out")
+    report = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     bad_users = sum(manifest["shards"][index]["num_samples"] for index in (1, 4))
     assert report["num_users"] == manifest["num_users"] - bad_users
     assert (report["skipped_shards"], report["skipped_events"]) == (2, events)
@@ -84,7 +84,7 @@ def step_without_targets(world: World, data: Path) -> list[tuple[float, float, i
     return found
 
 
-def test_a_step_whose_rows_are_all_skipped_changes_nothing(tmp_path: Path) -> None:
+def test_a_step_without_targets_changes_nothing(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     for world_size in (1, 2):
         for found in run_ranks(step_without_targets, world_size, data):
@@ -100,12 +100,12 @@ def skip_own(world: World, data: Path) -> dict[int, str]:
     return dataset.store.skipped
 
 
-def test_what_one_rank_skips_all_skip(tmp_path: Path) -> None:
+def test_a_shard_skipped_on_one_rank_is_skipped_on_all(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     assert [sorted(found) for found in run_ranks(skip_own, 2, data)] == [[3, 4]] * 2
 
 
-def test_a_run_reads_its_dataset_from_a_url_and_remembers_it(tmp_path: Path) -> None:
+def test_a_run_reads_its_dataset_from_a_url_which_evaluate_uses_too(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
     run, url = tmp_path / "run", f"pipe:cat {data}"
     longplay(["train", "small", "--data", url, "--run", str(run), *SHORT], tmp_path / "out")
