@@ -136,7 +136,7 @@ class EncoderEngine:
             loss: fp32 scalar, this micro-batch's summed loss over the step's global number of targets.
             last: whether this is the step's last micro-batch; `step` comes next.
         """
-        # DeepSpeed averages gradients over ranks; the factor turns the mean into a sum.
+        # DeepSpeed averages gradients over ranks; this factor turns the mean into a sum.
         self._zero.backward(loss * self.world.world_size, last=last)
 
     def step(self, *, lr: float, loss: Tensor, at: str, flag: bool = False) -> StepOutcome:

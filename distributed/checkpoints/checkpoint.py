@@ -3,8 +3,7 @@
     checkpoints/step-000001200/
         encoder.safetensors                    fp32 weights and Adam moments
         table-000000000-000001708.safetensors  rows [0, 1708) of the item table and their optimizer state
-        state.json                             step, counters, the caller's values, each file's size and
-        sha256
+        state.json                             step, counters, the caller's values, file sizes and sha256
 
 `writer` writes a folder under a temporary name and renames it when all files are on disk, so a folder with
 its final name is complete. Each rank reads only the rows that it owns, at any world size.
@@ -62,7 +61,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
             )
         engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
     _read_rows(checkpoint.path, table, weights_only=engine is None)
-    table.state_was_filled(int(state["table_steps"]))
+    table.finish_loading(int(state["table_steps"]))
 
 
 def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> None:
@@ -92,11 +91,11 @@ def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoin
     """Find the newest complete checkpoint under `root`. Collective if `world` is given.
 
     Args:
-        world: the ranks that share the work: each checks some of the files, and all get the same result.
+        world: the ranks that share the work: each checks some of the files, and all return the same result.
     Returns:
-        The checkpoint, None if there are no checkpoints; and the problem of each newer, damaged one.
+        The checkpoint, or None if there are no checkpoints; and path -> problem of each newer, damaged one.
     Raises:
-        CheckpointError: there are checkpoints, and all are damaged. Raised on every rank.
+        CheckpointError: all checkpoints are damaged. Raised on every rank.
     """
     problems: dict[Path, str] = {}
     paths = sorted(root.glob("step-*"), reverse=True)
@@ -178,7 +177,7 @@ def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection
 
     Args:
         keep: folder names to keep.
-        last: number of newest checkpoints to keep, without the damaged ones.
+        last: number of newest checkpoints to keep, not counting the damaged ones.
         damaged: folders to delete in any case.
     """
     paths = sorted(path for path in root.glob("step-*") if path not in damaged)
@@ -187,7 +186,7 @@ def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection
         shutil.rmtree(path, ignore_errors=True)
 
 
-# ---------------------------------------------------------------------- parts
+# ---------------------------------------------------------------------- helpers
 
 
 def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:

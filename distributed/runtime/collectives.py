@@ -14,7 +14,7 @@ class PendingCollective:
     """A collective in flight.
 
     Args:
-        result: the tensor that it fills; not to be read or written before `wait`.
+        result: the tensor that it fills; do not read or write it before `wait`.
         work: torch's handle; None if the collective is complete.
         sent: the tensor that it sends, kept alive until it is complete.
     """

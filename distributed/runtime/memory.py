@@ -1,4 +1,4 @@
-"""The memory available to a rank, its peak use, and one error for every kind of out of memory."""
+"""The memory available to a rank, its peak use, and one exception for all out-of-memory errors."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = 1024 * int(lines["MemAvailable"].split()[0])
-        # Estimates include what this process holds already.
+        # Add what this process already holds, because estimates include it.
         mine = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, KeyError, ValueError):
         return None, "unknown"
@@ -44,8 +44,8 @@ def peak_memory_gib(world: World) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def forget_peak_memory() -> None:
-    """Reset the peak to the memory in use now, which includes memory that the allocator keeps."""
+def reset_peak_memory() -> None:
+    """Reset the peak to the memory in use now, including memory that the allocator keeps."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -57,11 +57,11 @@ def forget_peak_memory() -> None:
 
 
 @contextmanager
-def memory_is_enough_for(what: str) -> Iterator[None]:
-    """Raise one exception for every way in which an allocator reports that memory ran out.
+def explain_out_of_memory(what: str) -> Iterator[None]:
+    """Convert every allocator's out-of-memory error in the context to an `OutOfMemoryError` with advice.
 
     Args:
-        what: the work of the context, for the message.
+        what: the work in the context, for the message.
     Raises:
         OutOfMemoryError: the work does not fit in memory.
     """

@@ -4,10 +4,10 @@ A thread of each rank sends heartbeats with its progress to the rendezvous' key-
 failures of other ranks:
 
 * a rank that raises an exception announces it;
-* a rank that was killed is missed by the ranks of its host, or sends no heartbeat;
-* a rank that hangs has made less progress than the others when no rank has made any for the timeout.
+* a rank that was killed is detected by the ranks of its host, or by its missing heartbeats;
+* if no rank makes progress for the timeout, the rank with the least progress is assumed to hang.
 
-No collective is used: collectives are what a failed rank leaves hanging.
+The watchdog uses no collectives after its construction, because a failed rank makes them hang.
 """
 
 import os
@@ -100,7 +100,7 @@ class Watchdog:
         self._doing = doing
 
     def close(self) -> None:
-        """Stop watching, and tell the other ranks to expect no more heartbeats of this one."""
+        """Stop watching, and announce that this rank sends no more heartbeats."""
         if self._thread is None:
             return
         self._stop.set()
@@ -159,9 +159,9 @@ class Watchdog:
         self._store.set(self._key(self.world.rank), f"{self._rounds} {self._progress} {state} {self._doing}")
 
     def _find_fault(self) -> _Fault | None:
-        """Return what is wrong with a rank, or None.
+        """Return the first fault found in another rank, or None.
 
-        Every rank checks the processes of its host; rank 0 also checks the heartbeats of all ranks.
+        Each rank checks the processes of its host; rank 0 also checks the heartbeats of all ranks.
         """
         ranks = range(self.world.world_size) if self.world.is_rank0 else self._pids
         now = time.monotonic()
@@ -235,7 +235,7 @@ class Watchdog:
         if self.world.is_rank0:
             failed = int(self._store.get(_FAILURE).decode().split()[0])
             self._wait_for_others(but=failed)
-            time.sleep(_INTERVAL_S)  # the failed rank still reads our mark from the store
+            time.sleep(_INTERVAL_S)  # the failed rank still reads this rank's mark from the store
         _exit()
 
     def _wait_for_others(self, but: int | None = None) -> None:
@@ -255,7 +255,7 @@ class Watchdog:
     # ------------------------------------------------------------------ the store
 
     def _connect(self, nonce: int) -> Any:
-        """Open a second connection: a blocking call on the process group's own would block the watchdog."""
+        """Open a separate connection: blocking calls on the process group's own would block the watchdog."""
         store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]  # it is documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),

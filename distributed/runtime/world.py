@@ -1,4 +1,4 @@
-"""This process's rank: a plain process, torchrun and srun all give a `World`."""
+"""The `World` of this process: its rank, as started by torchrun, by srun or as a single process."""
 
 import os
 import re
@@ -17,13 +17,13 @@ from longplay.distributed.zero.deepspeed_env import comm
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One rank.
+    """This process's rank among all ranks.
 
     Attributes:
         rank: number of this process, 0..world_size - 1.
         local_rank: its number on this machine.
         world_size: number of ranks.
-        device: holds its encoder and its shard of the item table.
+        device: the device of its encoder and of its shard of the item table.
         launcher: "single process", "torchrun" or "srun".
     """
 
@@ -35,13 +35,14 @@ class World:
 
     @property
     def is_rank0(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 
 def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
     """Read (rank, local_rank, world_size, launcher) from torchrun's or srun's variables.
 
-    A process of a Slurm batch script that `srun` did not start is a single process, whatever SLURM_NTASKS is.
+    A process of a Slurm batch script that `srun` did not start is a single process, for any SLURM_NTASKS.
 
     Raises:
         ValueError: only some of torchrun's variables are set.
@@ -62,14 +63,14 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
 
 
 def local_world_size(world_size: int) -> int:
-    """Return the number of ranks on this machine as torchrun or srun give it, else `world_size`."""
+    """Return the number of ranks on this machine, from torchrun or srun; else `world_size`."""
     given = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     number = given.partition("(")[0].partition(",")[0]  # Slurm writes 4(x2),1 for 4, 4 and 1 tasks
     return int(number) if number.isdigit() else world_size
 
 
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
-    """Return the rendezvous of a Slurm step: its first node, and a port derived from job and step id."""
+    """Return the host and port where a Slurm step's ranks meet: its first node, a port from its ids."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
     hosts: list[str] = []
     if shutil.which("scontrol"):
@@ -90,12 +91,12 @@ def first_host(nodelist: str) -> str:
 def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's `World`. Collective.
 
-    On a CPU it also calls `keep_freed_memory`.
+    On a CPU, also call `keep_freed_memory`.
 
     Args:
-        device: "auto" uses a GPU if there is one, else the CPU; "cpu" or "cuda" uses that.
-        timeout_s: a collective fails after this time without an answer from the other ranks, so that a dead
-            rank ends the job.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one, else the CPU.
+        timeout_s: a collective fails if the other ranks do not respond for this long, so that a dead rank
+            ends the job.
 
     Raises:
         ValueError: the device is unknown or absent, or the launcher's variables are inconsistent.
@@ -133,7 +134,7 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
 def close_world() -> None:
     """Leave the process group. Collective.
 
-    Call it only after success: after an error on one rank the others never arrive at the barrier.
+    Call it only after success: if a rank fails, it never reaches the barrier.
     """
     if torch.distributed.is_initialized():
         comm.barrier()

@@ -48,7 +48,7 @@ class _FullSoftmax(torch.autograd.Function):
         rows = max(1, chunk_elements(world) // table.rows_per_rank)
         for at in range(0, every_hidden.shape[0], rows):
             chunk = slice(at, at + rows)
-            losses[chunk] = _chunk(
+            losses[chunk] = _chunk_loss(
                 every_hidden[chunk], owned[chunk], mine[chunk], table, hidden_grad[chunk], shard_grad
             )
         all_reduce_sum(hidden_grad, world)
@@ -63,7 +63,7 @@ class _FullSoftmax(torch.autograd.Function):
         return hidden_grad * upstream[0], None, None, None
 
 
-def _chunk(
+def _chunk_loss(
     hidden: Tensor, owned: Tensor, mine: Tensor, table: ItemTable, hidden_grad: Tensor, shard_grad: Tensor
 ) -> Tensor:
     """Return the losses (n,) of one chunk of all ranks' queries. Collective.

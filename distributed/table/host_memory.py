@@ -1,7 +1,7 @@
 """Table shards in host memory for use by a GPU.
 
 Triton kernels read and write rows of page-locked memory in place: only touched rows cross the bus and the CPU
-does no work. Without the kernels, the CPU gathers and updates rows and they are copied.
+does no work. Without the kernels, the CPU gathers and updates rows and copies them to and from the GPU.
 """
 
 import weakref
@@ -40,12 +40,12 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Return rows (n, D) of `table` (R, D), on the device of the row numbers `rows` (n,) int64."""
     if table.device == rows.device:
         return table.index_select(0, rows)
-    if kernels_reach(table, rows.device):
+    if kernels_can_access(table, rows.device):
         return triton_kernels.take_rows(table, rows)
     return table.index_select(0, rows.to(table.device)).to(rows.device)
 
 
-def kernels_reach(table: Tensor, device: torch.device) -> bool:
+def kernels_can_access(table: Tensor, device: torch.device) -> bool:
     """Return whether kernels on `device` can read and write `table` in place."""
     if table.device == device:
         return True

@@ -173,12 +173,12 @@ class ItemTable:
     # ------------------------------------------------------------------ gradients and update
 
     def add_row_gradients(self, exchange: RowExchange, grads: Tensor) -> None:
-        """Send the gradients (U + 1, D) of the rows that `lookup` returned to their owners. Collective."""
+        """Send the gradients (U + 1, D) of the rows from `lookup` to the owners of the rows. Collective."""
         self._pending.append(exchange.sum_by_row(exchange.send_gradients(grads)))
         self.bytes_sent += exchange.bytes_sent[0]
 
     def add_shard_gradient(self, grads: Tensor) -> None:
-        """Add a gradient (num_rows, D) of every row that this rank owns; full cross-entropy makes one."""
+        """Add a gradient (num_rows, D) of every row of this rank, as full cross-entropy produces."""
         self._dense = grads.clone() if self._dense is None else self._dense.add_(grads)
 
     def finish_gradients(self) -> Tensor:
@@ -262,8 +262,12 @@ class ItemTable:
         weight = self._weight[0]
         return {name: self._rows(optimizer_partition(weight, moment)) for name, moment in kinds.items()}
 
-    def state_was_filled(self, step_count: int) -> None:
-        """Take over the tensors of `state()` after the caller filled them with the state at `step_count`."""
+    def finish_loading(self, step_count: int) -> None:
+        """Adopt a loaded state: the caller has filled the tensors of `state()` with it.
+
+        Args:
+            step_count: table updates that the state contains.
+        """
         self.step_count = step_count
         if self.zero_dense:
             self.shard.copy_(self.state()["weight"])
@@ -274,7 +278,12 @@ class ItemTable:
 
 
 def fill_initial_rows(rows: Tensor, first_row: int, *, std: float, seed: int) -> None:
-    """Fill rows (n, D), which begin at table row `first_row`, with normal values derived from (seed, row)."""
+    """Fill rows (n, D) in place with normal values that depend only on the seed and the row number.
+
+    Args:
+        first_row: table row of rows[0].
+        std: standard deviation.
+    """
     done = 0
     while done < rows.shape[0]:
         block, offset = divmod(first_row + done, _INIT_BLOCK)

@@ -69,7 +69,7 @@ class RowExchange:
         return out
 
     def sum_by_row(self, grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the gradients that several ranks sent for the same row, in rank order, so always the same sum.
+        """Sum the gradients of each row over the ranks that sent one, in rank order to be deterministic.
 
         Args:
             grads: (sum(recv), D) from `send_gradients`.
@@ -88,7 +88,7 @@ class RowExchange:
 class PendingRowExchange:
     """An exchange whose metadata all-to-alls are in flight, in parallel with other work. Collective.
 
-    Construction starts the all-to-all of the request counts, `send_positions` that of the requested
+    Construction starts the all-to-all of the request counts, `send_positions` starts that of the requested
     positions, and `wait` returns the exchange. Every rank makes these three calls in the same order.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longplay.common.settings import PositiveFloat, Probability, settings_class
 from longplay.distributed.table import triton_kernels
-from longplay.distributed.table.host_memory import kernels_reach
+from longplay.distributed.table.host_memory import kernels_can_access
 
 
 @settings_class
@@ -57,7 +57,7 @@ class LazyAdam:
             exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
             return
-        if triton_kernels.works(lazy_adam_kernel, grads.device) and kernels_reach(weight, grads.device):
+        if triton_kernels.works(lazy_adam_kernel, grads.device) and kernels_can_access(weight, grads.device):
             triton_kernels.lazy_adam(
                 weight,
                 exp_avg,
@@ -104,7 +104,9 @@ class RowAdagrad:
         """Update `weight` in place; arguments as in `LazyAdam.step`."""
         if rows is None:
             rows = torch.arange(grads.shape[0], device=grads.device)
-        if triton_kernels.works(row_adagrad_kernel, grads.device) and kernels_reach(weight, grads.device):
+        if triton_kernels.works(row_adagrad_kernel, grads.device) and kernels_can_access(
+            weight, grads.device
+        ):
             triton_kernels.row_adagrad(
                 weight, self.state["sum_sq"], rows, grads.contiguous(), step_size=lr, eps=self.eps
             )

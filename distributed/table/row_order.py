@@ -1,9 +1,9 @@
 """The order of items in the table: a fixed bijection that spreads frequent items over all ranks.
 
-Item ids ascend with falling frequency. In item order, the first rank would own every popular row and do
-nearly all the work. Multiplying by a step near the golden section of the number of items, coprime to it,
-spreads every range of items evenly. It takes two integer operations, stores no permutation, and does not
-depend on the number of ranks.
+Item 1 is the most frequent item. In item order, the first rank would own every popular row and do nearly all
+the work. Instead, positions are multiples of a step, modulo the number of items, as in Fibonacci hashing: the
+step is coprime to the number of items and near its golden section, which spreads every range of items evenly.
+This takes a few integer operations, stores no permutation, and does not depend on the number of ranks.
 """
 
 import math

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 20;  // scores that a 32-bit counter holds
+constexpr int64_t kBlock = 1 << 20;  // scores counted in one 32-bit counter
 
 }  // namespace
 
@@ -35,7 +35,7 @@ void pair_scores(const Sizes* sizes, const float* queries, const int64_t* query,
   }
 }
 
-// Counts each query's scores > above[q] (surely) and >= below[q] (perhaps); scores (Q, R), the rest (Q,).
+// Count each query's scores > above[q] (surely) and >= below[q] (perhaps); scores (Q, R), the rest (Q,).
 void count_scores(const Sizes* sizes, const float* scores, const float* above, const float* below, int64_t* surely,
                   int64_t* perhaps) {
   const Sizes s = *sizes;

@@ -116,7 +116,7 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
 def _count(
     hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `triton_kernels.count_above` does, with the scores of rows[begin:end] in memory.
+    """Count as `triton_kernels.count_above` does, with the scores of rows[begin:end] in memory.
 
     The targets' own rows are not counted.
     """

@@ -35,7 +35,7 @@ def _source() -> Any | None:
     return triton_source
 
 
-def is_present(device: torch.device) -> bool:
+def is_available(device: torch.device) -> bool:
     """Return whether Triton can run on `device`: it is installed, with a GPU or with its interpreter."""
     can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     return can_run and os.environ.get(_SWITCH) != "0" and _source() is not None
@@ -44,7 +44,7 @@ def is_present(device: torch.device) -> bool:
 @cache
 def works(check: Callable[[torch.device], bool], device: torch.device) -> bool:
     """Return whether a kernel may be used on `device`; `check` compares it with its twin there."""
-    if not is_present(device):
+    if not is_available(device):
         return False
     try:
         good = check(device)

@@ -9,8 +9,8 @@ def _offsets(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl
     """Locate the rows of this program.
 
     Returns:
-        Which of its rows exist (ROWS,), their row numbers (ROWS,), the offsets of their elements in the table
-        and in tensors ordered as `rows`, and which elements exist (ROWS, PADDED).
+        (ROWS,) the mask of rows that exist, and their row numbers; (ROWS, PADDED) the offsets of their
+        elements in the table and in tensors ordered as `rows`, and the mask of elements that exist.
     """
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)

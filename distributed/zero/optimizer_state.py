@@ -60,7 +60,7 @@ class ZeroOptimizerState:
     def set_moments_to_zero(self, steps: int) -> None:
         """Create Adam's state as it is after `steps` steps with zero gradients.
 
-        Adam itself creates it at its first step; checkpoints need it before.
+        Adam itself creates its state at its first step; checkpoints need it earlier.
         """
         optimizer = self._optimizer
         flats = (

@@ -1,7 +1,7 @@
 """A ZeRO-3 parameter built partition by partition: no rank allocates, sends or receives the whole parameter.
 
-`deepspeed.zero.Init` partitions a full tensor. It gets one element expanded to the full shape, which takes no
-memory, and turns it into a DeepSpeed parameter; each rank then supplies its own partition.
+`deepspeed.zero.Init` partitions a full tensor. Here it is given one element expanded to the full shape, which
+takes no memory, and turns it into a DeepSpeed parameter; each rank then supplies its own partition.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ def forbid_gather(parameter: nn.Parameter) -> None:
     """Make every later attempt to gather the whole parameter raise an AssertionError."""
 
     def all_gather(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"something tried to gather the whole item table {tuple(parameter.ds_shape)}")  # type: ignore[attr-defined]  # DeepSpeed's own attribute
+        raise AssertionError(f"an attempt to gather the whole item table {tuple(parameter.ds_shape)}")  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 
     parameter.all_gather = all_gather  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 

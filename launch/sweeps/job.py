@@ -12,7 +12,7 @@ from submitit import JobEnvironment
 
 from longplay.data_shards.storage.locations import parse_location
 from longplay.data_shards.stream.splits import Part
-from longplay.distributed.runtime.memory import forget_peak_memory
+from longplay.distributed.runtime.memory import reset_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
@@ -72,7 +72,7 @@ class SweepJob:
             file = evaluation_file(Path(self.run), split)
             if code or file.is_file():
                 continue
-            forget_peak_memory()
+            reset_peak_memory()
             _change_port()
             code = exit_code_of(functools.partial(self._evaluate, split, file))
         return code

@@ -5,7 +5,7 @@ import time
 import torch
 
 from longplay.data_shards.stream.train_stream import TrainStream
-from longplay.distributed.runtime.memory import memory_is_enough_for
+from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.phases import STEP, phase
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.distributed.runtime.world import World
@@ -49,7 +49,7 @@ def run_loop(
             epochs_done = progress.epochs_done(steps_per_epoch)
             lr = learning_rate(train, step=planned.step, epochs_done=epochs_done)
             is_last = progress.next_step_is_last(train, steps_per_epoch)
-            with memory_is_enough_for(f"step {planned.step}"):
+            with explain_out_of_memory(f"step {planned.step}"):
                 result = train_step(
                     model,
                     planned,

@@ -1,7 +1,7 @@
 """Validation during training."""
 
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.distributed.runtime.memory import memory_is_enough_for
+from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.training.model import Model
@@ -28,7 +28,7 @@ class Validation:
         Raises:
             OutOfMemoryError: it does not fit.
         """
-        with memory_is_enough_for("a batch of the validation"):
+        with explain_out_of_memory("a batch of the validation"):
             self._evaluate(max_rounds=1)
 
     def _evaluate(self, max_rounds: int | None = None) -> Evaluation:

@@ -33,7 +33,7 @@ def device() -> torch.device:
 @pytest.fixture
 def interpreted() -> None:
     """Skip unless Triton can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not triton_kernels.is_present(device()):
+    if not triton_kernels.is_available(device()):
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
 
 
@@ -172,7 +172,7 @@ def test_a_kernel_that_fails_or_differs_is_not_used(
     def differs(device: torch.device) -> bool:
         return False
 
-    monkeypatch.setattr(triton_kernels, "is_present", lambda device: True)
+    monkeypatch.setattr(triton_kernels, "is_available", lambda device: True)
     cpu = torch.device("cpu")
     assert not triton_kernels.works(breaks, cpu)
     assert not triton_kernels.works(differs, cpu)
@@ -182,4 +182,4 @@ def test_a_kernel_that_fails_or_differs_is_not_used(
 
 def test_longplay_triton_0_disables_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGPLAY_TRITON", "0")
-    assert not triton_kernels.is_present(torch.device("cuda"))
+    assert not triton_kernels.is_available(torch.device("cuda"))
