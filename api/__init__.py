@@ -2,10 +2,10 @@
 
 This module loads exported models:
 
-import longplay
+    import longplay
 
-model = longplay.load("exports/ml1m")
-item_ids, scores = model.recommend([2858, 260, 480], top=10)
+    model = longplay.load("exports/ml1m")
+    item_ids, scores = model.recommend([2858, 260, 480], top=10)
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["load"]
 def load(path: str | PathLike[str], *, verify: bool = False, device: str = "cpu") -> ExportedModel:
     """Open a folder written by `longplay export`, on one machine, without DeepSpeed or a process group.
 
-    The item table is mapped from disk: rows are read when they are needed.
+    The item table is memory-mapped: rows are read from disk when they are needed.
 
     Args:
-        path: the folder.
-        verify: also compare the sha256 of the item table, which reads the whole file; the sha256 of the other
-            files is always compared.
+        path: the export's folder.
+        verify: also check the sha256 of the item table, which reads the whole file. The other files are
+            always checked.
         device: device of the encoder and of scoring; blocks of the item table are copied to it.
     Raises:
-        ValueError: the folder is not an export, has an unknown format version, or is damaged.
+        ValueError: the folder is not an export, has an unsupported format version, or is damaged.
     """
     from longplay.serving.exported_model import ExportedModel  # `import longplay` does not import torch
 

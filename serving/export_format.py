@@ -31,7 +31,7 @@ _GIVE_AN_EXPORT = "give the folder that `longplay export --out` wrote"
 
 
 class ExportError(ValueError):
-    """A folder is not an export, has another format version, or is damaged."""
+    """A folder is not an export, has an unsupported format version, or is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ def read_export_config(path: Path) -> ExportConfig:
     """Read config.json and check that every file it lists exists and has its size.
 
     Raises:
-        ExportError: the folder is not an export, has another format version or unknown settings, or a file is
-            missing or has another size.
+        ExportError: the folder is not an export, its format version or settings are not supported, or a file
+            is missing or has another size.
     """
     file = path / CONFIG_NAME
     try:
@@ -128,7 +128,7 @@ def check_sha256(path: Path, config: ExportConfig, name: str) -> None:
 
 
 def map_table(path: Path, num_rows: int, width: int) -> Tensor:
-    """Map an item table's file: (num_rows, width) fp32, whose pages are read on access.
+    """Memory-map an item table's file and return it as (num_rows, width) fp32; pages are read on access.
 
     Raises:
         ExportError: the file is damaged, or holds another tensor.

@@ -36,9 +36,10 @@ History = Sequence[int] | np.ndarray
 
 @dataclass
 class Session:
-    """The encoder's state after one user's history; `ExportedModel.session` makes it, `step` advances it.
+    """The encoder's state after one user's history; created by `ExportedModel.session`, advanced by `step`.
 
     Attributes:
+        model: the model that created it.
         state: the encoder's recurrent state.
         hidden: (1, D), the encoder's output after the last event; None before the first event.
         seen: item ids of the history.
@@ -67,13 +68,14 @@ class Session:
 
 
 class ExportedModel:
-    """An encoder and its item table, mapped from disk; made by `longplay.load`.
+    """An encoder and its memory-mapped item table, as returned by `longplay.load`.
 
     Attributes:
         config: the content of the export's config.json.
         encoder: in eval mode, on `device`.
         rows: the item table.
-        items: original ids and counts.
+        items: the items' original ids and counts.
+        device: device of the encoder and of scoring.
     """
 
     def __init__(
@@ -105,13 +107,13 @@ class ExportedModel:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best next items after one history, or after each of several.
 
-        The latest `context_length` events are encoded; every event counts as seen. Items without a row in the
-        model are ignored, with a warning. `longplay recommend` gives the same items.
+        Only the latest `context_length` events are encoded, but every event counts as seen. Items that are
+        not in the model are ignored, with a warning. `longplay recommend` returns the same items.
 
         Args:
             history: original item ids, oldest first; or a list of such histories.
-            top: number of items.
-            exclude_seen: whether items of the history are excluded.
+            top: number of items to return.
+            exclude_seen: exclude the items of the history.
         Returns:
             Original ids (int64) and scores (float64), best first, ties by item id. One history: (n,) each,
             with n below `top` if fewer items remain. B histories: (B, min(top, num_items)) each, padded with
@@ -151,7 +153,7 @@ class ExportedModel:
         """Return a session after `history`; `step` then adds one event in constant time.
 
         Args:
-            history: original item ids, oldest first, of which the latest `context_length` are encoded; may be
+            history: original item ids, oldest first; only the latest `context_length` are encoded. May be
                 empty.
         Raises:
             TypeError: the encoder is not recurrent (sasrec, moematrrec); use `recommend`.
@@ -170,8 +172,11 @@ class ExportedModel:
     def step(self, session: Session, item_id: int) -> Session:
         """Add one event to a session in place, and return the session.
 
-        Unlike `recommend`, a session includes events older than the latest `context_length`. An item without
-        a row in the model is ignored, with a warning.
+        Unlike in `recommend`, events older than the latest `context_length` still count. An item that is not
+        in the model is ignored, with a warning.
+
+        Args:
+            item_id: original item id.
         """
         (item,) = self.items.item_ids(_integers([item_id], "item_id")).tolist()
         if item == 0:
@@ -183,7 +188,7 @@ class ExportedModel:
         session.seen.add(item)
         return session
 
-    # ------------------------------------------------------------------ parts
+    # ------------------------------------------------------------------ helpers
 
     def _known(self, history: np.ndarray, number: int, single: bool) -> np.ndarray:
         """Return the item ids (n,) int64 of a history of original ids, without unknown items."""
@@ -213,7 +218,7 @@ class ExportedModel:
             items = torch.zeros(len(batch), longest, dtype=torch.int64)
             for row, number in enumerate(batch):
                 items[row, : lengths[number]] = torch.from_numpy(recent[number])
-            seq_idx = (items == 0).int().to(self.device)  # the slots after a history are another segment
+            seq_idx = (items == 0).int().to(self.device)  # padding after a history is another segment
             last = torch.from_numpy(np.arange(len(batch)) * longest + lengths[batch] - 1).to(self.device)
             encoded = self.encoder(self.rows.lookup(items), seq_idx, at=last)
             hidden[torch.from_numpy(batch).to(self.device)] = encoded.float()
@@ -226,6 +231,9 @@ class ExportedModel:
         Args:
             hidden: (B, D).
             seen: item ids to exclude, for each query.
+            top: at least 1.
+        Raises:
+            ValueError: `top` is below 1.
         """
         if top < 1:
             raise ValueError(f"top={top}: must be at least 1")
@@ -243,12 +251,12 @@ class ExportedModel:
 
 
 def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    there = scores > -np.inf
-    return item_ids[there], scores[there]
+    valid = scores > -np.inf
+    return item_ids[valid], scores[valid]
 
 
 def _as_histories(history: Any) -> tuple[list[np.ndarray], bool]:
-    """Return each history as (n,) int64, and whether `history` is a single one."""
+    """Return a list of histories, each (n,) int64, and whether `history` is a single one."""
     if len(history) == 0:
         raise ValueError("history: is empty; give original item ids, oldest first")
     if np.ndim(history[0]) == 0:

@@ -1,4 +1,4 @@
-"""The exported item table, mapped from its file."""
+"""The exported item table, memory-mapped from its file."""
 
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from longplay.serving.export_format import map_table
 
 
 class ItemRows:
-    """Rows 0..num_items of width D in item-id order, mapped from their file.
-
-    Processes on one machine share the pages.
+    """Rows 0..num_items of width D in item-id order, memory-mapped; processes on one machine share the pages.
 
     Args:
         path: item_table.safetensors.
