@@ -1,7 +1,7 @@
 """Measure the cost of saving, and save and resume a table of 31.6 M rows on different numbers of ranks.
 
-python -m benchmarks.checkpoint overhead --data data/ml1m   compare saving every 50 steps with never saving
-python -m benchmarks.checkpoint large                       31.6 M x 64: train on 2 ranks, kill, 1, kill, 4
+    python -m benchmarks.checkpoint overhead --data data/ml1m   compare saving every 50 steps with no saving
+    python -m benchmarks.checkpoint large                       31.6 M x 64: 2 ranks, kill, 1, kill, 4
 
 `large` writes and reads 8.1 GB three times and needs 20 GB of memory and 30 GB of disk. Before each start it
 measures the disk with a file as large as a checkpoint.
@@ -196,8 +196,8 @@ def _train(
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             peaks.append(usage.ru_maxrss / 2**20)
-    wanted = 0 if kill_when is None else -signal.SIGKILL
-    assert all(process.returncode == wanted for process in processes), log.read_text()
+    expected = 0 if kill_when is None else -signal.SIGKILL
+    assert all(process.returncode == expected for process in processes), log.read_text()
     return peaks
 
 

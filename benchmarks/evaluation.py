@@ -1,10 +1,10 @@
 """Evaluate every user: Longplay's exact ranking of the whole catalogue against a loop over users.
 
-python -m benchmarks.evaluation --data data/ml1m
+    python -m benchmarks.evaluation --data data/ml1m
 
 The loop of `research_loop.py` ranks the target among 100 items drawn in Python, one user at a time. Longplay
-ranks the same targets among all items, all unseen items and 100 sampled items in one pass. Both encode the
-same number of latest events with an untrained MambaRec of the same size and scan.
+ranks the same targets among all items, all unseen items and 100 sampled items in one pass. Both use an
+untrained MambaRec of the same size and scan, and encode the same number of latest events.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, seconds, spread
-from benchmarks.own_loop import OwnLoop
 from benchmarks.research_loop import NUM_SAMPLED, PaddedMambaRec, evaluate_by_user
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.evaluation.evaluation import evaluate
@@ -25,7 +25,7 @@ _LENGTH, _WIDTH, _STATE = 200, 64, 32
 
 
 def main() -> None:
-    """Alternate both, print their seconds and the ratio."""
+    """Alternate the two evaluations; print their seconds and the ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +39,7 @@ def main() -> None:
     padded = PaddedMambaRec(dataset.num_items, _WIDTH, 1, _STATE, "auto")
     sequences = [dataset.sequence(user)[0].tolist() for user in range(dataset.num_users)]
     histories, targets = [items[:-1] for items in sequences], [items[-1] for items in sequences]
-    own = OwnLoop(args.data, "mambarec", ["--context_length", str(_LENGTH), "--encoder.num_blocks", "1"])
+    own = LongplayLoop(args.data, "mambarec", ["--context_length", str(_LENGTH), "--encoder.num_blocks", "1"])
 
     def ours() -> None:
         own.model.engine.train(False)

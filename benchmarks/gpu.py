@@ -1,7 +1,7 @@
 """Measure training, the row update, ranking and memory on a GPU, and the limits of the card.
 
-python -m benchmarks.gpu             ten minutes on one 80 GB card
-python -m benchmarks.gpu --small     the same code at sizes that any machine can run
+    python -m benchmarks.gpu             ten minutes on one 80 GB card
+    python -m benchmarks.gpu --small     the same code at sizes that any machine can run
 
 The script first measures two limits of the card: the bandwidth of a copy in its memory and the rate of a bf16
 matrix product. It prints each rate with the fraction of the limit that it reaches.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, seconds
-from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import lfm_lengths, write_dataset
 from benchmarks.table import with_rows
 from longplay.distributed.runtime.world import World, init_world
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if not (args.small or torch.cuda.is_available()):
-        parser.error("PyTorch sees no GPU here; --small shows on a CPU that everything runs")
+        parser.error("PyTorch finds no GPU; use --small to run the same code on a CPU")
     sizes = _SMALL if args.small else _FULL
     world = init_world(device="auto")
     timer = Timer(world.device, args.repeats)
@@ -97,7 +97,7 @@ class Timer:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -134,15 +134,15 @@ def _update(sizes: Sizes, timer: Timer, copy_rate: float) -> None:
 
 
 def _rank(sizes: Sizes, timer: Timer, product_rate: float) -> None:
-    """Time the exact ranking of all users over all rows."""
+    """Time the exact ranking of each user's target among all rows."""
     generator = torch.Generator(timer.device).manual_seed(0)
     rows = torch.randn(sizes.num_rows, WIDTH, device=timer.device, generator=generator)
     hidden = torch.randn(sizes.users, WIDTH, device=timer.device, generator=generator)
     own = torch.randint(sizes.num_rows, (sizes.users,), device=timer.device, generator=generator)
-    # Add the target's own row, so that targets score well, as in a trained model.
+    # Add the target's row to the query, so that targets rank high, as in a trained model.
     hidden += rows[own]
     score = exact_dot(hidden, rows[own])
-    timer.forget_peak()
+    timer.reset_peak()
     before = timer.peak_bytes()
 
     def rank() -> None:
@@ -154,8 +154,8 @@ def _rank(sizes: Sizes, timer: Timer, product_rate: float) -> None:
     limit = 2 * sizes.users * sizes.num_rows * WIDTH / product_rate
     extra = (timer.peak_bytes() - before) / 2**30
     print(
-        f"exact ranks of {sizes.users:,} users among {sizes.num_rows:,} items: {took:.2f} s, "
-        f"{limit / took:.0%} of the limit, {extra:.2f} GiB beside the table"
+        f"exact positions of {sizes.users:,} users among {sizes.num_rows:,} items: {took:.2f} s, "
+        f"{limit / took:.0%} of the limit, {extra:.2f} GiB beyond the table"
     )
 
 
@@ -165,8 +165,8 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
     for length in sizes.lengths:
         for recipe in ("mambarec", "sasrec"):
             own = None  # free the previous table
-            timer.forget_peak()
-            own = with_rows(OwnLoop(data, recipe, _words(sizes, length), world), sizes.num_rows)
+            timer.reset_peak()
+            own = with_rows(LongplayLoop(data, recipe, _words(sizes, length), world), sizes.num_rows)
             table = sum(own.model.table.bytes_per_rank().values())
             took = timer(lambda own=own: own.steps(4))
             rate = 4 * slots / took
@@ -176,7 +176,7 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
                 if length == 5000:
                     memory = timer.peak_bytes() - table
                     line += f", {rate / _STUDY_EVENTS_PER_S:.0f} x the study's rate"
-                    line += f"; {memory / 1e9:.2f} GB beside the table"
+                    line += f"; {memory / 1e9:.2f} GB beyond the table"
                     line += f", {memory / _STUDY_BYTES:.2f} of the study's memory"
             print(line, flush=True)
 
@@ -194,17 +194,17 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
         "default": [],
         "no pipelining of the next step": [],
         "encoder through torch.compile": [],
-        "table in the host's memory": ["--table.placement", "host"],
+        "table in host memory": ["--table.placement", "host"],
     }
     pieces: dict[str, Callable[[], float]] = {}
     for name, more in words.items():
         pipelined = name != "no pipelining of the next step"
-        loop = OwnLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=pipelined)
+        loop = LongplayLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=pipelined)
         own = with_rows(loop, rows)
         if name == "encoder through torch.compile":
             own.model.encoder.compile()
 
-        def step(own: OwnLoop = own) -> float:
+        def step(own: LongplayLoop = own) -> float:
             timer.wait()
             return 1e3 * seconds(lambda: (own.steps(4), timer.wait())) / 4
 

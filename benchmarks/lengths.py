@@ -1,6 +1,6 @@
 """Plot the cost of an event for context lengths of 250 to 20,000, for MambaRec and SASRec.
 
-python -m benchmarks.lengths --out benchmarks/results/lengths.png
+    python -m benchmarks.lengths --out benchmarks/results/lengths.png
 
 Every step has the same number of slots. Every row is one window of one long history, so attention spans the
 whole context. The histories are random; the cost does not depend on the items.
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median
-from benchmarks.own_loop import OwnLoop
 from benchmarks.stream import write_dataset
 from longplay.distributed.runtime.world import init_world
 
@@ -64,7 +64,7 @@ def _measure(args: argparse.Namespace, data: Path) -> dict[str, list[float]]:
         words += ["--data.rows_per_step", str(max(1, args.slots // length)), "--data.num_lanes", "1"]
         words += ["--loss.name", "bce", "--encoder.positional_embedding", "false"]
         for name in args.models:
-            own = OwnLoop(data, name, words, world)
+            own = LongplayLoop(data, name, words, world)
             pieces[f"{name} {length}"] = lambda own=own: 1e6 / own.targets_per_s(1)
     times = interleaved(pieces, repeats=args.repeats)
     return {name: [median(times[f"{name} {length}"]) for length in args.lengths] for name in args.models}

@@ -14,10 +14,12 @@ import torch
 
 
 def interleaved(pieces: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:
-    """Alternate pieces of work (a, b, c, a, b, c, ...) and return their results, after a warm-up round.
+    """Run the functions alternately (a, b, c, a, b, c, ...), after a warm-up round that is not recorded.
 
     Args:
         pieces: name -> function that returns a measurement, such as seconds.
+    Returns:
+        name -> the `repeats` measurements.
     """
     results: dict[str, list[float]] = {name: [] for name in pieces}
     for number in range(repeats + 1):

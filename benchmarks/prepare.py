@@ -1,7 +1,7 @@
 """Measure the rate, memory and disk use of `longplay prepare` on generated LFM-1b events of two sizes.
 
-python -m benchmarks.prepare                                        100 M and 300 M events: 18 GB of raw text
-python -m benchmarks.prepare --events 10M 30M --format kuairand     smaller, another format
+    python -m benchmarks.prepare                                     100 M and 300 M events: 18 GB of raw text
+    python -m benchmarks.prepare --events 10M 30M --format kuairand  smaller, another format
 
 `longplay synth` generates the raw files; they are deleted afterwards unless --raw keeps them. Each run of
 `longplay prepare` is a separate process, whose peak memory the operating system reports.
@@ -107,7 +107,8 @@ def _run(form: str, raw: Path, temporary: Path, memory: str) -> Measured:
     stop.set()
     watcher.join()
     if status:
-        raise SystemExit(f"longplay {' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+        code = os.waitstatus_to_exitcode(status)
+        raise SystemExit(f"longplay {' '.join(command)}: failed with exit code {code}")
     process.returncode = 0
     manifest = Manifest.read(work / "set")
     shutil.rmtree(work)

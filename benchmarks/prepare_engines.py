@@ -65,7 +65,7 @@ def run_polars(job: Job) -> None:
 
 def run_duckdb(job: Job) -> None:
     """Load a table on disk, whose row ids are positions in the file; then join, sort and copy."""
-    import duckdb  # pyright: ignore[reportMissingImports]  # of the extra [bench]
+    import duckdb  # pyright: ignore[reportMissingImports]  # installed by the extra [bench]
 
     settings = {
         "memory_limit": f"{job.memory_bytes >> 20}MiB",
@@ -99,7 +99,7 @@ def run_arrow_numpy(job: Job) -> None:
 
     pa.set_cpu_count(NUM_THREADS)
     # A thread holds a bucket, its key, its order and its sorted columns: about 5 times 24 bytes per event.
-    # Use twice the buckets that this needs, because they are not equally full. A row takes at least 20 bytes.
+    # Use twice as many buckets as this needs, because their sizes differ. A row takes at least 20 bytes.
     most_events = job.raw.stat().st_size // 20
     num_buckets = max(2, 2 * -(-most_events * 24 * 5 * NUM_THREADS // job.memory_bytes))
     paths = [job.temporary / f"bucket-{number}" for number in range(num_buckets)]
@@ -151,7 +151,7 @@ def run_arrow_numpy(job: Job) -> None:
 
 
 def _ends(bucket, num_buckets: int):
-    """Return (num_buckets - 1,) the end of each bucket but the last, in rows ordered by bucket."""
+    """Return the ends (num_buckets - 1,) of all buckets but the last, in rows ordered by bucket."""
     import numpy as np
 
     return np.cumsum(np.bincount(bucket, minlength=num_buckets))[:-1]
@@ -188,7 +188,7 @@ def checksum(path: Path) -> str:
     events = pl.read_parquet(path)
     user = events["user"].to_numpy()
     if np.count_nonzero(np.diff(user)) + 1 != len(np.unique(user)):
-        raise ValueError(f"{path}: a user's events are apart")
+        raise ValueError(f"{path}: a user's events are not contiguous")
     order = np.argsort(user, kind="stable")
     digest = hashlib.sha256()
     for name, dtype in (("user", "<i8"), ("item", "<i4"), ("time", "<i8")):
@@ -309,7 +309,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> None:
             shutil.rmtree(temporary)
             out.unlink()
         if len(set(sums.values())) > 1:
-            raise RuntimeError(f"the engines disagree: {sums}")
+            raise RuntimeError(f"the engines wrote different events: {sums}")
     print(_report(raw, args, runs))
 
 
@@ -321,11 +321,11 @@ def _report(raw: Path, args: argparse.Namespace, runs: dict[str, list[Measured]]
     versions = " ".join(f"{name} {version(name)}" for name in ("polars", "duckdb", "pyarrow", "numpy"))
     lines = [
         f"{raw.stat().st_size:,} bytes of text, memory bound {args.memory >> 20} MiB, {NUM_THREADS} threads, "
-        f"medians of {args.repeats} alternating runs; all engines wrote the same",
+        f"medians of {args.repeats} alternating runs; all engines wrote the same events",
         f"{_cpu_model()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB; "
         f"Python {platform.python_version()}, {versions}",
         "",
-        "| engine | s | all runs, s | to the fastest | CPU s | RSS, MiB | without files, MiB | disk, MiB |",
+        "| engine | s | all runs, s | relative | CPU s | RSS, MiB | without files, MiB | disk, MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for engine in runs:
@@ -381,7 +381,7 @@ def main() -> None:
     elif args.one:
         job = Job(raw=args.raw, out=Path(args.out), temporary=args.scratch, memory_bytes=args.memory)
         ENGINES[args.one](job)
-        # Not getrusage: its peak includes that of the parent process before exec.
+        # getrusage would include the parent's peak before exec.
         print(json.dumps({"peak_bytes": _status_bytes("self", "VmHWM")}))
     else:
         with tempfile.TemporaryDirectory(dir=args.scratch, prefix="prepare-engines-") as scratch:

@@ -1,10 +1,10 @@
 """Measure throughput on 1, 2 and 4 ranks of one machine.
 
-python -m benchmarks.ranks --data data/ml1m
+    python -m benchmarks.ranks --data data/ml1m
 
-Each rank has one thread, and one core while there are enough; the global batch is always the same. The upper
-bound is measured too: one separate single-rank run per core, all at the same time, which exchange nothing.
-All runs are started once and then alternate.
+Each rank has one thread and, if the machine has enough cores, its own core. The global batch is the same for
+all numbers of ranks. The upper bound is measured as well: independent single-rank runs, one per core, at the
+same time. All processes start once and then take turns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, spread
-from benchmarks.own_loop import OwnLoop
 from benchmarks.turns import Worker, take_turns, workers
 from longplay.distributed.runtime.world import World
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _turn(trainings: list[Worker]) -> float:
-    """Return the summed targets/s of runs that work at the same time."""
+    """Return the summed targets/s of runs that train at the same time."""
     for training in trainings:
         training.go()
     return math.fsum([training.result() for training in trainings])
@@ -69,7 +69,7 @@ def _turn(trainings: list[Worker]) -> float:
 def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
     """Return a function that trains for one turn and returns the targets/s of all ranks."""
     words = ["--loss.name", args.loss, "--data.rows_per_step", str(args.rows)]
-    own = OwnLoop(args.data, args.recipe, words, world)
+    own = LongplayLoop(args.data, args.recipe, words, world)
     return lambda: own.targets_per_s(args.steps)
 
 

@@ -121,7 +121,7 @@ class ResearchLoop:
     """Train a padded model one step at a time with one negative per target and dense Adam.
 
     Args:
-        workers: processes that make batches; 0 = make them in this process.
+        workers: processes that build batches; 0 = build them in this process.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Compare the implementations of the Mamba recurrence: time and memory of forward and backward.
 
-python -m benchmarks.scans
+    python -m benchmarks.scans
 
 Mamba-1: the reference (autograd through a loop), the chunked form, C++, and on a GPU mamba-ssm's kernel.
 Mamba-2: the chunked matrix form. Each measurement is the whole mixer, with projections, convolution and a

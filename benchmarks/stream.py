@@ -1,7 +1,7 @@
 """Measure how fast the stream reads, seeks and packs, at history lengths like LFM-1b's and MovieLens-1M's.
 
-python -m benchmarks.stream                 everything, a few minutes
-python -m benchmarks.stream read seek       some of: read, seek, padding, threads
+    python -m benchmarks.stream                 everything, a few minutes
+    python -m benchmarks.stream read seek       some of: read, seek, padding, threads
 
 The shards are generated in a temporary folder. Every number is the median of --repeats runs.
 """

@@ -1,8 +1,8 @@
 """Measure what the item table costs per step, by its size, its exchange and its optimizer.
 
 python -m benchmarks.table size --data data/ml1m       one rank, tables of 0.1 to 30 million rows (12 GB)
-python -m benchmarks.table exchange --data data/ml1m   2 ranks: row_sparse, zero_dense, and a gathered table
-python -m benchmarks.table optimizers                  update of the touched rows against torch's optimizers
+python -m benchmarks.table exchange --data data/ml1m   2 ranks: row_sparse, zero_dense, a gathered table
+python -m benchmarks.table optimizers                  update of touched rows against torch's optimizers
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, seconds, spread
-from benchmarks.own_loop import OwnLoop
 from benchmarks.turns import take_turns, workers
 from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.engine import EncoderEngine
@@ -57,8 +57,11 @@ def main() -> None:
     {"size": _size, "exchange": _exchange, "optimizers": _optimizers}[args.part](args)
 
 
-def with_rows(own: OwnLoop, num_rows: int) -> OwnLoop:
-    """Give the loop a table of `num_rows` rows. Only the dataset's own items occur as targets."""
+def with_rows(own: LongplayLoop, num_rows: int) -> LongplayLoop:
+    """Replace the loop's table by one of `num_rows` rows and return the loop.
+
+    Only the dataset's own items occur as inputs and targets.
+    """
     config, world = own.config, own.world
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
@@ -74,7 +77,7 @@ def _size(args: argparse.Namespace) -> None:
     sizes = args.rows or [100_000, 1_000_000, 10_000_000, 30_000_000]
     pieces = {}
     for num_rows in sizes:
-        own = with_rows(OwnLoop(args.data, "mambarec", [*_LOSS, *_ADAGRAD], world), num_rows)
+        own = with_rows(LongplayLoop(args.data, "mambarec", [*_LOSS, *_ADAGRAD], world), num_rows)
         pieces[f"{num_rows:,}"] = lambda own=own: 1e3 * seconds(lambda: own.steps(4)) / 4
     times = interleaved(pieces, repeats=args.repeats)
     base = median(next(iter(times.values())))
@@ -106,7 +109,7 @@ def _prepare(args: argparse.Namespace, world: World) -> Callable[[], float]:
         steps = _gathered(num_rows, args.data, world)
     else:
         words = [*_LOSS, "--table.update", args.mode, "--engine.zero_stage", "3"]
-        steps = with_rows(OwnLoop(args.data, "mambarec", words, world), num_rows).steps
+        steps = with_rows(LongplayLoop(args.data, "mambarec", words, world), num_rows).steps
     return lambda: 1e3 * seconds(lambda: steps(3)) / 3
 
 
@@ -119,8 +122,8 @@ class _Gathered(nn.Module):
 
     def forward(self, batch: Batch, keys: Tensor, negatives: Tensor) -> Tensor:
         valid = batch.targets > 0
-        wanted = [batch.item_ids, batch.targets, negatives]
-        inputs, positive, negative = self.table(torch.stack(wanted)).unbind()
+        items = [batch.item_ids, batch.targets, negatives]
+        inputs, positive, negative = self.table(torch.stack(items)).unbind()
         hidden = self.encoder(inputs, batch.seq_idx, keys)
         for_one, for_other = ((hidden * rows).sum(-1)[valid] for rows in (positive, negative))
         return F.softplus(-for_one).sum() + F.softplus(for_other).sum()
@@ -128,7 +131,7 @@ class _Gathered(nn.Module):
 
 def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
     """Return a function that runs steps in which DeepSpeed treats the table as any other weight."""
-    own = OwnLoop(data, "mambarec", [*_LOSS, "--engine.zero_stage", "3"], world)
+    own = LongplayLoop(data, "mambarec", [*_LOSS, "--engine.zero_stage", "3"], world)
     config = own.config
     model = _Gathered(own.model.encoder, num_rows, config.encoder.d_model)
     engine, *_ = deepspeed.initialize(

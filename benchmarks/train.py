@@ -1,7 +1,7 @@
 """Measure trained targets per second, against the loop of `research_loop.py`.
 
-python -m benchmarks.train baseline --data data/ml1m     MambaRec and SASRec against the padded loop, L = 200
-python -m benchmarks.train models --data data/ml1m       the five models at several context lengths
+    python -m benchmarks.train baseline --data data/ml1m   MambaRec, SASRec and the padded loop at L = 200
+    python -m benchmarks.train models --data data/ml1m     the five models at several context lengths
 
 `baseline` gives both loops the same model sizes, loss (binary cross-entropy with one negative), rows per step
 and threads. They differ in packed or padded rows, in negatives drawn in one call or in Python, and in updates
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, spread
-from benchmarks.own_loop import OwnLoop
 from benchmarks.research_loop import PaddedMambaRec, PaddedSASRec, PaddedUsers, ResearchLoop
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.runtime.world import init_world
@@ -73,7 +73,7 @@ def _baseline(args: argparse.Namespace) -> None:
         loop = ResearchLoop(model, users, _ROWS, args.sampler_workers)
         pieces[f"{name}, padded"] = lambda loop=loop: _rate(loop.step, args.steps)
         recipe, *extra = words[name]
-        own = OwnLoop(args.data, recipe, [*common, *extra], world)
+        own = LongplayLoop(args.data, recipe, [*common, *extra], world)
         pieces[name] = lambda own=own: own.targets_per_s(args.steps)
     rates = interleaved(pieces, repeats=args.repeats)
     print(f"{'targets/s':<16} {'padded loop':>12} {'longplay':>12} {'ratio':>7}")
@@ -83,7 +83,7 @@ def _baseline(args: argparse.Namespace) -> None:
         print(f"{name:<16} {median(theirs):12,.0f} {median(ours):12,.0f} {ratio:7.2f}  ({spread(ours)})")
     chunk = median(rates["MambaRec, chunk, padded"])
     ratio = median(rates["MambaRec, C++"]) / chunk
-    print(f"MambaRec with the C++ scan over the padded loop with the chunk: {ratio:.2f}")
+    print(f"MambaRec with the C++ scan against the padded loop with the chunked scan: {ratio:.2f}")
 
 
 def _rate(step: Callable[[], int], steps: int) -> float:
@@ -108,7 +108,7 @@ def _models(args: argparse.Namespace) -> None:
         rows = max(1, round(args.slots / length))
         words = ["--context_length", str(length), "--encoder.num_blocks", str(args.blocks)]
         words += ["--data.rows_per_step", str(rows), "--data.num_lanes", "1", "--loss.name", "bce"]
-        loops = {name: OwnLoop(args.data, name, words, world) for name in MODELS}
+        loops = {name: LongplayLoop(args.data, name, words, world) for name in MODELS}
         pieces = {name: lambda own=own: own.targets_per_s(args.steps) for name, own in loops.items()}
         for name, rates in interleaved(pieces, repeats=args.repeats).items():
             table.setdefault(name, []).append(f"{median(rates):12,.0f}")

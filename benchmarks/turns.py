@@ -17,9 +17,9 @@ from longplay.distributed.runtime.world import World, close_world, free_port, in
 
 
 class Worker:
-    """`python -m MODULE WORDS --turns PIPE` on some ranks, which works for one turn per request.
+    """`python -m MODULE WORDS --turns PIPE` under torchrun, which runs one turn of work per request.
 
-    Its ranks call `take_turns`. Each rank has one thread, and one core while there are enough.
+    Its ranks call `take_turns`. Each rank has one thread and, if the machine has enough cores, its own core.
 
     Args:
         first_core: core of rank 0; each further rank has the next core.
@@ -105,5 +105,5 @@ def take_turns(turns: Path, first_core: int, prepare: Callable[[World], Callable
             more.fill_(1 if requests.readline() else 0)
         else:
             more.zero_()
-        all_reduce_max(more, world)  # from rank 0 to all
+        all_reduce_max(more, world)  # broadcasts rank 0's value
     close_world()

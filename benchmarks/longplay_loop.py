@@ -19,7 +19,7 @@ from longplay.launch.training.train_step import train_step
 warnings.filterwarnings("ignore", module="deepspeed|torch")
 
 
-class OwnLoop:
+class LongplayLoop:
     """Train from step 1, a few steps per call. Collective.
 
     Args:
