@@ -20,7 +20,11 @@ def keyed_generator(seed: int, *key: int) -> np.random.Generator:
 def draw_lengths(
     total: int, num_users: int, *, sigma: float, min_length: int, max_length: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw (num_users,) int64 log-normal history lengths within the limits that add up to `total`."""
+    """Draw history lengths that add up to `total`.
+
+    Returns:
+        (num_users,) int64, log-normal with spread `sigma`, clipped to [min_length, max_length].
+    """
     assert min_length * num_users <= total <= max_length * num_users
     weights = rng.lognormal(0.0, sigma, num_users)
     spare, room = total - min_length * num_users, float(max_length - min_length)
@@ -43,7 +47,7 @@ def draw_lengths(
 class ZipfLaw:
     """Popularity proportional to 1 / (r + shift) at rank r = 0, 1, ..., sampled by inverting the CDF.
 
-    A sample takes one exponential, independent of the number of items. The shift flattens the head: the most
+    A sample costs one exponential, independent of the number of items. The shift flattens the head: the most
     popular item has a share of about 1 / (shift * log(num_items / shift)).
     """
 
@@ -60,7 +64,7 @@ class ZipfLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class ScatteredIds:
-    """A bijection from 0..span-1 to first..first+span-1 that scatters neighbours and maps 0 to first."""
+    """A bijection from 0..span-1 to first..first+span-1 that separates adjacent numbers and maps 0 to first."""
 
     first: int
     span: int

@@ -93,7 +93,7 @@ def kuairand_files(*, events: int, users: int, items: int, seed: int) -> list[Ra
 
 @dataclass(frozen=True, kw_only=True)
 class _KuairandTables:
-    """Lookup tables from which correlated columns are drawn, of 65,536 entries if no size is given.
+    """Lookup tables of the columns that are drawn jointly. A table has 65,536 entries unless noted.
 
     Attributes:
         flags: uint32 bits of is_click .. long_view, 0..127.
@@ -148,7 +148,7 @@ class _KuairandLog:
     Attributes:
         order: the order of its rows.
         days: days of the period, counted from the first day of the dataset.
-        is_rand: the log records videos shown at random.
+        is_rand: the log is the one of random exposure.
         ranks: (users, generator) -> popularity ranks of the viewed videos.
         videos: popularity rank -> video id.
         tables: values of the other columns.

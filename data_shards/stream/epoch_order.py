@@ -42,8 +42,8 @@ class StreamConfig:
             million events, whichever is more.
         prefetch_steps: Steps prepared ahead in the background. 0 = none; rows are filled when a step needs
             them.
-        reader_threads: Threads of each rank that read shards and fill rows, at most one per lane. 0 reads in
-            the training thread, as `prefetch_steps` 0 does. Does not change the batches.
+        reader_threads: Threads of each rank that read shards and fill rows, at most one per lane. 0 = no
+            background threads, as with `prefetch_steps` 0. Does not change the batches.
         on_bad_shard: Stop at a missing, truncated or corrupt shard, or skip it with a warning.
     """
 
@@ -75,7 +75,7 @@ class StreamConfig:
 
 
 def usable_lanes(config: StreamConfig, num_shards: int) -> int:
-    """Return `config.num_lanes`, or warn and return a lower divisor of the rows if there are fewer shards."""
+    """Return `config.num_lanes`, lowered with a warning to at most `num_shards`. Divides `rows_per_step`."""
     if config.num_lanes <= num_shards:
         return config.num_lanes
     lanes = max(n for n in range(1, num_shards + 1) if config.rows_per_step % n == 0)
@@ -144,7 +144,7 @@ class EpochOrder:
         self.padding_fraction = 1 - self.num_targets / max(1, self.num_rows * config.context_length)
 
     def step_rows(self, lane: int, step: int) -> Iterator[tuple[int, PackedRows]]:
-        """Yield the rows of `lane` in `step`, pool by pool: (number of the pool in the lane, its rows)."""
+        """Yield (number of the pool in the lane, rows of the pool) for the rows of `lane` in `step`."""
         begin = step * self.rows_per_lane_step
         end = begin + self.rows_per_lane_step
         starts = self._lane_rows[lane]

@@ -1,4 +1,4 @@
-"""Divide events into training, validation and test. Splits are applied at reading, not at preparation."""
+"""Divide events into training, validation and test. A prepared dataset can be read with any split."""
 
 from __future__ import annotations
 

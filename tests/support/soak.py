@@ -28,7 +28,7 @@ class Soak:
     Args:
         words: the command without `--run`; it must save a checkpoint every few steps.
         steps: the run's last step.
-        seed: of the order and the steps of the faults.
+        seed: seed of the order and the steps of the faults.
     """
 
     def __init__(self, words: list[str], folder: Path, *, steps: int, seed: int) -> None:

@@ -195,7 +195,7 @@ def test_original_ids_and_item_ids_are_inverse(intact: Dataset) -> None:
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
-def test_train_item_counts_equal_counting_the_training_events(intact: Dataset, kind: Kind) -> None:
+def test_train_item_counts_match_plain_python(intact: Dataset, kind: Kind) -> None:
     split = SplitConfig(kind=kind)
     counts = np.zeros(intact.num_items + 1, np.int64)
     for user, num_train in enumerate(split_bounds(intact, split).num_train):
@@ -254,7 +254,7 @@ def test_users_with_fewer_than_three_events_are_only_trained_on(tmp_path: Path) 
     assert found == {2: (2, -1, -1), 3: (1, 1, 2), 4: (2, 2, 3)}
 
 
-def test_bad_split_settings_are_named() -> None:
+def test_bad_split_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"kind\s+.* 'leave_one_out' or 'temporal'"):
         SplitConfig(kind="random")  # pyright: ignore[reportArgumentType]  # what a user may type
     with pytest.raises(ValueError, match=r"val_fraction\s+.* greater than 0"):

@@ -71,7 +71,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert sequences(other) == sequences(first)
 
 
-def test_shards_have_equal_numbers_of_users_and_nearly_equal_numbers_of_events() -> None:
+def test_shards_are_balanced_in_users_and_events() -> None:
     lengths = log_normal_lengths(3000)
     assignment = assign_users(lengths, 24, seed=0)
     assert sorted(np.concatenate(assignment)) == list(range(3000))

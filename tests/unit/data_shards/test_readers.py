@@ -158,7 +158,7 @@ def test_a_datetime_column_keeps_its_unit(tmp_path: Path) -> None:
     assert sequences(dataset) == {1: [(6, 10), (5, 30)]}
 
 
-def test_a_scaled_time_beyond_64_bits_is_unusable(tmp_path: Path) -> None:
+def test_a_scaled_time_that_exceeds_64_bits_is_unusable(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [5, 6, 7], "timestamp": [1, 2, 2**62]})
     frame.write_parquet(tmp_path / "a.parquet")
     source = ParquetSource(paths=(tmp_path / "a.parquet",), columns=Columns(time_scale=1000))

@@ -70,7 +70,7 @@ def test_a_shard_equals_the_archive_of_tarfile_and_numpy(lengths: list[int], fir
 
 
 @pytest.mark.parametrize("length", [9, 10, 999_999, 10_000_000])
-def test_headers_of_any_length_equal_those_of_numpy_and_tarfile(length: int) -> None:
+def test_headers_of_long_arrays_equal_those_of_numpy_and_tarfile(length: int) -> None:
     items, times = np.zeros(length, np.int32), np.zeros(length, np.int64)
     members = b"".join(sample_bytes(9_876_543_210, items, times))
     assert members + end_of_archive(len(members)) == by_tarfile([(items, times)], 9_876_543_210)

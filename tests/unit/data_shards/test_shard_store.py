@@ -65,9 +65,7 @@ def bad_users(dataset: Dataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_slots_of_skipped_shards_become_padding_and_all_others_are_unchanged(
-    folder: Path, world_size: int
-) -> None:
+def test_skipped_shards_become_padding_and_other_slots_are_unchanged(folder: Path, world_size: int) -> None:
     whole = epoch(Dataset.open(folder, cache_bytes=0))
     intact = Dataset.open(folder)
     lost = sum(int(intact.lengths[user]) - 3 for user in bad_users(intact) if intact.lengths[user] >= 3)
