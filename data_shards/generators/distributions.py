@@ -64,7 +64,7 @@ class ZipfLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class ScatteredIds:
-    """A bijection from 0..span-1 to first..first+span-1 that separates adjacent numbers and maps 0 to first."""
+    """A bijection from 0..span-1 to first..first+span-1 that scatters adjacent numbers. Maps 0 to first."""
 
     first: int
     span: int

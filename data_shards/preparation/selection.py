@@ -210,10 +210,10 @@ def _selected(buckets: Buckets, counter: _Counter, dropped: dict[str, int]) -> S
 
 
 def _time_quantiles(buckets: Buckets, counter: _Counter, num_workers: int, progress: Progress) -> np.ndarray:
-    """Return (1001,) int64 exact times at ranks i/1000 of the kept events, by radix selection."""
+    """Return the (1001,) int64 exact i/1000 quantiles of the kept events' times, by radix selection."""
     num_events = int(counter.lengths.sum())
     rest = np.arange(NUM_QUANTILES + 1) * (num_events - 1) // NUM_QUANTILES
-    prefix = np.zeros(len(rest), np.uint64)  # the digits of each quantile that are known so far
+    prefix = np.zeros(len(rest), np.uint64)  # the leading digits of each quantile found so far
     shift, width = buckets.time_bits, min(_FIRST_DIGIT_BITS, buckets.time_bits)
     while shift:
         shift -= width

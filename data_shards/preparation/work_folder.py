@@ -49,7 +49,7 @@ class WorkFolder:
 def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolder]:
     """Lock the temporary folders of the job that writes `out`; clear them if another `key` has used them.
 
-    The folders remain after an interruption. Call `remove` when they are not needed any more.
+    The folders remain after an interruption. Call `remove` when they are no longer needed.
 
     Raises:
         DataError: a folder cannot be created, or another process uses it.
