@@ -1,1 +1,1 @@
-"""The training loop and the optimizer step."""
+"""The training of one run: set-up, the loop and the optimizer step."""

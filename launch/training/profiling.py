@@ -1,4 +1,4 @@
-"""`longplay train --profile`: where a step's time goes, as a table and as a trace for Chrome."""
+"""`longplay train --profile`: the time of a step by part, as a table and as a trace for Chrome."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.profiler import ProfilerActivity, profile
 from longplay.distributed.runtime.phases import PHASES, STEP, phase_name
 from longplay.distributed.runtime.world import World
 
-_SKIPPED_STEPS = 5  # of this start: allocators, kernels and caches are not yet warm
-# What PyTorch calls a collective in a profile: on the thread that waits for gloo, and on the GPU.
+_SKIPPED_STEPS = 5  # first steps of the process, in which allocators, kernels and caches are cold
+# Prefixes of PyTorch's names for collectives in a profile: on the thread that waits for gloo, and on the GPU.
 _COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
 
 
 class StepProfile:
-    """Profiles a few steps of a training, once, after the first ones of this start.
+    """Profiles a few steps, once, after the first steps of the process.
 
     Args:
-        folder: where each rank writes `rank-R.json.gz`; made at the end.
-        num_steps: to profile; 0: none.
+        folder: each rank writes `rank-R.json.gz` into it; it is created after the last profiled step.
+        num_steps: number of steps to profile; 0 = no profile.
     """
 
     def __init__(self, folder: Path, world: World, num_steps: int) -> None:
@@ -30,7 +30,7 @@ class StepProfile:
         self._profile: profile | None = None
 
     def step_done(self) -> list[str]:
-        """Call between steps. Lines to show: after the last profiled one the table and the trace's place."""
+        """Count a step; after the last profiled one, return the table and the path of the trace as lines."""
         self._done += 1
         if self._num_steps and self._done == _SKIPPED_STEPS:
             activities = [ProfilerActivity.CPU]
@@ -43,13 +43,13 @@ class StepProfile:
         return []
 
     def close(self) -> list[str]:
-        """Call after the last step. Lines to show where there were too few."""
-        wanted = _SKIPPED_STEPS + self._num_steps
-        if not self._num_steps or self._done >= wanted:
+        """Stop after the last step of the run; return a line if there were too few steps to profile."""
+        needed = _SKIPPED_STEPS + self._num_steps
+        if not self._num_steps or self._done >= needed:
             return []
         if self._profile is not None:
             self._profile.stop()
-        return [f"profile  nothing: needs {wanted} steps, and there were {self._done}"]
+        return [f"profile  nothing: needs {needed} steps, the run had {self._done}"]
 
     def _finish(self, profiled: profile) -> list[str]:
         profiled.stop()
@@ -62,10 +62,14 @@ class StepProfile:
 
 
 def phase_table(events: Iterable[Any], num_steps: int) -> list[str]:
-    """Lines: milliseconds of a step by part, of a profile's events.
+    """Return a table of the milliseconds of a step by part, as lines.
 
-    On a GPU the second column is the time that its kernels took, which runs beside the first. Communication
-    is within the parts above it.
+    On a GPU a third column has the time of its kernels, which overlaps with the time of the host.
+    Communication is part of the other rows.
+
+    Args:
+        events: the events of a profile.
+        num_steps: number of profiled steps.
     """
     host: dict[str, float] = {}
     device: dict[str, float] = {}

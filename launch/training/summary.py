@@ -10,7 +10,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.training.model import Model
 
 
-def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochOrder, run: Path) -> list[str]:
+def describe(config: RunConfig, dataset: Dataset, model: Model, order: EpochOrder, run: Path) -> list[str]:
     """Return the lines that state every derived number of a run and how to watch it."""
     world, encoder = model.world, config.encoder
     weights = sum(getattr(p, "ds_numel", p.numel()) for p in model.encoder.parameters())
@@ -19,11 +19,11 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, plan: EpochOrder
         f"data     {dataset.path}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
         f"{dataset.num_events:,} events",
         f"model    {encoder.model}: {encoder.num_blocks} block(s) of width {encoder.d_model}, context length "
-        f"{config.context_length}, {weights:,} encoder weights, loss {config.loss.name}",
+        f"{config.context_length}, {weights:,} encoder weights, loss {model.loss.display_name}",
         f"table    {dataset.num_items:,} x {encoder.d_model}, {config.table.update}, per rank: "
         f"{', '.join(table)}",
-        f"steps    {plan.num_steps} an epoch of {config.data.rows_per_step} rows, {plan.num_targets:,} "
-        f"targets ({100 * plan.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
+        f"steps    {order.num_steps} an epoch of {config.data.rows_per_step} rows, {order.num_targets:,} "
+        f"targets ({100 * order.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
         f"ranks    {world.world_size} on {world.device.type} ({world.launcher}), ZeRO stage "
         f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
         f"run      {run}; watch it with: tensorboard --logdir {run}",

@@ -1,4 +1,4 @@
-"""A run goes on at any other number of ranks as if it had always had them."""
+"""A run resumed on another number of ranks keeps its losses and metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIRS = [
 
 
 class Runs:
-    """Undisturbed and half-done runs, each made once."""
+    """Complete and interrupted runs, each trained once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, small_dataset(folder)
@@ -43,14 +43,14 @@ class Runs:
         longplay(words, run.with_suffix(".log"), world_size=world_size)
         return run
 
-    def whole(self, mode: str) -> Path:
-        """On one rank from the first step to the last."""
-        run = self.folder / f"{mode} whole"
+    def complete(self, mode: str) -> Path:
+        """Train all steps on one rank."""
+        run = self.folder / f"{mode} complete"
         return run if run.exists() else self.train(run, mode, 1, STEPS)
 
-    def begun(self, mode: str, world_size: int) -> Path:
-        """On some ranks until the middle of an epoch."""
-        run = self.folder / f"{mode} begun {world_size}"
+    def interrupted(self, mode: str, world_size: int) -> Path:
+        """Train on `world_size` ranks until the middle of an epoch."""
+        run = self.folder / f"{mode} interrupted {world_size}"
         return run if run.exists() else self.train(run, mode, world_size, FIRST)
 
 
@@ -60,16 +60,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize(("before", "after", "mode"), PAIRS)
-def test_fifty_steps_on_other_ranks_give_the_losses_of_one(
+def test_fifty_steps_on_another_number_of_ranks_match_one_rank(
     runs: Runs, before: int, after: int, mode: str
 ) -> None:
     run = runs.folder / f"{mode} {before} to {after}"
-    shutil.copytree(runs.begun(mode, before), run)
+    shutil.copytree(runs.interrupted(mode, before), run)
     runs.train(run, mode, after, STEPS)
-    expected, found = read_metrics(runs.whole(mode), "train/loss"), read_metrics(run, "train/loss")
+    expected, found = read_metrics(runs.complete(mode), "train/loss"), read_metrics(run, "train/loss")
     assert sorted(found) == list(range(1, STEPS + 1))
     assert found == pytest.approx(expected, abs=1e-5)
-    metrics = (read_metrics(each, "eval_full_unseen/mrr") for each in (runs.whole(mode), run))
+    metrics = (read_metrics(each, "eval_full_unseen/mrr") for each in (runs.complete(mode), run))
     expected, found = next(metrics), next(metrics)
-    del found[FIRST]  # the first part ended with a validation of its own
+    del found[FIRST]  # the interrupted run validated its last step
     assert found == pytest.approx(expected, abs=1e-4)

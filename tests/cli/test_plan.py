@@ -1,4 +1,4 @@
-"""`longplay plan`: near what is allocated, and a way out where a run cannot fit."""
+"""`longplay plan` is close to the measured memory and names settings that make a run fit."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def allocated(world: World, data: Path, config: RunConfig) -> int:
-    """The peak of tensors' bytes while a model is built and takes two steps."""
+    """Return the peak bytes of tensors while a model is built and trains two steps."""
     dataset = Dataset.open(data)
     batches = iter(TrainStream(dataset, config.data))
     few = [next(batches) for _ in range(2)]
@@ -59,7 +59,7 @@ def allocated(world: World, data: Path, config: RunConfig) -> int:
 
 @pytest.mark.parametrize("model", ["sasrec", "mambarec"])
 @pytest.mark.parametrize("loss", ["full_softmax", "bce"])
-def test_the_plan_is_near_what_is_allocated(data: Path, model: str, loss: str) -> None:
+def test_estimate_is_within_a_quarter_of_the_allocated_peak(data: Path, model: str, loss: str) -> None:
     config = small_config(*OVERRIDES, "--loss.name", loss, model=model)
     bucket = str(num_parameters(config.encoder))
     config = small_config(
@@ -78,14 +78,14 @@ def bytes_sent(world: World, data: Path, config: RunConfig) -> int:
 
 
 @pytest.mark.parametrize("loss", ["full_softmax", "bce"])
-def test_the_planned_traffic_of_rows_is_near_what_is_sent(data: Path, loss: str) -> None:
+def test_estimated_row_traffic_is_within_a_quarter_of_the_bytes_sent(data: Path, loss: str) -> None:
     config = small_config("--loss.name", loss)
     sent = run_ranks(bytes_sent, 2, data, config)
     planned = estimate_run(config, Dataset.open(data), world_size=2).wire["table rows and their gradients"]
     assert planned == pytest.approx(max(sent), rel=0.25)
 
 
-def test_what_is_kept_is_what_the_table_says_it_keeps(data: Path) -> None:
+def test_estimated_table_bytes_are_exact(data: Path) -> None:
     dataset = Dataset.open(data)
     for overrides in (
         [],
@@ -93,12 +93,12 @@ def test_what_is_kept_is_what_the_table_says_it_keeps(data: Path) -> None:
         ["--table.update", "zero_dense", "--engine.zero_stage", "3"],
     ):
         config = small_config(*overrides)
-        (told,) = run_ranks(table_bytes, 1, data, config)
+        (measured,) = run_ranks(table_bytes, 1, data, config)
         planned = estimate_run(config, dataset).kept
         assert {name: planned.get(f"table {name}", 0) for name in ("weights", "optimizer", "gradient")} == {
-            "weights": told["weights"],
-            "optimizer": told["optimizer_state"],
-            "gradient": told["gradient"],
+            "weights": measured["weights"],
+            "optimizer": measured["optimizer_state"],
+            "gradient": measured["gradient"],
         }
 
 
@@ -106,43 +106,45 @@ def table_bytes(world: World, data: Path, config: RunConfig) -> dict[str, int]:
     return build_model(config, Dataset.open(data), world).table.bytes_per_rank()
 
 
-def test_a_table_in_the_hosts_memory_leaves_the_gpu_to_the_encoder(data: Path) -> None:
+def test_table_in_host_memory_does_not_count_towards_the_gpu(data: Path) -> None:
     dataset = Dataset.open(data)
-    beside, apart = (
+    on_gpu, on_host = (
         estimate_run(
             small_config("--loss.name", "bce", "--table.placement", placement), dataset, device_type="cuda"
         )
         for placement in ("device", "host")
     )
-    table = {name: size for name, size in beside.kept.items() if name.startswith("table ")}
+    table = {name: size for name, size in on_gpu.kept.items() if name.startswith("table ")}
     assert set(table) == {"table weights", "table optimizer"}
-    assert not set(table) & set(apart.kept)
-    assert table.items() <= apart.host.items()
-    assert beside.total_bytes - apart.total_bytes == sum(table.values())
+    assert not set(table) & set(on_host.kept)
+    assert table.items() <= on_host.host.items()
+    assert on_gpu.total_bytes - on_host.total_bytes == sum(table.values())
 
 
-def test_more_ranks_hold_less_each(data: Path) -> None:
+def test_table_and_batch_are_divided_over_the_ranks(data: Path) -> None:
     dataset = Dataset.open(data)
-    plans = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
-    assert [plan.kept["table weights"] for plan in plans] == [300 * 64, 150 * 64, 75 * 64]
-    assert [plan.slots for plan in plans] == [24 * 40, 12 * 40, 6 * 40]
-    assert plans[0].wire == {}
-    assert len({plan.steps_per_epoch for plan in plans}) == 1
+    estimates = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
+    assert [estimate.kept["table weights"] for estimate in estimates] == [300 * 64, 150 * 64, 75 * 64]
+    assert [estimate.slots for estimate in estimates] == [24 * 40, 12 * 40, 6 * 40]
+    assert estimates[0].wire == {}
+    assert len({estimate.steps_per_epoch for estimate in estimates}) == 1
 
 
 @pytest.mark.usefixtures("small")
-def test_the_command_prints_the_plan(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_estimate_as_text_and_as_json(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["plan", "small", "--data", str(data), "--world-size", "2", "--encoder.num_blocks", "2"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     for part in ("table weights", "encoder optimizer", "activations", "sent per step", "an epoch: "):
         assert part in printed
     assert main([*words, "--memory", "80GiB", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["fits"] is True
-    assert plan["limit_bytes"] == 80 * 2**30
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["fits"] is True
+    assert printed["limit_bytes"] == 80 * 2**30
     stream = TrainStream(Dataset.open(data), small_config().data)
-    assert (plan["steps_per_epoch"], plan["targets_per_epoch"]) == (
+    assert (printed["steps_per_epoch"], printed["targets_per_epoch"]) == (
         stream.order(0).num_steps,
         stream.order(0).num_targets,
     )
@@ -158,7 +160,7 @@ def test_the_command_prints_the_plan(data: Path, capsys: pytest.CaptureFixture[s
         ["--table.update", "zero_dense", "--engine.zero_stage", "3", "--data.rows_per_step", "2400"],
     ],
 )
-def test_a_run_that_cannot_fit_is_refused_with_two_ways_that_do(
+def test_run_that_cannot_fit_is_refused_with_two_settings_that_make_it_fit(
     data: Path, capsys: pytest.CaptureFixture[str], overrides: list[str]
 ) -> None:
     words = ["plan", "small", "--data", str(data), *overrides]
@@ -179,13 +181,13 @@ def test_a_run_that_cannot_fit_is_refused_with_two_ways_that_do(
 
 
 @pytest.mark.usefixtures("small")
-def test_two_settings_together_where_no_single_one_is_enough(data: Path) -> None:
+def test_two_settings_together_are_named_if_no_single_one_is_enough(data: Path) -> None:
     big = {"--data.rows_per_step": "2400", "--encoder.d_model": "512", "--context_length": "400"}
     config, dataset = small_config(*(word for pair in big.items() for word in pair)), Dataset.open(data)
     memory_bytes = 500 << 20
-    plan = estimate_run(config, dataset, memory_bytes=memory_bytes, device_type="cpu")
+    estimate = estimate_run(config, dataset, memory_bytes=memory_bytes, device_type="cpu")
     with pytest.raises(ConfigError, match="together") as refused:
-        check_fits(plan, config, dataset)
+        check_fits(estimate, config, dataset)
     found = re.search(r"with (--\S+) (\S+) and (--\S+) (\S+) together", str(refused.value))
     assert found is not None
     named = dict(zip(found.groups()[::2], found.groups()[1::2], strict=True))
@@ -199,7 +201,7 @@ def test_two_settings_together_where_no_single_one_is_enough(data: Path) -> None
         check_fits(hopeless, config, dataset)
 
 
-def test_only_what_surely_does_not_fit_is_refused_at_a_runs_start(data: Path) -> None:
+def test_tolerance_accepts_an_estimate_slightly_above_the_limit(data: Path) -> None:
     config, dataset = small_config(), Dataset.open(data)
     needed = estimate_run(config, dataset, device_type="cpu").total_bytes
     tight = estimate_run(config, dataset, device_type="cpu", memory_bytes=int(0.9 * needed))
@@ -219,7 +221,7 @@ def test_only_what_surely_does_not_fit_is_refused_at_a_runs_start(data: Path) ->
         (["--encoder.d_modle", "64"], "did you mean --encoder.d_model"),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     data: Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
 ) -> None:
     try:
@@ -230,7 +232,7 @@ def test_wrong_input_is_one_line(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_gpu_is_planned_for_without_one(data: Path) -> None:
+def test_gpu_is_estimated_on_a_machine_without_one(data: Path) -> None:
     dataset = Dataset.open(data)
     on_gpu = estimate_run(small_config(), dataset, device_type="cuda", memory_bytes=80 << 30)
     on_cpu = estimate_run(small_config(), dataset, device_type="cpu")

@@ -1,4 +1,4 @@
-"""`longplay train` as a user lives with it: repeated, killed, resumed, resized, evaluated."""
+"""`longplay train`: repeated, killed, resumed, resized and evaluated."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the whole `small` recipe that nobody disturbed."""
+    """A complete, undisturbed run of the `small` recipe."""
     folder = tmp_path_factory.mktemp("finished")
     longplay(train_words(data, folder / "run", *EVERY), folder / "log")
     return folder / "run"
@@ -58,7 +58,7 @@ def assert_bitwise_equal(run: Path, expected: Path) -> None:
     assert last_state(run) == last_state(expected)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+def test_same_seed_is_bitwise_identical_and_another_seed_is_not(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
     longplay(train_words(data, tmp_path / "again", *EVERY), tmp_path / "log")
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     [[], ["--engine.gradient_accumulation_steps", "2", "--loss.name", "bce"]],
     ids=["plain", "accumulation"],
 )
-def test_a_run_killed_mid_epoch_resumes_bitwise(
+def test_run_killed_mid_epoch_resumes_bitwise_identically(
     data: Path, finished: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
     expected = finished
@@ -90,7 +90,7 @@ def test_a_run_killed_mid_epoch_resumes_bitwise(
 
 
 @pytest.mark.parametrize("update", ["row_sparse", "zero_dense"])
-def test_two_ranks_go_on_as_one_and_as_three(data: Path, tmp_path: Path, update: str) -> None:
+def test_run_resumes_on_other_numbers_of_ranks(data: Path, tmp_path: Path, update: str) -> None:
     stage = "3" if update == "zero_dense" else "1"
     fixed = ["--table.update", update, "--engine.zero_stage", stage, *EVERY]
     longplay(train_words(data, tmp_path / "whole", *fixed, "--train.max_steps", "18"), tmp_path / "log")
@@ -102,7 +102,7 @@ def test_two_ranks_go_on_as_one_and_as_three(data: Path, tmp_path: Path, update:
         assert pieces == pytest.approx(whole, rel=1e-5, abs=1e-5)
 
 
-def test_sigterm_saves_and_asks_to_be_requeued(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_with_the_requeue_code(data: Path, finished: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
     command = Command(words, tmp_path / "log", world_size=1)
     command.signal_when(signal.SIGTERM, lambda: steps_logged(tmp_path / "run") >= 4)
@@ -113,14 +113,14 @@ def test_sigterm_saves_and_asks_to_be_requeued(data: Path, finished: Path, tmp_p
 
 
 def damage(checkpoint: Path) -> Path:
-    """Changes the last byte of one of its files, which is returned."""
+    """Change the last byte of one of the checkpoint's files and return the file."""
     torn = next(checkpoint.glob("table-*"))
     content = torn.read_bytes()
     torn.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     return torn
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_loaded(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert_bitwise_equal(tmp_path / "run", finished)
 
 
-def test_a_damaged_checkpoint_makes_way_for_a_whole_one_before_it(data: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_deleted_before_an_intact_older_one(data: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
     longplay([*words, "--train.max_steps", "12"], tmp_path / "log")
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -142,20 +142,18 @@ def test_a_damaged_checkpoint_makes_way_for_a_whole_one_before_it(data: Path, tm
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
-    data: Path, tmp_path: Path, ranks: int
-) -> None:
+def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path, ranks: int) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
     longplay([*words, "--train.max_steps", "4"], tmp_path / "log")
     checkpoints = tmp_path / "run" / "checkpoints"
     torn = [damage(checkpoint) for checkpoint in checkpoints.glob("step-*")]
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     command = Command(words, tmp_path / "log", world_size=ranks)
-    assert command.wait() in (2, 3 - ranks)  # one rank says so with 2; others make way with 1
-    (said,) = (line for line in (tmp_path / "log").read_text().splitlines() if "error" in line)
-    assert f"all checkpoints in {checkpoints} are damaged: " in said
-    assert all(str(file) in said for file in torn)
-    assert f"Nothing was changed; restore one, or remove {checkpoints} to start from the beginning" in said
+    assert command.wait() in (2, 3 - ranks)  # the rank that fails first exits with 2, the others with 1
+    (message,) = (line for line in (tmp_path / "log").read_text().splitlines() if "error" in line)
+    assert f"all checkpoints in {checkpoints} are damaged: " in message
+    assert all(str(file) in message for file in torn)
+    assert f"Nothing was changed; restore one, or remove {checkpoints} to start from the beginning" in message
     rewritten = {"config.json", ".lock"}
     assert all(path.read_bytes() == content for path, content in before.items() if path.name not in rewritten)
     shutil.rmtree(checkpoints)
@@ -163,14 +161,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
     assert (max(checkpoints.glob("step-*")) / "state.json").is_file()
 
 
-def test_a_finished_run_says_so_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_finished_run_prints_so_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     printed = longplay(train_words(data, finished, *EVERY), tmp_path / "log")
     assert "nothing left to do: train.max_epochs 4 done" in printed
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_run_folder_says_what_ran(data: Path, finished: Path) -> None:
+def test_run_folder_records_settings_metrics_and_the_best_checkpoint(data: Path, finished: Path) -> None:
     saved = json.loads((finished / "config.json").read_text())
     assert saved["config"]["context_length"] == saved["config"]["encoder"]["context_length"] == 40
     assert saved["packages"]["torch"]
@@ -190,7 +188,7 @@ def test_the_run_folder_says_what_ran(data: Path, finished: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
 @pytest.mark.parametrize("placement", ["device", "host"])
-def test_a_gpu_trains_as_the_cpu_does(data: Path, tmp_path: Path, placement: str, optimizer: str) -> None:
+def test_gpu_matches_cpu(data: Path, tmp_path: Path, placement: str, optimizer: str) -> None:
     settings = ["--loss.name", "bce", "--table.optimizer.name", optimizer]
     longplay(train_words(data, tmp_path / "cpu", *settings), tmp_path / "log")
     settings += ["--train.device", "cuda", "--table.placement", placement]
@@ -200,22 +198,22 @@ def test_a_gpu_trains_as_the_cpu_does(data: Path, tmp_path: Path, placement: str
         assert on_gpu == pytest.approx(on_cpu, rel=2e-2, abs=1e-3)
 
 
-def test_early_stopping_stops_after_patience_validations(data: Path, tmp_path: Path) -> None:
+def test_run_stops_after_patience_validations(data: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", "--train.lr", "1e-9", "--train.patience", "2")
     printed = longplay([*words, "--train.eval_every_steps", "2"], tmp_path / "log")
     assert "no better full_unseen/ndcg@10 in 2 validations" in printed
 
 
-def test_a_run_that_surely_does_not_fit_is_refused_before_it_begins(data: Path, tmp_path: Path) -> None:
+def test_run_that_cannot_fit_is_refused_before_it_starts(data: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", "--encoder.d_model", "16384", "--encoder.num_blocks", "64")
     assert Command(words, tmp_path / "log").wait() == 2
     last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert re.search(r"needs about [\d.,]+ GiB per rank, more than .*; it fits with|no two settings", last), (
-        last
-    )
+    assert re.search(
+        r"needs about [\d.,]+ GiB per rank, more than .*; (it fits with|no two settings)", last
+    ), last
 
 
-def test_evaluate_prints_one_json_object_that_ranks_agree_on(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_the_same_json_for_any_number_of_ranks(finished: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(finished), "--split", "test", "--json", "--baseline"]
     reports = []
     for world_size in (1, 2):
@@ -232,7 +230,7 @@ def test_evaluate_prints_one_json_object_that_ranks_agree_on(finished: Path, tmp
     assert report["full"]["hit@10"] <= report["full_unseen"]["hit@10"] <= report["sampled100"]["hit@10"]
 
 
-def test_recommend_gives_original_ids_that_were_not_seen(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_recommend_prints_original_ids_of_unseen_items(data: Path, finished: Path, tmp_path: Path) -> None:
     seen = Dataset.open(data).items.originals(np.array([1, 2, 3])).tolist()
     history = tmp_path / "ids.txt"
     history.write_text("".join(f"{item}\n" for item in seen))
@@ -245,21 +243,11 @@ def test_recommend_gives_original_ids_that_were_not_seen(data: Path, finished: P
     assert len(longplay(words, tmp_path / "log").splitlines()) == 7
 
 
-def test_torchrun_and_a_plain_command_give_the_same_run(data: Path, tmp_path: Path) -> None:
+def test_torchrun_matches_a_plain_command(data: Path, tmp_path: Path) -> None:
     plain = [sys.executable, "-m", "longplay.launch.train"]
     torchrun = [*plain[:2], "torch.distributed.run", "--nproc-per-node", "2", *plain[1:]]
-    words = [
-        "mambarec",
-        "--data",
-        str(data),
-        "--context_length",
-        "40",
-        "--encoder.d_model",
-        "16",
-        "--train.max_steps",
-        "3",
-    ]
-    words += ["--train.log_every_steps", "1"]
+    words = ["mambarec", "--data", str(data), "--context_length", "40", "--encoder.d_model", "16"]
+    words += ["--train.max_steps", "3", "--train.log_every_steps", "1"]
     for name, start in (("plain", plain), ("torchrun", torchrun)):
         done = subprocess.run(
             [*start, *words, "--run-dir", str(tmp_path / name)],
