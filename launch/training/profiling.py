@@ -83,12 +83,10 @@ def phase_table(events: Iterable[Any], num_steps: int) -> list[str]:
             into[name] = into.get(name, 0.0) + event.time_range.elapsed_us() / 1e3 / num_steps
     whole = host.get(STEP, 0.0)
     host["the rest"] = whole - sum(host.get(name, 0.0) for name in PHASES)
-    lines = [
-        f"{f'a step, of {num_steps} profiled':<26}{'ms':>10}{'share':>9}" + ("   GPU ms" if device else "")
-    ]
+    lines = [f"{f'mean of {num_steps} steps':<26}{'ms':>10}{'share':>9}" + ("   GPU ms" if device else "")]
     for name in (*PHASES, "the rest", STEP, "communication"):
         if name in host or name in device:
-            shown = "  of which communication" if name == "communication" else name
+            shown = "communication (included)" if name == "communication" else name
             share = f"{100 * host.get(name, 0.0) / whole:8.1f}%" if whole else ""
             line = f"{shown:<26}{host.get(name, 0.0):10.2f}{share:>9}"
             lines.append(line + (f"{device.get(name, 0.0):9.2f}" if device else ""))
