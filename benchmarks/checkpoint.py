@@ -69,7 +69,7 @@ def _overhead(data: Path, folder: Path, repeats: int, steps: int) -> None:
     base = statistics.median(times["never"])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"saving {name:<18} {1e3 * median / steps:7.1f} ms a step  {median / base:6.3f}")
+        print(f"saving {name:<18} {1e3 * median / steps:7.1f} ms/step  {median / base:6.3f}")
 
 
 def _seconds_of_training(run: Path, steps: int) -> float:
@@ -109,7 +109,7 @@ def _large(folder: Path, num_items: int) -> None:
         allowed = 1.25 * (shard + shard / 64) + 1.5
         print(
             f"{world_size} rank(s) to step {steps}, {then}: {seconds:.0f} s, "
-            f"peak {max(peaks):.2f} GiB a rank (1.25 x shard and state + 1.5: {allowed:.2f}), "
+            f"peak {max(peaks):.2f} GiB per rank (1.25 x shard and state + 1.5: {allowed:.2f}), "
             f"saved in {stalls[steps]:.1f} s" + (f", read in {loaded[0]} s" if loaded else ""),
             flush=True,
         )

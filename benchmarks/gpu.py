@@ -94,10 +94,12 @@ class Timer:
         return median(times[1:])
 
     def wait(self) -> None:
+        """Wait for the GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def reset_peak(self) -> None:
+        """Reset the peak of `peak_bytes`."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -213,7 +215,7 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
     base = median(times["default"])
     for name, values in times.items():
         middle = median(values)
-        print(f"mambarec L={length:<6,}{name:<32}{middle:9.2f} ms a step {middle / base:6.2f}")
+        print(f"mambarec L={length:<6,}{name:<32}{middle:9.2f} ms/step {middle / base:6.2f}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _draw(args: argparse.Namespace, costs: dict[str, list[float]]) -> None:
     ticks = [tick for tick in _TICKS if smallest / 2 < tick < 2 * largest]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_title(f"{args.slots:,} slots a step, width 64, {args.blocks} block(s)")
+    axes.set_title(f"{args.slots:,} slots per step, width 64, {args.blocks} block(s)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.out, dpi=150)

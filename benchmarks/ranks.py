@@ -50,7 +50,7 @@ def main() -> None:
 
         apart = [training(1, core) for core in range(cores)]
         groups = {f"{n} rank(s)": [apart[0] if n == 1 else training(n)] for n in args.ranks}
-        groups[f"{cores} trainings of 1 rank each"] = apart
+        groups[f"{cores} runs of 1 rank each"] = apart
         pieces = {name: lambda group=group: _turn(group) for name, group in groups.items()}
         rates = interleaved(pieces, repeats=args.repeats)
     base = median(next(iter(rates.values())))

@@ -5,7 +5,7 @@ on the left; one negative per target, drawn in Python until it is not in the use
 all weights, the table included; and evaluation user by user against 100 sampled items. It uses Longplay's
 Mamba mixer, so that with the same scan a comparison measures the loop, not the scan.
 
-python -m benchmarks.research_loop               check that both models learn, so that the comparison is fair
+    python -m benchmarks.research_loop     check that both models learn, so that the comparison is fair
 """
 
 from __future__ import annotations

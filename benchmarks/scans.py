@@ -41,7 +41,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(machine())
-    print(f"{'':<22}{'us a slot':>10}{'to chunk':>10}{'peak MiB':>10}")
+    print(f"{'':<22}{'us/slot':>10}{'vs chunk':>10}{'peak MiB':>10}")
     for length in args.lengths:
         rows = max(1, args.slots // length)
         works = {name: _work(mixer, rows, length, device) for name, mixer in _mixers(length, device).items()}

@@ -36,7 +36,7 @@ NUM_ITEMS = 100_000
 
 
 def lfm_lengths(num_events: int, seed: int = 0) -> np.ndarray:
-    """Return (users,) log-normal history lengths of about `num_events` in all: mean 9,044, at most 20,000."""
+    """Return (users,) log-normal history lengths, about `num_events` in total: mean 9,044, at most 20,000."""
     draws = np.random.default_rng(seed).lognormal(np.log(LFM_MEAN) - 0.19, 1.0, num_events // LFM_MEAN)
     return np.clip(draws, 2, LFM_CAP).astype(np.int64)
 
@@ -112,7 +112,8 @@ def read_epoch(path: Path, config: StreamConfig) -> int:
 
 
 def benchmark_read(sets: dict[str, Dataset], repeats: int) -> None:
-    print("\nread, cut, pack and fill one epoch, warm files, nothing cached, one process, L = 1000")
+    """Print the events/s of reading an epoch, and of decoding alone, in wall and in CPU time."""
+    print("\nread, cut, pack and fill one epoch; warm page cache, no cached shards, one process, L = 1000")
     config = StreamConfig(context_length=1000, prefetch_steps=0)
     for name, dataset in sets.items():
         path, events = Path(dataset.path), dataset.num_events
@@ -133,6 +134,7 @@ def benchmark_read(sets: dict[str, Dataset], repeats: int) -> None:
 
 
 def benchmark_seek(sets: dict[str, Dataset], repeats: int) -> None:
+    """Print the seconds from a new stream to the first, a middle and the last step's batch."""
     print("\nseconds from a new TrainStream (its epoch order included) to a step's batch, L = 1000")
     config = StreamConfig(context_length=1000, prefetch_steps=0)
     for name, dataset in sets.items():
@@ -163,6 +165,7 @@ def benchmark_seek(sets: dict[str, Dataset], repeats: int) -> None:
 
 
 def benchmark_padding(repeats: int) -> None:
+    """Print the fraction of padding at several context lengths."""
     print("\npadding, and seconds to compute the epoch order")
     for name, lengths in {"LFM-like": lfm_lengths(20_000_000), "ML-1M": ml1m_lengths()}.items():
         assignment = assign_users(lengths, default_num_shards(int(lengths.sum()), len(lengths)), 0)
@@ -179,6 +182,7 @@ def benchmark_padding(repeats: int) -> None:
 
 
 def benchmark_threads(sets: dict[str, Dataset], repeats: int) -> None:
+    """Print the targets/s of an epoch with several numbers of reader threads."""
     print("\none epoch by several reader threads, without the first batch, L = 1000, prefetch_steps = 2")
     for name, dataset in sets.items():
         rates = []

@@ -83,7 +83,7 @@ def _size(args: argparse.Namespace) -> None:
     base = median(next(iter(times.values())))
     for name, values in times.items():
         middle = median(values)
-        print(f"{name:>12} rows {middle:8.1f} ms a step {middle / base:6.3f}  ({spread(values)})")
+        print(f"{name:>12} rows {middle:8.1f} ms/step {middle / base:6.3f}  ({spread(values)})")
 
 
 def _exchange(args: argparse.Namespace) -> None:
@@ -98,7 +98,7 @@ def _exchange(args: argparse.Namespace) -> None:
         base = median(times["row_sparse"])
         for mode, values in times.items():
             middle = median(values)
-            line = f"{num_rows:>10,} rows {mode:<12}{middle:9.1f} ms a step {middle / base:7.2f}"
+            line = f"{num_rows:>10,} rows {mode:<12}{middle:9.1f} ms/step {middle / base:7.2f}"
             print(f"{line}  ({spread(values)})", flush=True)
 
 

@@ -77,7 +77,7 @@ class _Trained(nn.Module):
 
 
 class EncoderEngine:
-    """Runs, differentiates and updates the encoder; one gradient norm covers encoder and table. Collective.
+    """Forward, backward and update of the encoder; one gradient norm covers encoder and table. Collective.
 
     Raises:
         ValueError: the table's update mode needs another ZeRO stage.
@@ -130,7 +130,9 @@ class EncoderEngine:
         self._zero.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Differentiate this micro-batch's share of the step's loss; shares add up over ranks. Collective.
+        """Run the backward pass of this micro-batch's share of the step's loss. Collective.
+
+        The shares of all ranks and micro-batches add up to the step's loss.
 
         Args:
             loss: fp32 scalar, this micro-batch's summed loss over the step's global number of targets.
@@ -145,7 +147,7 @@ class EncoderEngine:
         Args:
             lr: learning rate of this step.
             loss: scalar, this rank's share of the step's loss; shares add up over ranks.
-            at: where in the data this step is, for error messages.
+            at: the step's position in the data, for error messages.
             flag: set on the outcome if any rank passes True.
         Raises:
             NonFiniteError: the loss or the norm is not finite; no weight has changed.

@@ -83,11 +83,15 @@ def read_export_config(path: Path) -> ExportConfig:
     try:
         saved = json.loads(file.read_text())
     except FileNotFoundError:
-        raise ExportError(f"{path}: is not an export, it has no {CONFIG_NAME}; {_GIVE_AN_EXPORT}") from None
+        raise ExportError(
+            f"{path}: is not an export, because it has no {CONFIG_NAME}; {_GIVE_AN_EXPORT}"
+        ) from None
     except (OSError, ValueError) as error:
         raise ExportError(f"{file}: cannot be read ({error}); export the run again") from None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        raise ExportError(f"{path}: is not an export, its format is not {FORMAT!r}; {_GIVE_AN_EXPORT}")
+        raise ExportError(
+            f"{path}: is not an export, because its format is not {FORMAT!r}; {_GIVE_AN_EXPORT}"
+        )
     if saved.get("format_version") != FORMAT_VERSION:
         raise ExportError(
             f"{path}: format version {saved.get('format_version')!r} is not {FORMAT_VERSION}; export the run "
@@ -101,7 +105,7 @@ def read_export_config(path: Path) -> ExportConfig:
         sizes = {name: int(recorded["bytes"]) for name, recorded in config.files.items()}
         absent = {ENCODER_NAME, TABLE_NAME, ITEMS_NAME} - set(sizes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(f"{file}: cannot be used ({error}); export the run again") from None
+        raise ExportError(f"{file}: is not valid ({error}); export the run again") from None
     if absent:
         raise ExportError(f"{file}: does not list {sorted(absent)[0]}; export the run again")
     for name, size in sizes.items():

@@ -91,7 +91,9 @@ class ExportedModel:
         """Open an export; see `longplay.load`."""
         folder = Path(path)
         config = read_export_config(folder)
-        for name in config.files if verify else (ENCODER_NAME, ITEMS_NAME):  # these are read in full anyway
+        for name in (
+            config.files if verify else (ENCODER_NAME, ITEMS_NAME)
+        ):  # these two are read in full anyway
             check_sha256(folder, config, name)
         where = torch.device(device)
         width, num_items = config.encoder.d_model, config.num_items

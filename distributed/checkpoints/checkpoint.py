@@ -39,12 +39,15 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps that it contains."""
+        """Number of optimizer steps before the save."""
         return int(self.state["step"])
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table: ItemTable) -> None:
-    """Fill the table, and an engine's encoder, from a checkpoint of any world size. Collective.
+    """Load a checkpoint of any world size. Collective.
+
+    Args:
+        engine: loads the encoder and the optimizer states; None loads only the table's weights.
 
     Raises:
         CheckpointError: it belongs to another table, or rows or tensors are missing.
@@ -65,7 +68,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
 
 
 def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> None:
-    """Fill an encoder that has no engine, for evaluation and inference.
+    """Load the weights of an encoder that has no engine, for evaluation and inference.
 
     Raises:
         CheckpointError: the names or shapes of the weights differ from the encoder's.

@@ -70,7 +70,7 @@ class CheckpointWriter:
         nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
         if world.world_size > 1:
             comm.broadcast(nonce, 0)
-        # Distinguishes this run's unfinished saves from those of a dead run.
+        # Distinguishes this run's unfinished saves from those of earlier runs.
         self._suffix = f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
         if world.is_rank0:
             for path in root.glob(".writing-*"):

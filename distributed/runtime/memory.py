@@ -20,7 +20,7 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
         device_type: "cpu" or "cuda".
         local_ranks: ranks that share this machine's memory.
     Returns:
-        None for the bytes if they are unknown.
+        The bytes, or None if they are unknown; and a description such as "available here over 2 ranks".
     """
     if device_type == "cuda":
         if not torch.cuda.is_available():

@@ -8,12 +8,12 @@ import torch
 class SideStream:
     """A second CUDA stream for work whose results the main stream needs later.
 
-    Reading a value of this work back to the CPU (a count, a size) waits for the side stream only; the main
-    stream keeps running the work that it has.
+    Copying a value of this work to the CPU (a count, a size) waits for the side stream only; work queued on
+    the main stream keeps running.
 
-    Tensors made on the side stream may be used on the main stream after `join`. They may be freed any time
-    after the main stream's last use was issued: only later side-stream work reuses their memory, and that
-    work waits for the next `mark`.
+    Tensors created on the side stream may be used on the main stream after `join`. They may be freed as soon
+    as the main stream's last use is queued: only later side-stream work reuses their memory, and that work
+    waits for the next `mark`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class SideStream:
         self._mark = None if self._side is None else torch.cuda.Event()
 
     def mark(self) -> None:
-        """Make later side-stream work wait for everything issued to the main stream so far."""
+        """Make later side-stream work wait for everything queued on the main stream so far."""
         if self._mark is not None:
             self._mark.record()
 
@@ -34,6 +34,6 @@ class SideStream:
         return torch.cuda.stream(self._side)
 
     def join(self) -> None:
-        """Make later main-stream work wait for everything issued to the side stream so far."""
+        """Make later main-stream work wait for everything queued on the side stream so far."""
         if self._side is not None:
             torch.cuda.current_stream(self._side.device).wait_stream(self._side)

@@ -46,7 +46,7 @@ def no_heartbeat(doing: str) -> None:
 
 @dataclass(frozen=True)
 class _Fault:
-    """A failure that ends the run, and the rank to kill because it cannot exit by itself."""
+    """A failure that ends the run, and the rank to kill if it cannot exit by itself."""
 
     cause: str
     to_kill: int | None = None
@@ -54,7 +54,7 @@ class _Fault:
 
 @dataclass
 class _Seen:
-    """The last heartbeat of a rank, and when it arrived, by this process's clock."""
+    """The last heartbeat of a rank, and its time of arrival by this process's monotonic clock."""
 
     text: str
     at: float
@@ -63,8 +63,8 @@ class _Seen:
 class Watchdog:
     """Watches all ranks from construction to `close`; a context manager. Collective.
 
-    Leaving the context by an exception announces the failure to the other ranks. If another rank failed
-    first, the process exits silently instead: its exception is only a consequence.
+    An exception that leaves the context is announced to the other ranks. If another rank failed first, the
+    process instead exits without printing its exception, which is only a consequence.
 
     Args:
         timeout_s: if no rank makes progress for this long, the rank that is behind is assumed to hang.

@@ -70,7 +70,7 @@ def local_world_size(world_size: int) -> int:
 
 
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
-    """Return the host and port where a Slurm step's ranks meet: its first node, a port from its ids."""
+    """Return a Slurm step's rendezvous: its first node, and a port derived from its job and step id."""
     nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
     hosts: list[str] = []
     if shutil.which("scontrol"):

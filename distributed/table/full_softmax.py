@@ -72,8 +72,9 @@ def _chunk_loss(
         hidden: (n, D), the same on every rank.
         owned: (n,) each target's row in this rank's shard, valid where `mine` is True.
         mine: (n,) bool, whether this rank owns the target.
-        hidden_grad: (n, D), receives this rank's part of the gradient.
-        shard_grad: (R, D), to which this rank's gradient is added.
+        table: the table, of which this rank scores its own rows.
+        hidden_grad: (n, D), overwritten with this rank's part of the gradient.
+        shard_grad: (R, D), accumulates the gradient of this rank's rows.
     """
     world, shard = table.world, table.shard
     logits = hidden @ shard.T

@@ -79,8 +79,7 @@ class ItemTable:
         num_items: items are 1..num_items; 0 is padding and has no row.
         width: D.
         seed: determines the initial rows, for any number of ranks.
-        initial_rows: whether to draw the initial rows; False leaves zeros, for a table that a checkpoint
-            fills.
+        initial_rows: draw the initial rows; False leaves zeros, for a table that is loaded from a checkpoint.
         read_only: keep no optimizer state; for evaluation and recommendation.
     """
 

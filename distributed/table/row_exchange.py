@@ -15,11 +15,12 @@ class RowExchange:
     """The metadata of one exchange, used for the rows and for their gradients.
 
     Attributes:
-        positions: (U,) the distinct row positions this rank requests, ascending, so grouped by owner.
-        send: number of rows this rank requests from each rank.
-        recv: number of rows each rank requests from this rank.
-        local_rows: (sum(recv),) the requested rows of this rank's shard, ordered by requesting rank.
-        bytes_sent: one number, the bytes sent to other ranks so far.
+        positions: (U,) int64, the distinct row positions that this rank requests, ascending and therefore
+            grouped by owner.
+        send: number of rows that this rank requests from each rank.
+        recv: number of rows that each rank requests from this rank.
+        local_rows: (sum(recv),) int64, the requested rows of this rank's shard, ordered by requesting rank.
+        bytes_sent: a list with one number, the bytes sent to other ranks so far.
     """
 
     world: World
@@ -92,7 +93,7 @@ class PendingRowExchange:
     positions, and `wait` returns the exchange. Every rank makes these three calls in the same order.
 
     Args:
-        positions: (U,) distinct row positions, ascending.
+        positions: (U,) int64 distinct row positions, ascending.
         rows_per_rank: rows that each rank owns.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _SWITCH = "LONGPLAY_TRITON"  # 0 disables all kernels
-_ROW_ELEMENTS = 2048  # per program of the kernels by rows
+_ROW_ELEMENTS = 2048  # per program of the row kernels
 _QUERIES, _ROWS = 64, 64  # of one tile of scores
 _ROWS_PER_PROGRAM = 1 << 14  # rows that one program counts
 NEAR_CAPACITY = 1 << 22  # undecided pairs of one launch, 64 MiB
@@ -36,7 +36,7 @@ def _source() -> Any | None:
 
 
 def is_available(device: torch.device) -> bool:
-    """Return whether Triton can run on `device`: it is installed, with a GPU or with its interpreter."""
+    """Return whether Triton is installed and enabled, and can run on `device`: a GPU, or its interpreter."""
     can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     return can_run and os.environ.get(_SWITCH) != "0" and _source() is not None
 

@@ -1,6 +1,6 @@
 """Import DeepSpeed with the settings that Longplay needs; only distributed/zero imports it.
 
-DeepSpeed chooses its accelerator while it is imported. On a CPU it compiles a shared-memory op when its
+DeepSpeed chooses its accelerator when it is imported. On a CPU it compiles a shared-memory op when its
 communication starts, which takes 25 to 65 s. This module fixes both choices before the import.
 """
 

@@ -41,13 +41,15 @@ def deepspeed_config(
 
 
 class ZeroEngine:
-    """A module trained by AdamW under ZeRO; the caller supplies the norm to clip by. Collective.
+    """A module trained by AdamW under ZeRO; the caller supplies the norm for clipping. Collective.
 
     Args:
         groups: AdamW's parameter groups; a group's `lr_scale` multiplies the learning rate of `step`.
-        config: what `deepspeed_config` returns.
-        joint_norm: called with the norm of the module's gradients (NaN where it is not finite) before the
-            update; returns the norm that gradients are clipped by. An exception from it stops the update.
+        config: from `deepspeed_config`.
+        betas: decay rates of Adam's two moments.
+        eps: term that Adam adds to the denominator.
+        joint_norm: called before the update with the norm of the module's gradients, NaN if it is not finite;
+            returns the norm for clipping. If it raises, there is no update.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class ZeroEngine:
         self._engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Differentiate one micro-batch. Collective. DeepSpeed averages the gradients over the ranks.
+        """Run the backward pass of one micro-batch; DeepSpeed averages gradients over ranks. Collective.
 
         Args:
             last: whether this is the last micro-batch of the step; `step` comes next.
@@ -126,7 +128,7 @@ class ZeroEngine:
     def _clip_by_joint_norm(self, gradients: Any, norm: Any) -> None:
         """Replace DeepSpeed's clipping of each gradient group."""
         norm = float(norm)
-        if norm < 0:  # DeepSpeed's mark for a norm that is not finite
+        if norm < 0:  # DeepSpeed returns -1 for a norm that is not finite
             norm = math.nan
         joint = torch.tensor(self._joint_norm(norm), device=self._engine.device)
         self._clip(gradients, joint)
