@@ -54,10 +54,10 @@ def set_partition(parameter: nn.Parameter, flat: Tensor) -> None:
 
 
 def forbid_gather(parameter: nn.Parameter) -> None:
-    """Make every later attempt to gather the whole parameter raise an AssertionError."""
+    """Make every later gather of the whole parameter raise an AssertionError."""
 
     def all_gather(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"an attempt to gather the whole item table {tuple(parameter.ds_shape)}")  # type: ignore[attr-defined]  # DeepSpeed's own attribute
+        raise AssertionError(f"DeepSpeed tried to gather the whole item table {tuple(parameter.ds_shape)}")  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 
     parameter.all_gather = all_gather  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 

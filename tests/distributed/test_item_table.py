@@ -76,7 +76,7 @@ def train_sharded(
 
 
 def train_reference(update: str, optimizer: str, accumulation: int) -> list[tuple[float, float]]:
-    """Do the same with one plain embedding, torch's Adam or SparseAdam, and clipping over all weights."""
+    """Train the same with one plain embedding, torch's Adam or SparseAdam, and clipping of all weights."""
     table = torch.zeros(NUM_ITEMS, WIDTH)
     fill_initial_rows(table, 0, std=0.02, seed=1)
     order = RowOrder(NUM_ITEMS)
@@ -195,7 +195,7 @@ def test_communication_depends_on_the_touched_rows_and_not_on_the_table_size() -
     for (few, own_few, unique), (many, own_many, same) in zip(small, large, strict=True):
         assert unique == same
         assert 0 < own_few <= unique * (8 + 2 * 4 * WIDTH)
-        # The tables differ only in which of the touched rows are remote, about half of them.
+        # About half of the touched rows are remote; which ones depends on the size of the table.
         assert abs(many - few) < 0.2 * few
         assert abs(own_many - own_few) < 0.2 * own_few
         assert many < 50_000 * WIDTH * 4 / 10

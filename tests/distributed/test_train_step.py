@@ -43,7 +43,7 @@ def train(
 def train_ahead(
     world: World, data: Path, overrides: list[str], model: str, steps: int
 ) -> list[tuple[float, float]]:
-    """Do the same without the validation; start each step's exchange during the previous step."""
+    """Do the same as `train`, without the validation, and start each exchange during the previous step."""
     config, dataset = small_config(*overrides, model=model), Dataset.open(data)
     trained = build_model(config, dataset, world)
     stream = TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)

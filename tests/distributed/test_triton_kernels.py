@@ -74,7 +74,7 @@ SIGNATURES = {
 def test_the_kernels_compile_for_a_gpu_outside_the_interpreter(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compile without a GPU: the interpreter accepts Python that the compiler rejects."""
+    """The interpreter accepts Python that the compiler rejects; compiling needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels are interpreted here")
     import triton  # pyright: ignore[reportMissingImports] -- optional
@@ -142,7 +142,7 @@ def count_rows(switch: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
 
 
 def make_ties_and_near_ties(rows: Tensor) -> None:
-    """Copy the row before every third row, and before every fifth row with one last bit changed."""
+    """Make every third row equal to the row before it, and every fifth differ from it in one last bit."""
     rows[1::3] = rows[0:-1:3]
     rows[5::5] = rows[4:-1:5]
     rows[5::5, 0] = torch.nextafter(rows[5::5, 0], torch.tensor(9.0))
@@ -151,7 +151,7 @@ def make_ties_and_near_ties(rows: Tensor) -> None:
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("capacity", [1 << 12, 3])
 def test_the_fused_counts_are_exact(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cover a capacity of 3, which is too small for the undecided pairs."""
+    """A capacity of 3 is too small for the undecided pairs."""
     monkeypatch.setattr(triton_kernels, "_ROWS_PER_PROGRAM", 128)
     monkeypatch.setattr(score_counts, "_FUSED_ROWS", 200)
     plain = count_rows("0", monkeypatch)
