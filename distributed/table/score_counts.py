@@ -18,7 +18,7 @@ from longplay.models.scores import exact_dot, exact_scores, float32_error, score
 from longplay.native.loading import call_native, load_native
 
 BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time (32 MiB in fp32), without the kernel
-_FUSED_ROWS = 1 << 22  # rows per launch of the kernel
+FUSED_ROWS = 1 << 22  # rows per launch of the kernel
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at a time for single pairs
 _TINY = 1e-30  # for queries and rows of zeros
 _SOURCE = Path(__file__).with_name("score_counts.cpp")
@@ -92,7 +92,7 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     width = hidden.shape[1]
     slack = score_slack(hidden, triton_kernels.score_error(width) if fused else float32_error(width))
     step = max(1, BLOCK_ELEMENTS // hidden.shape[0])
-    size = _FUSED_ROWS if fused else step
+    size = FUSED_ROWS if fused else step
     for first in range(0, rows.shape[0], size):
         block = rows[first : first + size].to(hidden.device, non_blocking=True)
         tolerance = slack * block.norm(dim=1).max() + _TINY

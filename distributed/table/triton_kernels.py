@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 _SWITCH = "LONGPLAY_TRITON"  # 0 disables all kernels
 _ROW_ELEMENTS = 2048  # per program of the row kernels
 _QUERIES, _ROWS = 64, 64  # of one tile of scores
-_ROWS_PER_PROGRAM = 1 << 14  # rows that one program counts
+ROWS_PER_PROGRAM = 1 << 14  # rows that one program counts
 NEAR_CAPACITY = 1 << 22  # undecided pairs of one launch, 64 MiB
 
 
 @cache
-def _source() -> Any | None:
+def kernels() -> Any | None:
     """Return the module of the kernels; None if Triton is not installed."""
     try:
         from longplay.distributed.table import triton_source
@@ -38,7 +38,7 @@ def _source() -> Any | None:
 def is_available(device: torch.device) -> bool:
     """Return whether Triton is installed and enabled, and can run on `device`: a GPU, or its interpreter."""
     can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return can_run and os.environ.get(_SWITCH) != "0" and _source() is not None
+    return can_run and os.environ.get(_SWITCH) != "0" and kernels() is not None
 
 
 @cache
@@ -108,7 +108,7 @@ def _launch_by_rows(name: str, tensors: list[Tensor], numbers: list[float], like
         return
     padded = _power_of_two(width)
     rows_at_once = max(1, _ROW_ELEMENTS // padded)
-    kernel = getattr(_source(), name)
+    kernel = getattr(kernels(), name)
     grid = (-(-num_rows // rows_at_once),)
     kernel[grid](*tensors, num_rows, *numbers, WIDTH=width, PADDED=padded, ROWS=rows_at_once)
 
@@ -134,9 +134,9 @@ def count_above(
     counts = torch.zeros(num_queries, dtype=torch.int32, device=queries.device)
     near = torch.empty(NEAR_CAPACITY, 2, dtype=torch.int64, device=queries.device)
     num_near = torch.zeros(1, dtype=torch.int32, device=queries.device)
-    source = _source()
+    source = kernels()
     assert source is not None
-    grid = (-(-num_queries // _QUERIES), -(-rows.shape[0] // _ROWS_PER_PROGRAM))
+    grid = (-(-num_queries // _QUERIES), -(-rows.shape[0] // ROWS_PER_PROGRAM))
     source.count_above[grid](
         queries,
         rows,
@@ -151,7 +151,7 @@ def count_above(
         PADDED=max(16, _power_of_two(width)),
         QUERIES=_QUERIES,
         ROWS=_ROWS,
-        ROWS_PER_PROGRAM=_ROWS_PER_PROGRAM,
+        ROWS_PER_PROGRAM=ROWS_PER_PROGRAM,
         CAPACITY=NEAR_CAPACITY,
     )
     found = int(num_near)

@@ -82,7 +82,7 @@ def test_the_kernels_compile_for_a_gpu_outside_the_interpreter(
     from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports] -- optional
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns if it is not set
-    kernel = getattr(triton_kernels._source(), name)
+    kernel = getattr(triton_kernels.kernels(), name)
     sizes = {"WIDTH": 24, "PADDED": 32, "QUERIES": 64, "ROWS": 64, "ROWS_PER_PROGRAM": 128, "CAPACITY": 9}
     constants = {size: value for size, value in sizes.items() if size in kernel.arg_names}
     types = SIGNATURES[name] + ["constexpr"] * len(constants)
@@ -152,8 +152,8 @@ def make_ties_and_near_ties(rows: Tensor) -> None:
 @pytest.mark.parametrize("capacity", [1 << 12, 3])
 def test_the_fused_counts_are_exact(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capacity of 3 is too small for the undecided pairs."""
-    monkeypatch.setattr(triton_kernels, "_ROWS_PER_PROGRAM", 128)
-    monkeypatch.setattr(score_counts, "_FUSED_ROWS", 200)
+    monkeypatch.setattr(triton_kernels, "ROWS_PER_PROGRAM", 128)
+    monkeypatch.setattr(score_counts, "FUSED_ROWS", 200)
     plain = count_rows("0", monkeypatch)
     assert triton_kernels.works(counting_kernel, device()) is False
     monkeypatch.setenv("LONGPLAY_TRITON", "1")

@@ -2,7 +2,13 @@
 
 import pytest
 
-from longplay.distributed.runtime.world import first_host, init_world, read_environment, slurm_rendezvous
+from longplay.distributed.runtime.world import (
+    first_host,
+    init_world,
+    local_world_size,
+    read_environment,
+    slurm_rendezvous,
+)
 
 
 def test_a_plain_process_is_a_single_rank() -> None:
@@ -47,3 +53,23 @@ def test_steps_of_one_job_use_different_ports() -> None:
 def test_an_unknown_device_is_rejected_before_a_process_group_exists() -> None:
     with pytest.raises(ValueError, match="device: 'tpu' is not one of auto, cpu, cuda"):
         init_world(device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 6),
+        ({"LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3,2"}, 3),
+        ({"LOCAL_WORLD_SIZE": "2", "SLURM_STEP_TASKS_PER_NODE": "4"}, 2),
+    ],
+)
+def test_local_world_size_comes_from_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: int
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert local_world_size(6) == expected
