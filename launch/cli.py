@@ -109,8 +109,9 @@ def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> No
     takes_settings = command.get_default("takes_overrides")
     if takes_settings:
         from longplay.launch.settings.arguments import options_of_settings
+        from longplay.launch.settings.overrides import ALIASES
 
-        known |= {_plain(option): option for option in options_of_settings()}
+        known |= {_plain(option): option for option in (*options_of_settings(), *ALIASES)}
     for word in words:
         name = _plain(word.partition("=")[0])
         if not word.startswith("--") or "." in name or any(option.startswith(name) for option in known):

@@ -10,7 +10,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError, did_you_mean
 
 # Settings that may be typed without their section.
-_ALIASES = {"on_bad_shard": "data.on_bad_shard"}
+ALIASES = {"on_bad_shard": "data.on_bad_shard"}
 
 Nested = dict[str, Any]
 
@@ -39,7 +39,7 @@ def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
                 raise ConfigError(f"{word}: has no value; write {word} VALUE")
             value = waiting.pop()
         name = current_name(name.replace("-", "_"))
-        pairs.append((_ALIASES.get(name, name), value))
+        pairs.append((ALIASES.get(name, name), value))
     return pairs
 
 
