@@ -13,16 +13,16 @@ from longplay.launch.console.exit_codes import EXIT_USAGE, exit_code_of
 # Every command with its line of help. Its module is imported when the command is used, because most of them
 # import PyTorch.
 COMMANDS = {
-    "synth": "generate raw files in the layouts of the public datasets",
+    "synth": "generate raw files in the layout of a public dataset",
     "prepare": "convert raw events into a dataset of tar shards",
-    "inspect": "describe a dataset",
+    "inspect": "describe and verify a dataset",
     "config": "print all settings of a run as YAML",
     "plan": "estimate memory, traffic and steps of a run",
     "train": "train a recommender, or resume training",
     "evaluate": "measure exact ranking metrics of a run",
     "recommend": "print the next items for a history",
     "export": "write the model of a run as plain files",
-    "sweep": "train many runs, on Slurm or on this machine",
+    "sweep": "train and evaluate a grid of runs, on Slurm or on this machine",
     "report": "write tables and figures of a sweep",
 }
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of one command, or of all of them, which imports all of their modules."""
+    """Return the parser of one command, or of all of them, whose modules are then all imported."""
     parser = Parser(
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",

@@ -12,7 +12,6 @@ def register(subparsers: Any) -> None:
     """Add `config` to the `longplay` command."""
     parser = subparsers.add_parser(
         "config",
-        help="print all settings of a run as YAML",
         description="Print the settings of RECIPE, overridden by --config and by --section.name options, as "
         "YAML that `longplay train RECIPE --config FILE.yaml` reads.",
     )

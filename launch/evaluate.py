@@ -16,7 +16,7 @@ from longplay.launch.settings.imports import add_import_argument
 
 def register(subparsers: Any) -> None:
     """Add `evaluate` to the `longplay` command."""
-    parser = subparsers.add_parser("evaluate", help="exact ranking metrics of a run", description=__doc__)
+    parser = subparsers.add_parser("evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
     add_import_argument(parser)
     parser.add_argument(

@@ -15,7 +15,7 @@ from longplay.launch.settings.saved import read_config
 
 def register(subparsers: Any) -> None:
     """Add `export` to the `longplay` command."""
-    parser = subparsers.add_parser("export", help="a run's model as plain files", description=__doc__)
+    parser = subparsers.add_parser("export", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
     add_import_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")

@@ -23,7 +23,7 @@ _EXIT_PROBLEMS = 1
 
 def register(subparsers: Any) -> None:
     """Add the command `inspect` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("inspect", help="describe and verify a dataset", description=__doc__)
+    parser = subparsers.add_parser("inspect", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(func=run)
 

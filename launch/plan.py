@@ -18,7 +18,6 @@ def register(subparsers: Any) -> None:
     """Add `plan` to the `longplay` command."""
     parser = subparsers.add_parser(
         "plan",
-        help="estimate memory, traffic and steps of a run",
         description="Estimate the memory, traffic and steps per rank of `longplay train RECIPE`. The exit "
         "code is 2 if the run does not fit. --section.name VALUE overrides a setting, as in train.",
     )

@@ -27,7 +27,7 @@ from longplay.launch.console.signals import terminable
 
 def register(subparsers: Any) -> None:
     """Add the command `prepare` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("prepare", help="prepare a dataset from raw events", description=__doc__)
+    parser = subparsers.add_parser("prepare", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(func=run)
 

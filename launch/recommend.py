@@ -23,7 +23,7 @@ from longplay.launch.settings.saved import read_config
 
 def register(subparsers: Any) -> None:
     """Add `recommend` to the `longplay` command."""
-    parser = subparsers.add_parser("recommend", help="next items after a history", description=__doc__)
+    parser = subparsers.add_parser("recommend", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
     add_import_argument(parser)
     source = parser.add_mutually_exclusive_group(required=True)

@@ -14,7 +14,7 @@ from longplay.launch.settings.imports import add_import_argument
 
 def register(subparsers: Any) -> None:
     """Add `report` to the `longplay` command."""
-    parser = subparsers.add_parser("report", help="tables and figures of a sweep's runs", description=__doc__)
+    parser = subparsers.add_parser("report", description=__doc__)
     parser.add_argument(
         "runs",
         nargs="+",

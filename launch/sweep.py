@@ -28,7 +28,6 @@ def register(subparsers: Any) -> None:
     """Add `sweep` to the `longplay` command."""
     parser = subparsers.add_parser(
         "sweep",
-        help="train and evaluate a grid of runs, on Slurm or on this machine",
         description="Train and evaluate every run of a grid, on Slurm as one job array. Run it again to "
         "submit the runs that are missing or failed; with --out alone, those of the whole sweep. "
         "--section.name VALUE overrides a setting of all runs, as in longplay train.",

@@ -25,9 +25,7 @@ _HELP = {
 
 def register(subparsers: Any) -> None:
     """Add the command `synth` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser(
-        "synth", help="generate raw files in the layout of a public dataset", description=__doc__
-    )
+    parser = subparsers.add_parser("synth", description=__doc__)
     add_arguments(parser)
     parser.set_defaults(func=run)
 

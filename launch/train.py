@@ -16,7 +16,6 @@ def register(subparsers: Any) -> None:
     """Add `train` to the `longplay` command."""
     parser = subparsers.add_parser(
         "train",
-        help="train a recommender, or resume training",
         description="Train RECIPE on a prepared dataset. --section.name VALUE overrides a setting, for "
         "example --train.lr 0.001 --encoder.num_blocks 2 --context_length 500 --seed 1. "
         "`longplay train RECIPE --help` lists every setting with its default in that recipe.",

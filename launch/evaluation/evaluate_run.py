@@ -22,8 +22,8 @@ from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
 from longplay.launch.evaluation.popularity import evaluate_popularity
 from longplay.launch.run_folders.tensorboard_log import write_final_metrics
+from longplay.launch.settings.bad_shards import agree_on_bad_shards
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.settings.data_arguments import agree_on_bad_shards
 from longplay.launch.settings.saved import read_config
 
 

@@ -18,8 +18,8 @@ from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
 from longplay.launch.evaluation.queries import Encoder, make_queries
+from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.settings.config import EvaluationConfig, RunConfig
-from longplay.launch.settings.data_arguments import share_skipped
 from longplay.models.metrics import ranking_metrics
 
 

@@ -1,1 +1,1 @@
-"""Run configuration, recipes and shared command arguments."""
+"""Recipes, settings and the arguments that commands share."""

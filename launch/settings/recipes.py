@@ -10,15 +10,15 @@ RECIPES: Registry[Callable[[], Settings]] = Registry("recipe")
 
 
 def recipe(function: Callable[[], Settings]) -> Callable[[], Settings]:
-    """Register a function that returns nested settings, under its own name. A decorator."""
+    """Register a function that returns nested settings, under its own name; a decorator."""
     return RECIPES.register(function.__name__, function)
 
 
 def _study(model: str, **encoder: Any) -> Settings:
-    """One setting for every model: width 64, one block, packed rows of 200, full cross-entropy.
+    """Return the same settings for every model: width 64, one block, context length 200, full cross-entropy.
 
-    Rate, dropout and rows a step were chosen by a few short runs of MambaRec on ML-1M's validation split; see
-    docs/results/ml1m.md. The other models take the same setting untuned.
+    A few short runs of MambaRec on ML-1M's validation split chose the learning rate, dropout and rows per
+    step; see docs/results/ml1m.md. The other models use them untuned.
     """
     return {
         "seed": 0,
@@ -32,7 +32,7 @@ def _study(model: str, **encoder: Any) -> Settings:
 
 @recipe
 def demo() -> Settings:
-    """A few minutes on two CPU cores: MambaRec on a small synthetic dataset."""
+    """MambaRec on a small synthetic dataset: a few minutes on two CPU cores."""
     settings = _study("mambarec", dropout=0.1)
     settings["context_length"] = 100
     settings["train"] |= {"max_epochs": 6, "max_minutes": 4.0, "patience": 3}
@@ -41,7 +41,7 @@ def demo() -> Settings:
 
 @recipe
 def ml1m() -> Settings:
-    """MovieLens-1M on two CPU cores in under twenty minutes: RecMamba with one block, packed rows of 200."""
+    """RecMamba on MovieLens-1M: less than twenty minutes on two CPU cores."""
     settings = _study("recmamba")
     settings["train"] |= {"max_minutes": 19.0, "patience": None}
     return settings
@@ -67,18 +67,18 @@ def recmamba() -> Settings:
 
 @recipe
 def mambarec() -> Settings:
-    """MambaRec: plain Mamba blocks, feed-forward included in none (d_state 32, d_conv 4, expand 2)."""
+    """MambaRec: Mamba blocks without feed-forward layers."""
     return _study("mambarec")
 
 
 @recipe
 def moematrrec() -> Settings:
-    """MoEMaTrRec: Mamba and causal self-attention side by side, mixed by a causal gate."""
+    """MoEMaTrRec: Mamba and causal self-attention in parallel, combined by a causal gate."""
     return _study("moematrrec")
 
 
 def _lifelong() -> Settings:
-    """MambaRec over 5,000 events a row, on GPUs in bf16: a table too large for a full cross-entropy."""
+    """MambaRec at context length 5,000 in bf16, for item tables too large for a full cross-entropy."""
     return {
         "seed": 0,
         "context_length": 5000,
@@ -99,13 +99,13 @@ def _lifelong() -> Settings:
 
 @recipe
 def lfm5k() -> Settings:
-    """LFM-1b, 31.6 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    """LFM-1b (31.6 million items) at context length 5,000, for a GPU cluster; untuned."""
     return _lifelong()
 
 
 @recipe
 def kuairand5k() -> Settings:
-    """KuaiRand-27K, 32 million items, at a context length of 5,000; written for a GPU cluster and untuned."""
+    """KuaiRand-27K (32 million items) at context length 5,000, for a GPU cluster; untuned."""
     return _lifelong()
 
 

@@ -7,7 +7,7 @@ from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.run_folder import RunFolder
-from longplay.launch.settings.data_arguments import share_skipped
+from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.training.model import Model
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.step_display import StepDisplay

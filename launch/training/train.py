@@ -15,8 +15,8 @@ from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.estimate_run import estimate_run
 from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.bad_shards import agree_on_bad_shards, check_agreement, share_skipped
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.settings.data_arguments import agree_on_bad_shards, check_agreement, share_skipped
 from longplay.launch.training.loop import run_loop
 from longplay.launch.training.model import build_model
 from longplay.launch.training.profiling import StepProfile

@@ -1,4 +1,4 @@
-"""A user's mistakes: one line that names the place and the way out, exit code 2, nothing left behind."""
+"""Wrong input is one line that names the place and the remedy, with exit code 2; no file changes."""
 
 import json
 import re
@@ -28,13 +28,13 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(dataset_folder: Path, tmp_path: Path) -> Path:
-    """A dataset of the test's own, to be damaged at will."""
+    """A copy of the dataset that the test may damage."""
     return Path(shutil.copytree(dataset_folder, tmp_path / "set"))
 
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Path:
-    """A run folder that was begun with the recipe mambarec and has no checkpoint yet."""
+    """A run folder of the recipe mambarec without a checkpoint."""
     folder = tmp_path / "run"
     config = resolve("mambarec", get_recipe("mambarec"), [])
     RunFolder(folder).write_config(config, Dataset.open(data), data)
@@ -46,7 +46,7 @@ Refuse = Callable[..., None]
 
 @pytest.fixture
 def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """A check that a command is refused with a line that matches `pattern`, and changes no file."""
+    """Return a check that a command prints one line that matches `pattern` and changes no file."""
 
     def check(*words: object, pattern: str) -> None:
         capsys.readouterr()
@@ -62,7 +62,7 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path under a folder and the content of every file."""
+    """Return every path under a folder with the content of each file."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -74,15 +74,21 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 HEAD = "user_id,item_id,timestamp\n"
 TEXT_FAULTS = {
     "missing column": ("user_id,item,timestamp\n1,2,3\n", r"events\.csv: no column 'item_id'.*--item"),
-    "item that is no integer": (HEAD + "1,2,3\n1,x,4\n", r"events\.csv, line 3: item_id .*correct the file"),
-    "time that is no integer": (
+    "item that is not an integer": (
+        HEAD + "1,2,3\n1,x,4\n",
+        r"events\.csv, line 3: item_id .*correct the file",
+    ),
+    "time that is not an integer": (
         HEAD + "1,2,3\n1,2,noon\n",
         r"events\.csv, line 3: timestamp is not an integer",
     ),
-    "user that is no integer": (HEAD + "ann,2,3\n1,2,4\n", r"events\.csv, line 2: user_id is not an integer"),
-    "nothing": ("", r"events\.csv: is empty; pass a file with events"),
-    "a header alone": (HEAD, r"events\.csv: no events, .*pass a file with events"),
-    "one event each": (HEAD + "1,2,3\n2,2,3\n", r"events\.csv: nothing left: .*--user"),
+    "user that is not an integer": (
+        HEAD + "ann,2,3\n1,2,4\n",
+        r"events\.csv, line 2: user_id is not an integer",
+    ),
+    "empty file": ("", r"events\.csv: is empty; pass a file with events"),
+    "only a header": (HEAD, r"events\.csv: no events, .*pass a file with events"),
+    "one event per user": (HEAD + "1,2,3\n2,2,3\n", r"events\.csv: nothing left: .*--user"),
 }
 
 
@@ -102,14 +108,14 @@ def test_prepare_refuses_files_it_cannot_read(tmp_path: Path, refuse: Refuse) ->
     refuse("prepare", "parquet", tmp_path / "text.parquet", *out, pattern=r"text\.parquet: cannot be read")
 
 
-def test_prepare_refuses_a_parquet_column_that_holds_no_ids(tmp_path: Path, refuse: Refuse) -> None:
+def test_prepare_refuses_a_parquet_column_without_ids(tmp_path: Path, refuse: Refuse) -> None:
     path = tmp_path / "events.parquet"
     pl.DataFrame({"user_id": [1, 1], "item_id": [[1], [2]], "timestamp": [1, 2]}).write_parquet(path)
     pattern = r"events\.parquet: column 'item_id' holds List\(Int64\), not integers; .*--item"
     refuse("prepare", "parquet", path, "--out", tmp_path / "out", pattern=pattern)
 
 
-def test_prepare_replaces_nothing_unasked(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+def test_prepare_replaces_a_dataset_only_with_overwrite(tmp_path: Path, data: Path, refuse: Refuse) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     refuse(
@@ -127,16 +133,19 @@ BAD_SETTINGS = {
         r"--train\.lrr: unknown setting; did you mean --train\.lr\?",
     ),
     "setting without its section": ("--max_epochs 3", r"did you mean --train\.max_epochs\?"),
-    "setting like no other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
-    "a word alone": ("fast", "'fast': is not a setting; write --section.name value"),
+    "setting unlike any other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
+    "a word without dashes": ("fast", "'fast': is not a setting; write --section.name value"),
     "no value": ("--train.lr", r"--train\.lr: has no value; write --train\.lr VALUE"),
-    "no number": ("--train.lr fast", r"train\.lr='fast': must be a number$"),
-    "no whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: must be a whole number$"),
+    "text for a number": ("--train.lr fast", r"train\.lr='fast': must be a number$"),
+    "not a whole number": ("--train.max_steps 1.5", r"train\.max_steps=1\.5: must be a whole number$"),
     "out of range": ("--train.lr -1", r"train\.lr=-1: must be above 0"),
     "not one of the choices": ("--encoder.model lstm", r"encoder\.model='lstm': unknown; available: gru4rec"),
     "context length of 0": ("--context_length 0", "^longplay: error: context_length=0: .*nearest valid: 1"),
     "seed below 0": ("--seed -1", "^longplay: error: seed=-1: must be at least 0; nearest valid: 0$"),
-    "a shared setting of one part": ("--data.seed 3", r"data\.seed: set --seed, which applies to every part"),
+    "a shared setting in one section": (
+        "--data.seed 3",
+        r"data\.seed: set --seed, which applies to every part",
+    ),
     "heads that do not divide": (
         "--encoder.model sasrec --encoder.num_heads 3",
         r"encoder\.num_heads=3: must divide d_model = 64; nearest valid: 2",
@@ -147,11 +156,11 @@ BAD_SETTINGS = {
     ),
     "split": ("--data.split.val_fraction 2", r" data\.split\.val_fraction=2: must be below 1"),
     "row optimizer": ("--table.optimizer.eps -1", r" table\.optimizer\.eps=-1: must be above 0"),
-    "zero_dense in the host's memory": (
+    "zero_dense in host memory": (
         "--table.update zero_dense --engine.zero_stage 3 --table.placement host",
         r" table\.placement='host': needs table\.update row_sparse",
     ),
-    "full softmax in the host's memory": (
+    "full softmax in host memory": (
         "--loss.name full_softmax --table.placement host",
         r"table\.placement=host: loss\.name=full_softmax reads every row.*--loss\.name sampled_softmax",
     ),
@@ -160,16 +169,19 @@ BAD_SETTINGS = {
         r"engine\.zero_stage=1: .* needs 3.*set --engine\.zero_stage 3 or --table\.update row_sparse",
     ),
     "metric that is not measured": ("--train.metric full/ndcg@11", r"did you mean full/ndcg@10\?"),
-    "a switch for a number": ("--train.lr true", r"train\.lr=True: must be a number$"),
+    "true for a number": ("--train.lr true", r"train\.lr=True: must be a number$"),
     "not a number": ("--table.init_std nan", r"table\.init_std='nan': must be above 0"),
     "not finite": ("--table.lr_scale inf", r"table\.lr_scale='inf': must be a finite number"),
-    "absurd": ("--train.timeout_s 1e300", r"train\.timeout_s=1e\+300: must be at most .*; nearest valid"),
-    "no switch": ("--encoder.residual 2", r"encoder\.residual=2: must be true or false"),
+    "far too large": (
+        "--train.timeout_s 1e300",
+        r"train\.timeout_s=1e\+300: must be at most .*; nearest valid",
+    ),
+    "a number for a switch": ("--encoder.residual 2", r"encoder\.residual=2: must be true or false"),
     "too few values": ("--engine.betas 0.9", r"engine\.betas: has too few values"),
     "too many values": ("--engine.betas 0.9,0.99,0.999", r"engine\.betas=.*: has 3 values; must have 2"),
     "no values": ("--evaluation.cutoffs ,", r"evaluation\.cutoffs=\[\]: must have at least 1 value"),
     "one bad value": ("--evaluation.cutoffs 5,0", r"evaluation\.cutoffs=0: must be at least 1"),
-    "nobody to validate on": (
+    "no users to validate on": (
         "--evaluation.max_validation_users 0",
         "evaluation.max_validation_users=0: must be at least 1",
     ),
@@ -192,7 +204,7 @@ def test_train_refuses_an_unknown_recipe(tmp_path: Path, data: Path, refuse: Ref
 # ---------------------------------------------------------------------- train: dataset and run folder
 
 
-def test_train_refuses_what_is_no_dataset(tmp_path: Path, refuse: Refuse) -> None:
+def test_train_refuses_a_folder_without_a_dataset(tmp_path: Path, refuse: Refuse) -> None:
     run = ("--run", tmp_path / "run")
     gone = tmp_path / "gone"
     refuse("train", "demo", "--data", gone, *run, pattern="gone: contains no manifest.json, .*prepare")
@@ -224,7 +236,7 @@ def test_train_refuses_a_damaged_manifest(tmp_path: Path, data: Path, refuse: Re
     refuse(*words, pattern=r"manifest\.json: cannot be read .*prepare the dataset again")
 
 
-def test_train_refuses_a_split_with_nobody_to_validate_on(tmp_path: Path, refuse: Refuse) -> None:
+def test_train_refuses_a_split_without_validation_users(tmp_path: Path, refuse: Refuse) -> None:
     (tmp_path / "events.csv").write_text(HEAD + "".join(f"{n // 2},{n % 3},{n}\n" for n in range(40)))
     assert main(["prepare", "csv", str(tmp_path / "events.csv"), "--out", str(tmp_path / "pairs")]) == 0
     words = ("--data", tmp_path / "pairs", "--run", tmp_path / "run")
@@ -277,7 +289,7 @@ def test_train_refuses_a_damaged_run_folder(data: Path, run: Path, refuse: Refus
 # ---------------------------------------------------------------------- evaluate, recommend
 
 
-def test_evaluate_refuses_what_is_no_run(tmp_path: Path, data: Path, refuse: Refuse) -> None:
+def test_evaluate_refuses_a_folder_without_a_run(tmp_path: Path, data: Path, refuse: Refuse) -> None:
     for folder in (tmp_path / "gone", data):
         refuse("evaluate", folder, pattern="is not a run folder .*give the folder of `longplay train --run`")
 

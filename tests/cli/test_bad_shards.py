@@ -15,7 +15,7 @@ from support.runs import read_metrics, small_config, small_dataset
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 from longplay.distributed.runtime.world import World
-from longplay.launch.settings.data_arguments import share_skipped
+from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
