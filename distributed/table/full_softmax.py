@@ -72,7 +72,7 @@ def _chunk_loss(
         hidden: (n, D), the same on every rank.
         owned: (n,) each target's row in this rank's shard, valid where `mine` is True.
         mine: (n,) bool, whether this rank owns the target.
-        table: the table, of which this rank scores its own rows.
+        table: provides `shard` (R, D), the rows of this rank.
         hidden_grad: (n, D), overwritten with this rank's part of the gradient.
         shard_grad: (R, D), accumulates the gradient of this rank's rows.
     """
