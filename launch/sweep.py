@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         return cancel_sweep(folder) if args.cancel else show_status(folder, watch=args.watch)
     resources = read_resources(args)
     folder = SweepFolder(out)
-    grid = read_grid(args, overrides, begun=bool(folder.jobs))
+    grid = read_grid(args, overrides, exists=bool(folder.jobs))
     specs = list(folder.jobs.values()) if grid is None else grid.jobs()
     if args.dry_run:
         return dry_run(folder, folder.add(specs), resources)

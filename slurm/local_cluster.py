@@ -7,11 +7,8 @@ Jobs in the partition `high` preempt jobs in `main`, which are requeued.
 """
 
 import argparse
-import json
 import os
 import re
-import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -20,15 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster_config import PATH, ClusterConfig, ClusterError, slurm_conf, slurm_version, slurmdbd_conf, which
-from cluster_processes import free_ports, is_listening, is_running, start_time
+from cluster_daemons import Daemons
+from cluster_database import database_command
+from cluster_processes import free_ports, is_listening
 
 # Program -> the Debian package that contains it.
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
 _ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-_MARIADB_SQL = Path("/usr/share/mysql")
 _SOCKETPATH_LIMIT = 107  # bytes of a Unix socket's path
-_STOP_ORDER = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged")
 
 
 def missing_requirement(*, accounting: bool = True) -> str | None:
@@ -56,10 +53,8 @@ class LocalCluster:
     def __init__(self, root: Path, config: ClusterConfig | None = None, *, bound: bool = False) -> None:
         self.root = Path(root).absolute()
         self.config = config or ClusterConfig()
-        self.bound = bound
         self.conf = self.root / "slurm.conf"
-        self._record = self.root / "daemons.json"
-        self._children: list[subprocess.Popen[bytes]] = []
+        self.daemons = Daemons(self.root, bound=bound)
 
     @property
     def env(self) -> dict[str, str]:
@@ -114,27 +109,29 @@ class LocalCluster:
         self._make_folders()
         self._write_files(ports)
         munge = self.root / "munge"
-        self._spawn(
+        self._start_daemon(
             "munged",
             *("munged", "--foreground", "--force", "--num-threads=4"),
             *(f"--key-file={munge}/munge.key", f"--socket={munge}/munge.sock", f"--seed-file={munge}/seed"),
             *(f"--pid-file={munge}/munged.pid", f"--log-file={self.root}/log/munged.log"),
         )
         if self.config.accounting:
-            self._start_database(ports[2])
+            self._start_daemon("mariadbd", *database_command(self.root, ports[2]))
         self._wait_until((munge / "munge.sock").exists, "munged's socket")
         if self.config.accounting:
             self._wait_until(lambda: is_listening(ports[2]), "MariaDB")
-            self._spawn("slurmdbd", "slurmdbd", "-D")
+            self._start_daemon("slurmdbd", "slurmdbd", "-D")
             self._wait_until(lambda: is_listening(ports[1]), "slurmdbd")
-        self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
+        self._start_daemon("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
         for name in self.config.names:
             # The shell stays as the namespace's PID 1, which reaps orphans of slurmd's steps.
             script = (
                 'hostname "$1"; mount --make-rprivate /; mount --bind "$2/hosts" /etc/hosts; '
                 'mount --bind "$2/local/$1" "$2/scratch"; slurmd -D -f "$2/slurm.conf" -N "$1" & wait $!'
             )
-            self._spawn(f"slurmd {name}", *_NAMESPACES, "sh", "-ec", script, "node", name, str(self.root))
+            self._start_daemon(
+                f"slurmd {name}", *_NAMESPACES, "sh", "-ec", script, "node", name, str(self.root)
+            )
         self._wait_until(self._is_idle, "idle nodes")
 
     def _make_folders(self) -> None:
@@ -173,55 +170,8 @@ class LocalCluster:
             path.write_text(text)
             path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
 
-    def _start_database(self, port: int) -> None:
-        data, scratch = self.root / "database" / "data", self.root / "database" / "tmp"
-        command = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", f"--tmpdir={scratch}"]
-        command += ["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", "--innodb-doublewrite=0"]
-        command += ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]
-        if not (data / "mysql").exists():
-            (data / "mysql").mkdir(parents=True)
-            scratch.mkdir(parents=True, exist_ok=True)
-            # The SQL that mariadb-install-db sends to the server; the script itself takes 5 s longer.
-            parts = (
-                "mysql_system_tables.sql",
-                "mysql_performance_tables.sql",
-                "mysql_system_tables_data.sql",
-            )
-            sql = "use mysql;\nSET @auth_root_socket=NULL;\n"
-            sql += "".join((_MARIADB_SQL / part).read_text() for part in parts)
-            sql += "\ncreate database slurm_acct_db;\n"
-            with open(self.root / "log" / "mariadb-bootstrap.out", "wb") as log:
-                done = subprocess.run(
-                    [*command, "--bootstrap"], input=sql.encode(), stdout=log, stderr=log, env=self.env
-                )
-            if done.returncode:
-                shutil.rmtree(data)
-                raise ClusterError(f"MariaDB cannot create its tables; see {log.name}")
-        self._spawn(
-            "mariadbd",
-            *command,
-            *(f"--socket={self.root}/database/s", "--bind-address=127.0.0.1", f"--port={port}"),
-            *("--skip-name-resolve", "--performance-schema=OFF"),
-        )
-
-    def _spawn(self, name: str, *words: str) -> None:
-        # unshare blocks SIGTERM while it waits, so a node is ended by SIGKILL; --kill-child forwards it.
-        death = "KILL" if name.startswith("slurmd ") else "TERM"
-        prefix = ["setpriv", "--pdeathsig", death] if self.bound else []
-        with open(self.root / "log" / f"{name.replace(' ', '-')}.out", "ab") as log:
-            child = subprocess.Popen(
-                [*prefix, *words],
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=self.root,
-            )
-        self._children.append(child)
-        daemons = json.loads(self._record.read_text()) if self._record.exists() else {}
-        daemons[name] = [child.pid, start_time(child.pid)]
-        self._record.write_text(json.dumps(daemons))
+    def _start_daemon(self, name: str, *words: str) -> None:
+        self.daemons.start(name, *words, env=self.env)
 
     def _is_idle(self) -> bool:
         words = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]
@@ -241,46 +191,14 @@ class LocalCluster:
     # ------------------------------------------------------------------ status and down
 
     def running(self) -> dict[str, bool]:
-        """Return daemon -> whether it runs, in start order; empty if none was started."""
-        return {name: is_running(pid, began) for name, (pid, began) in self._daemons().items()}
-
-    def _daemons(self) -> dict[str, tuple[int, int]]:
-        if not self._record.exists():
-            return {}
-        return {name: (pid, began) for name, (pid, began) in json.loads(self._record.read_text()).items()}
+        """Return whether each daemon runs, in the order of their start; empty if none was started."""
+        return self.daemons.running()
 
     def down(self, *, grace_s: float = 12.0) -> None:
-        """Cancel all jobs and stop the daemons; processes left on a node end with it.
-
-        Args:
-            grace_s: wait this long for the jobs, and for the daemons of each kind before SIGKILL.
-        """
+        """Cancel the jobs and stop the daemons; a node ends with all processes on it."""
         if self.running().get("slurmctld"):
             self._cancel_jobs(grace_s)
-        daemons = self._daemons()
-        for kind in _STOP_ORDER:
-            group = [daemon for name, daemon in daemons.items() if name.split()[0] == kind]
-            for pid, began in group:
-                if is_running(pid, began):
-                    os.kill(pid, signal.SIGKILL if kind == "slurmd" else signal.SIGTERM)
-            deadline = time.monotonic() + grace_s
-            while any(is_running(pid, began) for pid, began in group):
-                if time.monotonic() > deadline:
-                    for pid, began in group:
-                        if is_running(pid, began):
-                            os.kill(pid, signal.SIGKILL)
-                time.sleep(0.02)
-        for child in self._children:
-            child.wait()
-        self._children.clear()
-        self._record.unlink(missing_ok=True)
-
-    def kill(self, name: str) -> None:
-        """Kill one daemon with SIGKILL, as in a crash."""
-        pid, began = self._daemons()[name]
-        os.kill(pid, signal.SIGKILL)
-        while is_running(pid, began):
-            time.sleep(0.01)
+        self.daemons.stop(grace_s=grace_s)
 
     def _cancel_jobs(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s

@@ -24,7 +24,7 @@ caught=''
 # Slurm sends TERM to the ranks itself, but USR1 only to the batch script; srun forwards it.
 forward_usr1() {
   caught=1
-  say "the time limit is near: saving and stopping"
+  info "the time limit is near: saving and stopping"
   ((!training)) || kill -USR1 "$training"
 }
 trap forward_usr1 USR1
@@ -67,7 +67,7 @@ if [[ -n $problem && -z $caught ]]; then
   fail 2 "${found:-$(head -n 1 <<< "$problem")}"
 fi
 
-say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $RECIPE on $SLURM_JOB_NODELIST," \
+info "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $RECIPE on $SLURM_JOB_NODELIST," \
   "$((nodes * ranks)) ranks; log: $log" | tee -a "$log"
 begin=$(stat -c %s "$log")
 if [[ -z $caught ]]; then
@@ -89,12 +89,12 @@ else # a signal arrived before the ranks started
 fi
 
 if ((code == 0)) && [[ ! -e $LONGPLAY_OUTCOME ]]; then
-  say "finished: $RUN"
+  info "finished: $RUN"
   exit 0
 fi
 if [[ -n $terminated ]]; then
   rm -f "$LONGPLAY_OUTCOME"
-  say "stopped by Slurm; submit again to resume"
+  info "stopped by Slurm; submit again to resume"
   exit 143
 fi
 requeue_if_saved

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class ReportError(ValueError):
-    """The given folders hold no runs, or damaged ones; the message says what to give instead."""
+    """The given folders hold no runs, or damaged ones; the message names what to give instead."""
 
 
 def collect(paths: Sequence[Path]) -> pl.DataFrame:

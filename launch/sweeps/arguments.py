@@ -121,13 +121,13 @@ def add_action_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_grid(args: argparse.Namespace, overrides: list[str], *, begun: bool) -> SweepGrid | None:
-    """Return the grid that the command names; None if it names no runs and the sweep has `begun`.
+def read_grid(args: argparse.Namespace, overrides: list[str], *, exists: bool) -> SweepGrid | None:
+    """Return the grid that the command names; None if it names no runs of a sweep that `exists`.
 
     Raises:
         ConfigError: an option is malformed, or no dataset is named or found.
     """
-    if begun and not overrides and all(getattr(args, name) is None for name in _GRID_OPTIONS):
+    if exists and not overrides and all(getattr(args, name) is None for name in _GRID_OPTIONS):
         return None
     data = args.data or prepared_datasets(Path("data"))
     if not data:

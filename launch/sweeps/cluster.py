@@ -22,7 +22,7 @@ class Resources:
 
     Attributes:
         time_min: time limit of one start; a longer run saves before the limit and is requeued.
-        signal_delay_s: seconds before the limit at which the run is asked to save.
+        signal_delay_s: seconds before the limit at which the run receives the signal to save.
         setup: shell lines that run before the ranks start, such as `module load`.
         max_parallel: number of jobs that may run at once; None means all on Slurm and 1 on this machine.
     """

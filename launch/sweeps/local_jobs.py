@@ -19,7 +19,7 @@ _YEAR_MIN = 525_600
 class LocalQueue:
     """Runs jobs on this machine, at most `resources.max_parallel` at once.
 
-    A context manager: at its end the jobs that still run are asked to save, and have ended.
+    A context manager: its exit sends SIGTERM to the jobs that still run, which save, and waits for their end.
 
     Args:
         folder: where submitit keeps its files and the logs.
@@ -43,7 +43,7 @@ class LocalQueue:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Ask the running jobs to save, and wait until they have ended."""
+        """Stop the running jobs, which save, and wait until they have ended."""
         for _, submission, _ in self.running:
             stop_local_job(submission, self.folder)
         while self.running:
@@ -69,7 +69,7 @@ class LocalQueue:
             stderr_to_stdout=True,
             setup=list(self.resources.setup),
         )
-        # Ctrl-C must reach this process alone, which then asks its jobs to save.
+        # Ctrl-C must reach this process alone, which then stops its jobs.
         with outer_job_hidden(), interrupts_blocked():
             handle = executor.submit(job)
         host = socket.gethostname()
@@ -108,7 +108,7 @@ def local_job_is_alive(submission: Submission, folder: Path) -> bool:
 
 
 def stop_local_job(submission: Submission, folder: Path) -> None:
-    """Ask a local job to save and end; do nothing if it has ended."""
+    """Send SIGTERM to a local job, which saves and ends; do nothing if it has ended."""
     if local_job_is_alive(submission, folder):
         try:
             os.kill(int(submission.job_id), signal.SIGTERM)  # the process forwards the signal to its ranks

@@ -9,7 +9,7 @@ from longplay.launch.sweeps.slurm_jobs import cancel_on_slurm, slurm_states
 
 
 def queue_states(submissions: Iterable[Submission], folder: Path) -> dict[str, QueueState]:
-    """Return the states of the jobs that their cluster knows, by job id.
+    """Return the states of the jobs that their cluster still has, by job id.
 
     Args:
         folder: the sweep's submitit folder.

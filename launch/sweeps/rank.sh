@@ -4,7 +4,7 @@
 trap : TERM USR1 INT # for the command, which Slurm sends them to as well
 "$@"
 code=$?
-((code != 138)) || code=75 # 128 + USR1: asked to stop before it could handle the signal, so nothing is lost
+((code != 138)) || code=75 # 128 + USR1: killed before it installed a handler, so nothing is lost
 ((code == 0)) || (set -o noclobber && echo "$code" > "$LONGPLAY_OUTCOME") 2> /dev/null
 ((code != 75)) || exit 0 # srun kills the other ranks when one fails
 # Every rank detects wrong input, but only rank 0 prints it: leave it the time before srun kills all.

@@ -1,11 +1,11 @@
 # The requeue path of every Slurm job: sourced by slurm/train.sh and by the batch scripts of `longplay sweep`.
 #
 # rank.sh runs each rank and writes the first exit code that is not 0 to $LONGPLAY_OUTCOME. The code 75 means that the
-# run was asked to stop and has saved. After srun the batch script calls `requeue_if_saved`.
+# run received a signal to stop and has saved. After srun the batch script calls `requeue_if_saved`.
 
 MAX_REQUEUES=${MAX_REQUEUES:-1000}
 
-say() { echo "longplay: $*"; }
+info() { echo "longplay: $*"; }
 
 fail() { # CODE MESSAGE
   echo "longplay: error: ${*:2}" >&2
@@ -27,7 +27,7 @@ requeue_if_saved() {
   rm -f "$LONGPLAY_OUTCOME"
   ((restarts < MAX_REQUEUES)) ||
     fail 75 "requeued $restarts times, the limit MAX_REQUEUES; submit again to resume"
-  say "saved; back into the queue"
+  info "saved; back into the queue"
   # The job id of one task of an array may be the id of the whole array.
   [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   answer=$(scontrol requeue "$job" 2>&1)

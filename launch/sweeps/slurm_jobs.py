@@ -32,16 +32,16 @@ _ANSWER_S = 60.0  # time limit of Slurm's commands
 _HERE = Path(__file__).parent
 
 
-def choose_cluster(asked: ClusterName | None) -> ClusterName:
-    """Return `asked`, or "slurm" where Slurm is set up and "local" elsewhere.
+def choose_cluster(requested: ClusterName | None) -> ClusterName:
+    """Return `requested`, or "slurm" where Slurm is set up and "local" elsewhere.
 
     Raises:
-        ConfigError: Slurm was asked for, or is set up, and does not answer.
+        ConfigError: Slurm was requested, or is set up, and does not answer.
     """
-    if asked in ("local", "debug"):
-        return asked
+    if requested in ("local", "debug"):
+        return requested
     if not shutil.which("sbatch"):
-        if asked is None:
+        if requested is None:
             return "local"
         raise ConfigError("--cluster slurm: no sbatch on this machine; use a login node or --cluster local")
     done = _ask("scontrol", "ping")
@@ -52,7 +52,7 @@ def choose_cluster(asked: ClusterName | None) -> ClusterName:
                 "--cluster slurm: no srun on this machine; install Slurm's client or use --cluster local"
             )
         return "slurm"
-    if asked is None and ("configuration source" in answer or "slurm.conf" in answer):
+    if requested is None and ("configuration source" in answer or "slurm.conf" in answer):
         return "local"  # Slurm's commands are installed, but no cluster is configured
     raise ConfigError(
         f"Slurm's controller does not answer ({answer[:200]}); try later or use --cluster local"
@@ -141,7 +141,7 @@ def _refusal(answer: str, resources: Resources) -> str:
 
 
 def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
-    """Return the states of the jobs that squeue or sacct know, by job id.
+    """Return the states of the jobs that squeue or sacct list, by job id.
 
     Raises:
         ConfigError: Slurm does not answer.

@@ -60,11 +60,8 @@ class JobStatus:
     error: str | None = None
 
 
-def sweep_status(folder: SweepFolder, *, ask_cluster: bool = True) -> list[JobStatus]:
+def sweep_status(folder: SweepFolder) -> list[JobStatus]:
     """Return the status of every job, in the order of sweep.json.
-
-    Args:
-        ask_cluster: False reads the folder alone; a job that may be live then has the state "submitted".
 
     Raises:
         ConfigError: Slurm does not answer.
@@ -74,11 +71,11 @@ def sweep_status(folder: SweepFolder, *, ask_cluster: bool = True) -> list[JobSt
         for name, submission in folder.submissions.items()
         if not is_finished(folder.jobs[name].run(folder.path))
     ]
-    known = queue_states(unfinished, folder.submitit) if ask_cluster else {}
-    return [_status(folder, spec, known, ask_cluster) for spec in folder.jobs.values()]
+    known = queue_states(unfinished, folder.submitit)
+    return [_status(folder, spec, known) for spec in folder.jobs.values()]
 
 
-def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState], asked: bool) -> JobStatus:
+def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState]) -> JobStatus:
     run = spec.run(folder.path)
     submission = folder.submissions.get(spec.name)
     queued = known.get(submission.job_id) if submission else None
@@ -92,8 +89,6 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
         state, live = "pending" if waits else "running", True
         if waits and queued.reason not in _USUAL_REASONS:
             error = f"pending: {queued.reason}"
-    elif not asked:
-        state = "submitted"
     else:
         state, error = _how_it_ended(folder, spec.name, queued)
     at = Progress.read(run, spec)

@@ -62,7 +62,7 @@ def cancel_sweep(folder: SweepFolder) -> int:
     live = [status for status in sweep_status(folder) if status.live]
     submissions = [folder.submissions[status.spec.name] for status in live]
     if holder is not None and any(each.cluster == "local" for each in submissions):
-        os.kill(holder, signal.SIGTERM)  # the sweep command asks its jobs to save and starts no others
+        os.kill(holder, signal.SIGTERM)  # the sweep command stops its jobs, which save, and starts no others
     else:
         cancel(submissions, folder.submitit)
     print(f"cancelled {len(live)} jobs; to resume them: longplay sweep --out {folder.path}", flush=True)

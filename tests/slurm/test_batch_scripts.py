@@ -218,7 +218,7 @@ def test_a_dead_controller_is_a_one_line_error_and_leaves_no_process(workspace: 
         job = submit(cluster, workspace.submit_folder, script, options=options, variables=variables)
         workspace.wait_for_ranks(job, 1)
         processes = job.processes()
-        cluster.kill("slurmctld")
+        cluster.daemons.kill("slurmctld")
         refused = sbatch(cluster, workspace.submit_folder, *options, str(script))
         assert "Unable to contact slurm controller" in refused.stderr
         rank = min(job.processes("/bin/bash", str(workspace.python)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import local_cluster
 import pytest
+from cluster_processes import is_running
 from local_cluster import ClusterConfig, ClusterError, LocalCluster, missing_requirement
 from support.slurm_jobs import REPOSITORY
 
@@ -29,9 +30,9 @@ def test_up_and_down_are_idempotent(tmp_path: Path) -> None:
         code, printed = cluster_command(*up)
         assert code == 0
         assert f"export SLURM_CONF={root}/slurm.conf" in printed
-        daemons = LocalCluster(Path(root))._daemons()
+        daemons = LocalCluster(Path(root)).daemons.started()
         assert cluster_command(*up)[0] == 0
-        assert LocalCluster(Path(root))._daemons() == daemons
+        assert LocalCluster(Path(root)).daemons.started() == daemons
         code, printed = cluster_command("status", root)
         assert code == 0
         assert re.search("slurmd node1 +running", printed)
@@ -40,7 +41,7 @@ def test_up_and_down_are_idempotent(tmp_path: Path) -> None:
         code, printed = cluster_command("down", root)
     assert (code, printed) == (0, "stopped: munged, slurmctld, slurmd node1\n")
     assert cluster_command("down", root) == (0, f"no daemon of {root} was running\n")
-    assert not [pid for pid, began in daemons.values() if local_cluster.is_running(pid, began)]
+    assert not [pid for pid, began in daemons.values() if is_running(pid, began)]
 
 
 def test_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
