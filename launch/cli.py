@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from longplay.launch.console.exit_codes import EXIT_USAGE, exit_code_of
 
@@ -35,6 +35,13 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+class _Commands(argparse._SubParsersAction):
+    """Adds a command with its line of help from COMMANDS."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        return super().add_parser(name, help=COMMANDS[name], **options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 wrong input, 75 saved and stopped."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -48,7 +55,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    subparsers = parser.add_subparsers(action=_Commands, metavar="COMMAND", parser_class=Parser)
     for name in COMMANDS if command is None else (command,):
         importlib.import_module(f"longplay.launch.{_MODULES.get(name, name)}").register(subparsers)
     return parser
