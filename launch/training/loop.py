@@ -34,7 +34,7 @@ def run_loop(
     stop: StopRequest,
     heartbeat: Heartbeat,
 ) -> bool:
-    """Train from `progress` on and return whether any rank was asked to stop. Collective.
+    """Train from `progress` on and return whether any rank received a stop request. Collective.
 
     The last step is validated and saved, except that a requested stop skips a validation that is not due.
     """
@@ -54,7 +54,7 @@ def run_loop(
                     model,
                     planned,
                     lr=lr,
-                    stop_requested=stop.asked,
+                    stop_requested=stop.requested,
                     pipeline=None if is_last else pipeline,
                 )
         seconds, data_wait_s = time.perf_counter() - began, pipeline.take_data_wait_s()

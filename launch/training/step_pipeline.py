@@ -198,7 +198,7 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
 
 
 def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
-    """Derive each row's key (B,) int64 from its position in the data, whatever its rank and micro-batch."""
+    """Derive each row's key (B,) int64 from its position in the data; rank and micro-batch do not matter."""
     device = model.world.device
     lanes = batch.row_lanes.to(device, non_blocking=True)
     return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))

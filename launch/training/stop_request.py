@@ -18,7 +18,7 @@ class StopRequest:
             signal.signal(number, self._receive)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.signal is not None
 
     def _receive(self, number: int, frame: Any) -> None:

@@ -20,7 +20,7 @@ class StepResult:
     """The outcome of a step, the same on every rank except `table_bytes`.
 
     Attributes:
-        stop_requested: whether any rank was asked to stop.
+        stop_requested: whether any rank received a stop request.
         table_bytes: bytes that this rank sent for table rows and their gradients.
     """
 
@@ -45,7 +45,7 @@ def train_step(
     depend on how rows are packed or how many ranks and micro-batches share them.
 
     Args:
-        stop_requested: whether this rank was asked to stop.
+        stop_requested: whether this rank received a stop request.
         pipeline: plans the next step while this one runs; None plans nothing.
 
     Raises:
