@@ -1,12 +1,12 @@
 """The memory available to a rank, its peak use, and one exception for all out-of-memory errors."""
 
 import gc
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from longplay.distributed.runtime.errors import OutOfMemoryError
@@ -26,13 +26,8 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
         if not torch.cuda.is_available():
             return None, "no GPU here"
         return torch.cuda.get_device_properties(0).total_memory, "this GPU"
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-        # Add what this process already holds, because estimates include it.
-        mine = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, KeyError, ValueError):
-        return None, "unknown"
+    available = psutil.virtual_memory().available
+    mine = psutil.Process().memory_info().rss  # estimates include what this process already holds
     share = f" over {local_ranks} ranks" if local_ranks > 1 else ""
     return available // local_ranks + mine, f"available here{share}"
 
