@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) cannot create virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 demo: install
@@ -50,8 +50,6 @@ test: install test-packages
 
 # A strict build: a broken link, anchor or reference fails. Nothing is fetched from the network while building.
 docs: install
-	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2> /dev/null || \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	@echo "open site/index.html"
 
