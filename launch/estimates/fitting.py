@@ -51,7 +51,7 @@ def check_fits(
 
 
 def ways_to_fit(estimate: MemoryEstimate, config: RunConfig, workload: Workload) -> list[str]:
-    """Return at most two settings that each make the run fit, or else one pair that does so together."""
+    """Return up to two settings that each make the run fit or, if none does, one pair that together does."""
 
     def fitting(change: _Change) -> MemoryEstimate | None:
         changed = estimate_memory(

@@ -36,7 +36,8 @@ def check_output(out: Path, overwrite: bool) -> None:
     """Check that an export may be written to `out`.
 
     Raises:
-        ConfigError: `out` holds something else than an export, or an export and `overwrite` is not set.
+        ConfigError: `out` holds anything other than an export, or holds an export and `overwrite` is
+            false.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

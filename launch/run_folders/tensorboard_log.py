@@ -57,7 +57,7 @@ def write_settings(writer: SummaryWriter, run: Path) -> None:
 def write_final_metrics(run: Path, split: str, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Add the metrics of an evaluation to the run's TensorBoard folder. A later evaluation replaces them.
 
-    Without the right to write to the folder, do nothing.
+    Do nothing if the folder is not writable.
 
     Args:
         step: the step of the evaluated checkpoint.

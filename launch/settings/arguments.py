@@ -1,4 +1,4 @@
-"""What the commands that take a recipe and settings share: their arguments, and their settings in --help."""
+"""Arguments of the commands that take a recipe and settings, and the list of settings in their --help."""
 
 import argparse
 import dataclasses
@@ -36,7 +36,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_arguments(args: argparse.Namespace, overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration that a command line asks for."""
+    """Return the configuration that a command line selects."""
     return resolve(args.recipe, get_recipe(args.recipe), overrides, file=args.config)
 
 

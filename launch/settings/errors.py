@@ -34,7 +34,7 @@ _RULES = {
 
 
 def one_line(error: ValidationError) -> str:
-    """Return the first complaint of `error` as one line, for example "train.lr=-1.0: must be above 0"."""
+    """Return the first error in `error` as one line, for example "train.lr=-1.0: must be above 0"."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     kind, context = first["type"], first.get("ctx", {})

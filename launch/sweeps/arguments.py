@@ -181,7 +181,7 @@ def parse_minutes(text: str) -> int:
         text: M, M:SS, H:MM:SS, D-H, D-H:MM or D-H:MM:SS.
 
     Raises:
-        argparse.ArgumentTypeError: the format is another.
+        argparse.ArgumentTypeError: `text` is in none of these formats.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match:

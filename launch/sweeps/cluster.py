@@ -1,4 +1,4 @@
-"""What all clusters share: the resources of a job, its submission and its state."""
+"""The types that all clusters share: the resources of a job, its submission and its state."""
 
 import contextlib
 import os

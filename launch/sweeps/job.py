@@ -100,7 +100,7 @@ def is_finished(run: Path) -> bool:
 
 
 def _exit_on_signals() -> dict[int, Any]:
-    """Exit on SIGUSR1 and SIGTERM, as only training has something to save; return the former handlers."""
+    """Exit on SIGUSR1 and SIGTERM, because only training has state to save; return the former handlers."""
     codes: dict[int, int] = {signal.SIGUSR1: EXIT_REQUEUE, signal.SIGTERM: 128 + signal.SIGTERM}
     return {each: signal.signal(each, lambda number, _: sys.exit(codes[number])) for each in codes}
 

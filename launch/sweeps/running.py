@@ -16,7 +16,7 @@ def submit(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> N
     """Submit the jobs to Slurm as one array and record their ids in sweep.json.
 
     Raises:
-        ConfigError: sbatch refuses, with its reason.
+        ConfigError: sbatch rejects the submission; the message has its reason.
     """
     submitted = submit_to_slurm(jobs, folder.submitit, resources, f"longplay-{folder.path.name}")
     for job, submission in zip(jobs, submitted, strict=True):

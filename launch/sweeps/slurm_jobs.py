@@ -69,7 +69,7 @@ def submit_to_slurm(
         name: name of the array.
 
     Raises:
-        ConfigError: sbatch refuses, with its reason.
+        ConfigError: sbatch rejects the submission; the message has its reason.
     """
     executor = submitit.SlurmExecutor(
         folder=folder, python=shlex.join(["bash", str(_HERE / "rank.sh"), sys.executable])

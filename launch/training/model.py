@@ -1,4 +1,4 @@
-"""What a run trains: the encoder under DeepSpeed, the sharded item table and the loss."""
+"""The model of a run: the encoder under DeepSpeed, the sharded item table and the loss."""
 
 from dataclasses import dataclass
 

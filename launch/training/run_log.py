@@ -1,4 +1,4 @@
-"""What a run prints and records: each step, each validation, each save and the end."""
+"""Print and record the steps, validations, saves and the end of a run."""
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import Batch

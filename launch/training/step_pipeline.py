@@ -1,4 +1,4 @@
-"""The part of a training step that needs no weights: batch, negatives and the plan of the row exchange."""
+"""Prepare training steps ahead of time: the batch, the negatives and the start of the row exchange."""
 
 from __future__ import annotations
 

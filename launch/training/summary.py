@@ -1,4 +1,4 @@
-"""What a run prints before its first step."""
+"""Describe a run before its first step."""
 
 from pathlib import Path
 

@@ -30,13 +30,13 @@ LEFT_BEHIND = ("data/", "runs/", "exports/", "sweeps/", "demo/", "site/", "quick
 
 
 def anchors(path: Path) -> set[str]:
-    """The fragments that a page's headings can be linked by."""
+    """Return the fragments that link to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(path: Path) -> list[str]:
-    """The lines of a page's code blocks without a language, continuation lines joined."""
+    """Return the lines of a page's code blocks without a language, continuation lines joined."""
     blocks = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     plain = [block for language, block in blocks if not language]
     return [line for block in plain for line in block.replace("\\\n", " ").splitlines() if line.strip()]

@@ -27,7 +27,7 @@ NOT_PACKAGES = {"tests", "benchmarks", "slurm", "docs", "examples"}
 
 
 def folder_of(package: str) -> Path:
-    """The folder that pyproject.toml's package-dir gives `package`."""
+    """Return the folder that pyproject.toml's package-dir gives `package`."""
     parts = package.split(".")
     for cut in range(len(parts), 0, -1):
         base = SETUPTOOLS["package-dir"].get(".".join(parts[:cut]))
@@ -55,12 +55,12 @@ def imports_of(path: Path) -> Iterator[tuple[int, int, str]]:
 
 
 def ignored(top: str) -> bool:
-    """Whether a top-level folder holds no part of the package."""
+    """Return whether a top-level folder holds no part of the package."""
     return top in NOT_PACKAGES or top.startswith(".")
 
 
 def package_of(module: str) -> str:
-    """The longest package of pyproject.toml that a dotted name starts with."""
+    """Return the longest package of pyproject.toml that a dotted name starts with."""
     parts = module.split(".")
     names = (".".join(parts[:cut]) for cut in range(len(parts), 0, -1))
     return next(name for name in names if name in FOLDERS)
