@@ -47,7 +47,7 @@ def collect(paths: Sequence[Path]) -> pl.DataFrame:
         a column per cost, see `COSTS`, and per metric of the test split, such as "full_unseen/hit@10".
 
     Raises:
-        ReportError: a path is not a sweep, a run folder or a folder of run folders; is damaged; or holds no run.
+        ReportError: a path is not a sweep, a run folder or a folder of run folders, or holds no intact run.
     """
     rows = [row for path in dict.fromkeys(path.absolute() for path in paths) for row in _runs_of(path)]
     if not rows:
