@@ -47,7 +47,7 @@ def set_value(nested: Nested, name: str, text: str) -> None:
     """Put the value that `text` spells at the dotted `name` of nested settings.
 
     Raises:
-        ConfigError: there is no setting of this name; the message gives the nearest.
+        ConfigError: no setting has this name; the message gives the nearest name.
     """
     types = settings_of(RunConfig)
     *sections, last = name.split(".")
