@@ -166,7 +166,6 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
     slots = sizes.batch * max(sizes.lengths)
     for length in sizes.lengths:
         for recipe in ("mambarec", "sasrec"):
-            own = None  # free the previous table
             timer.reset_peak()
             own = with_rows(LongplayLoop(data, recipe, _words(sizes, length), world), sizes.num_rows)
             table = sum(own.model.table.bytes_per_rank().values())
@@ -181,6 +180,7 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
                     line += f"; {memory / 1e9:.2f} GB beyond the table"
                     line += f", {memory / _STUDY_BYTES:.2f} of the study's memory"
             print(line, flush=True)
+            own.close()
 
 
 def _words(sizes: Sizes, length: int) -> list[str]:
@@ -198,11 +198,13 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
         "encoder through torch.compile": [],
         "table in host memory": ["--table.placement", "host"],
     }
+    loops: list[LongplayLoop] = []
     pieces: dict[str, Callable[[], float]] = {}
     for name, more in words.items():
         pipelined = name != "no pipelining of the next step"
         loop = LongplayLoop(data, "mambarec", [*_words(sizes, length), *more], world, plan_ahead=pipelined)
         own = with_rows(loop, rows)
+        loops.append(own)
         if name == "encoder through torch.compile":
             own.model.encoder.compile()
 
@@ -216,6 +218,8 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
     for name, values in times.items():
         middle = median(values)
         print(f"mambarec L={length:<6,}{name:<32}{middle:9.2f} ms/step {middle / base:6.2f}")
+    for own in loops:
+        own.close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from pathlib import Path
@@ -61,6 +62,12 @@ class LongplayLoop:
             result = train_step(self.model, self._steps.take(), lr=1e-3, pipeline=pipeline)
             targets += result.num_targets
         return targets
+
+    def close(self) -> None:
+        """Free the model; the last call."""
+        self.model.engine.close()
+        del self.model, self._steps
+        gc.collect()  # the table's parameter refers to itself
 
     def targets_per_s(self, number: int) -> float:
         """Return the targets per second of `number` steps."""

@@ -165,6 +165,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
         pipeline = StepPipeline(model, iter(few))
         for _ in few:
             train_step(model, pipeline.take(), lr=1e-3)
+        model.engine.close()
 
     if what == "rss":
         # DeepSpeed imports these for its first engine; libraries are not part of the estimate

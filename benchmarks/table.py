@@ -67,6 +67,7 @@ def with_rows(own: LongplayLoop, num_rows: int) -> LongplayLoop:
     table = ItemTable(config.table, num_items=num_rows, width=config.encoder.d_model, world=world)
     engine = EncoderEngine(encoder, table, config.engine, world)
     loss = LOSSES[config.loss.name](config.loss, num_items=num_rows)
+    own.model.engine.close()
     own.model = dataclasses.replace(own.model, encoder=encoder, table=table, engine=engine, loss=loss)
     return own
 

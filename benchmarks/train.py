@@ -112,6 +112,8 @@ def _models(args: argparse.Namespace) -> None:
         pieces = {name: lambda own=own: own.targets_per_s(args.steps) for name, own in loops.items()}
         for name, rates in interleaved(pieces, repeats=args.repeats).items():
             table.setdefault(name, []).append(f"{median(rates):12,.0f}")
+        for own in loops.values():
+            own.close()
     for name, cells in table.items():
         print(f"{name:<12}" + "".join(cells))
 

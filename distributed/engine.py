@@ -179,6 +179,10 @@ class EncoderEngine:
         """Load what `state()` returned after `steps` steps, at any world size. Collective."""
         self._zero.load_state(self.parameters, state, steps=steps)
 
+    def close(self) -> None:
+        """Free DeepSpeed's engine, which keeps encoder and table alive otherwise; the last call."""
+        self._zero.close()
+
     def _joint_norm(self, encoder_norm: float) -> float:
         """Return the gradient norm of encoder and table."""
         if not math.isfinite(encoder_norm):

@@ -1,5 +1,6 @@
 """One module under DeepSpeed ZeRO: its configuration, its forward and backward, its optimizer step."""
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longplay.distributed.zero.closing import close_engine
 from longplay.distributed.zero.deepspeed_env import deepspeed
 from longplay.distributed.zero.optimizer_state import MOMENTS, ZeroOptimizerState
 
@@ -124,6 +126,12 @@ class ZeroEngine:
                 self._state.set(parameter, moment, state[f"{moment}/{name}"])
         self._engine.global_steps = steps
         self._state.copy_master_weights()
+
+    def close(self) -> None:
+        """Free gradients and optimizer state, and DeepSpeed's references to the weights; the last call."""
+        close_engine(self._engine)
+        del self._engine, self._optimizer, self._state, self._clip
+        gc.collect()  # the objects of the engine refer to one another
 
     def _clip_by_joint_norm(self, gradients: Any, norm: Any) -> None:
         """Replace DeepSpeed's clipping of each gradient group."""

@@ -90,6 +90,7 @@ def _train(
     log = RunLog(folder, model, dataset, display, progress)
     if progress.why_finished(config.train) is not None:
         display.print(f"nothing left to do: {progress.why_finished(config.train)}")
+        model.engine.close()
         return 0
 
     log.print(describe(config, dataset, model, stream.order(progress.epoch), folder.path))
@@ -113,6 +114,7 @@ def _train(
     log.print(profile.close())
     share_skipped(dataset, world)
     log.close()
+    model.engine.close()
     finished = progress.why_finished(config.train)
     return EXIT_REQUEUE if stopped and finished is None else 0
 

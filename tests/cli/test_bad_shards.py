@@ -81,6 +81,7 @@ def step_without_targets(world: World, data: Path) -> list[tuple[float, float, i
         planned = StepPipeline(model, iter([Batch(batch.epoch, batch.step, **tensors)])).take()
         result = train_step(model, planned, lr=0.01)
         found.append((result.loss, result.grad_norm, result.num_targets))
+        model.engine.close()
     return found
 
 

@@ -1,6 +1,8 @@
 """The sharded table against plain single-process tables, at several world sizes."""
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -140,6 +142,32 @@ def test_ranks_match_a_single_process_reference_with_clipping(
             torch.testing.assert_close(torch.tensor(history), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
+def storage_after_close(world: World, update: Any, stage: Any) -> bool:
+    """Train two steps and close the engine; return whether the table's rows are still allocated."""
+    table = ItemTable(ItemTableConfig(update=update), num_items=NUM_ITEMS, width=WIDTH, world=world)
+    engine = EncoderEngine(Tower(), table, EngineConfig(zero_stage=stage), world)
+    for _ in range(2):
+        exchange, index = table.make_exchange(torch.arange(1, 50))
+        rows = table.lookup(exchange)
+        engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
+        assert rows.grad is not None
+        table.add_row_gradients(exchange, rows.grad)
+        engine.step(lr=LR, loss=torch.ones(()), at="in a test")
+    storage, dense = (weakref.ref(each.untyped_storage()) for each in (table.shard, table.state()["weight"]))
+    del table, exchange, rows
+    engine.close()
+    del engine
+    gc.collect()
+    return storage() is not None or dense() is not None
+
+
+@pytest.mark.parametrize(
+    ("update", "stage"), [("row_sparse", 1), ("row_sparse", 2), ("row_sparse", 3), ("zero_dense", 3)]
+)
+def test_closing_the_engine_frees_the_table(update: str, stage: int) -> None:
+    assert run_ranks(storage_after_close, 2, update, stage) == [False, False]
+
+
 def test_zero_dense_requires_zero_stage_3() -> None:
     with pytest.raises(AssertionError, match=r"zero_dense needs engine.zero_stage 3, not 1"):
         run_ranks(train_sharded, 1, "zero_dense", "adam", 1, 1)
@@ -158,6 +186,7 @@ def bytes_of_a_step(world: World, num_items: int) -> tuple[int, int, int]:
     assert rows.grad is not None
     table.add_row_gradients(exchange, rows.grad)
     engine.step(lr=LR, loss=torch.ones(()), at="in a test")
+    engine.close()
     return carried["bytes"], table.take_bytes_sent(), exchange.num_unique
 
 

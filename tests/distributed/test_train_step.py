@@ -138,6 +138,7 @@ def metrics_by_pass(world: World, data: Path) -> list[dict[str, float]]:
         model = build_model(config, dataset, world)
         model.engine.train(False)
         found.append(evaluate(model.engine, model.table, dataset, config, "test").flat())
+        model.engine.close()
     return found
 
 
