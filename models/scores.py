@@ -9,12 +9,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_PAIR_ELEMENTS = 1 << 20  # elements of rows in memory at a time
+_PAIR_ELEMENTS, _PAIR_ELEMENTS_ON_GPU = 1 << 20, 1 << 24  # elements of rows in memory at a time
 
 
 def exact_dot(queries: Tensor, rows: Tensor) -> Tensor:
     """Return the exact scores (n,) float64 of corresponding rows of two (n, D) float32 tensors."""
-    return (queries.double() * rows.double()).sum(1)
+    products = queries.double() * rows.double()
+    if products.device.type == "cpu":
+        return products.sum(1)
+    # On a GPU, `sum` adds in an order that depends on n, which would break ties between calls.
+    width = products.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        products[:, : width - half] += products[:, half:width]
+        width = half
+    return products[:, 0]
 
 
 def exact_scores(queries: Tensor, query: Tensor, rows_at: Callable[[Tensor], Tensor], row: Tensor) -> Tensor:
@@ -27,7 +36,8 @@ def exact_scores(queries: Tensor, query: Tensor, rows_at: Callable[[Tensor], Ten
         row: (P,) int64, row index of each pair.
     """
     scores = torch.empty(query.shape[0], dtype=torch.float64, device=queries.device)
-    step = max(1, _PAIR_ELEMENTS // queries.shape[1])
+    elements = _PAIR_ELEMENTS if queries.device.type == "cpu" else _PAIR_ELEMENTS_ON_GPU
+    step = max(1, elements // queries.shape[1])
     for at in range(0, query.shape[0], step):
         chunk = slice(at, at + step)
         scores[chunk] = exact_dot(queries[query[chunk]], rows_at(row[chunk]))

@@ -49,17 +49,17 @@ def kernels_can_access(table: Tensor, device: torch.device) -> bool:
     """Return whether kernels on `device` can read and write `table` in place."""
     if table.device == device:
         return True
-    return table.is_pinned() and triton_kernels.works(host_rows_kernel, device)
+    return table.is_pinned() and triton_kernels.works(host_rows_kernel, device, table.shape[1])
 
 
-def host_rows_kernel(device: torch.device) -> bool:
+def host_rows_kernel(device: torch.device, width: int) -> bool:
     """Check that a kernel on `device` reads page-locked rows correctly."""
 
     class Owner:
         pass
 
     owner = Owner()
-    table = torch.randn(100, 24, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(100, width, generator=torch.Generator().manual_seed(0))
     page_lock(table, owner)
     rows = torch.tensor([99, 0, 37, 37], device=device)
     return torch.equal(triton_kernels.take_rows(table, rows).cpu(), table[rows.cpu()])

@@ -1,6 +1,7 @@
 """Optimizers that read and write only the touched rows of a table and of their state."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -48,27 +49,22 @@ class LazyAdam:
             lr: learning rate.
             step: number of the update, from 1.
         """
-        beta1, beta2 = self.betas
-        step_size = lr * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        eps = self.eps * math.sqrt(1 - beta2**step)
-        exp_avg, exp_avg_sq = self.state["exp_avg"], self.state["exp_avg_sq"]
         if rows is None:
-            exp_avg.lerp_(grads, 1 - beta1)
-            exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+            step_size, eps = self._sizes(lr, step)
+            exp_avg, exp_avg_sq = self.state["exp_avg"], self.state["exp_avg_sq"]
+            exp_avg.lerp_(grads, 1 - self.betas[0])
+            exp_avg_sq.mul_(self.betas[1]).addcmul_(grads, grads, value=1 - self.betas[1])
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
-            return
-        if triton_kernels.works(lazy_adam_kernel, grads.device) and kernels_can_access(weight, grads.device):
-            triton_kernels.lazy_adam(
-                weight,
-                exp_avg,
-                exp_avg_sq,
-                rows,
-                grads.contiguous(),
-                betas=self.betas,
-                step_size=step_size,
-                eps=eps,
-            )
-            return
+        elif _use_kernel(lazy_adam_kernel, weight, grads):
+            self.update_fused(weight, rows, grads, lr=lr, step=step)
+        else:
+            self.update_rows(weight, rows, grads, lr=lr, step=step)
+
+    def update_rows(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update rows of `weight` by PyTorch operations."""
+        beta1, beta2 = self.betas
+        step_size, eps = self._sizes(lr, step)
+        exp_avg, exp_avg_sq = self.state["exp_avg"], self.state["exp_avg_sq"]
         rows, grads = rows.to(weight.device), grads.to(weight.device)
         first = exp_avg.index_select(0, rows).lerp_(grads, 1 - beta1)
         second = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
@@ -77,20 +73,16 @@ class LazyAdam:
         updated = weight.index_select(0, rows).addcdiv_(first, second.sqrt_().add_(eps), value=-step_size)
         weight.index_copy_(0, rows, updated)
 
+    def update_fused(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update rows of `weight` by one kernel."""
+        state = self.state["exp_avg"], self.state["exp_avg_sq"]
+        triton_kernels.lazy_adam(weight, *state, rows, grads, self.betas, *self._sizes(lr, step))
 
-def lazy_adam_kernel(device: torch.device) -> bool:
-    """Check the fused update against PyTorch on a small problem on `device`."""
-    generator = torch.Generator().manual_seed(0)
-    weight, first, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 100, 40))
-    second = first.square()
-    rows = torch.randperm(100, generator=generator)[:40].to(device)
-    expected = [weight.clone(), first.clone(), second.clone()]
-    triton_kernels.lazy_adam(weight, first, second, rows, grads, betas=(0.9, 0.999), step_size=0.1, eps=1e-8)
-    expected[1][rows] = torch.lerp(expected[1][rows], grads, 0.1)
-    expected[2][rows] = expected[2][rows] * 0.999 + 0.001 * grads.square()
-    expected[0][rows] -= 0.1 * expected[1][rows] / (expected[2][rows].sqrt() + 1e-8)
-    found = [weight, first, second]
-    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    def _sizes(self, lr: float, step: int) -> tuple[float, float]:
+        """Return the step size and eps, both with Adam's bias corrections."""
+        beta1, beta2 = self.betas
+        root = math.sqrt(1 - beta2**step)
+        return lr * root / (1 - beta1**step), self.eps * root
 
 
 class RowAdagrad:
@@ -104,33 +96,56 @@ class RowAdagrad:
         """Update `weight` in place; arguments as in `LazyAdam.step`."""
         if rows is None:
             rows = torch.arange(grads.shape[0], device=grads.device)
-        if triton_kernels.works(row_adagrad_kernel, grads.device) and kernels_can_access(
-            weight, grads.device
-        ):
-            triton_kernels.row_adagrad(
-                weight, self.state["sum_sq"], rows, grads.contiguous(), step_size=lr, eps=self.eps
-            )
-            return
+        if _use_kernel(row_adagrad_kernel, weight, grads):
+            self.update_fused(weight, rows, grads, lr=lr, step=step)
+        else:
+            self.update_rows(weight, rows, grads, lr=lr, step=step)
+
+    def update_rows(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update rows of `weight` by PyTorch operations."""
         rows, grads = rows.to(weight.device), grads.to(weight.device)
         total = self.state["sum_sq"].index_select(0, rows).add_(grads.square().mean(1))
         self.state["sum_sq"].index_copy_(0, rows, total)
         scaled = grads / total.sqrt_().add_(self.eps).unsqueeze(1)
         weight.index_copy_(0, rows, weight.index_select(0, rows).add_(scaled, alpha=-lr))
 
+    def update_fused(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
+        """Update rows of `weight` by one kernel."""
+        triton_kernels.row_adagrad(weight, self.state["sum_sq"], rows, grads, lr, self.eps)
 
-def row_adagrad_kernel(device: torch.device) -> bool:
-    """Check the fused update against PyTorch on a small problem on `device`."""
-    generator = torch.Generator().manual_seed(0)
-    weight, grads = (torch.randn(n, 24, generator=generator).to(device) for n in (100, 40))
-    total = torch.rand(100, generator=generator).to(device)
-    rows = torch.randperm(100, generator=generator)[:40].to(device)
-    expected = [weight.clone(), total.clone()]
-    triton_kernels.row_adagrad(weight, total, rows, grads, step_size=0.1, eps=1e-8)
-    expected[1][rows] += grads.square().mean(1)
-    expected[0][rows] -= 0.1 * grads / (expected[1][rows].sqrt() + 1e-8).unsqueeze(1)
-    return all(
-        torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip([weight, total], expected, strict=True)
+
+def lazy_adam_kernel(device: torch.device, width: int) -> bool:
+    """Check the fused update against PyTorch's on a small problem on `device`."""
+    return _fused_agrees(LazyAdam, device, width)
+
+
+def row_adagrad_kernel(device: torch.device, width: int) -> bool:
+    """Check the fused update against PyTorch's on a small problem on `device`."""
+    return _fused_agrees(RowAdagrad, device, width)
+
+
+def _use_kernel(check: Callable[[torch.device, int], bool], weight: Tensor, grads: Tensor) -> bool:
+    """Return whether the fused update works and can access `weight` from the device of `grads`."""
+    return triton_kernels.works(check, grads.device, grads.shape[1]) and kernels_can_access(
+        weight, grads.device
     )
+
+
+def _fused_agrees(kind: type[LazyAdam] | type[RowAdagrad], device: torch.device, width: int) -> bool:
+    """Return whether two steps of both updates give the same weights and state."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(100, width, generator=generator).to(device)
+    rows = torch.randperm(100, generator=generator)[:40].to(device)
+    grads = torch.randn(2, 40, width, generator=generator).to(device)
+    results = []
+    for fused in (True, False):
+        updated = weight.clone()
+        optimizer = kind(RowOptimizerConfig(), updated)
+        update = optimizer.update_fused if fused else optimizer.update_rows
+        for number in range(2):
+            update(updated, rows, grads[number], lr=0.1, step=number + 1)
+        results.append([updated, *optimizer.state.values()])
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*results, strict=True))
 
 
 def build_row_optimizer(config: RowOptimizerConfig, weight: Tensor) -> LazyAdam | RowAdagrad:

@@ -7,18 +7,20 @@ device block by block.
 """
 
 import ctypes
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from longplay.distributed.table import triton_kernels
+from longplay.distributed.table import score_kernel
 from longplay.distributed.table.host_memory import take_rows
+from longplay.distributed.table.triton_kernels import works
 from longplay.models.scores import exact_dot, exact_scores, float32_error, score_slack
 from longplay.native.loading import call_native, load_native
 
 BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time (32 MiB in fp32), without the kernel
-FUSED_ROWS = 1 << 22  # rows per launch of the kernel
+FUSED_ROWS, FUSED_SCORES = 1 << 21, 1 << 34  # rows and scores per launch of the kernel, at most
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at a time for single pairs
 _TINY = 1e-30  # for queries and rows of zeros
 _SOURCE = Path(__file__).with_name("score_counts.cpp")
@@ -88,38 +90,40 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     beaten = torch.zeros_like(score)
     if hidden.shape[0] == 0 or rows.shape[0] == 0:
         return beaten
-    fused = triton_kernels.works(counting_kernel, hidden.device)
-    width = hidden.shape[1]
-    slack = score_slack(hidden, triton_kernels.score_error(width) if fused else float32_error(width))
-    step = max(1, BLOCK_ELEMENTS // hidden.shape[0])
-    size = FUSED_ROWS if fused else step
+    fused = works(counting_kernel, hidden.device, hidden.shape[1])
+    size = max(1, BLOCK_ELEMENTS // hidden.shape[0])
+    if fused:
+        size = min(FUSED_ROWS, max(score_kernel.ROWS_PER_PROGRAM, FUSED_SCORES // hidden.shape[0]))
     for first in range(0, rows.shape[0], size):
         block = rows[first : first + size].to(hidden.device, non_blocking=True)
-        tolerance = slack * block.norm(dim=1).max() + _TINY
-        above = _round_up((score + tolerance).float())
-        below = -_round_up(-(score - tolerance).float())
-        counted = triton_kernels.count_above(hidden, block, above, below) if fused else None
-        if counted is not None:
-            parts = [counted]
-        else:  # no kernel, or too many undecided pairs
-            begins = range(0, block.shape[0], step)
-            parts = (_count(hidden, block, at, at + step, above, below, own - first) for at in begins)
-        for surely, query, row in parts:
-            beaten += surely
+        counted = score_kernel.count_above(hidden, block, score) if fused else None
+        # Without the kernel, or with too many undecided pairs, scores are in memory.
+        for surely, query, row in [counted] if counted else _count_blocks(hidden, block, score, own - first):
             other = row != (own - first)[query]
             query, row = query[other], row[other]
             exact = exact_scores(hidden, query, block.__getitem__, row)
+            beaten += surely
             beaten.index_add_(0, query, half_wins(exact, score[query]))
     return beaten
+
+
+def _count_blocks(
+    hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Count as `score_kernel.count_above` does, with BLOCK_ELEMENTS scores in memory at a time."""
+    slack = score_slack(hidden, float32_error(hidden.shape[1]))
+    tolerance = slack * rows.norm(dim=1).max() + _TINY
+    above = _round_up((score + tolerance).float())
+    below = -_round_up(-(score - tolerance).float())
+    step = max(1, BLOCK_ELEMENTS // hidden.shape[0])
+    for begin in range(0, rows.shape[0], step):
+        yield _count(hidden, rows, begin, begin + step, above, below, own)
 
 
 def _count(
     hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count as `triton_kernels.count_above` does, with the scores of rows[begin:end] in memory.
-
-    The targets' own rows are not counted.
-    """
+    """Count scores of rows[begin:end], without the targets' own rows."""
     scores = hidden @ rows[begin:end].T
     inside = ((own >= begin) & (own < begin + scores.shape[1])).nonzero().squeeze(1)
     scores[inside, own[inside] - begin] = -torch.inf
@@ -141,21 +145,18 @@ def _count_scores(scores: Tensor, above: Tensor, below: Tensor) -> tuple[Tensor,
     return (scores > above.unsqueeze(1)).sum(1), (scores >= below.unsqueeze(1)).sum(1)
 
 
-def counting_kernel(device: torch.device) -> bool:
-    """Check the kernel against PyTorch on a small problem with wide margins on `device`."""
+def counting_kernel(device: torch.device, width: int) -> bool:
+    """Check the kernel's counts against exact counts of a small problem with ties on `device`."""
     generator = torch.Generator().manual_seed(0)
-    hidden, rows = (torch.randn(n, 24, generator=generator).to(device) for n in (70, 150))
-    score = 3 * torch.randn(70, generator=generator).to(device)
-    above, below = score + 0.1, score - 0.1
-    nowhere = torch.full((70,), -1, device=device)
-    fused = triton_kernels.count_above(hidden, rows, above, below)
-    surely, query, _ = _count(hidden, rows, 0, 150, above, below, nowhere)
-    # A score within rounding of a bound may be on either side, so a few differences are allowed.
-    return (
-        fused is not None
-        and int((fused[0] - surely).abs().sum()) <= 2
-        and abs(fused[1].shape[0] - query.shape[0]) <= 2
-    )
+    hidden, rows = (torch.randn(n, width, generator=generator).to(device) for n in (150, 300))
+    exact = hidden.double() @ rows.double().T
+    score = exact[:, 7]
+    counted = score_kernel.count_above(hidden, rows, score)
+    if counted is None:
+        return False
+    surely, query, row = counted
+    found = surely.double().index_add(0, query, half_wins(exact[query, row], score[query]))
+    return torch.equal(found, half_wins(exact, score.unsqueeze(1)).sum(1))
 
 
 def _round_up(value: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The Triton kernels that `triton_kernels` launches and documents; importing this module needs Triton."""
+"""The Triton kernels that `triton_kernels` and `score_kernel` launch; importing this module needs Triton."""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# Triton's types do not show what a kernel computes with.
 
 import triton  # pyright: ignore[reportMissingImports] -- optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional
@@ -15,13 +18,13 @@ def _offsets(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)
     is_row = at < num_rows
-    row = tl.load(rows + at, mask=is_row, other=0)
+    row = tl.load(rows + at, mask=is_row, other=0).to(tl.int64)
     in_table = row[:, None] * WIDTH + column[None, :]
     in_order = at.to(tl.int64)[:, None] * WIDTH + column[None, :]
     return is_row, row, in_table, in_order, is_row[:, None] & (column < WIDTH)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def lazy_adam(
     weight,
     exp_avg,
@@ -49,7 +52,7 @@ def lazy_adam(
     tl.store(weight + offset, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def row_adagrad(
     weight,
     sum_sq,
@@ -70,7 +73,7 @@ def row_adagrad(
     tl.store(weight + offset, value - step_size * grad / (tl.sqrt(total) + eps)[:, None], mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def take_rows(
     table,
     rows,
@@ -84,18 +87,46 @@ def take_rows(
     tl.store(out + in_order, tl.load(table + offset, mask=mask), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
+def split_rows(
+    values,
+    scale,
+    high,
+    low,
+    norms,
+    num_rows,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Split scaled rows into two fp16 parts. Rows from `num_rows` on are NaN, columns from WIDTH on are 0."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    is_row = (row < num_rows)[:, None]
+    in_values = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    value = tl.load(values + in_values, mask=is_row & (column < WIDTH)[None, :], other=0.0) * tl.load(scale)
+    first = value.to(tl.float16)
+    second = (value - first.to(tl.float32)).to(tl.float16)
+    offset = row.to(tl.int64)[:, None] * PADDED + column[None, :]
+    tl.store(high + offset, tl.where(is_row, first, float("nan")))
+    tl.store(low + offset, second)
+    tl.store(norms + row, tl.sqrt(tl.sum(value * value, 1)))
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def count_above(
-    queries,
-    rows,
+    queries_high,
+    queries_low,
+    rows_high,
+    rows_low,
     above,
     below,
+    slack,
+    norms,
     counts,
     near,
     num_near,
-    num_queries,
     num_rows,
-    WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -104,31 +135,45 @@ def count_above(
 ):
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     column = tl.arange(0, PADDED)
-    is_query = query < num_queries
-    query_offset = query.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    is_element = column < WIDTH
-    q = tl.load(queries + query_offset, mask=is_query[:, None] & is_element[None, :], other=0.0)
-    high = tl.load(above + query, mask=is_query, other=float("inf"))
-    low = tl.load(below + query, mask=is_query, other=float("inf"))
+    tile_row = tl.arange(0, ROWS)
+    query_offset = query.to(tl.int64)[:, None] * PADDED + column[None, :]
+    q_high = tl.load(queries_high + query_offset)
+    q_low = tl.load(queries_low + query_offset)
+    upper = tl.load(above + query)
+    lower = tl.load(below + query)
+    error = tl.load(slack + query)
     count = tl.zeros((QUERIES,), tl.int32)
     begin = tl.program_id(1) * ROWS_PER_PROGRAM
-    for first in range(begin, begin + ROWS_PER_PROGRAM, ROWS):
-        row = first + tl.arange(0, ROWS)
-        is_row = row < num_rows
-        row_offset = row.to(tl.int64)[None, :] * WIDTH + column[:, None]
-        r = tl.load(rows + row_offset, mask=is_element[:, None] & is_row[None, :], other=0.0)
-        score = tl.dot(q, r, input_precision="tf32x3")
-        inside = is_query[:, None] & is_row[None, :]
-        count += tl.sum((inside & (score > high[:, None])).to(tl.int32), 1)
-        undecided = inside & (score >= low[:, None]) & (score <= high[:, None])
-        found = tl.sum(tl.sum(undecided.to(tl.int32), 1), 0)
-        if found > 0:  # pyright: ignore[reportOperatorIssue] -- a scalar, which Triton's types do not show
-            base = tl.atomic_add(num_near, found)
-            flat = tl.reshape(undecided.to(tl.int32), (QUERIES * ROWS,))
-            slot = base + tl.cumsum(flat, 0) - 1
-            flat_query = tl.reshape(query[:, None] + tl.zeros((QUERIES, ROWS), tl.int32), (QUERIES * ROWS,))
-            flat_row = tl.reshape(row[None, :] + tl.zeros((QUERIES, ROWS), tl.int32), (QUERIES * ROWS,))
-            mask = (flat > 0) & (slot < CAPACITY)
-            tl.store(near + 2 * slot.to(tl.int64), flat_query.to(tl.int64), mask=mask)
-            tl.store(near + 2 * slot.to(tl.int64) + 1, flat_row.to(tl.int64), mask=mask)
-    tl.atomic_add(counts + query, count, mask=is_query)
+    end = tl.minimum(begin + ROWS_PER_PROGRAM, num_rows)
+    if tl.load(num_near) > CAPACITY:  # the result is discarded
+        end = begin
+    for first in range(begin, end, ROWS):
+        norm = tl.load(norms + first // ROWS)
+        row_offset = (first + tile_row).to(tl.int64)[None, :] * PADDED + column[:, None]
+        r_high = tl.load(rows_high + row_offset)
+        r_low = tl.load(rows_low + row_offset)
+        # The small products come first, so that only the large one is rounded at the size of the score.
+        score = tl.dot(q_low, r_high)
+        score = tl.dot(q_high, r_low, score)
+        score = tl.dot(q_high, r_high, score)
+        top = upper + error * norm
+        bottom = lower - error * norm
+        surely = tl.sum((score > top[:, None]).to(tl.int32), 1)
+        perhaps = tl.sum((score >= bottom[:, None]).to(tl.int32), 1)
+        count += surely
+        most = tl.max(perhaps - surely, 0)
+        if most > 0:
+            undecided = (score >= bottom[:, None]) & (score <= top[:, None])
+            previous = tl.full((QUERIES,), -1, tl.int32)
+            for _ in range(most):  # list the next undecided row of each query
+                later = undecided & (tile_row[None, :] > previous[:, None])
+                previous = tl.min(tl.where(later, tile_row[None, :], ROWS), 1)
+                is_found = previous < ROWS
+                one = is_found.to(tl.int32)
+                base = tl.atomic_add(num_near, tl.sum(one, 0).to(tl.int64))
+                slot = base + tl.cumsum(one, 0) - 1
+                mask = is_found & (slot < CAPACITY)
+                place = near + 2 * tl.where(mask, slot, 0)
+                tl.store(place, query, mask=mask)
+                tl.store(place + 1, first + previous, mask=mask)
+    tl.atomic_add(counts + query, count)
