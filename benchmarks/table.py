@@ -143,6 +143,7 @@ def _gathered(num_rows: int, data: Path, world: World) -> Callable[[int], None]:
             gradient_accumulation_steps=config.engine.gradient_accumulation_steps,
             max_grad_norm=config.engine.max_grad_norm,
             reduce_bucket_elements=1 << 30,  # DeepSpeed cannot prefetch a parameter larger than the bucket
+            overlap_comm=False,
         ),
     )
     batches = iter(own.stream)

@@ -109,6 +109,7 @@ class EncoderEngine:
                 gradient_accumulation_steps=config.gradient_accumulation_steps,
                 max_grad_norm=config.max_grad_norm,
                 reduce_bucket_elements=config.reduce_bucket_elements,
+                overlap_comm=world.device.type == "cuda" and world.world_size > 1,
             ),
             betas=config.betas,
             eps=config.eps,

@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: one thread per process, no accelerator, a Slurm cluster on request."""
+"""Settings and fixtures of all tests: one thread per process, a Slurm cluster on request."""
 
 import os
 from collections import defaultdict
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import hypothesis
 import pytest

@@ -25,7 +25,7 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
     if device_type == "cuda":
         if not torch.cuda.is_available():
             return None, "no GPU here"
-        return torch.cuda.get_device_properties(0).total_memory, "this GPU"
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, "this GPU"
     available = psutil.virtual_memory().available
     mine = psutil.Process().memory_info().rss  # estimates include what this process already holds
     share = f" over {local_ranks} ranks" if local_ranks > 1 else ""
@@ -42,7 +42,7 @@ def peak_memory_gib(world: World) -> float:
 def reset_peak_memory() -> None:
     """Reset the peak to the memory in use now, including memory that the allocator keeps."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
-from longplay.distributed.zero.deepspeed_env import comm
+from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,21 @@ def first_host(nodelist: str) -> str:
     return match.group(1) + (match.group(2) or "")
 
 
+def select_device(device: str) -> str:
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda"; with "cpu", CUDA is not touched.
+
+    Raises:
+        ValueError: the device is unknown or absent.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
+    if device == "cpu" or torch.cuda.is_available():
+        return "cpu" if device == "cpu" else "cuda"
+    if device == "cuda":
+        raise ValueError("device: cuda needs a GPU and torch finds none; use cpu or auto")
+    return "cpu"
+
+
 def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's `World`. Collective.
 
@@ -99,17 +114,16 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
             ends the job.
 
     Raises:
-        ValueError: the device is unknown or absent, or the launcher's variables are inconsistent.
+        ValueError: the device is unknown or absent, this process has used another one, or the launcher's
+            variables are inconsistent.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda needs a GPU and torch finds none; use cpu or auto")
-    use_cuda = device != "cpu" and torch.cuda.is_available()
+    device_type = select_device(device)
     rank, local_rank, world_size, launcher = read_environment(os.environ)
-    if use_cuda:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-        where = torch.device("cuda", torch.cuda.current_device())
+    load_deepspeed(device_type)
+    if device_type == "cuda":
+        # A launcher may show each rank all GPUs of the machine, or only its own as number 0.
+        where = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(where)
     else:
         where = torch.device("cpu")
         keep_freed_memory()
@@ -119,9 +133,11 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
         os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     elif launcher == "single process":
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
+    # DeepSpeed takes LOCAL_RANK as the number of the GPU.
+    device_index = local_rank if where.index is None else where.index
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(device_index), WORLD_SIZE=str(world_size))
     comm.init_distributed(
-        dist_backend="nccl" if use_cuda else "gloo",
+        dist_backend="nccl" if device_type == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timedelta(seconds=timeout_s),

@@ -14,15 +14,15 @@ from longplay.common.sizes import gib
 from longplay.distributed.table import triton_kernels
 
 
-def page_lock(tensor: Tensor, owner: object) -> None:
-    """Page-lock a CPU tensor's memory until `owner` is deleted. Without a GPU, do nothing.
+def page_lock(tensor: Tensor, owner: object, device: torch.device) -> None:
+    """Page-lock a CPU tensor's memory for use by a GPU until `owner` is deleted; do nothing for a CPU.
 
     PyTorch's own page-locked allocations are rounded up to powers of two, which may double their size.
 
     Raises:
         RuntimeError: the system's limit is too low, see `ulimit -l` and the container's limits.
     """
-    if not torch.cuda.is_available() or not tensor.numel():
+    if device.type != "cuda" or not tensor.numel():
         return
     runtime: Any = torch.cuda.cudart()
     address = tensor.data_ptr()
@@ -60,6 +60,6 @@ def host_rows_kernel(device: torch.device, width: int) -> bool:
 
     owner = Owner()
     table = torch.randn(100, width, generator=torch.Generator().manual_seed(0))
-    page_lock(table, owner)
+    page_lock(table, owner, device)
     rows = torch.tensor([99, 0, 37, 37], device=device)
     return torch.equal(triton_kernels.take_rows(table, rows).cpu(), table[rows.cpu()])

@@ -116,7 +116,7 @@ class ItemTable:
         if on_host:
             kept = self.row_optimizer.state.values() if self.row_optimizer else ()
             for tensor in (partition, *kept):
-                page_lock(tensor, self)
+                page_lock(tensor, self, world.device)
         self.step_count = 0
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._dense: Tensor | None = None

@@ -2,12 +2,7 @@
 
 from typing import Any
 
-from longplay.distributed.zero.deepspeed_env import deepspeed  # noqa: F401 -- sets DeepSpeed up
-
-from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK  # isort: skip
-from deepspeed.runtime.zero.partitioned_param_coordinator import (  # isort: skip
-    PartitionedParameterCoordinator,
-)
+from longplay.distributed.zero.deepspeed_env import deepspeed
 
 
 def close_engine(engine: Any) -> None:
@@ -15,11 +10,13 @@ def close_engine(engine: Any) -> None:
     engine.destroy()
     modules = set(engine.module.modules())
     # ZeRO-3 pushes the whole module on this stack and never pops it.
-    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module not in modules]
+    stack = deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if module not in modules]
     _cached_releases().cache_clear()
 
 
 def _cached_releases() -> Any:
     """Return ZeRO-3's cache of the parameters to release after a module: it holds modules of all engines."""
-    method: Any = vars(PartitionedParameterCoordinator)["_PartitionedParameterCoordinator__params_to_release"]
+    coordinator = deepspeed.runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator
+    method: Any = vars(coordinator)[f"_{coordinator.__name__}__params_to_release"]
     return method.__closure__[0].cell_contents

@@ -5,16 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longplay.distributed.zero.deepspeed_env import comm
-
-from deepspeed.utils import (  # isort: skip
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from longplay.distributed.zero.deepspeed_env import comm, deepspeed
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,9 +24,9 @@ class ZeroOptimizerState:
     def get(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         """Return a whole fp32 weight (moment None) or Adam moment on the CPU. Collective."""
         if moment is None:
-            value = safe_get_full_fp32_param(parameter)
+            value = deepspeed.utils.safe_get_full_fp32_param(parameter)
         else:
-            value = safe_get_full_optimizer_state(parameter, moment)
+            value = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
         assert value is not None, f"DeepSpeed holds no {moment or 'weight'}"
         return value.detach().float().cpu().clone()
 
@@ -49,13 +40,13 @@ class ZeroOptimizerState:
             padded = nn.functional.pad(value.flatten(), (0, size * world_size - value.numel()))
             value = padded.narrow(0, size * rank, size)
             if moment is None:
-                safe_set_local_fp32_param(parameter, value)
+                deepspeed.utils.safe_set_local_fp32_param(parameter, value)
             else:
-                safe_set_local_optimizer_state(parameter, value, moment)
+                deepspeed.utils.safe_set_local_optimizer_state(parameter, value, moment)
         elif moment is None:
-            safe_set_full_fp32_param(parameter, value)
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         else:
-            safe_set_full_optimizer_state(parameter, value, moment)
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
 
     def set_moments_to_zero(self, steps: int) -> None:
         """Create Adam's state as it is after `steps` steps with zero gradients.

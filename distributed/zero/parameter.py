@@ -11,11 +11,6 @@ from torch import Tensor, nn
 
 from longplay.distributed.zero.deepspeed_env import deepspeed
 
-from deepspeed.runtime.zero.partition_parameters import (  # isort: skip
-    PartitionedParamStatus,
-    ZeroParamStatus,
-)
-
 
 def zero_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Parameter:
     """Make a (rows, D) ZeRO-3 parameter from every rank's partition. Collective.
@@ -36,7 +31,7 @@ def zero_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Param
     set_partition(parameter, flat)
     zero: Any = parameter
     zero.ds_numel_aligned = rows * width
-    zero.ds_status = ZeroParamStatus.NOT_AVAILABLE
+    zero.ds_status = deepspeed.runtime.zero.partition_parameters.ZeroParamStatus.NOT_AVAILABLE
     parameter.data = torch.empty(0, device=partition.device)
     # Engine construction gathers every trainable parameter once; this one must stay partitioned.
     zero.all_gather = lambda *args, **kwargs: None
@@ -48,7 +43,7 @@ def set_partition(parameter: nn.Parameter, flat: Tensor) -> None:
     held: Any = flat
     held.requires_grad = False
     held.ds_numel = flat.numel()
-    held.status = PartitionedParamStatus.AVAILABLE
+    held.status = deepspeed.runtime.zero.partition_parameters.PartitionedParamStatus.AVAILABLE
     held.final_location = None
     parameter.ds_tensor = held  # type: ignore[attr-defined]  # DeepSpeed's own attribute
 

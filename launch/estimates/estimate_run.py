@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import torch
-
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.distributed.runtime.memory import available_memory
-from longplay.distributed.runtime.world import local_world_size
+from longplay.distributed.runtime.world import local_world_size, select_device
 from longplay.launch.estimates.formulas import estimate_memory
 from longplay.launch.estimates.memory_estimate import MemoryEstimate
 from longplay.launch.estimates.workload import measure_workload
@@ -41,7 +39,7 @@ def estimate_run(
     if device_type is None:
         device_type = config.train.device
     if device_type == "auto":
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        device_type = select_device("auto")
     limit, limit_is = memory_bytes, "as given"
     if limit is None:
         limit, limit_is = available_memory(device_type, local_ranks or local_world_size(world_size))

@@ -10,14 +10,14 @@ import torch
 _PACKAGES = ("torch", "deepspeed", "webdataset", "numpy", "safetensors", "mamba-ssm", "causal-conv1d")
 
 
-def provenance() -> dict[str, object]:
-    """Return the git commit, package versions, Python version, host and device as JSON values."""
+def provenance(device: torch.device) -> dict[str, object]:
+    """Return the git commit, package versions, Python version, host and name of `device` as JSON values."""
     return {
         "git_commit": git_commit(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "host": platform.node(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
     }
 
 

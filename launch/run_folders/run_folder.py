@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longplay.common.atomic import write_json
 from longplay.common.locks import FolderLock, FolderLockedError
 from longplay.data_shards.storage.dataset import Dataset
@@ -60,9 +62,11 @@ class RunFolder:
             )
         return True
 
-    def write_config(self, config: RunConfig, dataset: Dataset, data: Location) -> None:
+    def write_config(self, config: RunConfig, dataset: Dataset, data: Location, device: torch.device) -> None:
         """Create the folder if it does not exist and write config.json. Call it on rank 0 only.
 
+        Args:
+            device: the device that trains.
         Raises:
             ConfigError: the folder cannot be written.
         """
@@ -75,7 +79,7 @@ class RunFolder:
                     "imports": imported(),
                     "data": absolute(data),
                     "dataset_id": dataset.dataset_id,
-                    **provenance(),
+                    **provenance(device),
                 },
             )
         except OSError as error:

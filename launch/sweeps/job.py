@@ -16,6 +16,7 @@ from longplay.distributed.runtime.memory import reset_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
+from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.imports import import_module
 from longplay.launch.settings.recipes import get_recipe
 from longplay.launch.settings.resolving import resolve
@@ -80,13 +81,16 @@ class SweepJob:
     def _train(self) -> int:
         for name in self.imports:
             import_module(name)
-        config = resolve(self.recipe, get_recipe(self.recipe), self.overrides)
-        return train(config, parse_location(self.data), Path(self.run))
+        return train(self._config(), parse_location(self.data), Path(self.run))
 
     def _evaluate(self, split: Part, file: Path) -> int:
-        if evaluate_run(Path(self.run), split=split, out=file) is not None:
+        device = self._config().train.device
+        if evaluate_run(Path(self.run), split=split, device=device, out=file) is not None:
             print(f"evaluated the {split} split: {file}", flush=True)
         return 0
+
+    def _config(self) -> RunConfig:
+        return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
 
 
 def evaluation_file(run: Path, split: str) -> Path:

@@ -50,7 +50,7 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
         if world.is_rank0:
-            folder.write_config(config, dataset, data)
+            folder.write_config(config, dataset, data, world.device)
             folder.lock()
         if not begun and world.world_size > 1:
             torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints

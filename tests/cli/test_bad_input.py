@@ -37,7 +37,7 @@ def run(data: Path, tmp_path: Path) -> Path:
     """A run folder of the recipe mambarec without a checkpoint."""
     folder = tmp_path / "run"
     config = resolve("mambarec", get_recipe("mambarec"), [])
-    RunFolder(folder).write_config(config, Dataset.open(data), data)
+    RunFolder(folder).write_config(config, Dataset.open(data), data, torch.device("cpu"))
     return folder
 
 

@@ -190,9 +190,9 @@ def test_run_folder_records_settings_metrics_and_the_best_checkpoint(data: Path,
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_gpu_matches_cpu(data: Path, tmp_path: Path, placement: str, optimizer: str) -> None:
     settings = ["--loss.name", "bce", "--table.optimizer.name", optimizer]
-    longplay(train_words(data, tmp_path / "cpu", *settings), tmp_path / "log")
+    longplay(train_words(data, tmp_path / "cpu", *settings), tmp_path / "log", fresh=True)
     settings += ["--train.device", "cuda", "--table.placement", placement]
-    longplay(train_words(data, tmp_path / "gpu", *settings), tmp_path / "log")
+    longplay(train_words(data, tmp_path / "gpu", *settings), tmp_path / "log", fresh=True)
     for tag in ("train/loss", "optim/grad_norm", "eval_full/ndcg@10"):
         on_cpu, on_gpu = (read_metrics(tmp_path / name, tag) for name in ("cpu", "gpu"))
         assert on_gpu == pytest.approx(on_cpu, rel=2e-2, abs=1e-3)

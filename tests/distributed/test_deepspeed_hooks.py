@@ -10,9 +10,11 @@ from support.ranks import run_ranks
 from torch import nn
 
 from longplay.distributed.runtime.world import World
-from longplay.distributed.zero.deepspeed_env import comm, deepspeed
+from longplay.distributed.zero.deepspeed_env import comm, deepspeed, load_deepspeed
 from longplay.distributed.zero.parameter import forbid_gather, zero_parameter
 from longplay.distributed.zero.zero_engine import deepspeed_config
+
+load_deepspeed("cpu")
 
 
 def parameters_of(function: object) -> list[str]:
@@ -57,7 +59,11 @@ def test_both_optimizers_clip_in_one_method() -> None:
 def attributes_of_a_built_optimizer(world: World, stage: int) -> list[str]:
     module = nn.Linear(4, 4)
     config = deepspeed_config(
-        zero_stage=stage, gradient_accumulation_steps=1, max_grad_norm=1.0, reduce_bucket_elements=1 << 20
+        zero_stage=stage,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        reduce_bucket_elements=1 << 20,
+        overlap_comm=False,
     )
     optimizer = torch.optim.AdamW(module.parameters())
     engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]

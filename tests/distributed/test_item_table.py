@@ -142,19 +142,23 @@ def test_ranks_match_a_single_process_reference_with_clipping(
             torch.testing.assert_close(torch.tensor(history), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
+def one_step(table: ItemTable, engine: EncoderEngine, items: torch.Tensor) -> None:
+    exchange, index = table.make_exchange(items)
+    rows = table.lookup(exchange)
+    engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
+    assert rows.grad is not None
+    table.add_row_gradients(exchange, rows.grad)
+    engine.step(lr=LR, loss=torch.ones(()), at="in a test")
+
+
 def storage_after_close(world: World, update: Any, stage: Any) -> bool:
     """Train two steps and close the engine; return whether the table's rows are still allocated."""
     table = ItemTable(ItemTableConfig(update=update), num_items=NUM_ITEMS, width=WIDTH, world=world)
     engine = EncoderEngine(Tower(), table, EngineConfig(zero_stage=stage), world)
     for _ in range(2):
-        exchange, index = table.make_exchange(torch.arange(1, 50))
-        rows = table.lookup(exchange)
-        engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
-        assert rows.grad is not None
-        table.add_row_gradients(exchange, rows.grad)
-        engine.step(lr=LR, loss=torch.ones(()), at="in a test")
+        one_step(table, engine, torch.arange(1, 50))
     storage, dense = (weakref.ref(each.untyped_storage()) for each in (table.shard, table.state()["weight"]))
-    del table, exchange, rows
+    del table
     engine.close()
     del engine
     gc.collect()
@@ -245,12 +249,7 @@ def cost_of_a_large_table(world: World) -> tuple[int, float, int]:
     table = ItemTable(config, num_items=5_000_000, width=WIDTH, world=world, seed=1)
     engine = EncoderEngine(Tower(), table, EngineConfig(), world)
     items = torch.randint(1, 5_000_001, (500,), generator=torch.Generator().manual_seed(world.rank))
-    exchange, index = table.make_exchange(items)
-    rows = table.lookup(exchange)
-    engine.backward(engine(F.embedding(index, rows)).square().sum(), last=True)
-    assert rows.grad is not None
-    table.add_row_gradients(exchange, rows.grad)
-    engine.step(lr=LR, loss=torch.ones(()), at="in a test")
+    one_step(table, engine, items)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return carried["bytes"], grown, table.num_rows
 

@@ -162,7 +162,7 @@ def test_the_fused_update_equals_the_row_optimizer(
 @pytest.mark.parametrize("width", [1, 24, 64])
 def test_take_rows_equals_index_select(width: int) -> None:
     table, rows = torch.randn(300, width), torch.tensor([299, 0, 5, 5, *range(100, 200)])
-    page_lock(table, owner := type("Owner", (), {})())
+    page_lock(table, owner := type("Owner", (), {})(), device())
     assert torch.equal(triton_kernels.take_rows(table, rows.to(device())).cpu(), table[rows])
     assert triton_kernels.take_rows(table, rows[:0].to(device())).shape == (0, width)
     assert triton_kernels.works(host_rows_kernel, device(), width)

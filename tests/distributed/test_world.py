@@ -7,8 +7,10 @@ from longplay.distributed.runtime.world import (
     init_world,
     local_world_size,
     read_environment,
+    select_device,
     slurm_rendezvous,
 )
+from longplay.distributed.zero.deepspeed_env import load_deepspeed
 
 
 def test_a_plain_process_is_a_single_rank() -> None:
@@ -53,6 +55,22 @@ def test_steps_of_one_job_use_different_ports() -> None:
 def test_an_unknown_device_is_rejected_before_a_process_group_exists() -> None:
     with pytest.raises(ValueError, match="device: 'tpu' is not one of auto, cpu, cuda"):
         init_world(device="tpu")
+
+
+@pytest.mark.parametrize(("found", "expected"), [(False, "cpu"), (True, "cuda")])
+def test_auto_selects_a_gpu_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, found: bool, expected: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found)
+    assert select_device("auto") == expected
+    assert select_device("cpu") == "cpu"
+
+
+def test_a_process_uses_one_type_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_deepspeed("cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ValueError, match="this process runs DeepSpeed on cpu; use cpu, or start another"):
+        init_world(device="cuda")
 
 
 @pytest.mark.parametrize(

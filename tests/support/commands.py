@@ -1,5 +1,6 @@
 """Run `longplay ...` in separate processes, forked from a server that has imported the heavy packages."""
 
+import multiprocessing as mp
 import os
 import sys
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 from support.ranks import FORK_SERVER
 
+_SPAWN = mp.get_context("spawn")
+
 
 class Command:
     """Start `longplay WORDS` on `world_size` ranks with the environment that torchrun sets.
@@ -19,6 +22,7 @@ class Command:
         output: file that receives stdout and stderr of all ranks.
         world_size: number of ranks.
         fault: called with the rank in each process before the command, to inject a fault.
+        fresh: start new interpreters, in which DeepSpeed has not been imported for the CPU.
     """
 
     def __init__(
@@ -28,14 +32,16 @@ class Command:
         *,
         world_size: int = 1,
         fault: Callable[[int], None] | None = None,
+        fresh: bool = False,
     ) -> None:
         from longplay.distributed.runtime.world import free_port
 
         self.output = output
         output.write_text("")
         port = free_port()
+        context: Any = _SPAWN if fresh else FORK_SERVER
         self.processes = [
-            FORK_SERVER.Process(
+            context.Process(
                 target=_main, args=(words, str(output), rank, world_size, port, fault), daemon=True
             )
             for rank in range(world_size)
@@ -73,9 +79,9 @@ class Command:
             process.join()
 
 
-def longplay(words: list[str], output: Path, *, world_size: int = 1) -> str:
+def longplay(words: list[str], output: Path, *, world_size: int = 1, fresh: bool = False) -> str:
     """Run a command, which must succeed, and return its output."""
-    code = Command(words, output, world_size=world_size).wait()
+    code = Command(words, output, world_size=world_size, fresh=fresh).wait()
     assert code == 0, f"exit code {code}:\n{output.read_text()}"
     return output.read_text()
 

@@ -13,6 +13,7 @@ FORK_SERVER = mp.get_context("forkserver")
 # The server imports the heavy packages once; every rank is a fork of a process that ran nothing else.
 FORK_SERVER.set_forkserver_preload(
     [
+        "support.deepspeed_on_cpu",
         "longplay.launch.train",
         "longplay.launch.evaluate",
         "longplay.launch.prepare",
