@@ -11,7 +11,7 @@ from longplay.models.base.registry import ENCODERS, EncoderEntry
 
 MixerName = Literal["mamba", "mamba2"]
 GateName = Literal["soft", "top1"]
-ScanName = Literal["auto", "chunk", "cpp", "kernel", "ref"]
+ScanName = Literal["auto", "chunk", "cpp", "kernel", "ref", "triton"]
 ActivationName = Literal["gelu", "relu", "silu"]
 Options = TypeVar("Options")
 
@@ -42,7 +42,8 @@ class EncoderConfig:
         activation: Activation of the feed-forward.
         gate: How moematrrec combines its branches. soft = weighted sum of both; top1 = the branch with the
             higher gate probability, scaled by it.
-        scan_backend: Implementation of the Mamba-1 recurrence. auto = the fastest one available.
+        scan_backend: Implementation of the Mamba-1 recurrence. auto = kernel on CUDA and cpp on a CPU if
+            available, otherwise chunk.
         options: Options declared by a custom encoder, for example --encoder.options.rank 8.
     """
 

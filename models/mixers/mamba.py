@@ -13,6 +13,7 @@ from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers import elementwise
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
+from longplay.models.scans import triton_scan
 from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
 from longplay.models.scans.selective_scan import choose_backend, selective_scan, selective_step
 
@@ -44,7 +45,7 @@ class Mamba(nn.Module):
         d_state: state per channel.
         d_conv: convolution taps.
         expand: inner width / d_model.
-        scan: backend of the recurrence, see `selective_scan`.
+        scan: backend of the recurrence, see `choose_backend`.
     """
 
     def __init__(
@@ -78,15 +79,23 @@ class Mamba(nn.Module):
         )
 
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
-        """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`."""
-        if at is None:
+        """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`.
+
+        Raises:
+            ValueError: the backend does not support this device or dtype.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scan = choose_backend(self.scan, device_type=x.device.type, dtype=wide, d_state=self.d_state)
+        if at is None or scan == "triton":  # which gates all slots
             u, z = self.in_proj(x).chunk(2, dim=2)
         else:
             u_weight, z_weight = self.in_proj.weight.chunk(2)
             u, z = F.linear(x, u_weight), F.linear(select_slots(x, at), z_weight)
         u = causal_conv_silu(u, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
+        if scan == "triton":
+            return self.out_proj(select_slots(self._fused_scan(u, z, layout.starts), at))
         u32, dt, A, B, C = self._scan_inputs(u)
-        y = selective_scan(u32, dt, A, B, C, layout.starts, self.scan)
+        y = selective_scan(u32, dt, A, B, C, layout.starts, scan)
         return self.out_proj(self._skip_and_gate(select_slots(y, at), select_slots(u, at), z))
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
@@ -120,6 +129,8 @@ class Mamba(nn.Module):
         backend = choose_backend(
             config.scan_backend, device_type=execution.device_type, dtype=torch.float32, d_state=N
         )
+        if backend == "triton":
+            return _triton_activations(config)
         in_chunks = backend not in ("kernel", "cpp")
         padded_state = 8 * math.ceil(N / 8)
         scanned = 2 * padded_state + math.ceil(L / CHUNK_LENGTH) * E * padded_state / L
@@ -138,6 +149,12 @@ class Mamba(nn.Module):
         assert self.conv1d.bias is not None
         return self.conv1d.bias
 
+    def _fused_scan(self, u: Tensor, z: Tensor, starts: Tensor) -> Tensor:
+        """Return the gated output (B, L, E) in u's dtype for u, z (B, L, E). The inputs keep their dtypes."""
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, A = F.linear(dt, self.dt_proj.weight), -torch.exp(self.A_log.float())
+        return triton_scan.selective_scan_triton(u, dt, A, B, C, self.D, z, self.dt_proj.bias, starts)
+
     def _scan_inputs(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return u, dt (..., E), A (E, N), B, C (..., N), all float32 or wider, for u (..., E)."""
         wide = torch.promote_types(u.dtype, torch.float32)
@@ -148,6 +165,20 @@ class Mamba(nn.Module):
     def _skip_and_gate(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """Return (y + D u) silu(z), in u's dtype."""
         return skip_and_gate(y.to(u.dtype), u, self.D.to(u.dtype), z)
+
+
+def _triton_activations(config: EncoderConfig) -> Activations:
+    """Return the activations of the mixer with the backend "triton".
+
+    Saved are the output of in_proj (2 E), the input and output of the convolution (2 E), the output of
+    x_proj, the step sizes (E), the gated output (E), and the states that the scan saves.
+    """
+    sizes = config.context_length, config.inner_width, config.d_state
+    return Activations(
+        wide=triton_scan.saved_elements(*sizes),
+        narrow=6 * config.inner_width + math.ceil(config.d_model / 16) + 2 * config.d_state,
+        transient=triton_scan.transient_elements(*sizes),
+    )
 
 
 def initial_dt_bias(count: int) -> Tensor:

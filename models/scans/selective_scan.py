@@ -3,7 +3,8 @@
     h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 
 Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023, algorithm 2. The
-caller applies the softplus of dt, the D skip and the z gate.
+caller applies the softplus of dt, the D skip and the z gate. The backend "triton" includes them; the mixer
+calls `selective_scan_triton` itself.
 """
 
 import os
@@ -32,7 +33,7 @@ def selective_scan(
         B: (B, L, N), of u's dtype.
         C: (B, L, N), of u's dtype.
         starts: (B, L) bool, True at the first slot of each segment.
-        scan: name of a backend, or "auto"; see `choose_backend`.
+        scan: name of a backend except "triton", or "auto"; see `choose_backend`.
 
     Returns:
         y, (B, L, E).
@@ -43,6 +44,7 @@ def selective_scan(
     d_state = A.shape[1]
     name = choose_backend(scan, device_type=u.device.type, dtype=u.dtype, d_state=d_state)
     _check_backend(name, u, d_state)
+    assert name != "triton", "the mixer calls selective_scan_triton"
     if name == "kernel":
         return scan_kernel.selective_scan_kernel(u, dt, A, B, C, starts)
     if name == "cpp":

@@ -32,7 +32,7 @@ def ssd(
         C: (B, L, N), shared by all heads, of x's dtype.
         layout: the segments of the rows.
         scan: "ref" = one slot at a time; "kernel" = mamba-ssm's kernels; "chunk" or "cpp" = chunks in
-            PyTorch; "auto" = the kernels if available, otherwise chunks.
+            PyTorch; "auto" or "triton" = the kernels, written in Triton, if available, otherwise chunks.
 
     Returns:
         y, (B, L, H, P).
@@ -45,7 +45,7 @@ def ssd(
         raise ValueError("scan_backend=kernel: requires mamba-ssm, CUDA and float32; use scan_backend=auto")
     if scan == "ref":
         return ssd_ref(x, dt, A, B, C, layout)
-    if kernel_supported and scan in ("auto", "kernel"):
+    if kernel_supported and scan in ("auto", "kernel", "triton"):
         return ssd_kernel(x, dt, A, B, C, layout)
     return ssd_chunk(x, dt, A, B, C, layout)
 
