@@ -15,6 +15,7 @@ ROWS_PER_PROGRAM = 1 << 13  # rows that one program counts
 NEAR_CAPACITY = 1 << 22  # undecided pairs of one launch, 32 MiB
 _HOPPER_SHARED_BYTES = 232_448
 _SPARE_SHARED_BYTES = 4096  # for reductions
+_FAR = 2.0**100  # above every scaled score
 
 
 class Tile(NamedTuple):
@@ -23,7 +24,7 @@ class Tile(NamedTuple):
     queries: int
     rows: int
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 3
     maxnreg: int | None = None
 
     def shared_bytes(self, padded: int) -> int:
@@ -35,14 +36,14 @@ class Tile(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
 
 
-TILES = (Tile(128, 64, num_warps=8), Tile(64, 64), Tile(64, 32), Tile(64, 16, num_stages=1))
+TILES = (Tile(128, 64, num_warps=8), Tile(64, 64), Tile(64, 64, num_stages=2), Tile(64, 16, num_stages=1))
 
 
-class _Split(NamedTuple):
+class SplitRows(NamedTuple):
     """fp32 rows times `scale`, as the sum of two fp16 tensors.
 
     Attributes:
-        high, low: (n, P) fp16. The added rows are NaN, which no comparison counts. The added columns are 0.
+        high, low: (n, P) fp16. The added columns are 0.
         norms: (n,) fp32, upper bounds of the scaled rows' norms, see `score_error`.
         scale: () fp32, a power of two.
     """
@@ -88,23 +89,25 @@ def count_above(
     """
     num_queries, width = queries.shape
     tile = tile or choose_tile(width, queries.device)
-    split, split_rows = _split(queries, tile.queries), _split(rows, tile.rows)
-    above, below = _bounds(score, split, split_rows)
-    slack = score_error(width) * split.norms
+    split = split_rows(queries, tile.queries)
+    others = split_rows(rows, tile.rows, fill=torch.nan)  # NaN scores are neither counted nor listed
+    targets = torch.full_like(split.norms, _FAR)
+    scaled = score * split.scale.double() * others.scale.double()
+    targets[:num_queries] = scaled.clamp(-_FAR, _FAR)
     counts = torch.zeros(split.norms.shape[0], dtype=torch.int32, device=queries.device)
     near = torch.empty(NEAR_CAPACITY, 2, dtype=torch.int32, device=queries.device)
     num_near = torch.zeros(1, dtype=torch.int64, device=queries.device)
-    num_rows = split_rows.norms.shape[0]
+    num_rows = others.norms.shape[0]
     grid = (split.norms.shape[0] // tile.queries, -(-num_rows // ROWS_PER_PROGRAM))
     _kernel("count_above")[grid](
         split.high,
         split.low,
-        split_rows.high,
-        split_rows.low,
-        above,
-        below,
-        slack,
-        split_rows.norms.view(-1, tile.rows).amax(1),
+        others.high,
+        others.low,
+        targets,
+        targets.abs() * 2.0**-22,
+        score_error(width) * split.norms,
+        others.norms.view(-1, tile.rows).amax(1),
         counts,
         near,
         num_near,
@@ -124,7 +127,7 @@ def count_above(
 
 
 def score_error(width: int) -> float:
-    """Return a bound on |score - exact| / (norm of the query * norm of the row), norms as in `_Split`.
+    """Return a bound on |score - exact| / (norm of the query * norm of the row), norms as in `SplitRows`.
 
     Let u = 2^-11, half the spacing of fp16 numbers near 1. The parts of x are fp16(x) and fp16(x - fp16(x)),
     with a remainder of at most u^2 |x|, or of 2^-25 where fp16 is subnormal. The second part is at most about
@@ -135,14 +138,15 @@ def score_error(width: int) -> float:
     accumulator, with k of at least 4, each term and the result lose up to 2^-23 of the largest sum, which is
     at most |q| |r|. That is (n + 2 n / k) 2^-23 <= 1.5 n 2^-23 = 0.75 n u^2. The two smaller products are
     summed first and add 2 u of that. The bound returned is larger to cover the rounding of norms and bounds.
+    The rounding of a target's score to fp32 has its own margin in `count_above`.
 
     Source: Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores, 2021.
     """
     return (4 + 0.8 * padded_width(width)) * 2.0**-22
 
 
-def _split(values: Tensor, multiple: int) -> _Split:
-    """Split rows (n, D), and add rows until their number is a multiple of `multiple`.
+def split_rows(values: Tensor, multiple: int, fill: float = 0.0) -> SplitRows:
+    """Split rows (n, D), and add rows of `fill` until their number is a multiple of `multiple`.
 
     The largest element becomes at least 2^13, so that few parts are subnormal in fp16.
     """
@@ -155,22 +159,9 @@ def _split(values: Tensor, multiple: int) -> _Split:
     norms = torch.empty(total, dtype=torch.float32, device=values.device)
     at_once = min(multiple, rows_at_once(padded))
     sizes = {"WIDTH": width, "PADDED": padded, "ROWS": at_once}
-    _kernel("split_rows")[(total // at_once,)](values, scale, high, low, norms, num_rows, **sizes)
+    _kernel("split_rows")[(total // at_once,)](values, scale, high, low, norms, num_rows, fill, **sizes)
     norms = norms * (1 + padded * 2.0**-22) + padded**0.5 / 8
-    return _Split(high, low, norms, scale)
-
-
-def _bounds(score: Tensor, queries: _Split, rows: _Split) -> tuple[Tensor, Tensor]:
-    """Return fp32 bounds (n,) above and below the scaled scores (Q,), which cover the rounding of sums."""
-    scaled = torch.zeros(queries.norms.shape[0], dtype=torch.float64, device=score.device)
-    scaled[: score.shape[0]] = score * queries.scale.double() * rows.scale.double()
-    margin = scaled.abs() * 2.0**-22
-    return _round_up((scaled + margin).float()), -_round_up((margin - scaled).float())
-
-
-def _round_up(value: Tensor) -> Tensor:
-    """Return the next larger fp32 number, so that rounding to fp32 never narrows the undecided band."""
-    return torch.nextafter(value, torch.full_like(value, torch.inf))
+    return SplitRows(high, low, norms, scale)
 
 
 def _kernel(name: str):

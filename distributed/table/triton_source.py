@@ -1,6 +1,7 @@
 """The Triton kernels that `triton_kernels` and `score_kernel` launch; importing this module needs Triton."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false
 # Triton's types do not show what a kernel computes with.
 
 import triton  # pyright: ignore[reportMissingImports] -- optional
@@ -95,11 +96,12 @@ def split_rows(
     low,
     norms,
     num_rows,
+    fill,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Split scaled rows into two fp16 parts. Rows from `num_rows` on are NaN, columns from WIDTH on are 0."""
+    """Split scaled rows into two fp16 parts; rows from `num_rows` on are `fill`, added columns are 0."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)
     is_row = (row < num_rows)[:, None]
@@ -108,7 +110,7 @@ def split_rows(
     first = value.to(tl.float16)
     second = (value - first.to(tl.float32)).to(tl.float16)
     offset = row.to(tl.int64)[:, None] * PADDED + column[None, :]
-    tl.store(high + offset, tl.where(is_row, first, float("nan")))
+    tl.store(high + offset, tl.where(is_row, first, fill))
     tl.store(low + offset, second)
     tl.store(norms + row, tl.sqrt(tl.sum(value * value, 1)))
 
@@ -119,8 +121,8 @@ def count_above(
     queries_low,
     rows_high,
     rows_low,
-    above,
-    below,
+    targets,
+    margins,
     slack,
     norms,
     counts,
@@ -139,10 +141,10 @@ def count_above(
     query_offset = query.to(tl.int64)[:, None] * PADDED + column[None, :]
     q_high = tl.load(queries_high + query_offset)
     q_low = tl.load(queries_low + query_offset)
-    upper = tl.load(above + query)
-    lower = tl.load(below + query)
+    target = tl.load(targets + query)
+    margin = tl.load(margins + query)
     error = tl.load(slack + query)
-    count = tl.zeros((QUERIES,), tl.int32)
+    count = tl.zeros((QUERIES,), tl.float32)  # exact, and takes fewer instructions than integers
     begin = tl.program_id(1) * ROWS_PER_PROGRAM
     end = tl.minimum(begin + ROWS_PER_PROGRAM, num_rows)
     if tl.load(num_near) > CAPACITY:  # the result is discarded
@@ -156,14 +158,13 @@ def count_above(
         score = tl.dot(q_low, r_high)
         score = tl.dot(q_high, r_low, score)
         score = tl.dot(q_high, r_high, score)
-        top = upper + error * norm
-        bottom = lower - error * norm
-        surely = tl.sum((score > top[:, None]).to(tl.int32), 1)
-        perhaps = tl.sum((score >= bottom[:, None]).to(tl.int32), 1)
-        count += surely
-        most = tl.max(perhaps - surely, 0)
-        if most > 0:
-            undecided = (score >= bottom[:, None]) & (score <= top[:, None])
+        bound = margin + error * norm
+        lead = score - target[:, None]
+        count += tl.sum(tl.where(lead > bound[:, None], 1.0, 0.0), 1)
+        closest = tl.min(tl.abs(lead), 1)
+        if tl.max((closest <= bound).to(tl.int32), 0) > 0:
+            undecided = tl.abs(lead) <= bound[:, None]
+            most = tl.max(tl.sum(undecided.to(tl.int32), 1), 0)
             previous = tl.full((QUERIES,), -1, tl.int32)
             for _ in range(most):  # list the next undecided row of each query
                 later = undecided & (tile_row[None, :] > previous[:, None])
@@ -176,4 +177,4 @@ def count_above(
                 place = near + 2 * tl.where(mask, slot, 0)
                 tl.store(place, query, mask=mask)
                 tl.store(place + 1, first + previous, mask=mask)
-    tl.atomic_add(counts + query, count)
+    tl.atomic_add(counts + query, count.to(tl.int32))

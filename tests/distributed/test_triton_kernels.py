@@ -68,7 +68,7 @@ SIGNATURES = {
     "lazy_adam": [_F, _F, _F, _I, _F, _N, "fp32", "fp32", "fp32", "fp32"],
     "row_adagrad": [_F, _F, _I, _F, _N, "fp32", "fp32"],
     "take_rows": [_F, _I, _F, _N],
-    "split_rows": [_F, _F, _H, _H, _F, _N],
+    "split_rows": [_F, _F, _H, _H, _F, _N, "fp32"],
     "count_above": [_H, _H, _H, _H, _F, _F, _F, _F, "*i32", "*i32", _I, _N],
 }
 WIDTHS = [1, 24, 64, 128, 256]
