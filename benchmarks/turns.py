@@ -106,4 +106,4 @@ def take_turns(turns: Path, first_core: int, prepare: Callable[[World], Callable
         else:
             more.zero_()
         all_reduce_max(more, world)  # broadcasts rank 0's value
-    close_world()
+    close_world(world)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps([{"item_id": item, "score": round(score, 6)} for item, score in ranked]))
         else:
             print_ranking(ranked)
-    close_world()
+    close_world(world)
     return 0
 
 

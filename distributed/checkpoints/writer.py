@@ -28,7 +28,7 @@ from longplay.distributed.checkpoints.checkpoint import (
 )
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.distributed.runtime.world import World, local_world_size
+from longplay.distributed.runtime.world import World, barrier, local_world_size
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.deepspeed_env import comm
 
@@ -210,6 +210,5 @@ def save_checkpoint(
     root.mkdir(parents=True, exist_ok=True)
     writer = CheckpointWriter(root, table.world, background="never")
     writer.save(engine, table, step=step, extra=extra)
-    if table.world.world_size > 1:
-        comm.barrier()
+    barrier(table.world)
     return root / checkpoint_name(step)

@@ -147,14 +147,19 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     return World(rank=rank, local_rank=local_rank, world_size=world_size, device=where, launcher=launcher)
 
 
-def close_world() -> None:
+def barrier(world: World) -> None:
+    """Wait until every rank is here. Collective."""
+    if world.world_size > 1:
+        comm.barrier(device_ids=None if world.device.index is None else [world.device.index])
+
+
+def close_world(world: World) -> None:
     """Leave the process group. Collective.
 
     Call it only after success: if a rank fails, it never reaches the barrier.
     """
-    if torch.distributed.is_initialized():
-        comm.barrier()
-        comm.destroy_process_group()
+    barrier(world)
+    comm.destroy_process_group()
 
 
 def free_port() -> int:

@@ -92,7 +92,7 @@ def evaluate_run(
             write_json(out, report)
         if checkpoint == "best":
             write_final_metrics(run, split, loaded.step, result.metrics)
-    close_world()
+    close_world(world)
     if not world.is_rank0:
         return None
     return RunEvaluation(

@@ -3,13 +3,11 @@
 import os
 from pathlib import Path
 
-import torch
-
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
 from longplay.distributed.runtime.watchdog import Heartbeat, Watchdog
-from longplay.distributed.runtime.world import World, close_world, init_world, read_environment
+from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.estimate_run import estimate_run
@@ -52,11 +50,11 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
         if world.is_rank0:
             folder.write_config(config, dataset, data, world.device)
             folder.lock()
-        if not begun and world.world_size > 1:
-            torch.distributed.barrier()  # the folder must exist before another rank looks for checkpoints
+        if not begun:
+            barrier(world)  # the folder must exist before another rank looks for checkpoints
         heartbeat = watchdog.heartbeat
         code = _train(config, dataset, folder, world, stop, heartbeat, profile_steps)
-    close_world()
+    close_world(world)
     return code
 
 

@@ -1,11 +1,17 @@
 """Causal self-attention within the segments of packed rows, without attention masks."""
 
+from contextlib import nullcontext
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longplay.models.base.activations import Activations, Execution
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.segments import SegmentLayout, select_slots
+
+# Not cuDNN's, which compiles a plan for each shape: the shapes of the buckets change from step to step.
+_CUDA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class SegmentAttention(nn.Module):
@@ -40,4 +46,6 @@ class SegmentAttention(nn.Module):
     def _attend(self, qkv: Tensor) -> Tensor:
         """Attend within the segments of one bucket: qkv (S, T, 3 D) -> (S, T, D)."""
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        with sdpa_kernel(_CUDA_BACKENDS) if qkv.is_cuda else nullcontext():
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.transpose(1, 2).flatten(2)

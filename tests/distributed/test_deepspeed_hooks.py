@@ -67,6 +67,7 @@ def attributes_of_a_built_optimizer(world: World, stage: int) -> list[str]:
     )
     optimizer = torch.optim.AdamW(module.parameters())
     engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    assert not engine.tput_timer.config.enabled, "DeepSpeed would synchronize the device at each step"
     return [name for name in dir(engine.optimizer) if not name.startswith("__")]
 
 

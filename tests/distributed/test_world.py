@@ -1,6 +1,11 @@
 """Rank, world size and rendezvous from each launcher's environment variables."""
 
+import os
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from longplay.distributed.runtime.world import (
     first_host,
@@ -64,6 +69,24 @@ def test_auto_selects_a_gpu_if_there_is_one(
     monkeypatch.setattr("torch.cuda.is_available", lambda: found)
     assert select_device("auto") == expected
     assert select_device("cpu") == "cpu"
+
+
+def test_a_rank_that_sees_only_its_own_gpu_uses_number_0_in_deepspeed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("longplay.distributed.runtime.world.load_deepspeed", lambda device_type: None)
+    started: dict[str, Any] = {}
+    stub = SimpleNamespace(init_distributed=lambda **arguments: started.update(arguments))
+    monkeypatch.setattr("longplay.distributed.runtime.world.comm", stub)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    world = init_world(device="cuda")
+    assert (world.device, world.local_rank) == (torch.device("cuda", 0), 1)
+    assert (started["dist_backend"], started["rank"], os.environ["LOCAL_RANK"]) == ("nccl", 1, "0")
 
 
 def test_a_process_uses_one_type_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
