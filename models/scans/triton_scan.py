@@ -183,7 +183,9 @@ class _TritonScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- the decorator hides the name of ctx
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         source: Any = kernels()
         u, dt, A, B, C, D, z, dt_bias, flags, a, entries, totals = ctx.saved_tensors
         grid, chunks, tiles, sizes, strides = ctx.launch

@@ -128,7 +128,7 @@ def chunk_sums(
                 earlier = tl.load(sums + n * E, mask=_channels_if(e, E, step), other=0.0)
                 tl.store(sums + n * E, earlier + tl.sum(weighted, 0), mask=e < E)
             passed += tl.sum(dt, 0)
-            linked = 1 - tl.max(starts.to(tl.int32), 0)
+            linked = 1 - tl.max(starts.to(tl.int32), 0)  # pyright: ignore[reportOperatorIssue] -- a tensor
             tl.debug_barrier()  # another thread may load in the next tile what this thread stored
     if not BACKWARD:
         tl.store(TOTALS + chunk.to(tl.int64) * E + e, tl.where(linked > 0, passed, -1.0), mask=e < E)
