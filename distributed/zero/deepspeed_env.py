@@ -43,8 +43,9 @@ def load_deepspeed(device_type: str) -> None:
     # DeepSpeed still calls collectives by names that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`torch.distributed..*is deprecated", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # On a CPU DeepSpeed would compile this op, in 25 to 65 s, when its communication starts over gloo.
-    sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
+    # Longplay uses none of DeepSpeed's own ops. DeepSpeed would run compilers to see which ones it can build
+    # here, and on a CPU compile the one for shared memory, in 25 to 65 s, when its communication starts.
+    vars(sys.modules["deepspeed.ops"])["__compatible_ops__"] = {}
 
 
 class _Loaded:

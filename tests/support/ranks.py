@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 FORK_SERVER = mp.get_context("forkserver")
+os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's choice when the server imports it
 # The server imports the heavy packages once; every rank is a fork of a process that ran nothing else.
 FORK_SERVER.set_forkserver_preload(
     [
-        "support.deepspeed_on_cpu",
+        "deepspeed",
         "longplay.launch.train",
         "longplay.launch.evaluate",
         "longplay.launch.prepare",
