@@ -19,7 +19,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 _SWITCH = "LONGPLAY_TRITON"  # 0 disables all kernels
-_ROW_ELEMENTS = 2048  # per program of the row kernels
+_ROW_ELEMENTS = 1024  # per program of the row kernels
 
 
 @cache

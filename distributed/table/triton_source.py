@@ -44,10 +44,10 @@ def lazy_adam(
     _, _, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
     first = tl.load(exp_avg + offset, mask=mask, other=0.0)
-    first += (1 - beta1) * (grad - first)
     second = tl.load(exp_avg_sq + offset, mask=mask, other=0.0)
-    second = beta2 * second + (1 - beta2) * grad * grad
     value = tl.load(weight + offset, mask=mask, other=0.0)
+    first += (1 - beta1) * (grad - first)
+    second = beta2 * second + (1 - beta2) * grad * grad
     tl.store(exp_avg + offset, first, mask=mask)
     tl.store(exp_avg_sq + offset, second, mask=mask)
     tl.store(weight + offset, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)
@@ -68,8 +68,9 @@ def row_adagrad(
 ):
     is_row, row, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
-    total = tl.load(sum_sq + row, mask=is_row, other=0.0) + tl.sum(grad * grad, 1) / WIDTH
+    total = tl.load(sum_sq + row, mask=is_row, other=0.0)
     value = tl.load(weight + offset, mask=mask, other=0.0)
+    total += tl.sum(grad * grad, 1) / WIDTH
     tl.store(sum_sq + row, total, mask=is_row)
     tl.store(weight + offset, value - step_size * grad / (tl.sqrt(total) + eps)[:, None], mask=mask)
 
