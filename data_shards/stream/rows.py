@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,6 +39,12 @@ class Batch:
     seq_idx: torch.Tensor
     row_lanes: torch.Tensor
     row_numbers: torch.Tensor
+
+    @cached_property
+    def target_slots(self) -> torch.Tensor:
+        """(V,) int64, the flat slots b * L + t that have a target, ascending. In the memory of `targets`."""
+        slots = self.targets.flatten().nonzero().squeeze(1)
+        return slots.pin_memory() if self.targets.is_pinned() else slots
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by name."""

@@ -124,4 +124,6 @@ class TrainStream:
         with ThreadPoolExecutor(num_threads, thread_name_prefix="longplay-reader") as helpers:
             for position in self._builder.positions(epoch, step):
                 batch = self._builder.batch(*position, helpers=helpers, num_threads=num_threads)
-                yield batch.pin_memory() if self._pin_memory else batch
+                batch = batch.pin_memory() if self._pin_memory else batch
+                batch.target_slots  # noqa: B018 -- cached, so that this thread computes it
+                yield batch

@@ -28,6 +28,8 @@ from longplay.distributed.zero.parameter import (
     partition_of,
     zero_parameter,
 )
+from longplay.models.rows.gather import RowEntries, find_entries
+from longplay.native.triton_runtime import can_run_triton
 
 _INIT_BLOCK = 16384  # rows drawn from one generator; another value changes the rows of every seed
 
@@ -145,24 +147,30 @@ class ItemTable:
 
     # ------------------------------------------------------------------ reading rows
 
-    def start_exchange(self, items: Tensor) -> tuple[PendingRowExchange, Tensor]:
+    def start_exchange(self, items: Tensor) -> tuple[PendingRowExchange, Tensor, RowEntries | None]:
         """Start the exchange of the rows of all `items` of a micro-batch. Collective.
 
         Args:
             items: (n,) int64 item ids; repeats are requested once, 0 is padding.
         Returns:
-            The exchange, its metadata in flight; and (n,) int64, each item's index into the rows that
-            `lookup` returns, 0 for padding.
+            The exchange, its metadata in flight; (n,) int64, each item's index into the rows that `lookup`
+            returns, 0 for padding; and the entries of each row where kernels use them, else None.
         """
         positions = torch.where(items > 0, self.order.positions(items), -1)
-        unique, index = torch.unique(positions, return_inverse=True)
-        if unique.numel() and unique[0] == -1:
-            return PendingRowExchange(unique[1:], self.rows_per_rank, self.world), index
-        return PendingRowExchange(unique, self.rows_per_rank, self.world), index + 1
+        entries = None
+        if can_run_triton(items.device.type):
+            unique, index, entries = find_entries(positions)
+        else:
+            unique, index = torch.unique(positions, return_inverse=True)
+            if unique.numel() and unique[0] == -1:
+                unique = unique[1:]
+            else:
+                index = index + 1
+        return PendingRowExchange(unique, self.rows_per_rank, self.world), index, entries
 
     def make_exchange(self, items: Tensor) -> tuple[RowExchange, Tensor]:
         """Start an exchange and wait for its metadata; arguments as in `start_exchange`. Collective."""
-        pending, index = self.start_exchange(items)
+        pending, index, _ = self.start_exchange(items)
         return pending.wait(), index
 
     def lookup(self, exchange: RowExchange) -> Tensor:

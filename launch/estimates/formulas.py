@@ -104,6 +104,7 @@ class _Sizes:
         world = World(world_size=self.world_size, device=torch.device(self.device_type))
         return self.loss.cost(
             LossLoad(
+                device_type=self.device_type,
                 num_targets=self.targets,
                 width=self.config.encoder.d_model,
                 world_size=self.world_size,

@@ -17,6 +17,7 @@ from longplay.distributed.table.row_exchange import PendingRowExchange
 from longplay.launch.training.model import Model
 from longplay.models.base.keyed_random import keyed_integers, row_keys
 from longplay.models.losses.negatives import target_keys, uniform_negatives
+from longplay.models.rows.gather import RowEntries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class PlannedMicroBatch:
         input_index: (B, L) int64, each slot's index into the rows looked up.
         positive_index: (V,) int64, the same of each target; (0,) for a loss without candidates.
         negative_index: (V, K), (M,) or (0,) int64, the same of the negatives; see `Candidates`.
+        entries: the entries of each row, from the first input on; None where PyTorch sums row gradients.
     """
 
     seq_idx: Tensor
@@ -42,6 +44,7 @@ class PlannedMicroBatch:
     input_index: Tensor
     positive_index: Tensor
     negative_index: Tensor
+    entries: RowEntries | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,9 @@ def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
     """
     with model.side.stream():
         with phase("negatives"):
-            count = torch.tensor(int((batch.targets > 0).sum()), device=model.world.device)
+            # One rank needs no sum, so its count stays on the CPU and nothing waits for the device.
+            where = model.world.device if model.world.world_size > 1 else None
+            count = torch.tensor(len(batch.target_slots), device=where)
             num_targets = start_all_reduce_sum(count, model.world)
             shared = draw_shared_negatives(model, batch, step)
         parts = split_rows(batch, model.config.engine.gradient_accumulation_steps)
@@ -147,8 +152,7 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
     device, num_negatives = model.world.device, model.config.loss.num_negatives
     item_ids = batch.item_ids.to(device, non_blocking=True)
     keys = keys_of_rows(model, batch, step)
-    # Computed on the CPU: on a GPU the program would have to wait for the number of slots.
-    slots = batch.targets.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+    slots = batch.target_slots.to(device, non_blocking=True)
     positives = batch.targets.to(device, non_blocking=True).flatten()[slots]
     with phase("negatives"):
         match model.loss.candidates:
@@ -165,7 +169,7 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
                 candidates = positives
     with phase("exchange"):
         needed = [item_ids.flatten(), candidates, negatives.flatten()]
-        exchange, index = model.table.start_exchange(torch.cat(needed))
+        exchange, index, entries = model.table.start_exchange(torch.cat(needed))
     input_index, positive_index, negative_index = index.split([ids.numel() for ids in needed])
     return PlannedMicroBatch(
         seq_idx=batch.seq_idx.to(device, non_blocking=True),
@@ -176,6 +180,7 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
         input_index=input_index.view(item_ids.shape),
         positive_index=positive_index,
         negative_index=negative_index.view(negatives.shape),
+        entries=entries,
     )
 
 
@@ -206,6 +211,9 @@ def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
     """Split a rank's rows into `parts` micro-batches; an empty one becomes a row of padding."""
+    if parts == 1 and len(batch.item_ids):
+        yield batch
+        return
     split = {name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()}
     for number in range(parts):
         fields = {name: pieces[number] for name, pieces in split.items()}  # views, which stay pinned

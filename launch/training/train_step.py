@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.runtime.phases import phase
@@ -13,6 +12,7 @@ from longplay.distributed.table.row_exchange import RowExchange
 from longplay.launch.training.model import Model
 from longplay.launch.training.step_pipeline import PlannedMicroBatch, PlannedStep, StepPipeline
 from longplay.models.losses.base import LossInputs
+from longplay.models.rows.gather import gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,15 @@ def micro_batch_loss(
     with phase("exchange"):
         rows = model.table.lookup(exchange)
     with phase("encoder"):
-        embedded = F.embedding(micro_batch.input_index, rows)
+        embedded = gather_rows(rows, micro_batch.input_index, micro_batch.entries)
         hidden = model.engine(embedded, micro_batch.seq_idx, micro_batch.keys)
         hidden = hidden.flatten(0, 1).index_select(0, micro_batch.slots).float()
     with phase("loss"):
+        entries = micro_batch.entries
         inputs = LossInputs(
             hidden=hidden,
             rows=rows,
+            entries=entries and entries.skip(micro_batch.input_index.numel()),
             positives=micro_batch.positives,
             positive_index=micro_batch.positive_index,
             negative_index=micro_batch.negative_index,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from longplay.models.base.keyed_random import keyed_bits
+from longplay.native.triton_runtime import can_run_triton
 
 _LEVELS = 1 << 16  # thresholds have 16 bits, so that one 64-bit word serves four elements
 
@@ -48,8 +49,12 @@ class KeyedDropout(nn.Module):
             raise ValueError(
                 f"dropout_keys=None: training with dropout={self.p} needs one key per row; see row_keys"
             )
-        dropped = self._dropped(dropout_keys, x.shape)
-        return _MaskedScale.apply(x, dropped, _LEVELS / (_LEVELS - self._threshold))
+        scale = _LEVELS / (_LEVELS - self._threshold)
+        if can_run_triton(x.device.type) and x.dtype != torch.float64:
+            from longplay.models.base.dropout_kernel import dropout
+
+            return dropout(x, dropout_keys, layer_id=self.layer_id, threshold=self._threshold, scale=scale)
+        return _MaskedScale.apply(x, self._dropped(dropout_keys, x.shape), scale)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer_id={self.layer_id}"

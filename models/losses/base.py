@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longplay.common.registry import Registry
 from longplay.common.settings import Count, Fraction, settings_class
+from longplay.models.rows.gather import RowEntries
 
 if TYPE_CHECKING:
     from longplay.models.losses.negatives import SharedNegatives
@@ -75,6 +76,8 @@ class LossInputs:
         negative_index: (V, K) int64, or (M,) int64 for shared negatives, indices into `rows`. Empty if
             `candidates` is "none".
         shared: (M,) int64, item ids of the shared negatives; None unless `candidates` is "shared".
+        entries: the entries of `rows` from the first target on, for `gather_rows` and `score_candidates`;
+            None where PyTorch sums row gradients.
         cross_entropy: computes the cross-entropy over all items.
     """
 
@@ -85,6 +88,7 @@ class LossInputs:
     negative_index: Tensor
     shared: Tensor | None
     cross_entropy: TableCrossEntropy
+    entries: RowEntries | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,7 @@ class LossLoad:
     """Sizes of one micro-batch on one rank, from which a loss estimates its cost.
 
     Attributes:
+        device_type: "cpu" or "cuda".
         num_targets: expected number of targets V.
         width: width D of the rows.
         world_size: number of ranks.
@@ -99,6 +104,7 @@ class LossLoad:
         logits_at_once: maximum number of logits that `TableCrossEntropy` holds at a time on a rank.
     """
 
+    device_type: str
     num_targets: float
     width: int
     world_size: int

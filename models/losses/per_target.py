@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from longplay.models.losses.base import Loss, LossCost, LossInputs, LossLoad
 from longplay.models.losses.chunks import cost_in_chunks, sum_of_chunks
+from longplay.models.rows.gather import score_candidates
 
 
 class PerTargetLoss(Loss):
@@ -24,6 +25,11 @@ class PerTargetLoss(Loss):
         """
 
     def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.entries is not None:
+            indices = inputs.positive_index, inputs.negative_index
+            scores = score_candidates(inputs.hidden.float(), inputs.rows, *indices, inputs.entries)
+            return self.from_scores(*scores)
+
         def chunk_loss(
             hidden: Tensor, positive_index: Tensor, negative_index: Tensor, rows: Tensor
         ) -> Tensor:
@@ -37,6 +43,9 @@ class PerTargetLoss(Loss):
         return sum_of_chunks(chunk_loss, per_target, inputs.rows, elements_per_target)
 
     def cost(self, load: LossLoad) -> LossCost:
+        if load.device_type == "cuda":  # scores, their gradients and the losses; no gathered rows
+            scores = 4 * load.num_targets * (1 + self.config.num_negatives)
+            return LossCost(saved_bytes=int(3 * scores), working_bytes=int(2 * scores))
         elements_per_target = self.config.num_negatives * load.width
         hidden, negatives = load.num_targets * load.width, load.num_targets * elements_per_target
         return cost_in_chunks(load, elements_per_target) or LossCost(

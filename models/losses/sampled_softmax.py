@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longplay.models.losses.base import LOSSES, Loss, LossCost, LossInputs, LossLoad
 from longplay.models.losses.chunks import cost_in_chunks, sum_of_chunks
+from longplay.models.rows.gather import gather_rows
 
 
 class SampledSoftmax(Loss):
@@ -35,11 +35,13 @@ class SampledSoftmax(Loss):
             negative = negative.masked_fill(index.unsqueeze(1) == shared_index, -torch.inf)
             return (torch.cat([positive, negative], dim=1).logsumexp(1) - positive.squeeze(1)).sum()
 
-        positive_rows = F.embedding(inputs.positive_index, inputs.rows)
-        per_target = inputs.hidden, positive_rows, inputs.positive_index, positive_log_q
-        return sum_of_chunks(
-            chunk_loss, per_target, F.embedding(shared_index, inputs.rows), len(shared_index)
+        entries = inputs.entries
+        positive_rows = gather_rows(inputs.rows, inputs.positive_index, entries)
+        shared_rows = gather_rows(
+            inputs.rows, shared_index, entries and entries.skip(len(inputs.positive_index))
         )
+        per_target = inputs.hidden, positive_rows, inputs.positive_index, positive_log_q
+        return sum_of_chunks(chunk_loss, per_target, shared_rows, len(shared_index))
 
     def cost(self, load: LossLoad) -> LossCost:
         hidden, scores = load.num_targets * load.width, load.num_targets * self.config.num_negatives

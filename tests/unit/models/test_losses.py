@@ -95,7 +95,7 @@ NAIVE: dict[str, Callable[[LossInputs], Tensor]] = {
 def test_loss_matches_its_formula_for_any_chunk_size(
     name: str, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", chunk_elements)
     inputs = make_inputs(name)
     got, exact = build(name)(inputs), NAIVE[name](inputs)
     assert got.dtype == torch.float32
@@ -142,7 +142,7 @@ def test_shared_negatives_equal_to_the_target_are_masked() -> None:
 
 
 def test_chunks_bound_the_saved_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 4 * K * D)
+    monkeypatch.setitem(chunks.CHUNK_ELEMENTS, "cpu", 4 * K * D)
     inputs, saved = make_inputs("bce"), []
 
     def pack(tensor: Tensor) -> Tensor:
