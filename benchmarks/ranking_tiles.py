@@ -1,6 +1,6 @@
 """Time the kernel that counts scores, by its tile, on one block of rows.
 
-    python -m benchmarks.ranking_tiles                            two minutes on a GPU
+    python -m benchmarks.ranking_tiles                            one minute on a GPU
     TRITON_INTERPRET=1 python -m benchmarks.ranking_tiles --small    the same code on a CPU
 
 TFLOP/s are those of one product of queries and rows. The kernel computes three in fp16, so it reaches at most

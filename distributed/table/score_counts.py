@@ -20,7 +20,8 @@ from longplay.models.scores import exact_dot, exact_scores, float32_error, score
 from longplay.native.loading import call_native, load_native
 
 BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time (32 MiB in fp32), without the kernel
-FUSED_ROWS, FUSED_SCORES = 1 << 21, 1 << 34  # rows and scores per launch of the kernel, at most
+FUSED_ELEMENTS = 1 << 27  # padded row elements per launch of the kernel, 512 MiB in two fp16 parts
+FUSED_SCORES = 1 << 34  # scores per launch of the kernel
 _PAIR_ELEMENTS = 1 << 20  # row elements gathered at a time for single pairs
 _TINY = 1e-30  # for queries and rows of zeros
 _SOURCE = Path(__file__).with_name("score_counts.cpp")
@@ -93,7 +94,8 @@ def count_beating_rows(hidden: Tensor, rows: Tensor, score: Tensor, own: Tensor)
     fused = works(counting_kernel, hidden.device, hidden.shape[1])
     size = max(1, BLOCK_ELEMENTS // hidden.shape[0])
     if fused:
-        size = min(FUSED_ROWS, max(score_kernel.ROWS_PER_PROGRAM, FUSED_SCORES // hidden.shape[0]))
+        most = FUSED_ELEMENTS // score_kernel.padded_width(hidden.shape[1])
+        size = min(most, max(score_kernel.ROWS_PER_PROGRAM, FUSED_SCORES // hidden.shape[0]))
     for first in range(0, rows.shape[0], size):
         block = rows[first : first + size].to(hidden.device, non_blocking=True)
         counted = score_kernel.count_above(hidden, block, score) if fused else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from longplay.distributed.table.triton_kernels import kernels, power_of_two, rows_at_once
 
 ROWS_PER_PROGRAM = 1 << 13  # rows that one program counts
-NEAR_CAPACITY = 1 << 22  # undecided pairs of one launch, 32 MiB
+NEAR_CAPACITY = 1 << 23  # undecided pairs of one launch, 64 MiB
 _HOPPER_SHARED_BYTES = 232_448
 _SPARE_SHARED_BYTES = 4096  # for reductions
 _FAR = 2.0**100  # above every scaled score

@@ -227,7 +227,7 @@ def make_ties_and_near_ties(rows: Tensor) -> None:
 def test_the_fused_counts_are_exact(width: int, capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capacity of 3 is too small for the undecided pairs."""
     monkeypatch.setattr(score_kernel, "ROWS_PER_PROGRAM", 128)
-    monkeypatch.setattr(score_counts, "FUSED_ROWS", 200)
+    monkeypatch.setattr(score_counts, "FUSED_ELEMENTS", 200 * score_kernel.padded_width(width))
     plain = count_rows("0", width, monkeypatch)
     assert triton_kernels.works(counting_kernel, device(), width) is False
     monkeypatch.setenv("LONGPLAY_TRITON", "1")
