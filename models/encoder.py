@@ -15,6 +15,8 @@ from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.blocks.layers import build_norm
+from longplay.models.mixers.mamba import Mamba
+from longplay.models.mixers.mamba2 import Mamba2
 
 _POSITION_STD = 0.02
 
@@ -38,6 +40,17 @@ def build_encoder(
         blocks = [config.entry.block(config, index) for index in range(config.num_blocks)]
         final_norm = nn.Identity() if config.entry.ends_normalised else build_norm(config)
         return SequenceEncoder(config, blocks, final_norm)
+
+
+def check_packages(encoder: nn.Module, device: torch.device) -> None:
+    """Check that the packages that `encoder` uses on `device` can be imported.
+
+    Raises:
+        ValueError: one cannot; names it and the ways out.
+    """
+    for module in encoder.modules():
+        if device.type == "cuda" and isinstance(module, Mamba | Mamba2):
+            module.require_packages()
 
 
 @dataclass(frozen=True)

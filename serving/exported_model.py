@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longplay.common.tensor_file import TensorFileError, read_tensors
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
-from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder
+from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
 from longplay.serving.export_format import (
     ENCODER_NAME,
     ITEMS_NAME,
@@ -99,6 +99,7 @@ class ExportedModel:
         width, num_items = config.encoder.d_model, config.num_items
         rows = ItemRows(folder / TABLE_NAME, num_items=num_items, width=width, device=where)
         encoder = _read_encoder(folder / ENCODER_NAME, config)
+        check_packages(encoder, where)
         return cls(config, encoder.to(where), rows, _read_items(folder / ITEMS_NAME, num_items))
 
     # ------------------------------------------------------------------ whole histories

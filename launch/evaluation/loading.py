@@ -20,7 +20,7 @@ from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.models.encoder import SequenceEncoder, build_encoder
+from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
 
 
 def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "stop") -> Dataset:
@@ -74,8 +74,13 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
 def load_model(
     config: RunConfig, dataset: Dataset, checkpoint: Checkpoint, world: World
 ) -> tuple[SequenceEncoder, ItemTable]:
-    """Return the checkpoint's encoder in eval mode and its item table, read-only. Collective."""
+    """Return the checkpoint's encoder in eval mode and its item table, read-only. Collective.
+
+    Raises:
+        ValueError: a package with kernels for this device is not installed.
+    """
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    check_packages(encoder, world.device)
     load_encoder_weights(checkpoint, encoder)
     table = ItemTable(
         config.table,

@@ -12,7 +12,7 @@ from longplay.distributed.runtime.side_stream import SideStream
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.settings.config import RunConfig
-from longplay.models.encoder import SequenceEncoder, build_encoder
+from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
 from longplay.models.losses.base import LOSSES, Loss
 from longplay.models.losses.negatives import shared_negatives
 
@@ -39,8 +39,12 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
 
     Args:
         initial_rows: False if a checkpoint fills the table, see `ItemTable`.
+
+    Raises:
+        ValueError: a package with kernels for this device is not installed.
     """
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    check_packages(encoder, world.device)
     table = ItemTable(
         config.table,
         num_items=dataset.num_items,

@@ -1,42 +1,64 @@
 """Depthwise causal convolution within segments, followed by SiLU."""
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
+from longplay.models.scans.packages import PackageFunction, uses_packages
 from longplay.native.loading import call_native, load_native
 
 _SOURCE = Path(__file__).with_name("causal_conv.cpp")
+KERNEL = PackageFunction("causal-conv1d", "causal_conv1d", "causal_conv1d_fn")
 
 
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+def causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout, scan: ScanName = "auto"
+) -> Tensor:
     """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]) within segments.
 
-    CUDA tensors use the kernel of causal-conv1d if it is installed, CPU tensors use C++ if a compiler is
-    available.
+    CUDA tensors use causal-conv1d's kernel if it supports their shape, unless `scan` is a backend without
+    packages. CPU tensors use C++ if a compiler is available. Everything else is computed in PyTorch.
 
     Args:
         x: (B, L, E), any float dtype.
         weight: (E, K); tap K - 1 is the current slot, as in a causal nn.Conv1d.
         bias: (E,).
         layout: the segments of the rows.
+        scan: the mixer's setting `scan_backend`.
 
     Returns:
         (B, L, E) of x's dtype.
+
+    Raises:
+        ValueError: causal-conv1d is not installed.
     """
-    kernel = _kernel() if x.is_cuda and x.shape[2] % 8 == 0 and 2 <= weight.shape[1] <= 4 else None
-    if kernel is None:
+    if not (x.is_cuda and uses_packages(scan) and kernel_supports(*weight.shape)):
         by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
         return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
     channel_last = x.contiguous().transpose(1, 2)
-    return kernel(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+    return KERNEL.require()(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+
+
+def kernel_supports(channels: int, num_taps: int) -> bool:
+    """Return whether causal-conv1d's kernel supports a convolution of this shape."""
+    return channels % 8 == 0 and 2 <= num_taps <= 4
+
+
+def require_conv_package(conv: nn.Conv1d, scan: ScanName) -> None:
+    """Check that causal-conv1d can be imported if `causal_conv_silu` needs it on CUDA.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if uses_packages(scan) and kernel_supports(conv.out_channels, conv.kernel_size[0]):
+        KERNEL.require()
 
 
 def causal_conv_step(x_t: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,13 +135,3 @@ class _CppConv(torch.autograd.Function):
         ctx.sizes.threads = torch.get_num_threads()
         call_native(_SOURCE, "causal_conv_backward", ctx.sizes, x, taps, starts, dy, dx, dtaps, dbias)
         return dx, dtaps.sum(0).t(), dbias.sum(0), None
-
-
-@cache
-def _kernel() -> Any | None:
-    """Return causal_conv1d_fn of causal-conv1d, or None if it cannot be imported."""
-    try:
-        from causal_conv1d import causal_conv1d_fn  # pyright: ignore[reportMissingImports] -- optional
-    except ImportError:
-        return None
-    return causal_conv1d_fn

@@ -11,8 +11,9 @@ from longplay.models.base.activations import Activations, Execution
 from longplay.models.base.config import EncoderConfig, ScanName
 from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers import elementwise
-from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
+from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step, require_conv_package
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
+from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans import triton_scan
 from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
 from longplay.models.scans.selective_scan import choose_backend, selective_scan, selective_step
@@ -91,12 +92,23 @@ class Mamba(nn.Module):
         else:
             u_weight, z_weight = self.in_proj.weight.chunk(2)
             u, z = F.linear(x, u_weight), F.linear(select_slots(x, at), z_weight)
-        u = causal_conv_silu(u, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
+        u = causal_conv_silu(u, self.conv1d.weight.squeeze(1), self._conv_bias(), layout, scan)
         if scan == "triton":
             return self.out_proj(select_slots(self._fused_scan(u, z, layout.starts), at))
         u32, dt, A, B, C = self._scan_inputs(u)
         y = selective_scan(u32, dt, A, B, C, layout.starts, scan)
         return self.out_proj(self._skip_and_gate(select_slots(y, at), select_slots(u, at), z))
+
+    def require_packages(self) -> None:
+        """Check that the packages for CUDA can be imported.
+
+        Raises:
+            ValueError: one cannot, and `scan` needs it.
+        """
+        scan = choose_backend(self.scan, device_type="cuda", dtype=torch.float32, d_state=self.d_state)
+        if scan == "kernel":
+            scan_kernel.KERNEL.require()
+        require_conv_package(self.conv1d, scan)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Return the state before the first event. `dtype` is the parameters' dtype."""

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from longplay.models.base.activations import Activations, Execution
 from longplay.models.base.config import EncoderConfig, ScanName
 from longplay.models.base.segments import SegmentLayout, select_slots
-from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step
+from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step, require_conv_package
 from longplay.models.mixers.mamba import MambaState, initial_dt_bias
-from longplay.models.scans.ssd import CHUNK_LENGTH, ssd, ssd_step
+from longplay.models.scans.packages import uses_packages
+from longplay.models.scans.ssd import CHUNK_LENGTH, KERNEL, ssd, ssd_step
 
 _A_INIT_RANGE = (1.0, 16.0)
 
@@ -77,10 +78,20 @@ class Mamba2(nn.Module):
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
         """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`."""
         z, xBC, dt = self._project(x)
-        xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout)
+        xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout, self.scan)
         u, dt, A, B, C = self._scan_inputs(xBC, dt)
         y = ssd(u, dt, A, B, C, layout, self.scan)
         return self._skip_norm_project(*(select_slots(tensor, at) for tensor in (y, u, z)))
+
+    def require_packages(self) -> None:
+        """Check that the packages for CUDA can be imported.
+
+        Raises:
+            ValueError: one cannot, and `scan` needs it.
+        """
+        if uses_packages(self.scan):
+            KERNEL.require()
+        require_conv_package(self.conv1d, self.scan)
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Return the state before the first event. `dtype` is the parameters' dtype."""

@@ -5,35 +5,29 @@ by dt' = K and u' = u dt / K with a large K. In float32, exp(K A) = 0 resets the
 keeps the input.
 """
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from longplay.models.scans.packages import PackageFunction
+
 LARGEST_STATE = 256  # the kernel's MAX_DSTATE
 _RESET_DT = 1e6  # exp(-1e6 |A|) is 0 in float32 for |A| above 1e-4; A starts at -1..-d_state
+KERNEL = PackageFunction("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
 
 
-@cache
-def _kernel() -> Any | None:
-    """Return mamba-ssm's selective_scan_fn, or None if it cannot be imported."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright: ignore[reportMissingImports] -- optional
-    except ImportError:
-        return None
-    return selective_scan_fn
+def supports(dtype: torch.dtype, d_state: int) -> bool:
+    """Return whether the kernel supports CUDA tensors of this dtype and state size."""
+    return dtype == torch.float32 and d_state <= LARGEST_STATE
 
 
 def is_available(dtype: torch.dtype, d_state: int) -> bool:
     """Return whether the kernel is installed and supports CUDA tensors of this dtype and state size."""
-    return dtype == torch.float32 and d_state <= LARGEST_STATE and _kernel() is not None
+    return supports(dtype, d_state) and KERNEL.find() is not None
 
 
 def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
     """Compute `selective_scan_ref` with the kernel; same arguments and result."""
-    kernel = _kernel()
-    assert kernel is not None
+    kernel = KERNEL.require()
     u, dt = fold_resets(u, dt, starts)
     channel_major = (tensor.transpose(1, 2).contiguous() for tensor in (u, dt, B, C))
     u, dt, B, C = channel_major

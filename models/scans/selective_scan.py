@@ -7,9 +7,6 @@ caller applies the softplus of dt, the D skip and the z gate. The backend "trito
 calls `selective_scan_triton` itself.
 """
 
-import os
-from typing import get_args
-
 import torch
 from torch import Tensor
 
@@ -17,8 +14,7 @@ from longplay.models.base.config import ScanName
 from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans.chunk import selective_scan_chunk
-
-_SCAN_VARIABLE = "LONGPLAY_SCAN"
+from longplay.models.scans.packages import requested_backend
 
 
 def selective_scan(
@@ -88,8 +84,8 @@ def selective_step(
 def choose_backend(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_state: int) -> ScanName:
     """Resolve "auto" to a backend; return any other name unchanged.
 
-    "auto" is "kernel" on CUDA and "cpp" for float32 on the CPU, if available, otherwise "chunk". The
-    environment variable LONGPLAY_SCAN overrides "auto".
+    "auto" is "kernel" on CUDA for tensors that the kernel supports, "cpp" for float32 on the CPU if a
+    compiler is available, otherwise "chunk". The environment variable LONGPLAY_SCAN overrides "auto".
 
     Args:
         scan: the setting `scan_backend`.
@@ -100,11 +96,10 @@ def choose_backend(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_st
     Raises:
         ValueError: LONGPLAY_SCAN is not a backend.
     """
-    if scan == "auto":
-        scan = _from_environment()
+    scan = requested_backend(scan)
     if scan != "auto":
         return scan
-    if device_type == "cuda" and scan_kernel.is_available(dtype, d_state):
+    if device_type == "cuda" and scan_kernel.supports(dtype, d_state):
         return "kernel"
     if device_type == "cpu" and dtype == torch.float32 and scan_cpp.is_available(d_state):
         return "cpp"
@@ -113,9 +108,9 @@ def choose_backend(scan: ScanName, *, device_type: str, dtype: torch.dtype, d_st
 
 def _check_backend(name: ScanName, u: Tensor, d_state: int) -> None:
     """Raise ValueError if the backend does not support these tensors."""
-    if name == "kernel" and not (u.is_cuda and scan_kernel.is_available(u.dtype, d_state)):
+    if name == "kernel" and not (u.is_cuda and scan_kernel.supports(u.dtype, d_state)):
         raise ValueError(
-            "scan_backend=kernel: requires mamba-ssm, CUDA, float32 and "
+            "scan_backend=kernel: requires CUDA, float32 and "
             f"d_state up to {scan_kernel.LARGEST_STATE}; use scan_backend=auto"
         )
     if name == "cpp" and not (
@@ -125,11 +120,3 @@ def _check_backend(name: ScanName, u: Tensor, d_state: int) -> None:
             "scan_backend=cpp: requires a C++ compiler, the CPU, float32 and "
             f"d_state up to {scan_cpp.LARGEST_STATE}; use scan_backend=auto"
         )
-
-
-def _from_environment() -> ScanName:
-    name = os.environ.get(_SCAN_VARIABLE, "auto")
-    for known in get_args(ScanName):
-        if name == known:
-            return known
-    raise ValueError(f"{_SCAN_VARIABLE}={name!r}: must be one of {', '.join(get_args(ScanName))}")

@@ -5,18 +5,17 @@
 Source: Dao and Gu, "Transformers are SSMs", ICML 2024, listing 1.
 """
 
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
+from longplay.models.scans.packages import PackageFunction, requested_backend
 
 CHUNK_LENGTH = 32  # slots; fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
 _KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
+KERNEL = PackageFunction("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
 
 
 def ssd(
@@ -32,17 +31,18 @@ def ssd(
         C: (B, L, N), shared by all heads, of x's dtype.
         layout: the segments of the rows.
         scan: "ref" = one slot at a time; "kernel" = mamba-ssm's kernels; "chunk" or "cpp" = chunks in
-            PyTorch; "auto" or "triton" = the kernels, written in Triton, if available, otherwise chunks.
+            PyTorch; "auto" or "triton" = the kernels, written in Triton, for float32 on CUDA, else chunks.
 
     Returns:
         y, (B, L, H, P).
 
     Raises:
-        ValueError: `scan` is "kernel" and the kernels are not installed or do not support these tensors.
+        ValueError: mamba-ssm is not installed, or `scan` is "kernel" and it does not support these tensors.
     """
-    kernel_supported = x.is_cuda and x.dtype == torch.float32 and kernel_is_available()
+    scan = requested_backend(scan)
+    kernel_supported = x.is_cuda and x.dtype == torch.float32
     if scan == "kernel" and not kernel_supported:
-        raise ValueError("scan_backend=kernel: requires mamba-ssm, CUDA and float32; use scan_backend=auto")
+        raise ValueError("scan_backend=kernel: requires CUDA and float32; use scan_backend=auto")
     if scan == "ref":
         return ssd_ref(x, dt, A, B, C, layout)
     if kernel_supported and scan in ("auto", "kernel", "triton"):
@@ -80,15 +80,9 @@ def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tens
     return state, (state @ C[:, None, :, None]).squeeze(3)
 
 
-def kernel_is_available() -> bool:
-    """Return whether mamba-ssm's kernels can be imported."""
-    return _kernel() is not None
-
-
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
     """Compute `ssd` with mamba-ssm's Triton kernels."""
-    kernel = _kernel()
-    assert kernel is not None
+    kernel = KERNEL.require()
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
     return kernel(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=_KERNEL_CHUNK_LENGTH, seq_idx=seq_idx)
 
@@ -149,15 +143,3 @@ def _to_chunks(tensor: Tensor, length: int, pad_value: int = 0) -> Tensor:
     """Split (B, L, ...) into chunks (B, K, T, ...), padded at the end."""
     padding = [0, 0] * (tensor.dim() - 2) + [0, -tensor.shape[1] % length]
     return F.pad(tensor, padding, value=pad_value).unflatten(1, (-1, length))
-
-
-@cache
-def _kernel() -> Any | None:
-    """Return mamba-ssm's mamba_chunk_scan_combined, or None if it cannot be imported."""
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import (  # pyright: ignore[reportMissingImports] -- optional
-            mamba_chunk_scan_combined,
-        )
-    except ImportError:
-        return None
-    return mamba_chunk_scan_combined
