@@ -15,7 +15,6 @@ the third. There are no atomics: PyTorch adds the partial sums of the programs, 
 With TRITON_INTERPRET=1 the kernels run on the CPU.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from longplay.native.triton_runtime import can_run_triton
 
 DTYPES = (torch.float32, torch.bfloat16)  # of u, dt, B, C and z
 _TILE_SLOTS, _TILE_CHANNELS = 16, 128
@@ -73,9 +74,8 @@ def kernels() -> Any | None:
 
 
 def is_available(device_type: str) -> bool:
-    """Return whether the kernels run on "cuda" or "cpu": Triton is installed, and for a CPU interprets."""
-    can_run = device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return can_run and kernels() is not None
+    """Return whether the kernels run on "cuda" or "cpu"."""
+    return can_run_triton(device_type) and kernels() is not None
 
 
 def selective_scan_triton(
@@ -124,8 +124,8 @@ def check_supported(device_type: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raise ValueError if the kernels do not run on this device or with these dtypes."""
     if not is_available(device_type):
         raise ValueError(
-            "scan_backend=triton: requires Triton and a CUDA device; use scan_backend=auto "
-            "(TRITON_INTERPRET=1 interprets the kernels on a CPU, slowly, for tests)"
+            "scan_backend=triton: requires Triton, not disabled by LONGPLAY_TRITON=0, and a CUDA device; "
+            "use scan_backend=auto (TRITON_INTERPRET=1 interprets the kernels on a CPU, slowly, for tests)"
         )
     if not set(dtypes) <= set(DTYPES):
         raise ValueError(

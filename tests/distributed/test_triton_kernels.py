@@ -4,13 +4,13 @@ import importlib.util
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
 from longplay.distributed.table import score_counts, score_kernel, triton_kernels
@@ -45,22 +45,7 @@ def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
     """Run the tests below in a process with TRITON_INTERPRET=1."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this is that process")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not interpreter",
-        __file__,
-    ]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "passed" in done.stdout
-    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
+    assert_tests_pass_in_the_interpreter(__file__, "-k", "not interpreter")
 
 
 _F, _H, _I, _N = "*fp32", "*fp16", "*i64", "i32"

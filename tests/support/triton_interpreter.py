@@ -1,14 +1,41 @@
-"""Faster scans and reductions in Triton's interpreter, which runs both one element at a time."""
+"""Run tests in Triton's interpreter, with faster scans and reductions."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
+import pytest
+
+# Triton 3.6 converts an array of one element to a number, which NumPy 2.4 rejects.
+_NUMPY_ERROR = "only 0-dimensional arrays can be converted to Python scalars"
+
+
+def assert_tests_pass_in_the_interpreter(file: str, *options: str) -> None:
+    """Run the tests of `file` by pytest with `options`, in a process with TRITON_INTERPRET=1.
+
+    Skip if the installed Triton's interpreter does not run with the installed NumPy.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, file],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        timeout=300,
+        check=False,
+    )
+    if _NUMPY_ERROR in done.stdout:
+        pytest.skip(f"this release of Triton cannot interpret kernels with NumPy {np.__version__}")
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
 
 
 def combine_slices() -> None:
     """Let the interpreter apply a combine function of arithmetic to NumPy slices, in the same order.
 
-    `tl.flip` contains a reduction.
+    The interpreter applies it to one element at a time otherwise. `tl.flip` contains a reduction.
     """
     from triton.runtime.interpreter import (  # pyright: ignore[reportMissingImports] -- optional
         ReduceOps,
