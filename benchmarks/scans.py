@@ -6,7 +6,8 @@
 
 On a GPU: mamba-ssm's kernel, the Triton kernels and the chunked form in fp32 and bf16, at E=128, N=32 and
 320k slots. "scan" is the recurrence with softplus, skip and gate, "mixer" is the whole Mamba mixer. --tilings
-adds divisions of the Triton scan: slots x channels of a tile x tiles of a chunk.
+adds divisions of the Triton scan: slots x channels of a tile x tiles of a chunk. What needs a package that is
+not installed, mamba-ssm or causal-conv1d, is left out.
 
 On a CPU: the mixer with the reference (autograd through a loop), the chunked form and C++, and Mamba-2.
 
@@ -27,12 +28,14 @@ from benchmarks.measure import interleaved, machine, median, seconds
 from benchmarks.plan import allocation_peak
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
+from longplay.models.mixers.causal_conv import KERNEL as CONV_KERNEL
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans import triton_scan
+from longplay.models.scans.packages import uses_packages
 from longplay.models.scans.selective_scan import selective_scan
 from longplay.models.scans.triton_scan import Tiling, selective_scan_triton
 
@@ -132,6 +135,8 @@ def _layers(
             layers[name] = partial(selective_scan_triton, *inputs, layout.starts, tiling), inputs
     x = torch.randn(rows, length, _WIDTH, device=device, requires_grad=True)
     for backend in backends:
+        if device.type == "cuda" and uses_packages(backend) and CONV_KERNEL.find() is None:
+            continue
         mixer = Mamba(_WIDTH, d_state=_STATE, scan=backend).to(device)
         layers[f"mixer {backend}"] = partial(_run_mixer, mixer, x, layout, dtype), [x, *mixer.parameters()]
     return layers

@@ -222,12 +222,15 @@ def test_inputs_of_any_layout_give_the_same_values() -> None:
 
 
 def make_mixers() -> tuple[Mamba, Mamba, Tensor, SegmentLayout]:
-    """Return the mixer with "triton" and with "ref", of the same weights, an input and its segments."""
+    """Return the mixer with "triton" and with "ref", of the same weights, an input and its segments.
+
+    The inner width is 20. The convolution is then in PyTorch also on a GPU, in both mixers.
+    """
     torch.manual_seed(0)
-    ours, ref = (Mamba(12, d_state=3, scan=scan).to(DEVICE) for scan in ("triton", "ref"))
+    ours, ref = (Mamba(10, d_state=3, scan=scan).to(DEVICE) for scan in ("triton", "ref"))
     ref.load_state_dict(ours.state_dict())
     g = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 21, 12, generator=g).to(DEVICE)
+    x = torch.randn(2, 21, 10, generator=g).to(DEVICE)
     return ours, ref, x, SegmentLayout((torch.rand(2, 21, generator=g) < 0.15).cumsum(1).int().to(DEVICE))
 
 
