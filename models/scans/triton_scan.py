@@ -30,6 +30,7 @@ _TILE_SLOTS, _TILE_CHANNELS = 16, 128
 _FEWEST_TILES = 4  # of a chunk
 _ENOUGH_PROGRAMS = 1056  # 8 for each of the 132 multiprocessors of an H100
 _CHAIN_BLOCK, _CHAIN_WARPS = 256, 2
+_OPTIONS = dict(enable_fp_fusion=True)  # Triton 3.9 warns that its default will change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,14 +223,15 @@ def _chain(a: Tensor, sums: Tensor, totals: Tensor, num_rows: int, chunks: int, 
     grid = num_rows, _ceil_div(a.numel(), _CHAIN_BLOCK)
     source.chain_chunks[grid](
         a, sums, totals, chunks, sums.shape[1],
-        E=a.shape[1], N=a.shape[0], BLOCK=_CHAIN_BLOCK, BACKWARD=backward, num_warps=_CHAIN_WARPS,
+        E=a.shape[1], N=a.shape[0], BLOCK=_CHAIN_BLOCK, BACKWARD=backward, num_warps=_CHAIN_WARPS, **_OPTIONS,
     )  # fmt: skip
 
 
 def _sizes(channels: int, d_state: int, tiling: Tiling) -> dict[str, int]:
-    """Return the sizes that a kernel is compiled for. Each thread has one channel."""
+    """Return the sizes and options that a kernel is compiled for. Each thread has one channel."""
     warps = max(1, tiling.channels // 32)
-    return dict(E=channels, N=d_state, TILE=tiling.slots, BLOCK_E=tiling.channels, num_warps=warps)
+    sizes = dict(E=channels, N=d_state, TILE=tiling.slots, BLOCK_E=tiling.channels)
+    return sizes | dict(num_warps=warps) | _OPTIONS
 
 
 def _strides(**tensors: Tensor) -> dict[str, int]:
