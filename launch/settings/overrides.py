@@ -1,6 +1,7 @@
 """Settings as a user types them: dotted names with values."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
@@ -11,6 +12,30 @@ from longplay.launch.settings.errors import ConfigError, did_you_mean
 
 # Settings that may be typed without their section.
 ALIASES = {"on_bad_shard": "data.on_bad_shard"}
+
+# Names that other libraries give to our settings. They are only suggested, never accepted.
+_NAMES_ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "epochs": "train.max_epochs",
+    "num_epochs": "train.max_epochs",
+    "early_stopping": "train.patience",
+    "batch_size": "data.rows_per_step",
+    "num_workers": "data.reader_threads",
+    "max_len": "context_length",
+    "max_seq_length": "context_length",
+    "seq_len": "context_length",
+    "sequence_length": "context_length",
+    "hidden_size": "encoder.d_model",
+    "hidden_dim": "encoder.d_model",
+    "embedding_dim": "encoder.d_model",
+    "num_layers": "encoder.num_blocks",
+    "n_layers": "encoder.num_blocks",
+    "n_heads": "encoder.num_heads",
+    "dropout_rate": "encoder.dropout",
+    "clip_grad_norm": "engine.max_grad_norm",
+    "loss": "loss.name",
+    "optimizer": "table.optimizer.name",
+}
 
 Nested = dict[str, Any]
 
@@ -52,8 +77,7 @@ def set_value(nested: Nested, name: str, text: str) -> None:
     types = settings_of(RunConfig)
     *sections, last = name.split(".")
     if not is_setting(name, types):
-        same_field = [full for full in types if full.rpartition(".")[2] == last]
-        near = did_you_mean(name, same_field or list(types), cutoff=0.0 if same_field else 0.5, prefix="--")
+        near = nearest_setting(name, types, prefix="--")
         parts = [item.name for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(item.type)]
         raise ConfigError(f"--{name}: unknown setting{near or '; the sections are ' + ', '.join(parts)}")
     for section in sections:
@@ -72,6 +96,23 @@ def is_setting(name: str, types: Mapping[str, Any]) -> bool:
     """
     section = name.rpartition(".")[0]
     return name in types or get_origin(types.get(section)) is dict
+
+
+def nearest_setting(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return "; did you mean NAME?" with the setting that the unknown `name` may stand for, or nothing.
+
+    Names are compared without their sections, in the section of `name` first.
+    """
+    section, _, last = name.rpartition(".")
+    if last in _NAMES_ELSEWHERE:
+        return f"; did you mean {prefix}{_NAMES_ELSEWHERE[last]}?"
+    fields = {full: full.rpartition(".")[2] for full in known}
+    inside = [field for full, field in fields.items() if full == f"{section}.{field}"]
+    near = difflib.get_close_matches(last, inside, n=1) or difflib.get_close_matches(
+        last, fields.values(), n=1
+    )
+    same_field = [full for full, field in fields.items() if field in near]
+    return did_you_mean(name, same_field, cutoff=0.0, prefix=prefix)
 
 
 def read_value(text: str) -> Any:

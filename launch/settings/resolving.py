@@ -12,11 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.settings.errors import ConfigError, did_you_mean, one_line
+from longplay.launch.settings.errors import ConfigError, one_line
 from longplay.launch.settings.overrides import (
     Nested,
     flatten,
     is_setting,
+    nearest_setting,
     parse_overrides,
     set_value,
     settings_of,
@@ -97,7 +98,7 @@ def read_yaml(file: Path) -> Nested:
     known = settings_of(RunConfig)
     for name in flatten(nested):
         if not is_setting(name, known):
-            raise ConfigError(f"--config {file}: {name}: unknown setting{did_you_mean(name, known)}")
+            raise ConfigError(f"--config {file}: {name}: unknown setting{nearest_setting(name, known)}")
     return nested
 
 
