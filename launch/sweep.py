@@ -30,7 +30,8 @@ def register(subparsers: Any) -> None:
         "sweep",
         description="Train and evaluate every run of a grid, on Slurm as one job array. Run it again to "
         "submit the runs that are missing or failed; with --out alone, those of the whole sweep. "
-        "--section.name VALUE overrides a setting of all runs, as in longplay train.",
+        "--section.name VALUE overrides a setting of all runs; `longplay train RECIPE --help` lists all "
+        "settings.",
         allow_abbrev=False,
     )
     add_grid_arguments(parser)

@@ -1,8 +1,9 @@
 """A sweep's folder: its runs and their last submissions.
 
-sweep.json      {"version", "created", "updated", "git_commit", "jobs": {NAME: {...}}}; each job has `recipe`,
-                `model`, `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`, `run`
-                (relative to this folder) and `submission` ({"cluster", "job_id", "host", "time"}, or null)
+sweep.json      {"version", "created", "updated", "git_commit", "imports", "jobs": {NAME: {...}}}; `imports`
+                are the modules of the user that the jobs import; each job has `recipe`, `model`,
+                `context_length`, `dataset`, `data`, `seed`, `grid`, `variant`, `overrides`, `run` (relative
+                to this folder) and `submission` ({"cluster", "job_id", "host", "time"}, or null)
 runs/NAME/      the run folder of `longplay train` (config.json, metrics.jsonl, best.json, tensorboard/,
                 checkpoints/) and, after training, evaluation/validation.json and evaluation/test.json in
                 the format of `longplay evaluate --json`. A run with both is finished.
@@ -22,7 +23,7 @@ from longplay.common.atomic import write_json
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
 from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.imports import imported
+from longplay.launch.settings.imports import check_imports, imported
 from longplay.launch.settings.saved import SAME_RESULT, changed_settings
 from longplay.launch.sweeps.cluster import Submission
 from longplay.launch.sweeps.grid import SweepJobSpec, spec_from_json
@@ -55,6 +56,7 @@ class SweepFolder:
             if saved["version"] != _VERSION:
                 raise ConfigError(f"{self.file}: was written by another version; give another --out")
             self.created = saved["created"]
+            imports = saved.get("imports", ())
             for name, entry in saved["jobs"].items():
                 submission = entry.pop("submission")
                 entry.pop("run")
@@ -63,6 +65,7 @@ class SweepFolder:
                     self.submissions[name] = Submission(**submission)
         except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ConfigError(f"{self.file}: cannot be read ({error}); give another --out") from None
+        check_imports(imports, self.path)
 
     def write(self) -> None:
         """Write sweep.json.
@@ -82,7 +85,7 @@ class SweepFolder:
             self.submitit.mkdir(parents=True, exist_ok=True)
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             about = {"version": _VERSION, "created": self.created, "updated": now, "git_commit": git_commit()}
-            write_json(self.file, {**about, "jobs": entries})
+            write_json(self.file, {**about, "imports": imported(), "jobs": entries})
         except OSError as error:
             raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 

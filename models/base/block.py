@@ -46,9 +46,9 @@ class EncoderBlock(nn.Module):
         """Return the activations of one block, from which `longplay plan` estimates the memory of a step.
 
         Raises:
-            NotImplementedError: the block does not implement this method.
+            ValueError: the block does not implement this method.
         """
-        raise NotImplementedError(
+        raise ValueError(
             f"encoder.model={config.model}: the block does not implement activations(config, execution); add "
             "it as a static method"
         )

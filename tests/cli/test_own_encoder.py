@@ -133,6 +133,19 @@ def test_a_sweep_imports_it_in_its_jobs(folder: Path) -> None:
     succeed(folder, *words, *which, "--import", MODULE)
     (done,) = (folder / "sweep" / "runs").glob("*/evaluation/test.json")
     assert json.loads(done.read_text())["step"] == 2
+    again = ("sweep", "--out", "sweep", "--status")
+    assert refused(folder, *again).endswith(f"sweep: needs modules of your own; add --import {MODULE}")
+    assert "1 finished" in succeed(folder, *again, "--import", MODULE)
+
+
+def test_a_block_without_activations_is_refused_with_what_to_add(folder: Path) -> None:
+    (folder / "my_package" / "unfinished.py").write_text(
+        SOURCE.replace("def activations", "def other").replace('"low_rank"', '"unfinished"')
+    )
+    words = ("--import", "my_package.unfinished", "--data", "data")
+    for command in (("plan", "mine"), ("train", "mine", "--run", "unfinished")):
+        line = refused(folder, *command, *words)
+        assert "encoder.model=unfinished: the block does not implement activations" in line
 
 
 def test_its_settings_are_printed_and_checked(folder: Path) -> None:
