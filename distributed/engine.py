@@ -119,8 +119,8 @@ class EncoderEngine:
             forbid_gather(table.holder.weight)
         self.parameters = dict(encoder.named_parameters())
         self.grad_norm = 0.0
-        self._table_norm_sq = 0.0
-        self._at = ""
+        self._shares, self._at = torch.empty(0), ""  # of the current step
+        self._loss, self._flag = 0.0, False
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Run the encoder on this rank's micro-batch. Collective: ZeRO-3 gathers its weights."""
@@ -155,22 +155,14 @@ class EncoderEngine:
         """
         with phase("row update"):
             shares = [loss.double(), self.table.finish_gradients().double(), loss.new_tensor(flag).double()]
-            summed = all_reduce_sum(torch.stack(shares), self.world).tolist()
-        total_loss, self._table_norm_sq, flags = summed
-        if not (math.isfinite(total_loss) and math.isfinite(self._table_norm_sq)):
-            raise NonFiniteError(
-                _non_finite(f"loss {total_loss}, squared table gradient {self._table_norm_sq}", at)
-            )
-        self._at = at
+            self._shares, self._at = all_reduce_sum(torch.stack(shares), self.world), at
         with phase("dense update"):
-            updated = self._zero.step(lr)
-        if not updated:
-            raise NonFiniteError(_non_finite("an encoder gradient", at))
+            self._zero.step(lr)
         clip = self.config.max_grad_norm
         scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
         with phase("row update"):
             self.table.step(lr=lr, grad_scale=scale)
-        return StepOutcome(loss=total_loss, grad_norm=self.grad_norm, flag=flags > 0)
+        return StepOutcome(loss=self._loss, grad_norm=self.grad_norm, flag=self._flag)
 
     def state(self) -> dict[str, Tensor]:
         """Return the encoder's fp32 weights and Adam moments, whole, on the CPU, by name. Collective."""
@@ -184,11 +176,17 @@ class EncoderEngine:
         """Free DeepSpeed's engine, which keeps encoder and table alive otherwise; the last call."""
         self._zero.close()
 
-    def _joint_norm(self, encoder_norm: float) -> float:
-        """Return the gradient norm of encoder and table."""
-        if not math.isfinite(encoder_norm):
+    def _joint_norm(self, encoder_norm: Tensor) -> float:
+        """Return the gradient norm of encoder and table. Waits for the device, once per step."""
+        values = torch.cat([self._shares, encoder_norm.double().view(1)]).tolist()
+        self._loss, table_norm_sq, flags, norm = values
+        if not (math.isfinite(self._loss) and math.isfinite(table_norm_sq)):
+            what = f"loss {self._loss}, squared table gradient {table_norm_sq}"
+            raise NonFiniteError(_non_finite(what, self._at))
+        if not math.isfinite(norm):
             raise NonFiniteError(_non_finite("an encoder gradient", self._at))
-        self.grad_norm = math.sqrt(encoder_norm**2 + self._table_norm_sq)
+        self._flag = flags > 0
+        self.grad_norm = math.sqrt(norm**2 + table_norm_sq)
         return self.grad_norm
 
 

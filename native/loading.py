@@ -17,6 +17,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
@@ -55,19 +56,19 @@ def load_native(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-def call_native(source: Path, function: str, sizes: ctypes.Structure, *tensors: Tensor) -> None:
+def call_native(source: Path, function: str, sizes: ctypes.Structure, *arrays: Tensor | np.ndarray) -> None:
     """Call a C function of the library built from `source`. The GIL is released during the call.
 
     Args:
         source: a C++ file that `load_native` can build.
         function: name of the function.
         sizes: passed by reference as the first argument.
-        tensors: CPU tensors; the function gets a pointer to the first element of each.
+        arrays: contiguous CPU tensors or arrays; the function gets a pointer to the first element of each.
     """
     library = load_native(source)
     assert library is not None
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(library, function)(ctypes.byref(sizes), *pointers)
+    addresses = (array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data for array in arrays)
+    getattr(library, function)(ctypes.byref(sizes), *map(ctypes.c_void_p, addresses))
 
 
 def _build(source: Path, library: Path, compiler: str) -> None:

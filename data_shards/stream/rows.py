@@ -13,6 +13,7 @@ import torch
 
 from longplay.data_shards.storage.shard_store import ShardStore
 from longplay.data_shards.stream.epoch_order import EpochOrder, StreamConfig
+from longplay.data_shards.stream.fill_rows import fill_rows
 
 _KEPT_ORDERS = 3
 
@@ -43,7 +44,8 @@ class Batch:
     @cached_property
     def target_slots(self) -> torch.Tensor:
         """(V,) int64, the flat slots b * L + t that have a target, ascending. In the memory of `targets`."""
-        slots = self.targets.flatten().nonzero().squeeze(1)
+        # NumPy finds them ten times as fast as torch.nonzero does on a CPU.
+        slots = torch.from_numpy(np.flatnonzero(self.targets.numpy()))
         return slots.pin_memory() if self.targets.is_pinned() else slots
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -123,7 +125,7 @@ class RowBuilder:
         num_rows = np.array([order.num_step_rows(lane, step) for lane in self._lanes])
         begins = np.cumsum(num_rows) - num_rows
         total = int(num_rows.sum())
-        item_ids, targets = np.zeros((total, length), np.int64), np.zeros((total, length), np.int64)
+        item_ids, targets = np.empty((total, length), np.int64), np.empty((total, length), np.int64)
         seq_idx = np.empty((total, length), np.int32)
 
         def fill(part: np.ndarray) -> None:
@@ -132,9 +134,7 @@ class RowBuilder:
                 for pool, rows in order.step_rows(lane, step):
                     end = begin + rows.num_rows
                     items = self._items(order, lane, pool)
-                    sources, destinations, seq_idx[begin:end] = rows.slots(length)
-                    item_ids[begin:end].reshape(-1)[destinations] = items[sources]
-                    targets[begin:end].reshape(-1)[destinations] = items[sources + 1]
+                    fill_rows(rows, items, item_ids[begin:end], targets[begin:end], seq_idx[begin:end])
                     begin = end
 
         first, *others = np.array_split(np.arange(len(self._lanes)), num_threads)

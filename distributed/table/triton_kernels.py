@@ -79,7 +79,9 @@ def lazy_adam(
         step_size, eps: include Adam's bias corrections.
     """
     grads = grads.contiguous()
-    _launch_by_rows("lazy_adam", [weight, exp_avg, exp_avg_sq, rows, grads], [*betas, step_size, eps], grads)
+    # 1 - beta is computed here, in float64: in the kernel's float32, 1 - 0.999 is 4e-5 off.
+    numbers = [1 - betas[0], betas[1], 1 - betas[1], step_size, eps]
+    _launch_by_rows("lazy_adam", [weight, exp_avg, exp_avg_sq, rows, grads], numbers, grads)
 
 
 def row_adagrad(

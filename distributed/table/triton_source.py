@@ -33,8 +33,9 @@ def lazy_adam(
     rows,
     grads,
     num_rows,
-    beta1,
+    rate1,
     beta2,
+    rate2,
     step_size,
     eps,
     WIDTH: tl.constexpr,
@@ -46,8 +47,8 @@ def lazy_adam(
     first = tl.load(exp_avg + offset, mask=mask, other=0.0)
     second = tl.load(exp_avg_sq + offset, mask=mask, other=0.0)
     value = tl.load(weight + offset, mask=mask, other=0.0)
-    first += (1 - beta1) * (grad - first)
-    second = beta2 * second + (1 - beta2) * grad * grad
+    first += rate1 * (grad - first)
+    second = beta2 * second + rate2 * grad * grad
     tl.store(exp_avg + offset, first, mask=mask)
     tl.store(exp_avg_sq + offset, second, mask=mask)
     tl.store(weight + offset, value - step_size * first / (tl.sqrt(second) + eps), mask=mask)

@@ -1,7 +1,6 @@
 """One module under DeepSpeed ZeRO: its configuration, its forward and backward, its optimizer step."""
 
 import gc
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,8 +56,8 @@ class ZeroEngine:
         config: from `deepspeed_config`.
         betas: decay rates of Adam's two moments.
         eps: term that Adam adds to the denominator.
-        joint_norm: called before the update with the norm of the module's gradients, NaN if it is not finite;
-            returns the norm for clipping. If it raises, there is no update.
+        joint_norm: called before the update with the norm of the module's gradients, a scalar on the device,
+            inf if it is not finite; returns the norm for clipping. If it raises, there is no update.
     """
 
     def __init__(
@@ -69,14 +68,21 @@ class ZeroEngine:
         *,
         betas: tuple[float, float],
         eps: float,
-        joint_norm: Callable[[float], float],
+        joint_norm: Callable[[Tensor], float],
     ) -> None:
         optimizer = torch.optim.AdamW(list(groups), lr=1.0, betas=betas, eps=eps)
         self._engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))[0]
         self._optimizer: Any = self._engine.optimizer
-        self._joint_norm = joint_norm
-        self._clip = self._optimizer.unscale_and_clip_grads
-        self._optimizer.unscale_and_clip_grads = self._clip_by_joint_norm
+        self._joint_norm, self._zero3 = joint_norm, config["zero_optimization"]["stage"] == 3
+        # `step` computes the norm and reads it once. DeepSpeed then gets values on the CPU: each check of a
+        # value on the device would wait for the device.
+        self._norm_of_group, self._clip = (
+            self._optimizer.get_grad_norm_direct,
+            self._optimizer.unscale_and_clip_grads,
+        )
+        self._norm_for_clipping = torch.zeros(())
+        self._optimizer.get_grad_norm_direct = lambda *args, **kwargs: torch.zeros(())
+        self._optimizer.unscale_and_clip_grads = lambda grads, _: self._clip(grads, self._norm_for_clipping)
         self._state = ZeroOptimizerState(self._optimizer, config["zero_optimization"]["stage"])
         self._state.set_moments_to_zero(0)
 
@@ -98,16 +104,20 @@ class ZeroEngine:
         if not last:
             self._engine.step()  # DeepSpeed counts micro-batches here
 
-    def step(self, lr: float) -> bool:
-        """Update the module's weights. Collective.
-
-        Returns:
-            Whether the weights were updated; False if DeepSpeed found a gradient that is not finite.
-        """
+    def step(self, lr: float) -> None:
+        """Update the module's weights. Collective."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        self._norm_for_clipping = torch.tensor(self._joint_norm(self._grad_norm()))
         self._engine.step()
-        return not self._optimizer.overflow
+
+    def _grad_norm(self) -> Tensor:
+        """Return the norm of the module's gradients, a scalar on the device; inf if it is not finite."""
+        optimizer = self._optimizer
+        groups = optimizer.fp16_groups if self._zero3 else optimizer.params_in_partition
+        gradients = optimizer.averaged_gradients
+        norms = [self._norm_of_group(gradients[i], groups[i]) for i in range(len(groups))]
+        return deepspeed.runtime.utils.combine_grad_norm_groups(norms)
 
     def state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return fp32 weights and Adam moments as whole tensors on the CPU. Collective.
@@ -137,13 +147,5 @@ class ZeroEngine:
     def close(self) -> None:
         """Free gradients and optimizer state, and DeepSpeed's references to the weights; the last call."""
         close_engine(self._engine)
-        del self._engine, self._optimizer, self._state, self._clip
+        del self._engine, self._optimizer, self._state, self._clip, self._norm_of_group
         gc.collect()  # the objects of the engine refer to one another
-
-    def _clip_by_joint_norm(self, gradients: Any, norm: Any) -> None:
-        """Replace DeepSpeed's clipping of each gradient group."""
-        norm = float(norm)
-        if norm < 0:  # DeepSpeed returns -1 for a norm that is not finite
-            norm = math.nan
-        joint = torch.tensor(self._joint_norm(norm), device=self._engine.device)
-        self._clip(gradients, joint)

@@ -16,7 +16,7 @@ from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.row_exchange import PendingRowExchange
 from longplay.launch.training.model import Model
 from longplay.models.base.keyed_random import keyed_integers, row_keys
-from longplay.models.losses.negatives import target_keys, uniform_negatives
+from longplay.models.losses.negatives import uniform_negatives
 from longplay.models.rows.gather import RowEntries
 
 
@@ -162,10 +162,14 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
                 assert shared is not None
                 candidates, negatives = positives, shared
             case "per_target":
-                length = item_ids.shape[1]
-                keys_of_targets = target_keys(keys[slots // length], slots % length)
-                num_items = model.table.num_items
-                negatives = uniform_negatives(keys_of_targets, positives, num_negatives, num_items)
+                negatives = uniform_negatives(
+                    keys,
+                    slots,
+                    positives,
+                    length=item_ids.shape[1],
+                    num_negatives=num_negatives,
+                    num_items=model.table.num_items,
+                )
                 candidates = positives
     with phase("exchange"):
         needed = [item_ids.flatten(), candidates, negatives.flatten()]
@@ -192,8 +196,8 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
     loss, device = model.config.loss, model.world.device
     if model.loss.shared is None:
         return None
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    key = row_keys(model.config.seed, step, zero - 1, zero)  # lane -1 has no rows
+    zero = torch.zeros(1, dtype=torch.int64)
+    key = row_keys(model.config.seed, step, zero - 1, zero).to(device)  # lane -1 has no rows
     if loss.negatives != "in_batch":
         return model.loss.shared.draw(key, loss.num_negatives)
     targets, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)
@@ -204,9 +208,9 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
 
 def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
     """Derive each row's key (B,) int64 from its position in the data; rank and micro-batch do not matter."""
-    device = model.world.device
-    lanes = batch.row_lanes.to(device, non_blocking=True)
-    return row_keys(model.config.seed, step, lanes, batch.row_numbers.to(device, non_blocking=True))
+    # Computed on the CPU, where a few numbers take less time than the launches of as many kernels.
+    keys = row_keys(model.config.seed, step, batch.row_lanes, batch.row_numbers)
+    return keys.to(model.world.device, non_blocking=True)
 
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:

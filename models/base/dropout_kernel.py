@@ -11,18 +11,9 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] -- optiona
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longplay.models.base.keyed_random_kernels import keyed_word, load_keys
+
 _BLOCK = 1024  # elements per program
-# splitmix64's constants, see keyed_random.
-_GOLDEN = tl.constexpr(0x9E37_79B9_7F4A_7C15)
-_MIX_1 = tl.constexpr(0xBF58_476D_1CE4_E5B9)
-_MIX_2 = tl.constexpr(0x94D0_49BB_1331_11EB)
-
-
-@triton.jit
-def _finalise(z):
-    z = (z ^ (z >> 30)) * _MIX_1
-    z = (z ^ (z >> 27)) * _MIX_2
-    return z ^ (z >> 31)
 
 
 @triton.jit(do_not_specialize=["num_elements", "row_elements"])
@@ -33,7 +24,7 @@ def _dropout(
     num_elements,
     row_elements,
     scale,
-    COUNTER: tl.constexpr,
+    LAYER: tl.constexpr,
     THRESHOLD: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -41,11 +32,10 @@ def _dropout(
     """Zero the elements whose 16-bit level is below THRESHOLD, and multiply the others by `scale`."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < num_elements
-    key = tl.load(keys + at // row_elements, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    key = keyed_word(load_keys(keys, at // row_elements, mask), tl.full((BLOCK,), LAYER, tl.uint64))
     within = at % row_elements
     slot, column = within // WIDTH, within % WIDTH
-    word = (slot * ((WIDTH + 3) // 4) + column // 4 + 1).to(tl.uint64)
-    bits = _finalise(_finalise(key + COUNTER) + word * _GOLDEN)
+    bits = keyed_word(key, (slot * ((WIDTH + 3) // 4) + column // 4).to(tl.uint64))
     # The levels are compared as signed 16-bit numbers: 0x8000 is the lowest.
     level = ((bits >> (16 * (column % 4)).to(tl.uint64)) ^ 0x8000) & 0xFFFF
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
@@ -85,7 +75,7 @@ def _launch(x: Tensor, keys: Tensor, layer_id: int, threshold: int, scale: float
     if x.numel():
         _dropout[-(-x.numel() // _BLOCK),](
             *(x, keys, out, x.numel(), x.shape[1] * x.shape[2], scale),
-            COUNTER=(layer_id + 1) * _GOLDEN.value & 0xFFFF_FFFF_FFFF_FFFF,
+            LAYER=layer_id,
             THRESHOLD=threshold,
             WIDTH=x.shape[2],
             BLOCK=_BLOCK,

@@ -9,22 +9,24 @@ from torch import Tensor
 
 from longplay.models.base.keyed_random import fold_in, keyed_integers, keyed_uniform
 from longplay.models.losses.base import LossConfig
+from longplay.native.triton_runtime import can_run_triton
 
 _PER_TARGET_STREAM = 1 << 20  # above all dropout layer ids, which are streams of the same row keys
 _SHARED_STREAM = (1 << 20) + 1
 
 
-def target_keys(row_keys: Tensor, slots: Tensor) -> Tensor:
-    """Derive each target's key (V,) int64 from its row's key (V,) int64 and its slot (V,) int64."""
-    return fold_in(row_keys, slots)
-
-
-def uniform_negatives(keys: Tensor, positives: Tensor, num_negatives: int, num_items: int) -> Tensor:
+def uniform_negatives(
+    row_keys: Tensor, slots: Tensor, positives: Tensor, *, length: int, num_negatives: int, num_items: int
+) -> Tensor:
     """Draw K negatives per target, uniformly from all other items.
 
+    A target's negatives depend only on the key of its row and on its slot.
+
     Args:
-        keys: (V,) int64, see `target_keys`.
+        row_keys: (B,) int64, see `keyed_random.row_keys`.
+        slots: (V,) int64, flat slot b * L + t of each target.
         positives: (V,) int64 item ids in 1..num_items.
+        length: slots L of a row.
         num_negatives: K. Items are drawn with replacement.
         num_items: size of the catalogue.
 
@@ -36,6 +38,12 @@ def uniform_negatives(keys: Tensor, positives: Tensor, num_negatives: int, num_i
     """
     if num_items < 2:
         raise ValueError(f"num_items={num_items}: must be at least 2 to draw negatives")
+    if can_run_triton(slots.device.type):
+        from longplay.models.losses.negatives_kernel import draw_negatives
+
+        sizes = {"length": length, "num_negatives": num_negatives, "num_items": num_items}
+        return draw_negatives(row_keys, slots, positives, stream=_PER_TARGET_STREAM, **sizes)
+    keys = fold_in(row_keys[slots // length], slots % length)
     # Draw from num_items - 1 values, then shift those at or above the target by one to skip it.
     drawn = keyed_integers(keys, _PER_TARGET_STREAM, num_negatives, num_items - 1).add_(1)
     return drawn.add_(drawn >= positives.unsqueeze(1))

@@ -48,6 +48,7 @@ def test_both_optimizers_clip_in_one_method() -> None:
         source = inspect.getsource(optimizer)
         assert f"def unscale_and_clip_grads(self, {first}, total_norm)" in source
         assert source.count("self.unscale_and_clip_grads(") >= 1
+        assert "def get_grad_norm_direct(self, gradients, params" in source
     for name in ("_get_fp32_grad_state_partition", "_get_fp32_opt_state_partition"):
         assert hasattr(DeepSpeedZeroOptimizer_Stage3, name)
     for name in ("_lazy_init_hp_params_optimizer_state", "update_lp_params"):
@@ -71,10 +72,17 @@ def attributes_of_a_built_optimizer(world: World, stage: int) -> list[str]:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_optimizer_has_the_attributes_that_we_read(stage: int) -> None:
-    common = {"optimizer", "overflow", "param_groups", "unscale_and_clip_grads"}
-    own = (
-        {"fp32_partitioned_groups_flat", "fp16_groups"} if stage == 3 else {"single_partition_of_fp32_groups"}
-    )
+    common = {
+        "averaged_gradients",
+        "get_grad_norm_direct",
+        "optimizer",
+        "param_groups",
+        "unscale_and_clip_grads",
+    }
+    if stage == 3:
+        own = {"fp32_partitioned_groups_flat", "fp16_groups"}
+    else:
+        own = {"single_partition_of_fp32_groups", "params_in_partition"}
     assert common | own <= set(run_ranks(attributes_of_a_built_optimizer, 1, stage)[0])
 
 

@@ -8,19 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longplay.models.base.keyed_random import row_keys
-from longplay.models.losses.negatives import SharedNegatives, target_keys, uniform_negatives
+from longplay.models.losses.negatives import SharedNegatives, uniform_negatives
 
 
 def _keys(count: int) -> torch.Tensor:
-    rows = row_keys(0, 3, torch.arange(count) // 10, torch.arange(count) // 10)
-    return target_keys(rows, torch.arange(count) % 10)
+    return row_keys(0, 3, torch.arange(count), torch.arange(count))
+
+
+def _draw(positives: torch.Tensor, num_negatives: int, num_items: int, first: int = 0) -> torch.Tensor:
+    """Draw negatives of targets in rows of 10 slots, from row `first` on."""
+    slots = torch.arange(len(positives))
+    keys = _keys(first + -(-len(slots) // 10))[first:]
+    sizes = {"length": 10, "num_negatives": num_negatives, "num_items": num_items}
+    return uniform_negatives(keys, slots, positives, **sizes)
 
 
 @given(num_items=st.integers(2, 50), num_negatives=st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
 def test_negatives_are_valid_items_other_than_the_target(num_items: int, num_negatives: int) -> None:
     positives = torch.arange(200) % num_items + 1
-    negatives = uniform_negatives(_keys(200), positives, num_negatives, num_items)
+    negatives = _draw(positives, num_negatives, num_items)
     assert negatives.shape == (200, num_negatives)
     assert int(negatives.min()) >= 1
     assert int(negatives.max()) <= num_items
@@ -29,24 +36,24 @@ def test_negatives_are_valid_items_other_than_the_target(num_items: int, num_neg
 
 @pytest.mark.parametrize("target", [1, 4, 7])
 def test_negatives_are_uniform_over_all_other_items(target: int) -> None:
-    negatives = uniform_negatives(_keys(2000), torch.full((2000,), target), 30, 7)
+    negatives = _draw(torch.full((2000,), target), 30, 7)
     counts = torch.bincount(negatives.flatten(), minlength=8)[1:].double()
     assert counts[target - 1] == 0
     others = counts[counts > 0]
     assert float(((others - 10_000) ** 2 / 10_000).sum()) < 25  # chi square, 5 degrees of freedom
 
 
-def test_negatives_depend_only_on_the_key_of_the_target() -> None:
-    keys, positives = _keys(50), torch.arange(50) + 1
-    whole = uniform_negatives(keys, positives, 8, 1000)
-    assert torch.equal(uniform_negatives(keys[20:30], positives[20:30], 8, 1000), whole[20:30])
-    assert torch.equal(uniform_negatives(keys, positives, 3, 1000), whole[:, :3])
+def test_negatives_depend_only_on_the_row_and_the_slot_of_the_target() -> None:
+    positives = torch.arange(50) + 1
+    whole = _draw(positives, 8, 1000)
+    assert torch.equal(_draw(positives[20:30], 8, 1000, first=2), whole[20:30])
+    assert torch.equal(_draw(positives, 3, 1000), whole[:, :3])
     assert len(whole.unique(dim=0)) == 50
 
 
 def test_catalogue_of_one_item_raises() -> None:
     with pytest.raises(ValueError, match="num_items=1"):
-        uniform_negatives(_keys(1), torch.ones(1, dtype=torch.int64), 1, 1)
+        _draw(torch.ones(1, dtype=torch.int64), 1, 1)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.keyed_random import row_keys
 from longplay.models.losses.base import LOSSES, LossConfig, LossInputs
+from longplay.models.losses.negatives import uniform_negatives
 from longplay.models.rows.gather import RowEntries, find_entries, gather_rows, score_candidates
 from longplay.native.triton_runtime import can_run_triton
 
@@ -138,3 +139,22 @@ def test_the_dropout_kernel_has_the_same_masks_bitwise(
     for ours, theirs in zip(output_and_gradient("1"), output_and_gradient("0"), strict=True):
         assert torch.equal(ours == 0, theirs == 0)
         torch.testing.assert_close(ours, theirs, rtol=0 if dtype == torch.float32 else 1e-2, atol=0)
+
+
+@with_kernels
+@pytest.mark.parametrize("num_negatives", [1, 3])
+@pytest.mark.parametrize("num_items", [2, 31_634_450])
+def test_the_kernel_draws_the_same_negatives(
+    num_negatives: int, num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    slots = torch.randint(0, 90, (700,), generator=generator)
+    positives = torch.randint(1, num_items + 1, (700,), generator=generator)
+    keys = row_keys(3, 7, torch.arange(9), torch.arange(9))
+    sizes = {"length": 10, "num_negatives": num_negatives, "num_items": num_items}
+
+    def draw(switch: str) -> Tensor:
+        monkeypatch.setenv("LONGPLAY_TRITON", switch)
+        return uniform_negatives(*(each.to(DEVICE) for each in (keys, slots, positives)), **sizes)
+
+    assert torch.equal(draw("1"), draw("0"))

@@ -16,7 +16,7 @@ SETUPTOOLS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"][
 ALLOWED = {
     "common": {"common"},
     "native": {"native", "common"},
-    "data_shards": {"data_shards", "common"},
+    "data_shards": {"data_shards", "native", "common"},
     "models": {"models", "native", "common"},
     "distributed": {"distributed", "models", "native", "common"},
     "serving": {"serving", "models", "data_shards", "native", "common"},
