@@ -28,7 +28,7 @@ from longplay.distributed.checkpoints.checkpoint import (
 )
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.distributed.runtime.world import World, barrier, local_world_size
+from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.deepspeed_env import comm
 
@@ -197,18 +197,3 @@ class CheckpointWriter:
                 time.sleep(_POLL_S)
             files |= json.loads(path.read_text())
         return files
-
-
-def save_checkpoint(
-    root: Path, engine: EncoderEngine, table: ItemTable, *, step: int, extra: Mapping[str, Any]
-) -> Path:
-    """Write `root/step-NNN`, wait until it is complete, and return its path. Collective.
-
-    Raises:
-        OSError, CheckpointError: the save failed; earlier checkpoints are complete.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    writer = CheckpointWriter(root, table.world, background="never")
-    writer.save(engine, table, step=step, extra=extra)
-    barrier(table.world)
-    return root / checkpoint_name(step)

@@ -22,11 +22,11 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
+import psutil
 import torch
 
 from longplay.distributed.runtime import collectives
 from longplay.distributed.runtime.world import World
-from longplay.distributed.zero.deepspeed_env import comm
 
 _INTERVAL_S = 0.5
 _SILENCE_S = 30.0
@@ -78,18 +78,13 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         if world.world_size == 1:
             return
-        nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
-        comm.broadcast(nonce, 0)
-        self._store = self._connect(int(nonce))
-        processes = [""] * world.world_size
-        torch.distributed.all_gather_object(processes, f"{socket.gethostname()} {os.getpid()}")
-        host = socket.gethostname()
-        self._pids = {
-            rank: int(process.split()[1])
-            for rank, process in enumerate(processes)
-            if process.split()[0] == host
-        }
+        mine = socket.gethostname(), os.getpid(), time.time_ns()
+        processes = [mine] * world.world_size
+        torch.distributed.all_gather_object(processes, mine)
+        self._store = self._connect(f"longplay-watchdog-{processes[0]}")
+        self._pids = {rank: pid for rank, (host, pid, _) in enumerate(processes) if host == mine[0]}
         self._seen: dict[int, _Seen] = {}
+        self._total = _Seen("", time.monotonic())
         self._send_heartbeat()
         self._thread = threading.Thread(target=self._watch, name="longplay-watchdog", daemon=True)
         self._thread.start()
@@ -188,11 +183,11 @@ class Watchdog:
             return None
         progress = {rank: int(parts[1]) for rank, parts in running.items()}
         total = str(sum(progress.values()))
-        if _ALL not in self._seen or self._seen[_ALL].text != total:
-            self._seen[_ALL] = _Seen(total, now)
+        if self._total.text != total:
+            self._total = _Seen(total, now)
         starting = any(parts[3] == _STARTING for parts in running.values())
         allowed_s = max(self._timeout_s, _START_S) if starting else self._timeout_s
-        if now - self._seen[_ALL].at <= allowed_s:
+        if now - self._total.at <= allowed_s:
             return None
         least = min(progress.values())
         behind = [rank for rank in running if progress[rank] == least]
@@ -254,7 +249,7 @@ class Watchdog:
 
     # ------------------------------------------------------------------ the store
 
-    def _connect(self, nonce: int) -> Any:
+    def _connect(self, prefix: str) -> Any:
         """Open a separate connection: blocking calls on the process group's own would block the watchdog."""
         store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]  # it is documented
             os.environ["MASTER_ADDR"],
@@ -263,7 +258,6 @@ class Watchdog:
             wait_for_workers=False,
             timeout=timedelta(seconds=max(10.0, self._silence_s)),
         )
-        prefix = f"longplay-watchdog-{nonce}"
         return torch.distributed.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]  # as above
 
     def _has_started(self, rank: int) -> bool:
@@ -272,9 +266,6 @@ class Watchdog:
     @staticmethod
     def _key(rank: int) -> str:
         return f"rank/{rank}"
-
-
-_ALL = -1  # key of the sum over all ranks in `_seen`
 
 
 def _in_collective() -> bool:
@@ -290,9 +281,8 @@ def _in_collective() -> bool:
 def _is_alive(pid: int) -> bool:
     """Return whether a process of this host runs; a zombie does not."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
 
 

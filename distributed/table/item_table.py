@@ -182,7 +182,7 @@ class ItemTable:
     def add_row_gradients(self, exchange: RowExchange, grads: Tensor) -> None:
         """Send the gradients (U + 1, D) of the rows from `lookup` to the owners of the rows. Collective."""
         self._pending.append(exchange.sum_by_row(exchange.send_gradients(grads)))
-        self.bytes_sent += exchange.bytes_sent[0]
+        self.bytes_sent += exchange.bytes_sent(self.width * self.shard.element_size())
 
     def add_shard_gradient(self, grads: Tensor) -> None:
         """Add a gradient (num_rows, D) of every row of this rank, as full cross-entropy produces."""

@@ -1,6 +1,6 @@
 """Exchange of table rows: requests go to the owners, rows come back, row gradients return to the owners."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ class RowExchange:
         send: number of rows that this rank requests from each rank.
         recv: number of rows that each rank requests from this rank.
         local_rows: (sum(recv),) int64, the requested rows of this rank's shard, ordered by requesting rank.
-        bytes_sent: a list with one number, the bytes sent to other ranks so far.
     """
 
     world: World
@@ -28,16 +27,17 @@ class RowExchange:
     send: list[int]
     recv: list[int]
     local_rows: Tensor
-    bytes_sent: list[int] = field(default_factory=lambda: [0])
 
     @property
     def num_unique(self) -> int:
         """U, the number of distinct rows."""
         return self.positions.shape[0]
 
-    def count_sent(self, num_rows: int, row_bytes: int) -> None:
-        """Add `num_rows` rows of `row_bytes` bytes to `bytes_sent`."""
-        self.bytes_sent[0] += num_rows * row_bytes
+    def bytes_sent(self, row_bytes: int) -> int:
+        """Return the bytes that a complete exchange sends to other ranks: positions, rows and gradients."""
+        rank = self.world.rank
+        requested, served = self.num_unique - self.send[rank], sum(self.recv) - self.recv[rank]
+        return requested * (self.positions.element_size() + row_bytes) + served * row_bytes
 
     def fetch_rows(self, shard: Tensor) -> Tensor:
         """Fetch the requested rows from their owners. Collective.
@@ -51,8 +51,6 @@ class RowExchange:
         out = rows.new_empty(self.num_unique + 1, shard.shape[1])
         out[0] = 0
         all_to_all_rows(rows, self.recv, self.send, out[1:])
-        sent = sum(self.recv) - self.recv[self.world.rank]
-        self.count_sent(sent, shard.shape[1] * shard.element_size())
         return out
 
     def send_gradients(self, grads: Tensor) -> Tensor:
@@ -65,8 +63,6 @@ class RowExchange:
         """
         out = grads.new_empty(sum(self.recv), grads.shape[1])
         all_to_all_rows(grads[1:], self.send, self.recv, out)
-        sent = sum(self.send) - self.send[self.world.rank]
-        self.count_sent(sent, grads.shape[1] * grads.element_size())
         return out
 
     def sum_by_row(self, grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +122,10 @@ class PendingRowExchange:
     def wait(self) -> RowExchange:
         """Wait for the metadata and return the exchange. Collective."""
         self.send_positions()
-        rank = self._world.rank
-        exchange = RowExchange(
+        return RowExchange(
             world=self._world,
             positions=self._positions,
             send=self._send,
             recv=self._recv,
-            local_rows=self._requested.wait() - rank * self._rows_per_rank,
+            local_rows=self._requested.wait() - self._world.rank * self._rows_per_rank,
         )
-        exchange.count_sent(exchange.num_unique - self._send[rank], self._positions.element_size())
-        return exchange

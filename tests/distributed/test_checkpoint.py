@@ -18,7 +18,7 @@ from longplay.distributed.checkpoints.checkpoint import (
     open_checkpoint,
     prune_checkpoints,
 )
-from longplay.distributed.checkpoints.writer import CheckpointWriter, save_checkpoint
+from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.engine import EncoderEngine, EngineConfig
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.runtime.world import World
@@ -52,7 +52,8 @@ def save(world: World, root: Path, update: str, stage: int) -> dict[str, torch.T
     _, table, engine = build(world, update, stage)
     for _ in range(2):
         one_step(table, engine)
-    save_checkpoint(root, engine, table, step=2, extra={"note": "kept"})
+    root.mkdir(exist_ok=True)
+    CheckpointWriter(root, world, background="never").save(engine, table, step=2, extra={"note": "kept"})
     return full_state(table, engine)
 
 
