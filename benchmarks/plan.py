@@ -181,7 +181,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
         "planned_rss": plan.step_bytes + plan.host[ALLOCATOR],
         "allocated": allocation_peak(profiler),
         "slots": plan.slots,
-        "parts": plan.kept | plan.passing,
+        "parts": plan.persistent | plan.transient,
     }
 
 

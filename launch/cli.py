@@ -1,4 +1,4 @@
-"""The `longplay` command: finds the module of a command and runs it."""
+"""The `longplay` command: find the module of a command and run it."""
 
 import argparse
 import difflib
@@ -43,14 +43,14 @@ class _Commands(argparse._SubParsersAction):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 wrong input, 75 saved and stopped."""
+    """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 bad input, 75 stopped and saved."""
     words = list(sys.argv[1:] if argv is None else argv)
-    without = not words or words[0].startswith("-")
-    return exit_code_of(lambda: _run_without_command(words) if without else _run_command(words))
+    has_command = bool(words) and not words[0].startswith("-")
+    return exit_code_of(lambda: _run_command(words) if has_command else _run_without_command(words))
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of one command, or of all of them, whose modules are then all imported."""
+    """Return the parser of one command, or of all commands. Imports the modules of these commands."""
     parser = Parser(
         prog="longplay",
         description="Distributed training of sequential recommenders over lifelong histories.",
@@ -62,7 +62,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run_without_command(words: Sequence[str]) -> int:
-    """Answer `longplay` with options alone, without importing any command."""
+    """Print the help, the version or a completion script. Only the completion script imports the commands."""
     parser = Parser(
         prog="longplay",
         usage="longplay COMMAND [ARGUMENTS]\n       longplay COMMAND --help",
@@ -111,7 +111,7 @@ def _run_command(words: Sequence[str]) -> int:
 
 
 def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> None:
-    """Raise ValueError for an unknown option that is close to an existing one, or cannot be a setting."""
+    """Raise ValueError for an unknown option that resembles an existing one or cannot be a setting."""
     known = {_plain(option): option for option in _options(command)}
     takes_settings = command.get_default("takes_overrides")
     if takes_settings:
@@ -124,7 +124,7 @@ def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> No
         if not word.startswith("--") or "." in name or any(option.startswith(name) for option in known):
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if takes_settings else 0.5)
-        if near or not takes_settings:  # a setting without its section is named where settings are read
+        if near or not takes_settings:  # other unknown names are reported where settings are read
             hint = f"; did you mean {known[near[0]]}?" if near else ""
             command.error(f"--{name}: unknown option{hint}")
 
@@ -136,14 +136,14 @@ def _plain(option: str) -> str:
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield from action.option_strings
-    for below in subcommands(parser):
-        yield from _options(below)
+    for subparser in subcommands(parser):
+        yield from _options(subparser)
 
 
 def subcommands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """Return the parsers directly below `parser`."""
     found = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return [below for action in found for below in action.choices.values()]
+    return [subparser for action in found for subparser in action.choices.values()]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`longplay evaluate RUN`: exact metrics of a run's checkpoint over the whole catalogue and sampled items."""
+"""`longplay evaluate RUN`: print a checkpoint's exact ranking metrics among all items and sampled items."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--on-bad-shard",
         choices=("stop", "skip"),
-        help="what to do at a damaged shard (default: the run's setting)",
+        help="what to do about a damaged shard (default: the run's setting)",
     )
     parser.add_argument(
         "--checkpoint",

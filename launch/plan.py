@@ -23,7 +23,7 @@ def register(subparsers: Any) -> None:
     )
     add_recipe_arguments(parser)
     parser.add_argument(
-        "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
+        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
     )
     parser.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     parser.add_argument(
@@ -34,13 +34,13 @@ def register(subparsers: Any) -> None:
         "--memory",
         type=parse_bytes,
         metavar="24GiB",
-        help="memory of one rank on a CPU (default: of this machine)",
+        help="memory of one CPU rank (default: what is available here, divided by the local ranks)",
     )
     memory.add_argument(
         "--gpu-memory",
         type=parse_bytes,
         metavar="80GiB",
-        help="memory of one GPU; plans for GPUs, also on a machine without one",
+        help="memory of one GPU; estimates a run on GPUs, even on a machine without one",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(func=run)

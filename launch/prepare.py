@@ -84,7 +84,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
             default.min_item_events,
             "drop items with fewer events; repeat until both limits hold",
         ),
-        ("--max-user-events", None, "keep only the latest N events of a user"),
+        ("--max-user-events", None, "keep only the latest N events of each user"),
     ):
         shown = "all" if value is None else value
         parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{meaning} (default: {shown})")
@@ -126,7 +126,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.seed,
         metavar="N",
-        help="seed of the order of users and of generated events (default: %(default)s)",
+        help="seed for the order of users and for generated events (default: %(default)s)",
     )
 
 
@@ -169,17 +169,19 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
     scratch = options.scratch or out.absolute().parent
     print(
         f"prepare {described['format']}: {origin} -> {out}{replacing}\n"
-        f"users with fewer than {options.min_user_events} events are dropped, items renumbered by frequency\n"
+        f"drops users with fewer than {options.min_user_events} events, numbers items by frequency\n"
         f"at most {most:,} events, {options.memory_bytes / 2**30:g} GiB of memory, up to "
         f"{most * SCRATCH_BYTES_PER_EVENT / 2**30:.1f} GiB of temporary files in {scratch}"
     )
 
 
 def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None:
-    """Parse an integer in the source's unit or, if the unit is known, a date; UTC without a time zone.
+    """Parse an integer in the source's time unit or, if that unit is known, a date.
+
+    A date without a time zone is UTC.
 
     Raises:
-        DataError: `text` is neither, or is a date and the unit is unknown.
+        DataError: `text` is neither an integer nor a date, or is a date and the unit is unknown.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""`longplay recommend RUN --history ids.txt`: the best next items after a history."""
+"""`longplay recommend RUN --history ids.txt`: print the best next items for a history."""
 
 import argparse
 import json
@@ -101,7 +101,7 @@ def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tenso
 
 
 def print_ranking(ranked: list[tuple[int, float]]) -> None:
-    """Print original item ids and scores, best first; the header is left out of a pipe."""
+    """Print original item ids and scores, best first. Piped output has no header."""
     table = new_table("position", "item", "score", widths=(4, 12, 9), align_first="right")
     table.show_header = sys.stdout.isatty()
     for position, (item, score) in enumerate(ranked, 1):

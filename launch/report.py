@@ -1,4 +1,4 @@
-"""`longplay report SWEEP [--out DIR]`: tables and figures of runs, from their folders alone."""
+"""`longplay report SWEEP [--out DIR]`: write tables and figures of runs from the files in their folders."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def register(subparsers: Any) -> None:
         nargs="+",
         type=Path,
         metavar="SWEEP",
-        help="folders of longplay sweep, run folders, or folders of run folders, finished or not",
+        help="sweep folders, run folders, or folders of run folders; the runs need not be finished",
     )
     parser.add_argument(
         "--out",
@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
         metavar="DIR",
         help="default: SWEEP/report for one sweep, else report",
     )
-    add_import_argument(parser)  # for the display names of own encoders
+    add_import_argument(parser)  # for the display names of the user's encoders
     parser.set_defaults(func=run)
 
 

@@ -1,4 +1,4 @@
-"""`longplay sweep --data DIR --out DIR`: train and evaluate a grid of runs, on Slurm or here."""
+"""`longplay sweep --data DIR --out DIR`: train and evaluate a grid of runs, on Slurm or locally."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sweep",
         description="Train and evaluate every run of a grid, on Slurm as one job array. Run it again to "
-        "submit the runs that are missing or failed; with --out alone, those of the whole sweep. "
+        "submit runs that are missing or failed; with --out alone, all such runs of the sweep. "
         "--section.name VALUE overrides a setting of all runs; `longplay train RECIPE --help` lists all "
         "settings.",
         allow_abbrev=False,
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _due(folder: SweepFolder, specs: list[SweepJobSpec]) -> list[SweepJob]:
-    """Return the jobs that are not finished and that no cluster has."""
+    """Return the jobs of `specs` that are neither finished nor pending or running."""
     names = {spec.name for spec in specs}
     return [
         folder.job(status.spec)

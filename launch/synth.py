@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
         command.add_argument(
-            "--users", metavar="N", help="number of users (default: keep the original's mean history length)"
+            "--users", metavar="N", help="number of users (default: gives the original's mean history length)"
         )
         command.add_argument(
             "--items",
             default=str(original.items),
             metavar="N",
-            help="size of the catalogue (default: %(default)s)",
+            help="number of items in the catalog (default: %(default)s)",
         )
         command.add_argument(
             "--seed", default="0", metavar="N", help="seed of the generator (default: %(default)s)"
@@ -104,7 +104,7 @@ def parse_count(name: str, text: str) -> int:
 
 def _print_plan(raw: RawSynthetic, out: Path) -> None:
     print(
-        f"synth {raw.format}: {raw.events:,} events of {raw.num_users:,} users, catalogue of "
+        f"synth {raw.format}: {raw.events:,} events of {raw.num_users:,} users, catalog of "
         f"{raw.num_items:,} items, seed {raw.seed}; about {raw.estimated_bytes():,} bytes"
     )
     for file in raw.files:

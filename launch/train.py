@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command. Every other option is a setting."""
     add_recipe_arguments(parser)
     parser.add_argument(
-        "--data", type=data_location, required=True, help="folder made by `longplay prepare`, or its URL"
+        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
     )
     # torchrun under Python 3.11 reads a script's --run as its own --run-path.
     parser.add_argument(
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of this run; an existing run is resumed (write --run-dir under torchrun)",
+        help="folder of this run; an existing run is resumed (use --run-dir under torchrun)",
     )
     parser.add_argument(
         "--profile",
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=_PROFILED_STEPS,
         default=0,
         metavar="STEPS",
-        help="after a warm-up, print where the time of a step goes and write RUN/profile/rank-R.json.gz for "
-        f"Chrome's trace viewer; of this number of steps (default {_PROFILED_STEPS})",
+        help=f"profile this number of steps (default {_PROFILED_STEPS}) after a warm-up: print the time of "
+        "each part of a step, and write RUN/profile/rank-R.json.gz for Chrome's trace viewer",
     )
 
 

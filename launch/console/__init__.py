@@ -1,1 +1,1 @@
-"""Tables, progress and signals of the commands."""
+"""Tables, progress, signals and exit codes for the commands."""

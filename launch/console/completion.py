@@ -17,14 +17,14 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    """Say where an argument is a file or a recipe, and add the settings, here and in the parsers below."""
+    """Mark file and recipe arguments and add the settings, in `parser` and its subparsers."""
     add_settings = parser.get_default("settings")
     if add_settings is not None:
         add_settings(parser, ())
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                _prepare(below)
+            for subparser in action.choices.values():
+                _prepare(subparser)
         elif action.dest == "recipe":
             action.choices = list(RECIPES)
         elif action.type in (Path, data_location):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run got a stop signal and saved; the same command resumes it
+EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run received a stop signal and saved; the same command resumes it
 EXIT_INTERRUPTED = 130
 _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing their module takes seconds
 
@@ -14,7 +14,7 @@ _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run `command` and return its exit code; print an error that a user can act on as one line.
 
-    ValueError and OSError mean wrong input. Any exception that is not listed here is a bug and propagates
+    ValueError and OSError mean invalid input. Any exception that is not listed here is a bug and propagates
     with its traceback.
     """
     try:

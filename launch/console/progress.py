@@ -60,11 +60,11 @@ class ProgressDisplay:
             print(line, file=self._file, flush=True)
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are done.
+        """Show the progress of a stage.
 
         Args:
-            name: of the stage; a new name begins a new bar.
-            note: shown behind the count.
+            name: name of the stage; a new name starts a new bar.
+            note: text shown after the count.
         """
         if not self._enabled:
             return
@@ -102,7 +102,7 @@ class ProgressDisplay:
 class StageProgress:
     """Show the stages of a command on stderr, each with its rate and the time left.
 
-    Call it with (stage, units done, units in all). Stages of a few seconds leave nothing in a log.
+    Call it with (stage, units done, total units). The first plain line appears after 10 s.
 
     Args:
         unit: what is counted, for example "events".
@@ -138,7 +138,7 @@ class StageProgress:
 
 
 def track_shards(numbers: range, stage: str) -> Iterator[int]:
-    """Yield the numbers of shards and show how many are done."""
+    """Yield each shard number and show how many shards are done."""
     with StageProgress("shards") as show:
         for done, number in enumerate(numbers):
             show(stage, done, len(numbers))

@@ -15,10 +15,10 @@ _UNLIMITED_WIDTH = 1 << 16
 def new_table(
     *headers: str, widths: tuple[int, ...] = (), align_first: Literal["left", "right"] = "left"
 ) -> Table:
-    """Return an empty table. Columns after the first are aligned right.
+    """Return an empty table. Columns after the first are right-aligned.
 
     Args:
-        widths: least width of each column, in characters.
+        widths: minimum width of each column, in characters.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for column, header in enumerate(headers):
@@ -32,7 +32,7 @@ def new_table(
 
 
 def print_table(table: Table) -> None:
-    """Print a table. Piped output is the same on every machine: no colours, no wrapping at a width."""
+    """Print a table. Piped output is the same on every machine: no colors and no line wrapping."""
     if sys.stdout.isatty():
         Console(highlight=False, markup=False).print(table)
         return

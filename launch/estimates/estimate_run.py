@@ -1,4 +1,4 @@
-"""Estimate what a run takes, without starting a process group or allocating what is counted."""
+"""Estimate what a run needs, without a process group and without allocating its tensors."""
 
 import dataclasses
 
@@ -30,8 +30,8 @@ def estimate_run(
         device_type: "cpu" or "cuda"; None = the device that `train.device` selects on this machine.
         memory_bytes: limit of one rank; None = the GPU's memory, or this machine's available memory divided
             by `local_ranks`.
-        local_ranks: ranks on one machine; None = as torchrun or srun set it, or else all ranks.
-        epoch_order: order of epoch 0; None = it is computed, which takes a while for many users.
+        local_ranks: ranks on one machine; None = as torchrun or srun reports, or else all ranks.
+        epoch_order: order of epoch 0; None = compute it, which is slow for many users.
 
     Raises:
         DataError: there are more ranks than lanes, or the split leaves nothing to train on.
@@ -40,9 +40,9 @@ def estimate_run(
         device_type = config.train.device
     if device_type == "auto":
         device_type = select_device("auto")
-    limit, limit_is = memory_bytes, "as given"
+    limit, limit_source = memory_bytes, "as given"
     if limit is None:
-        limit, limit_is = available_memory(device_type, local_ranks or local_world_size(world_size))
+        limit, limit_source = available_memory(device_type, local_ranks or local_world_size(world_size))
     workload = measure_workload(config, dataset, world_size=world_size, epoch_order=epoch_order)
     estimate = estimate_memory(config, workload, world_size=world_size, device_type=device_type)
-    return dataclasses.replace(estimate, limit_bytes=limit, limit_is=limit_is)
+    return dataclasses.replace(estimate, limit_bytes=limit, limit_source=limit_source)

@@ -34,7 +34,7 @@ def check_fits(
             25 % above it.
 
     Raises:
-        ConfigError: the run does not fit; names two settings, each of which makes it fit.
+        ConfigError: the run does not fit; the message names two settings, each of which makes it fit.
     """
     if estimate.fits(tolerance):
         return
@@ -43,15 +43,15 @@ def check_fits(
     ways = ways_to_fit(estimate, config, workload)
     needs = (
         f"{estimate.recipe}: needs about {gib(estimate.total_bytes)} per rank, more than "
-        f"{gib(estimate.limit_bytes)} ({estimate.limit_is})"
+        f"{gib(estimate.limit_bytes)} ({estimate.limit_source})"
     )
     if not ways:
-        raise ConfigError(f"{needs}; no two settings make it fit: take a smaller model or more memory")
+        raise ConfigError(f"{needs}; no two settings make it fit: use a smaller model or more memory")
     raise ConfigError(f"{needs}; it fits with {', or with '.join(ways)}")
 
 
 def ways_to_fit(estimate: MemoryEstimate, config: RunConfig, workload: Workload) -> list[str]:
-    """Return up to two settings that each make the run fit or, if none does, one pair that together does."""
+    """Return up to two settings that each make the run fit or, if none does, one pair that does."""
 
     def fitting(change: _Change) -> MemoryEstimate | None:
         changed = estimate_memory(
@@ -85,7 +85,7 @@ def ways_to_fit(estimate: MemoryEstimate, config: RunConfig, workload: Workload)
 def _changes(
     config: RunConfig, workload: Workload, world_size: int, device_type: str
 ) -> Iterator[list[_Change]]:
-    """Yield for each setting that saves memory its values, from the mildest to the strongest."""
+    """Yield, for each setting that saves memory, its values from the mildest to the strongest."""
     yield from _changes_of_ranks(config, workload, world_size)
     yield from _changes_of_table_and_engine(config, world_size, device_type)
     yield from _changes_of_sizes(config, workload, world_size)

@@ -1,6 +1,6 @@
 """The formulas of an estimate: memory and traffic from the settings and the workload.
 
-An encoder and a loss state their own costs; the table, DeepSpeed's part and the stream are here.
+Encoders and losses define their own costs; the costs of the table, of DeepSpeed and of the stream are here.
 `benchmarks/plan.py` compares the formulas with measured peaks.
 """
 
@@ -23,7 +23,7 @@ from longplay.models.losses.base import LOSSES, Loss, LossCost, LossLoad
 # the peak of the tensors.
 _ALLOCATOR_BYTES, _ALLOCATOR_SHARE = 24 << 20, 0.35
 _SLOT_BYTES = 20  # of a batch: two int64 and one int32 per slot
-_SEGMENT_BYTES = 32  # of an epoch's order
+_SEGMENT_BYTES = 32  # of an epoch's order, per segment
 
 
 def estimate_memory(
@@ -35,25 +35,25 @@ def estimate_memory(
         device_type: "cpu" or "cuda".
     """
     sizes = _Sizes(config, workload, world_size, device_type)
-    kept, host, passing = _encoder_bytes(sizes), _host_bytes(sizes), _passing_bytes(sizes)
+    persistent, host, transient = _encoder_bytes(sizes), _host_bytes(sizes), _transient_bytes(sizes)
     if config.table.placement == "host" and device_type == "cuda":
         host = _table_bytes(sizes) | host
     else:
-        kept = _table_bytes(sizes) | kept
+        persistent = _table_bytes(sizes) | persistent
     if device_type == "cuda":
-        kept["batch"] = _SLOT_BYTES * sizes.slots
+        persistent["batch"] = _SLOT_BYTES * sizes.slots
     else:
-        host[ALLOCATOR] = _ALLOCATOR_BYTES + int(_ALLOCATOR_SHARE * sum(passing.values()))
+        host[ALLOCATOR] = _ALLOCATOR_BYTES + int(_ALLOCATOR_SHARE * sum(transient.values()))
     return MemoryEstimate(
         recipe=config.recipe,
         world_size=world_size,
         device_type=device_type,
-        kept=kept,
-        passing=passing,
+        persistent=persistent,
+        transient=transient,
         host=host,
         wire=_wire_bytes(sizes),
         limit_bytes=None,
-        limit_is="",
+        limit_source="",
         steps_per_epoch=workload.steps_per_epoch,
         targets_per_epoch=workload.targets_per_epoch,
         slots=sizes.slots,
@@ -121,7 +121,7 @@ class _Sizes:
         return expected_distinct(probabilities, popular=lookups.by_popularity, uniform=lookups.uniform)
 
 
-def _passing_bytes(sizes: _Sizes) -> dict[str, int]:
+def _transient_bytes(sizes: _Sizes) -> dict[str, int]:
     """Estimate the memory at the peak of a step."""
     config, loss_cost = sizes.config, sizes.loss_cost
     execution = Execution(
@@ -133,23 +133,23 @@ def _passing_bytes(sizes: _Sizes) -> dict[str, int]:
     rows = int(sizes.distinct_items * config.encoder.d_model * 4)
     # The rows, their gradient and one that is added to it, and the gradients of earlier micro-batches.
     row_copies = 3 + (config.engine.gradient_accumulation_steps - 1)
-    passing = {
-        "activations kept for the backward": int(sizes.slots * per_slot.saved),
-        "loss, kept for the backward": loss_cost.saved_bytes,
-        "activations or loss, at work": int(max(sizes.slots * per_slot.transient, loss_cost.working_bytes)),
+    transient = {
+        "activations saved for backward": int(sizes.slots * per_slot.saved),
+        "loss, saved for backward": loss_cost.saved_bytes,
+        "activations or loss, temporary": int(max(sizes.slots * per_slot.transient, loss_cost.working_bytes)),
         "rows looked up, and gradients": row_copies * rows + int(8 * 8 * sizes.distinct_items),
         "encoder gradients": 4 * sizes.weights,
     }
     # Activations are freed before the optimizer step, which needs more memory only for a large table.
     every_row = sizes.loss.dense_gradient or config.table.update == "zero_dense"
     optimizer_step = 3 * sizes.table_shard_bytes if every_row else 5 * rows
-    if optimizer_step > sum(passing.values()):
+    if optimizer_step > sum(transient.values()):
         return {"table, optimizer step": optimizer_step}
-    return passing
+    return transient
 
 
 def _table_bytes(sizes: _Sizes) -> dict[str, int]:
-    """Return what a rank keeps of the table; the same numbers as `ItemTable.bytes_per_rank`."""
+    """Return the bytes of a rank's table shard; the same numbers as `ItemTable.bytes_per_rank`."""
     table, shard = sizes.config.table, sizes.table_shard_bytes
     if table.update == "zero_dense":
         return {"table weights": 2 * shard, "table optimizer": 2 * shard, "table gradient": shard}
@@ -159,10 +159,10 @@ def _table_bytes(sizes: _Sizes) -> dict[str, int]:
 
 
 def _encoder_bytes(sizes: _Sizes) -> dict[str, int]:
-    """Estimate what DeepSpeed keeps of the encoder.
+    """Estimate the bytes that DeepSpeed allocates for the encoder.
 
-    These are the fp32 weights, a second fp32 copy and two moments of this rank's part, and the reduction
-    buckets that hold gradients on their way.
+    These are the fp32 weights, a second fp32 copy and two moments of this rank's partition, and the buckets
+    in which gradients are reduced.
     """
     engine, weights = sizes.config.engine, sizes.weights
     part = -(-weights // sizes.world_size)
@@ -180,7 +180,7 @@ def _encoder_bytes(sizes: _Sizes) -> dict[str, int]:
 
 
 def _host_bytes(sizes: _Sizes) -> dict[str, int]:
-    """Estimate the stream: prefetched batches, decoded shards, and tables of users, items and segments."""
+    """Estimate the stream's memory: prefetched batches, decoded shards, and user, item and segment tables."""
     data, workload = sizes.config.data, sizes.workload
     lanes = -(-workload.num_lanes // sizes.world_size)
     pool = min(data.pool_events(), workload.num_events // workload.num_lanes)
@@ -200,7 +200,7 @@ def _wire_bytes(sizes: _Sizes) -> dict[str, int]:
         return {}
     elsewhere, micro_batches = (world_size - 1) / world_size, engine.gradient_accumulation_steps
     rows = sizes.distinct_items * elsewhere * (8 + 2 * 4 * width) * micro_batches
-    # Reduce-scatter of gradients and all-gather of weights; stage 3 gathers again for the backward.
+    # Reduce-scatter of gradients and all-gather of weights; stage 3 gathers again in the backward pass.
     passes = {1: 2, 2: 1 + micro_batches, 3: 3 * micro_batches}[engine.zero_stage]
     wire = {
         "table rows and their gradients": int(rows),

@@ -1,4 +1,4 @@
-"""The estimate of a run as data and as text: bytes per rank, bytes sent per step, steps of an epoch."""
+"""The estimate of a run as data and as text: bytes per rank, bytes sent per step, steps per epoch."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ ALLOCATOR = "allocator's reserve"
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """The memory of one rank, of the rank that needs most.
+    """The estimate for the rank that needs the most memory.
 
     Attributes:
-        kept: name -> bytes that are allocated throughout.
-        passing: name -> bytes allocated at the peak of a step.
+        persistent: name -> bytes allocated during the whole run.
+        transient: name -> bytes allocated at the peak of a step.
         host: name -> bytes of host memory; on a CPU the limit covers them too.
         wire: name -> bytes that a rank sends per step.
         limit_bytes: memory that one rank may use; None if it is unknown.
-        limit_is: the origin of the limit, for a message.
+        limit_source: where the limit comes from, for messages: "as given".
         steps_per_epoch, targets_per_epoch: numbers of the first epoch.
         slots: slots of one micro-batch.
     """
@@ -26,12 +26,12 @@ class MemoryEstimate:
     recipe: str
     world_size: int
     device_type: str
-    kept: dict[str, int]
-    passing: dict[str, int]
+    persistent: dict[str, int]
+    transient: dict[str, int]
     host: dict[str, int]
     wire: dict[str, int]
     limit_bytes: int | None
-    limit_is: str
+    limit_source: str
     steps_per_epoch: int
     targets_per_epoch: int
     slots: int
@@ -39,7 +39,7 @@ class MemoryEstimate:
     @property
     def step_bytes(self) -> int:
         """Bytes that PyTorch allocates at its peak: tables, optimizer states, weights and activations."""
-        return sum(self.kept.values()) + sum(self.passing.values())
+        return sum(self.persistent.values()) + sum(self.transient.values())
 
     @property
     def total_bytes(self) -> int:
@@ -53,9 +53,9 @@ class MemoryEstimate:
 
     def line(self) -> str:
         """Return the estimate as one line."""
-        limit = "" if self.limit_bytes is None else f" of {gib(self.limit_bytes)} ({self.limit_is})"
+        limit = "" if self.limit_bytes is None else f" of {gib(self.limit_bytes)} ({self.limit_source})"
         parts = {"table": 0, "encoder": 0, "activations": 0, "loss": 0}
-        for name, size in (self.kept | self.passing).items():
+        for name, size in (self.persistent | self.transient).items():
             part = name.split()[0].rstrip(",")
             parts[part] = parts.get(part, 0) + size
         shown = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
@@ -65,15 +65,15 @@ class MemoryEstimate:
         """Return the estimate as a table."""
         lines = [f"per rank, {self.world_size} on {self.device_type}, micro-batches of {self.slots:,} slots"]
         groups = {
-            "kept throughout": self.kept,
-            "at the peak of a step": self.passing,
+            "during the whole run": self.persistent,
+            "at the peak of a step": self.transient,
             "in host memory": self.host,
         }
         for group, entries in groups.items():
             lines.append(f"{group}:")
             lines += [f"  {name:<38}{mib(size):>16}" for name, size in entries.items() if size]
         lines.append(f"  {'interpreter and libraries':<38}{mib(_RUNTIME_BYTES[self.device_type]):>16}")
-        limit = "" if self.limit_bytes is None else f"  of {gib(self.limit_bytes)}, {self.limit_is}"
+        limit = "" if self.limit_bytes is None else f"  of {gib(self.limit_bytes)}, {self.limit_source}"
         lines.append(f"{'total':<40}{mib(self.total_bytes):>16}{limit}")
         if self.wire:
             lines.append("sent per step:")

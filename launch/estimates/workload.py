@@ -16,13 +16,13 @@ _COUNT_BLOCK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A dataset under one configuration.
+    """The size of a dataset under one configuration.
 
     Attributes:
         num_lanes: lanes that are distributed over the ranks.
         steps_per_epoch, targets_per_epoch, num_segments: numbers of the first epoch.
         filled: fraction of the slots that have a target.
-        padding: slots of the segments' padded rectangles per slot, at least 1.
+        padding: slots of the padded segment buckets per slot of the rows, at least 1.
         probabilities: (num_items,) float64, each item's share of the events.
     """
 
@@ -44,7 +44,7 @@ def measure_workload(
     """Measure the first epoch of a dataset.
 
     Args:
-        epoch_order: order of epoch 0; None = it is computed.
+        epoch_order: order of epoch 0; None = compute it.
 
     Raises:
         DataError: there are more ranks than lanes, or the split leaves nothing to train on.
@@ -67,7 +67,7 @@ def measure_workload(
 
 
 def _rectangle_padding(order: EpochOrder, context_length: int) -> float:
-    """Return the slots of `PaddedBuckets` per slot, from the first rows; a row's padding is a segment too."""
+    """Estimate `Workload.padding` from the first rows; a row's padding counts as a segment."""
     lengths: list[np.ndarray] = []
     num_rows = 0
     for pool in (pool for lane in order.lanes for pool in lane):

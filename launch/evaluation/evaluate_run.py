@@ -32,7 +32,7 @@ class RunEvaluation:
     """The evaluation of one checkpoint.
 
     Attributes:
-        baseline: the metrics of popularity; None without `baseline=True`.
+        baseline: the evaluation of the popularity baseline; None unless requested.
         report: the result as JSON values.
     """
 
@@ -62,7 +62,7 @@ def evaluate_run(
         data: the prepared dataset, if it has moved since training.
         on_bad_shard: None uses the run's own setting.
         checkpoint: "best", "last" or a name such as "step-000000120".
-        baseline: whether to rank by popularity too.
+        baseline: whether to evaluate the popularity baseline too.
         out: file that receives the report as JSON.
 
     Raises:
@@ -116,7 +116,7 @@ def _as_json(
 
 
 def _finite(metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Replace NaN, the standard error of a single user, by None: JSON has no NaN."""
+    """Replace NaN, the standard error of a single user, with None: JSON has no NaN."""
     return {
         kind: {name: value if math.isfinite(value) else None for name, value in values.items()}
         for kind, values in metrics.items()

@@ -41,7 +41,7 @@ class Evaluation:
         """Compute the metrics of the targets' positions.
 
         Args:
-            positions: (users, 3) float64, 1 = best: among all, the unseen and the sampled items.
+            positions: (users, 3) float64, among all, unseen and sampled items; 1 = best.
         """
         metrics = {
             name: ranking_metrics(positions[:, column], cutoffs=settings.cutoffs)
@@ -74,12 +74,13 @@ def evaluate(
         encoder: (embedded (B, L, D), seq_idx (B, L), None, flat slots (Q,)) -> hidden states (Q, D), in eval
             mode. Every rank calls it once per round.
         max_users: evaluate this many users, chosen by the seed; None = all.
-        progress: called with ("evaluating", rounds done, rounds in all).
-        heartbeat: the watchdog's, called at each round.
+        progress: called with ("evaluating", rounds done, total rounds).
+        heartbeat: the watchdog's; called at the start of each round.
         max_rounds: stop after this many batches per rank, to check that they fit into memory.
+
     Raises:
         NonFiniteError: the encoder's output is not finite.
-        DataError: a shard is bad, or all shards with users of `part` are bad and skipped.
+        DataError: a shard is bad and not skipped, or every shard with users of `part` is bad.
     """
     world, settings = table.world, config.evaluation
     began = time.perf_counter()

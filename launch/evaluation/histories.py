@@ -12,12 +12,13 @@ from longplay.launch.settings.errors import ConfigError
 
 
 def read_history(dataset: Dataset, path: Path) -> Tensor:
-    """Read original item ids, oldest first, separated by white space or commas; return item ids (n,) int64.
+    """Read original item ids, oldest first, separated by whitespace or commas; return item ids (n,) int64.
 
     Items that the dataset does not contain are dropped with a warning.
 
     Args:
         path: a text file; "-" reads stdin.
+
     Raises:
         ConfigError: the file cannot be read, holds something other than integers, or holds no known item.
     """
@@ -52,7 +53,7 @@ def _original_id(word: str, place: str) -> int:
         original = int(word)
     except ValueError:
         raise ConfigError(
-            f"{place}: {word!r} is not an integer item id; separate ids by white space"
+            f"{place}: {word!r} is not an integer item id; separate ids with whitespace"
         ) from None
     if not -(2**63) <= original < 2**63:
         raise ConfigError(f"{place}: {word} does not fit into 64 bits; give original item ids")
@@ -64,6 +65,7 @@ def user_history(dataset: Dataset, original: int) -> Tensor:
 
     Args:
         original: the user's original id.
+
     Raises:
         ConfigError: the dataset has no such user.
     """

@@ -1,4 +1,4 @@
-"""Open what a run folder holds: its dataset, a checkpoint and the model in it."""
+"""Open the dataset, the checkpoints and the model of a run folder."""
 
 import json
 from pathlib import Path
@@ -28,13 +28,14 @@ def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "s
 
     Args:
         data: where the dataset is now; None = where it was in training.
+
     Raises:
         ConfigError: the dataset is not there, or `data` is another dataset.
     """
     saved = json.loads((run / "config.json").read_text())
     location = data or parse_location(saved["data"])
     if data is None and isinstance(location, Path) and not location.is_dir():
-        raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; name its folder with --data")
+        raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; give its folder with --data")
     dataset = Dataset.open(location, on_bad_shard=on_bad_shard)
     if dataset.dataset_id != saved["dataset_id"]:
         raise ConfigError(
@@ -48,8 +49,9 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
     """Open a checkpoint of a run.
 
     Args:
-        name: "last", or a name such as "step-000000120", or "best": the best of the validations, and the last
-            one of a run without a validation.
+        name: "last", a name such as "step-000000120", or "best": the best by validation, or the last one if
+            the run has no validation.
+
     Raises:
         ConfigError: the run has no such checkpoint.
         CheckpointError: the checkpoint is damaged; for "last", every checkpoint is.

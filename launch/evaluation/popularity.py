@@ -1,4 +1,4 @@
-"""Rank all items by their number of training events: the baseline of every model."""
+"""Rank all items by their number of training events: a baseline for every model."""
 
 import time
 
@@ -16,7 +16,15 @@ from longplay.launch.settings.config import RunConfig
 
 
 def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Evaluation:
-    """Compute the metrics of popularity on `part`, with a model's candidates and its rule for ties."""
+    """Compute the metrics of a ranking by popularity, with the same candidates and ties rule as for a model.
+
+    Every rank evaluates all users; no communication.
+
+    Args:
+        dataset: the dataset, opened on every rank with the same skipped shards.
+        config: the run whose split and evaluation settings apply.
+        part: "validation" or "test".
+    """
     began = time.perf_counter()
     stream = EvalStream(
         dataset, EvalConfig(context_length=config.context_length, split=config.data.split), part
@@ -28,7 +36,7 @@ def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Eval
 
 
 def _target_positions(batch: EvalBatch, counts: Tensor, ordered: Tensor, config: RunConfig) -> Tensor:
-    """Return (Q, 3) positions among all, unseen and sampled items.
+    """Return the targets' positions (Q, 3) float64 among all, unseen and sampled items.
 
     Args:
         counts: (num_items + 1,) float64, training events by item.

@@ -20,7 +20,8 @@ def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, co
     """Encode the histories of a batch and gather what ranking needs. Collective.
 
     Args:
-        batch: None on a rank that has no batch left, which still takes part in the collectives.
+        batch: None on a rank that has no batch left but still takes part in the collectives.
+
     Raises:
         NonFiniteError: the encoder's output is not finite on some rank.
     """
@@ -68,7 +69,7 @@ def sampled_pairs(batch: EvalBatch, config: RunConfig, *, num_items: int) -> Ten
 
 
 def check_finite(hidden: Tensor, table: ItemTable) -> None:
-    """Stop all ranks if any rank's output is not finite: its targets would get position 1. Collective.
+    """Raise on all ranks if any rank's output is not finite: its targets would get position 1. Collective.
 
     Raises:
         NonFiniteError: the output of some rank is not finite.

@@ -19,11 +19,12 @@ _READ_ROWS = 1 << 17
 def write_table(file: Path, checkpoint: Checkpoint, block_bytes: int = _BLOCK_BYTES) -> WrittenFile:
     """Write the item table in the order of item ids; row 0, the padding, is zeros.
 
-    A checkpoint stores rows in the order of row positions, which scatters neighbouring items. One sequential
+    A checkpoint stores rows in the order of row positions, which scatters neighboring items. One sequential
     pass over the checkpoint collects one block of items, so that neither file is accessed at random.
 
     Args:
         block_bytes: size of a block, which is held in memory.
+
     Raises:
         CheckpointError: the checkpoint lacks rows.
     """

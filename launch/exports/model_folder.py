@@ -56,6 +56,7 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
 
     Args:
         run: the run folder, whose log holds the validation metrics.
+
     Raises:
         CheckpointError: the checkpoint does not fit the run's configuration, or lacks rows.
     """

@@ -36,7 +36,7 @@ class RunFolder:
         self.best_file = path / "best.json"
 
     def check(self, config: RunConfig, dataset: Dataset) -> bool:
-        """Return whether the folder holds a run, which is then resumed. Writes nothing.
+        """Check that a run may use the folder; return whether it holds a run to resume. Writes nothing.
 
         Raises:
             ConfigError: the folder holds something else, a run on another dataset or one with other settings.
@@ -47,18 +47,18 @@ class RunFolder:
             if self.path.is_dir() and any(item.name != "logs" for item in self.path.iterdir()):
                 raise ConfigError(f"--run {self.path}: is neither empty nor a run folder; give another one")
             return False
-        begun_with = read_config(self.path)
+        original = read_config(self.path)
         saved = json.loads(self.config_file.read_text())
         if saved["dataset_id"] != dataset.dataset_id:
             raise ConfigError(
                 f"--run {self.path}: belongs to another dataset ({saved['data']}); "
                 "give that --data, or another --run folder"
             )
-        changed = changed_settings(begun_with, config)
+        changed = changed_settings(original, config)
         if changed:
             raise ConfigError(
-                f"--run {self.path}: was begun with other settings ({'; '.join(changed[:3])}); "
-                "use the former settings, or give another --run folder"
+                f"--run {self.path}: was started with other settings ({'; '.join(changed[:3])}); "
+                "use those settings, or give another --run folder"
             )
         return True
 
@@ -66,7 +66,8 @@ class RunFolder:
         """Create the folder if it does not exist and write config.json. Call it on rank 0 only.
 
         Args:
-            device: the device that trains.
+            device: the device of the encoder and the table.
+
         Raises:
             ConfigError: the folder cannot be written.
         """
@@ -88,16 +89,16 @@ class RunFolder:
             ) from None
 
     def lock(self) -> None:
-        """Lock the existing folder against other trainings until this process ends. Call it on rank 0 only.
+        """Lock the existing folder until this process ends. Call it on rank 0 only.
 
         Raises:
-            ConfigError: another process trains in the folder.
+            ConfigError: another process is training in the folder.
         """
         try:
             self._lock = FolderLock(self.path)
         except FolderLockedError:
             raise ConfigError(
-                f"--run {self.path}: another process trains in it; wait until it ends, or give another folder"
+                f"--run {self.path}: another process is training in it; wait for it, or give another folder"
             ) from None
 
     def read_best(self) -> dict[str, Any] | None:

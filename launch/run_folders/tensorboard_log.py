@@ -1,6 +1,6 @@
-"""Write what TensorBoard shows of a run besides its scalars: settings, final metrics, the gate and row norms.
+"""Write what TensorBoard shows besides the scalars of a run: settings, final metrics, gate and row norms.
 
-Everything goes into the run's own tensorboard/ folder, so that a run is one entry of every page.
+Everything goes into the run's own tensorboard/ folder, so that a run is one entry on every page.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 _MAMBA, _ATTENTION = "#D55E00", "#0072B2"
 _SAMPLED_ROWS = 4096
 
-# The columns of the page HPARAMS. A column has the same type in all runs, so that they can be compared.
+# The columns of the HPARAMS page. A column has the same type in all runs, so that they can be compared.
 _SETTINGS: dict[str, type] = {
     "encoder.model": str,
     "context_length": float,
@@ -50,7 +50,7 @@ def final_tag(split: str, kind: str, name: str) -> str:
 
 
 def write_settings(writer: SummaryWriter, run: Path) -> None:
-    """Add the run to the page HPARAMS."""
+    """Add the run to the HPARAMS page."""
     _write_session(writer, run, ended=False)
 
 
@@ -130,7 +130,7 @@ def gate_picture(gate_weights: Mapping[str, float]) -> np.ndarray:
 
 
 def _write_session(writer: SummaryWriter, run: Path, *, ended: bool) -> None:
-    """Write what SummaryWriter.add_hparams writes, which would create a folder of its own."""
+    """Write the summaries of SummaryWriter.add_hparams, which would itself create another folder."""
     saved = json.loads((run / "config.json").read_text())
     settings = settings_of(saved["config"], saved["data"])
     columns = dict.fromkeys(_final_tags(saved["config"]["evaluation"]), 0.0)
@@ -143,7 +143,7 @@ def _write_session(writer: SummaryWriter, run: Path, *, ended: bool) -> None:
 
 
 def _put_first(experiment: Any, names: Collection[str]) -> None:
-    """Select the settings that the page shows at first."""
+    """Select the settings that the page shows initially."""
     held = experiment.value[0].metadata.plugin_data
     messages: Any = plugin_data_pb2  # protobuf generates its classes at run time
     content = messages.HParamsPluginData.FromString(held.content)
@@ -169,7 +169,7 @@ def settings_of(config: Mapping[str, Any], data: str) -> dict[str, Any]:
 
 
 def _final_tags(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the metrics that are columns of the page HPARAMS: those of the test split at 10 and 20."""
+    """Return the metrics that are columns of the HPARAMS page: those of the test split at 10 and 20."""
     kinds = ("full_unseen", "full", f"sampled{evaluation['num_sampled']}")
     cutoffs = [cutoff for cutoff in evaluation["cutoffs"] if cutoff in (10, 20)] or evaluation["cutoffs"]
     measures = [f"{measure}@{cutoff}" for cutoff in cutoffs for measure in ("hit", "ndcg")]

@@ -24,7 +24,9 @@ _HIDDEN = {f"{part}.{name}" for part, name in SHARED}
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE, --config and --import; every other option of the command line is a setting."""
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}, or your own")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}, or a recipe of your own"
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -109,7 +111,7 @@ def _spelling(kind: Any) -> str:
 
 
 def _choices(spelling: str) -> list[str] | None:
-    """Return the values of a setting that has only a few."""
+    """Return the values of a setting that has a fixed set of them; None for other settings."""
     choices = spelling.split("|")
     return choices if all(choice.islower() or choice.isdigit() for choice in choices) else None
 

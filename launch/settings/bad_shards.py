@@ -11,9 +11,9 @@ from longplay.launch.settings.config import RunConfig
 
 
 def agree_on_bad_shards(dataset: Dataset, config: RunConfig, world: World) -> None:
-    """Skip the same shards on all ranks, before anything is computed from shards that every rank reads.
+    """Make all ranks skip the same shards. Call it before anything that reads all shards. Collective.
 
-    Collective. Reads nothing unless bad shards are skipped and every rank reads all shards.
+    If bad shards are skipped and every rank reads all shards, each rank first reads its part of the shards.
     """
     if dataset.store.on_bad_shard == "stop" or world.world_size == 1:
         return
@@ -27,7 +27,10 @@ def agree_on_bad_shards(dataset: Dataset, config: RunConfig, world: World) -> No
 def check_agreement(dataset: Dataset, agreed: set[int], config: RunConfig, world: World) -> None:
     """Check that no rank has skipped more shards than the `agreed` ones. Collective.
 
-    Call it after `agree_on_bad_shards` and what is computed from all shards.
+    Call it after everything that reads all shards.
+
+    Args:
+        agreed: indices of the shards that were skipped after `agree_on_bad_shards`.
 
     Raises:
         DataError: only some ranks can read a shard, so their splits would differ.
@@ -42,7 +45,7 @@ def check_agreement(dataset: Dataset, agreed: set[int], config: RunConfig, world
 
 
 def share_skipped(dataset: Dataset, world: World) -> None:
-    """Skip on every rank what any rank has skipped. Collective, unless bad shards stop the run."""
+    """Skip on every rank each shard that any rank has skipped. Collective, unless bad shards stop the run."""
     store = dataset.store
     if store.on_bad_shard == "stop" or world.world_size == 1:
         return

@@ -14,7 +14,7 @@ RENAMED = {
 
 
 def current_name(name: str) -> str:
-    """Return the present name of the setting `name`; print one line on stderr if it was renamed."""
+    """Return the current name of the setting `name`; print one line on stderr if it was renamed."""
     if name not in RENAMED:
         return name
     _report(name)
@@ -22,7 +22,7 @@ def current_name(name: str) -> str:
 
 
 def rename_in_place(nested: dict[str, Any]) -> None:
-    """Give the settings of a run folder or a YAML file their present names."""
+    """Replace former names by current ones in the settings of a run folder or a YAML file."""
     for old in RENAMED:
         section, _, name = old.partition(".")
         part = nested.get(section)

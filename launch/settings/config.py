@@ -1,4 +1,4 @@
-"""The whole configuration of a run. The parts that models, tables and streams own are declared with them."""
+"""The configuration of a run. The sections of models, tables and streams are declared in their modules."""
 
 import difflib
 from dataclasses import field
@@ -34,7 +34,7 @@ class TrainConfig:
         final_lr_fraction: Learning rate at the end of the decay, as a fraction of `lr`.
         max_epochs: Passes over the training events. The learning rate schedule spans them.
         max_steps: Stop after this number of steps. The schedule does not change. None = no limit.
-        max_minutes: Stop after this many minutes of training, evaluation not counted. None = no limit.
+        max_minutes: Stop after this many minutes of training, not counting evaluation. None = no limit.
         eval_every_steps: Steps between validations. None = validate after each epoch.
         metric: Validation metric that selects the best checkpoint.
         patience: Stop after this number of validations in a row without a better metric. None = never.
@@ -72,11 +72,11 @@ class EvaluationConfig:
 
     Attributes:
         rows_per_batch: Packed rows that each rank encodes at once.
-        queries_per_pass: Users of all ranks that are ranked in one pass over the item table, approximately.
+        queries_per_pass: Approximate number of users, over all ranks, ranked in one pass over the item table.
         cutoffs: The K of hit@K and ndcg@K.
         num_sampled: Negatives per user in the sampled ranking. The number is part of its metrics' names.
-        max_validation_users: Users that a validation during training is limited to, chosen by the seed.
-            None = all users.
+        max_validation_users: Number of users, chosen by the seed, in a validation during training. None = all
+            users.
     """
 
     rows_per_batch: Count = 64

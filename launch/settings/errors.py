@@ -10,7 +10,7 @@ class ConfigError(ValueError):
     """A setting is unknown, malformed, out of range or in conflict with another."""
 
 
-# Pydantic's error types with our rule. A name in braces is a value of the error's context.
+# Pydantic's error types and our messages. A name in braces is a value of the error's context.
 _RULES = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}; nearest valid: {ge:g}",
@@ -63,6 +63,6 @@ def _choices(value: object, expected: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, prefix: str = "") -> str:
-    """Return "; did you mean NAME?" with the nearest of `known`, or nothing."""
+    """Return "; did you mean NAME?" with the nearest of `known`; "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -58,14 +58,14 @@ def imported() -> list[str]:
 
 
 def check_imports(needed: Iterable[str], run: object) -> None:
-    """Check that the user's modules which `run` needs are imported.
+    """Check that the modules that `run` needs are imported.
 
-    They are never imported because a run folder names them: reading a folder must not execute code.
+    The names in a run folder are not imported automatically: reading a folder must not execute code.
 
     Raises:
-        ConfigError: names the --import to give.
+        ConfigError: a module is not imported; the message gives the --import options to add.
     """
     missing = [name for name in needed if name not in _imported]
     if missing:
         options = " ".join(f"--import {name}" for name in missing)
-        raise ConfigError(f"{run}: needs modules of your own; add {options}")
+        raise ConfigError(f"{run}: needs modules that are not imported; add {options}")

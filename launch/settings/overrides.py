@@ -69,7 +69,7 @@ def parse_overrides(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def set_value(nested: Nested, name: str, text: str) -> None:
-    """Put the value that `text` spells at the dotted `name` of nested settings.
+    """Set the dotted `name` in nested settings to the value that `text` spells.
 
     Raises:
         ConfigError: no setting has this name; the message gives the nearest name.
@@ -116,7 +116,7 @@ def nearest_setting(name: str, known: Iterable[str], *, prefix: str = "") -> str
 
 
 def read_value(text: str) -> Any:
-    """Return what a word spells: none, comma-separated values, a number, true or false, or the text."""
+    """Parse a word: none, comma-separated values, a number, true or false, or else text."""
     if text.lower() in ("none", "null"):
         return None
     if "," in text:

@@ -10,7 +10,7 @@ RECIPES: Registry[Callable[[], Settings]] = Registry("recipe")
 
 
 def recipe(function: Callable[[], Settings]) -> Callable[[], Settings]:
-    """Register a function that returns nested settings, under its own name; a decorator."""
+    """Register a function that returns nested settings under the function's name; use as a decorator."""
     return RECIPES.register(function.__name__, function)
 
 

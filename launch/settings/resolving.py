@@ -1,4 +1,4 @@
-"""From a recipe, a YAML file and overrides to a checked configuration."""
+"""Combine a recipe, a YAML file and overrides into a validated configuration."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from longplay.launch.settings.overrides import (
     settings_of,
 )
 
-# Settings of the whole run that a part holds too.
+# Settings of the whole run that are copied into a section.
 SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -35,13 +35,14 @@ def resolve(
     """Return the configuration of a run: the recipe, then a YAML file, then overrides; the last one wins.
 
     Args:
-        recipe: the recipe's name, kept for the record.
+        recipe: the recipe's name, which the configuration records.
         base: nested settings, as the recipe returns them.
         overrides: words as `parse_overrides` takes them.
         file: what `longplay config` prints; settings that it leaves out are the recipe's.
 
     Raises:
-        ConfigError: names the setting, the value, the rule and, if possible, the nearest valid value.
+        ConfigError: a setting is invalid; the message names it, its value, the rule and, if possible, the
+            nearest valid value.
     """
     nested: Nested = copy.deepcopy(dict(base))
     if file is not None:
@@ -50,7 +51,7 @@ def resolve(
         set_value(nested, name, value)
     for part, name in SHARED:
         if name in nested.get(part, {}):
-            raise ConfigError(f"{part}.{name}: set --{name}, which applies to every part")
+            raise ConfigError(f"{part}.{name}: set --{name}, which applies to every section")
         nested.setdefault(part, {})[name] = nested.get(name)
     return validate({**nested, "recipe": recipe})
 
@@ -93,7 +94,9 @@ def read_yaml(file: Path) -> Nested:
         cause = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ConfigError(f"--config {file}: cannot be read ({cause})") from None
     if not isinstance(nested, dict):
-        raise ConfigError(f"--config {file}: must hold settings; `longplay config RECIPE` prints an example")
+        raise ConfigError(
+            f"--config {file}: must contain settings; `longplay config RECIPE` prints an example"
+        )
     rename_in_place(nested)
     known = settings_of(RunConfig)
     for name in flatten(nested):

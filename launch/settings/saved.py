@@ -13,7 +13,7 @@ from longplay.launch.settings.imports import check_imports
 from longplay.launch.settings.overrides import flatten
 from longplay.launch.settings.resolving import to_json, validate
 
-# Settings that say how a run is computed and leave its result the same.
+# Settings that change how a run is computed but not its result.
 SAME_RESULT = frozenset(
     {
         *("data.reader_threads", "data.prefetch_steps", "data.on_bad_shard"),
@@ -23,17 +23,17 @@ SAME_RESULT = frozenset(
     }
 )
 
-# Settings, or whole sections, that may change when a run is resumed: also those that say how long to train.
+# Settings, or whole sections, that may change when a run is resumed, including those that bound its length.
 MAY_CHANGE = SAME_RESULT | {"train", "evaluation", "engine.zero_stage", "table.placement"}
 
 
 def changed_settings(
     old: RunConfig, new: RunConfig, *, may_change: Collection[str] = MAY_CHANGE
 ) -> list[str]:
-    """Return the settings that differ and may not, as "name: old -> new" lines.
+    """Return the settings that differ but must not, as "name: old -> new" lines.
 
     Args:
-        old: the configuration that the run began with.
+        old: the configuration with which the run was started.
         new: the configuration of a later command.
         may_change: names of settings and sections that are allowed to differ.
     """
@@ -59,10 +59,10 @@ def from_json(saved: Mapping[str, Any]) -> RunConfig:
 
 
 def read_config(run: Path) -> RunConfig:
-    """Return the configuration that the run folder `run` was begun with.
+    """Return the configuration with which the run in folder `run` was started.
 
     Raises:
-        ConfigError: it is not a run folder, its config.json is damaged, or a module of the user is missing.
+        ConfigError: it is not a run folder, its config.json is damaged, or a module needs --import.
     """
     file = run / "config.json"
     try:

@@ -36,7 +36,7 @@ def run_loop(
 ) -> bool:
     """Train from `progress` on and return whether any rank received a stop request. Collective.
 
-    The last step is validated and saved, except that a requested stop skips a validation that is not due.
+    The last step is saved and validated. A requested stop skips this validation if it is not due.
     """
     train = model.config.train
     stream.load_state_dict({"epoch": progress.epoch, "step": progress.step_in_epoch})
@@ -65,7 +65,7 @@ def run_loop(
             steps_per_epoch=steps_per_epoch,
             seconds=seconds,
         )
-        checkpoints.check()
+        checkpoints.raise_save_error()
         log.step_done(
             planned.batch,
             result,

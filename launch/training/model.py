@@ -22,7 +22,13 @@ class Model:
     """What a training step reads and updates.
 
     Attributes:
-        side: the stream on which the next step is planned.
+        config: settings of the run.
+        world: this rank and its process group.
+        encoder: the module that maps embedded rows to hidden states; `engine` trains it.
+        table: this rank's shard of the item table, with its row optimizer.
+        engine: runs and updates the encoder under DeepSpeed, and updates the table in the same step.
+        loss: the loss of one micro-batch, summed over its targets.
+        side: the CUDA stream on which the next step is planned; on a CPU it does nothing.
     """
 
     config: RunConfig
@@ -38,7 +44,7 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
     """Build encoder, table, engine and loss; the initial weights depend on the seed alone. Collective.
 
     Args:
-        initial_rows: False if a checkpoint fills the table, see `ItemTable`.
+        initial_rows: False if a checkpoint will fill the table; see `ItemTable`.
 
     Raises:
         ValueError: a package with kernels for this device is not installed.

@@ -17,7 +17,7 @@ _COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
 
 
 class StepProfile:
-    """Profiles a few steps, once, after the first steps of the process.
+    """Profile a few steps once, after the first steps of the process.
 
     Args:
         folder: each rank writes `rank-R.json.gz` into it; it is created after the last profiled step.
@@ -43,13 +43,13 @@ class StepProfile:
         return []
 
     def close(self) -> list[str]:
-        """Stop after the last step of the run; return a line if there were too few steps to profile."""
+        """Stop at the end of the run; return a line if there were too few steps to profile."""
         needed = _SKIPPED_STEPS + self._num_steps
         if not self._num_steps or self._done >= needed:
             return []
         if self._profile is not None:
             self._profile.stop()
-        return [f"profile  nothing: needs {needed} steps, the run had {self._done}"]
+        return [f"profile  skipped: needs {needed} steps, the run had {self._done}"]
 
     def _finish(self, profiled: profile) -> list[str]:
         profiled.stop()
@@ -62,10 +62,10 @@ class StepProfile:
 
 
 def phase_table(events: Iterable[Any], num_steps: int) -> list[str]:
-    """Return a table of the milliseconds of a step by part, as lines.
+    """Return the mean milliseconds of each part of a step, as the lines of a table.
 
     On a GPU a third column has the time of its kernels, which overlaps with the time of the host.
-    Communication is part of the other rows.
+    The time of communication is included in the other rows.
 
     Args:
         events: the events of a profile.

@@ -1,4 +1,4 @@
-"""Where a run stands, what is due, and when it ends."""
+"""The progress of a run: what is done, what is due, and when the run ends."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,15 @@ from longplay.launch.settings.config import TrainConfig
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a run stands. Every checkpoint holds all of it."""
+    """The progress of a run. Every checkpoint stores all fields.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch, step_in_epoch: position of the next step in the data, both from 0.
+        train_seconds: time of the steps, without validation and saving.
+        best_value, best_step: best validation of `train.metric` and its step; None before a validation.
+        validations_since_best: validations in a row that did not improve the metric.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -57,11 +65,11 @@ class Progress:
     def why_finished(self, train: TrainConfig) -> str | None:
         """Return the bound that is reached, in words; None while the run is not finished."""
         if self.epoch >= train.max_epochs:
-            return f"train.max_epochs {train.max_epochs} done"
+            return f"train.max_epochs {train.max_epochs} reached"
         if train.max_steps is not None and self.step >= train.max_steps:
-            return f"train.max_steps {train.max_steps} done"
+            return f"train.max_steps {train.max_steps} reached"
         if train.max_minutes is not None and self.train_seconds >= 60 * train.max_minutes:
-            return f"train.max_minutes {train.max_minutes:g} are up"
+            return f"train.max_minutes {train.max_minutes:g} reached"
         if train.patience is not None and self.validations_since_best >= train.patience:
             return f"no better {train.metric} in {train.patience} validations"
         return None

@@ -18,7 +18,7 @@ class RunLog:
     """Rank 0 prints to the display and writes scalars to the run folder; other ranks do neither.
 
     Args:
-        progress: where the run stands; the training loop keeps it current.
+        progress: progress of the run, which the training loop updates.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RunLog:
         )
 
     def save_done(self, stall_s: float) -> None:
-        """Record for how long training waited for a save."""
+        """Record how long training waited for a save."""
         if self._metrics is not None:
             self._metrics.write(self._progress.step, {"perf/save_stall_s": stall_s})
 
@@ -115,7 +115,7 @@ class RunLog:
         at, train = self._progress, self._model.config.train
         why = at.why_finished(train)
         if why is None:
-            self._display.print(f"stopped on request at step {at.step}, saved; the same command resumes")
+            self._display.print(f"stopped on request at step {at.step} and saved; the same command resumes")
             return
         self._display.print(f"finished at step {at.step}: {why}")
         if at.best_step is not None:

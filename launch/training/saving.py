@@ -27,14 +27,14 @@ from longplay.launch.training.progress import Progress
 
 
 class RunCheckpoints:
-    """Reads and writes the checkpoints of the run in `folder`. Building it is collective.
+    """Read and write the checkpoints of the run in `folder`. The constructor is collective.
 
     Attributes:
         newest: the newest intact checkpoint; None if the run has no checkpoints.
 
     Raises:
-        CheckpointError: all checkpoints are damaged. Starting anew would overwrite what a user may still
-            restore.
+        CheckpointError: all checkpoints are damaged. Starting over would overwrite checkpoints that the user
+            might still restore.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RunCheckpoints:
         )
         return time.perf_counter() - began
 
-    def check(self) -> None:
+    def raise_save_error(self) -> None:
         """Raise the error of a background save that has failed."""
         self._writer.check()
 
@@ -100,7 +100,7 @@ class RunCheckpoints:
         self._writer.wait()
 
     def _find_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
-        """Return the newest intact checkpoint and the newer, damaged ones with what is wrong with each."""
+        """Return the newest intact checkpoint, and the newer damaged ones with the problem of each."""
         root = self._folder.checkpoints
         try:
             newest, damaged = latest_checkpoint(root, self._world)
@@ -109,7 +109,7 @@ class RunCheckpoints:
                 f"{error}. Nothing was changed; restore one, or remove {root} to start from the beginning"
             ) from None
         for problem in damaged.values():
-            self._display.print(f"warning: {problem}; taking the one before it")
+            self._display.print(f"warning: {problem}; loading the one before it")
         return newest, damaged
 
     def _on_commit(self, at: Progress) -> None:

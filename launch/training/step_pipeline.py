@@ -31,8 +31,8 @@ class PlannedMicroBatch:
         positives: (V,) int64, item ids of the targets.
         exchange: one exchange for inputs, targets and negatives.
         input_index: (B, L) int64, each slot's index into the rows looked up.
-        positive_index: (V,) int64, the same of each target; (0,) for a loss without candidates.
-        negative_index: (V, K), (M,) or (0,) int64, the same of the negatives; see `Candidates`.
+        positive_index: (V,) int64, the same for each target; (0,) for a loss without candidates.
+        negative_index: (V, K), (M,) or (0,) int64, the same for the negatives; see `Candidates`.
         entries: the entries of each row, from the first input on; None where PyTorch sums row gradients.
     """
 
@@ -65,7 +65,7 @@ class PlannedStep:
 
 
 class StepPipeline:
-    """Plans the steps of a run in order; `train_step` plans the next one while it runs the current one.
+    """Plan the steps of a run in order; `train_step` plans the next one while it runs the current one.
 
     Args:
         batches: this rank's batches.
@@ -111,7 +111,7 @@ class StepPipeline:
         self._next_step += 1
 
     def send_positions(self) -> None:
-        """Send which table rows the planned step needs. Collective.
+        """Send the positions of the table rows that the planned step needs. Collective.
 
         Waits for the numbers of rows, so call it after other work has been started.
         """
@@ -207,8 +207,8 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
 
 
 def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
-    """Derive each row's key (B,) int64 from its position in the data; rank and micro-batch do not matter."""
-    # Computed on the CPU, where a few numbers take less time than the launches of as many kernels.
+    """Derive each row's key (B,) int64 from its position in the data, whatever its rank and micro-batch."""
+    # On the CPU, because launching a GPU kernel per operation takes longer for a few numbers.
     keys = row_keys(model.config.seed, step, batch.row_lanes, batch.row_numbers)
     return keys.to(model.world.device, non_blocking=True)
 

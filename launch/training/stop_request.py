@@ -6,10 +6,10 @@ from typing import Any
 
 
 class StopRequest:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second one kills.
+    """Turn the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second one kills.
 
-    At the end of a job step Slurm sends SIGTERM twice, through slurmd and through srun, and SIGKILL after its
-    grace time. Inside a job step a second SIGTERM or SIGUSR1 is therefore ignored.
+    At the end of a job step Slurm sends SIGTERM twice, through slurmd and through srun, and SIGKILL after a
+    grace period. Inside a job step a second SIGTERM or SIGUSR1 is therefore ignored.
     """
 
     def __init__(self) -> None:

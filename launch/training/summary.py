@@ -22,8 +22,9 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, order: EpochOrde
         f"{config.context_length}, {weights:,} encoder weights, loss {model.loss.display_name}",
         f"table    {dataset.num_items:,} x {encoder.d_model}, {config.table.update}, per rank: "
         f"{', '.join(table)}",
-        f"steps    {order.num_steps} an epoch of {config.data.rows_per_step} rows, {order.num_targets:,} "
-        f"targets ({100 * order.padding_fraction:.1f} % padding), at most {config.train.max_epochs} epochs",
+        f"steps    {order.num_steps} per epoch, {config.data.rows_per_step} rows each; {order.num_targets:,} "
+        f"targets per epoch ({100 * order.padding_fraction:.1f} % padding), "
+        f"at most {config.train.max_epochs} epochs",
         f"ranks    {world.world_size} on {world.device.type} ({world.launcher}), ZeRO stage "
         f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
         f"run      {run}; watch it with: tensorboard --logdir {run}",

@@ -1,4 +1,4 @@
-"""Estimate when a run reaches its earliest bound, and whether `train.patience` may end it before."""
+"""Estimate when a run reaches its earliest bound, and whether `train.patience` may end it earlier."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ def time_left(
     """Estimate the rest of a run.
 
     Args:
-        train_s_per_step: seconds per step that count towards `train.max_minutes`.
+        train_s_per_step: seconds per step that count toward `train.max_minutes`.
         wall_s_per_step: seconds per step on the clock.
     """
     bounds = [(train.max_epochs - at.epoch) * steps_per_epoch - at.step_in_epoch]

@@ -36,11 +36,11 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
         profile_steps: number of steps to profile, see `StepProfile`.
 
     Raises:
-        ValueError: the dataset, the run folder and the settings do not fit together.
+        ValueError: the dataset, the run folder and the settings are incompatible.
     """
     dataset = Dataset.open(data, on_bad_shard=config.data.on_bad_shard)
     folder = RunFolder(run)
-    begun = folder.check(config, dataset)
+    exists = folder.check(config, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
@@ -50,7 +50,7 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
         if world.is_rank0:
             folder.write_config(config, dataset, data, world.device)
             folder.lock()
-        if not begun:
+        if not exists:
             barrier(world)  # the folder must exist before another rank looks for checkpoints
         heartbeat = watchdog.heartbeat
         code = _train(config, dataset, folder, world, stop, heartbeat, profile_steps)
@@ -77,7 +77,7 @@ def _train(
         world_size=world.world_size,
         pin_memory=world.device.type == "cuda",
     )
-    if world.is_rank0:  # its failure ends the other ranks
+    if world.is_rank0:  # if it fails, the watchdog ends the other ranks
         _check_memory(config, dataset, stream, world, display)
 
     checkpoints = RunCheckpoints(folder, config, dataset, world, heartbeat=heartbeat, display=display)
@@ -123,7 +123,7 @@ def _check_memory(
     """Print how much memory the run takes.
 
     Raises:
-        ConfigError: it does not fit, even if the estimate is too high; names two settings that make it fit.
+        ConfigError: the estimate is far above the limit; the message names settings that make the run fit.
     """
     estimate = estimate_run(
         config,

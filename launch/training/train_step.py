@@ -121,4 +121,4 @@ def position_in_data(batch: Batch) -> str:
     """Describe where in the data a batch lies, for an error message."""
     lanes = sorted(set(batch.row_lanes.tolist()))
     shown = f"{lanes[0]} to {lanes[-1]}" if lanes else "none"
-    return f"epoch {batch.epoch}, step {batch.step} of it, rows of lanes {shown}"
+    return f"epoch {batch.epoch}, step {batch.step} of the epoch, rows of lanes {shown}"

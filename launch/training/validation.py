@@ -9,7 +9,7 @@ from longplay.launch.training.progress import Progress
 
 
 class Validation:
-    """Evaluates the model that is being trained on the validation split."""
+    """Evaluate the model in training on the validation split."""
 
     def __init__(self, model: Model, dataset: Dataset, heartbeat: Heartbeat) -> None:
         self._model, self._dataset, self._heartbeat = model, dataset, heartbeat
@@ -28,7 +28,7 @@ class Validation:
         Raises:
             OutOfMemoryError: it does not fit.
         """
-        with explain_out_of_memory("a batch of the validation"):
+        with explain_out_of_memory("a validation batch"):
             self._evaluate(max_rounds=1)
 
     def _evaluate(self, max_rounds: int | None = None) -> Evaluation:

@@ -149,7 +149,7 @@ BAD_SETTINGS = {
     "seed below 0": ("--seed -1", "^longplay: error: seed=-1: must be at least 0; nearest valid: 0$"),
     "a shared setting in one section": (
         "--data.seed 3",
-        r"data\.seed: set --seed, which applies to every part",
+        r"data\.seed: set --seed, which applies to every section",
     ),
     "heads that do not divide": (
         "--encoder.model sasrec --encoder.num_heads 3",
@@ -269,9 +269,9 @@ def test_train_refuses_the_run_folder_of_another_dataset(
 
 def test_train_refuses_the_run_folder_of_another_model(data: Path, run: Path, refuse: Refuse) -> None:
     words = ("--data", data, "--run", run)
-    pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); use the former settings, or give"
+    pattern = r"other settings \(encoder\.model: mambarec -> sasrec\); use those settings, or give"
     refuse("train", "sasrec", *words, pattern=pattern)
-    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); use the former settings"
+    pattern = r"other settings \(encoder\.num_blocks: 1 -> 3\); use those settings"
     refuse("train", "mambarec", *words, "--encoder.num_blocks", 3, pattern=pattern)
 
 
@@ -312,7 +312,7 @@ def test_evaluate_refuses_another_dataset(tmp_path: Path, data: Path, run: Path,
     pattern = "other: is not the dataset that .*run was trained on; give that dataset"
     refuse("evaluate", run, "--data", tmp_path / "other", pattern=pattern)
     data.rename(tmp_path / "moved")
-    refuse("evaluate", run, pattern="set: the dataset of .*run is not there; name its folder with --data")
+    refuse("evaluate", run, pattern="set: the dataset of .*run is not there; give its folder with --data")
 
 
 def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refuse) -> None:

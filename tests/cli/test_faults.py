@@ -106,7 +106,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path, data: P
     first.signal_when(signal.SIGCONT, lambda: (tmp_path / "run" / "metrics.jsonl").exists())
     second = Command(words(data, tmp_path / "run"), tmp_path / "second")
     assert second.wait(timeout_s=90) == 2
-    assert "another process trains in it" in (tmp_path / "second").read_text()
+    assert "another process is training in it" in (tmp_path / "second").read_text()
     first.kill()
 
 

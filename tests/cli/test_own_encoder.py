@@ -119,7 +119,7 @@ def test_it_is_trained_evaluated_and_resumed(folder: Path) -> None:
     metrics = json.loads(succeed(folder, "evaluate", "run", *own, "--split", "validation", "--json"))
     assert metrics["step"] == 2
     assert refused(folder, "evaluate", "run").endswith(
-        f"run: needs modules of your own; add --import {MODULE}"
+        f"run: needs modules that are not imported; add --import {MODULE}"
     )
     assert "encoder.options.rank: 8 -> 4" in refused(folder, *words[:-1], 4, *own)
     succeed(folder, *words, *own, "--train.max_steps", 4)

@@ -94,7 +94,7 @@ def test_estimated_table_bytes_are_exact(data: Path) -> None:
     ):
         config = small_config(*overrides)
         (measured,) = run_ranks(table_bytes, 1, data, config)
-        planned = estimate_run(config, dataset).kept
+        planned = estimate_run(config, dataset).persistent
         assert {name: planned.get(f"table {name}", 0) for name in ("weights", "optimizer", "gradient")} == {
             "weights": measured["weights"],
             "optimizer": measured["optimizer_state"],
@@ -114,9 +114,9 @@ def test_table_in_host_memory_does_not_count_towards_the_gpu(data: Path) -> None
         )
         for placement in ("device", "host")
     )
-    table = {name: size for name, size in on_gpu.kept.items() if name.startswith("table ")}
+    table = {name: size for name, size in on_gpu.persistent.items() if name.startswith("table ")}
     assert set(table) == {"table weights", "table optimizer"}
-    assert not set(table) & set(on_host.kept)
+    assert not set(table) & set(on_host.persistent)
     assert table.items() <= on_host.host.items()
     assert on_gpu.total_bytes - on_host.total_bytes == sum(table.values())
 
@@ -124,7 +124,7 @@ def test_table_in_host_memory_does_not_count_towards_the_gpu(data: Path) -> None
 def test_table_and_batch_are_divided_over_the_ranks(data: Path) -> None:
     dataset = Dataset.open(data)
     estimates = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
-    assert [estimate.kept["table weights"] for estimate in estimates] == [300 * 64, 150 * 64, 75 * 64]
+    assert [estimate.persistent["table weights"] for estimate in estimates] == [300 * 64, 150 * 64, 75 * 64]
     assert [estimate.slots for estimate in estimates] == [24 * 40, 12 * 40, 6 * 40]
     assert estimates[0].wire == {}
     assert len({estimate.steps_per_epoch for estimate in estimates}) == 1
@@ -236,5 +236,5 @@ def test_gpu_is_estimated_on_a_machine_without_one(data: Path) -> None:
     dataset = Dataset.open(data)
     on_gpu = estimate_run(small_config(), dataset, device_type="cuda", memory_bytes=80 << 30)
     on_cpu = estimate_run(small_config(), dataset, device_type="cpu")
-    assert on_gpu.kept["encoder reduction buckets"] > on_cpu.kept["encoder reduction buckets"]
+    assert on_gpu.persistent["encoder reduction buckets"] > on_cpu.persistent["encoder reduction buckets"]
     assert on_gpu.fits()

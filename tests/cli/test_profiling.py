@@ -40,7 +40,7 @@ def test_profile_accounts_for_the_whole_step_and_keeps_the_losses(data: Path, tm
 
 def test_run_with_too_few_steps_prints_that_nothing_was_profiled(data: Path, tmp_path: Path) -> None:
     printed = train(data, tmp_path / "run", "--profile")
-    assert "profile  nothing: needs 25 steps, the run had 12" in printed
+    assert "profile  skipped: needs 25 steps, the run had 12" in printed
     assert not (tmp_path / "run/profile").exists()
 
 

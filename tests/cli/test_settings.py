@@ -125,7 +125,7 @@ def test_a_former_name_is_understood_everywhere(
 
 BAD_FILES = {
     "train: [": r"--config .*bad\.yaml: cannot be read \(while parsing",
-    "fast": r"bad\.yaml: must hold settings; `longplay config RECIPE` prints an example",
+    "fast": r"bad\.yaml: must contain settings; `longplay config RECIPE` prints an example",
     "train: {lrr: 1}": r"bad\.yaml: train\.lrr: unknown setting; did you mean train\.lr\?",
     "train: {lr: -1}": r"^train\.lr=-1: must be above 0$",
     "train: {lr: true}": r"^train\.lr=True: must be a number$",
@@ -167,5 +167,7 @@ def test_what_may_change_exists() -> None:
 def test_a_run_of_modules_of_ones_own_names_the_import_to_give(tmp_path: Path) -> None:
     about = {"config": to_json(configured()), "imports": ["my_package.my_encoder"]}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(ConfigError, match=r"modules of your own; add --import my_package\.my_encoder$"):
+    with pytest.raises(
+        ConfigError, match=r"modules that are not imported; add --import my_package\.my_encoder$"
+    ):
         read_config(tmp_path)

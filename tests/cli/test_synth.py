@@ -46,9 +46,7 @@ def test_the_plan_is_printed_first_and_the_path_last(
     first, second, last = printed.splitlines()
     path = tmp_path / "LFM-1b_LEs.txt"
     assert errors == ""
-    plan = (
-        r"synth lfm1b: 20,000 events of 2 users, catalogue of 31,634,450 items, seed 3; about ([\d,]+) bytes"
-    )
+    plan = r"synth lfm1b: 20,000 events of 2 users, catalog of 31,634,450 items, seed 3; about ([\d,]+) bytes"
     about = re.fullmatch(plan, first)
     assert about
     assert int(about[1].replace(",", "")) == path.stat().st_size
@@ -60,7 +58,7 @@ def test_the_plan_is_printed_first_and_the_path_last(
 def test_kuairand_lists_the_random_log_separately(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert synth.main(["kuairand", "--events", "20K", "--out", str(tmp_path), "--items", "5K"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "catalogue of 5,000 items" in lines[0]
+    assert "catalog of 5,000 items" in lines[0]
     assert lines[5].endswith("log_random_4_22_to_5_08_27k.csv  (74 rows, in addition to the events)")
     assert lines[6].endswith(f"5 files in {tmp_path / 'data'}")
     assert len(list((tmp_path / "data").iterdir())) == 5

@@ -164,7 +164,7 @@ def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path
 def test_finished_run_prints_so_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     printed = longplay(train_words(data, finished, *EVERY), tmp_path / "log")
-    assert "nothing left to do: train.max_epochs 4 done" in printed
+    assert "nothing left to do: train.max_epochs 4 reached" in printed
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 

@@ -191,4 +191,4 @@ def poison_one_rank(world: World, data: Path) -> tuple[str, bool]:
 def test_a_non_finite_value_on_one_rank_stops_all_ranks_before_the_update(data: Path) -> None:
     for message, unchanged in run_ranks(poison_one_rank, 2, data):
         assert unchanged
-        assert "is not finite at step 1 (epoch 0, step 0 of it, rows of lanes" in message
+        assert "is not finite at step 1 (epoch 0, step 0 of the epoch, rows of lanes" in message
