@@ -1,4 +1,4 @@
-"""Read the runs of sweeps and run folders, finished or not, from their files alone."""
+"""Read the runs of sweeps and run folders, finished or not, from their files."""
 
 import json
 import math
@@ -36,8 +36,8 @@ def collect(paths: Sequence[Path]) -> pl.DataFrame:
 
     Columns, null where unknown:
         run, folder: the run's name and folder.
-        source: name of the sweep or folder that was given and holds the run.
-        settings: equal for runs that differ in their seed alone.
+        source: name of the given sweep or folder that contains the run.
+        settings: equal for runs that differ only in their seed.
         grid, variant: what the sweep varies ("study": context lengths), and the value of that setting.
         state: finished, running, unfinished, failed or missing.
         error, progress: error line of a failed run; step and epoch of an unfinished one.
@@ -79,7 +79,7 @@ def _sweep_runs(sweep: Path) -> Iterator[Row]:
         saved = json.loads(file.read_text())
         jobs = [(name, dict(job), str(job["run"])) for name, job in saved["jobs"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{file}: cannot be read ({error}); restore it, or name the run folders") from None
+        raise ReportError(f"{file}: cannot be read ({error}); restore it, or give the run folders") from None
     for name, job, run in jobs:
         try:
             yield _sweep_run(sweep, name, job, sweep / run)
@@ -105,7 +105,7 @@ def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Row:
 
 
 def _logs(folder: Path, job_id: str) -> list[Path]:
-    """Return the logs of a job's ranks, rank 0's first; 5_1_0_log.out is not of job 5."""
+    """Return the logs of a job's ranks, rank 0's first; 5_1_0_log.out belongs to job 5_1."""
     name = re.compile(rf"{re.escape(job_id)}_(\d+)_log\.out")
     found = {int(match[1]): log for log in folder.glob("*_log.out") if (match := name.fullmatch(log.name))}
     return [found[rank] for rank in sorted(found)]
@@ -123,7 +123,7 @@ def _plain_run(path: Path, source: Path) -> Row:
         model, length, seed = settings["encoder"]["model"], settings["context_length"], settings["seed"]
         numbers = {"context_length": int(length), "seed": int(seed)}
     except (KeyError, TypeError, ValueError, IndexError):
-        raise ReportError(f"{path}/config.json: is damaged, or of another version") from None
+        raise ReportError(f"{path}/config.json: is damaged or was written by another version") from None
     same = {name: value for name, value in settings.items() if name not in _NOT_COMPARED}
     same["data"] = {name: value for name, value in settings.get("data", {}).items() if name != "seed"}
     newest_log = sorted((path / "logs").glob("*"), key=lambda log: -log.stat().st_mtime)[:1]
@@ -200,6 +200,6 @@ def _metrics(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _slurm_error(logs: Sequence[Path]) -> str | None:
-    """Return Slurm's message about a killed task, whose rank could print no error."""
+    """Return Slurm's message about a killed task, whose rank could not print an error."""
     killed = re.compile(r"srun: error: .*\btasks? |slurmstepd: error: .*\b(oom|OOM|killed)")
     return next((line.strip() for log in logs for line in since_start(log) if killed.match(line)), None)

@@ -1,4 +1,4 @@
-"""Parts of figures: panels, axes, points with error bars, legends and files."""
+"""Building blocks of figures: panels, axes, points with error bars, legends and files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from matplotlib.typing import LineStyleType
 
 from longplay.models.base.registry import ENCODERS
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, with markers for print in grey.
+# Okabe and Ito's colors, which color-blind readers can tell apart, with markers for grayscale print.
 _COLORS = ("#E69F00", "#D55E00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#000000", "#8A8A8A")
 _MARKERS = ("s", "D", "v", "^", "o", "P", "X", "*")
 _LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
-_DODGE = 0.012  # shift between models, as a share of the length, so that error bars do not hide each other
+_DODGE = 0.012  # relative shift between models along the length axis, so that error bars do not overlap
 _CHARACTERS_PER_INCH = 12
 MATPLOTLIB: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "longplay", "font.size": 10}
 """Settings under which figures are drawn and saved, so that the same runs give the same bytes."""
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def styles(groups: pl.DataFrame) -> dict[str, Style]:
-    """Return a style per label, in the order of the tables: colour by model, line by settings of a model."""
+    """Return a style per label, in the order of the tables: color by model, line by settings of a model."""
     found: dict[str, Style] = {}
     lines: dict[str, int] = {}
     encoders = list(ENCODERS)
@@ -53,7 +53,7 @@ def styles(groups: pl.DataFrame) -> dict[str, Style]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, as the name ends; the same bytes for the same runs.
+    """Write a figure as PNG or SVG, by the extension of `path`; the same runs give the same bytes.
 
     Raises:
         OSError: the file cannot be written.
@@ -104,7 +104,7 @@ def against_length(axes: Axes, groups: pl.DataFrame, column: str, style: Mapping
 
 
 def points(axes: Axes, means: Sequence[Point], style: Style) -> None:
-    """Draw the points that have a mean, joined by a line, with error bars if any has a deviation."""
+    """Draw the points that have a mean, joined by a line, with error bars if any point has a deviation."""
     there = [(x, mean, sd or 0.0) for x, mean, sd in means if mean is not None]
     deviations = [sd for _, _, sd in there]
     axes.errorbar(

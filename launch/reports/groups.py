@@ -1,4 +1,4 @@
-"""Means and sample standard deviations over runs that differ in their seed alone."""
+"""Means and sample standard deviations over runs that differ only in their seed."""
 
 import statistics
 
@@ -14,7 +14,7 @@ _SAME_NAME = ("dataset", "context_length", "label", "grid", "variant")
 
 
 def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
-    """Return a row per group: runs that differ in their seed alone.
+    """Return a row per group: runs that differ only in their seed.
 
     Each cost and metric has a column with the mean and a column NAME_sd with the sample standard deviation,
     null for a single value. `label` is unique among the groups of a dataset, length and variant. `member`
@@ -62,7 +62,7 @@ def _sd(values: pl.Series) -> float | None:
 
 
 def _with_unique_labels(groups: pl.DataFrame) -> pl.DataFrame:
-    """Add the source, or else the first run's name, in brackets to labels that several groups share."""
+    """Append the source, or else the first run's name, in parentheses to labels that several groups share."""
     alike = pl.len().over(*_SAME_NAME)
     by_source = pl.col("source").n_unique().over(*_SAME_NAME) == alike
     name = pl.when(by_source).then("source").otherwise("run")

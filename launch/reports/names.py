@@ -2,7 +2,7 @@
 
 from longplay.models.base.registry import ENCODERS
 
-_KIND_NAMES = {"full_unseen": "all items but those already seen", "full": "all items, those already seen too"}
+_KIND_NAMES = {"full_unseen": "all unseen items", "full": "all items, including those already seen"}
 
 
 def display_name(recipe: str) -> str:
@@ -11,7 +11,7 @@ def display_name(recipe: str) -> str:
 
 
 def kind_name(kind: str) -> str:
-    """Return the items that a target is ranked among."""
+    """Describe the items that a target is ranked among."""
     if kind.startswith("sampled"):
         return f"{kind.removeprefix('sampled')} sampled items"
     return _KIND_NAMES.get(kind, kind)

@@ -1,4 +1,4 @@
-"""The report's two pages, made from templates: Markdown with links to its figures, and one HTML file."""
+"""Render the report's two pages from templates: Markdown with links to its figures, and one HTML file."""
 
 import re
 from collections.abc import Sequence

@@ -131,7 +131,7 @@ def _curves(dataset: str, groups: pl.DataFrame, curves: Sequence[tuple[str, Row]
         name=f"time-{dataset}",
         title=f"{dataset}: accuracy against training time",
         caption="One curve per run; a circle marks the best validation, dashes a run that is not finished. "
-        "The time is that of training steps, without validation and saving.",
+        "The time is that of training steps only, without validation and saving.",
         figure=figure,
     )
 

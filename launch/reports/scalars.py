@@ -1,4 +1,4 @@
-"""Costs of a training and its validation metric over time, from a run's metrics.jsonl."""
+"""The costs and the validation metric over time of a training run, from its metrics.jsonl."""
 
 import math
 import statistics
@@ -17,9 +17,9 @@ COSTS = {
 }
 """The costs of a run, with their headers in tables.
 
-Memory is of the GPU, or of the process on a CPU: of rank 0 in training, of the rank with the highest peak in
-the evaluation. Seconds per epoch are the time of the median step, times the steps of an epoch. Events per
-second are of all ranks in the median step.
+Memory is that of the GPU, or of the process on a CPU: of rank 0 in training, and of the rank with the highest
+peak in the evaluation. Seconds per epoch are the median step time multiplied by the steps of an epoch. Events
+per second are counted over all ranks in the median step.
 """
 
 
@@ -92,7 +92,7 @@ def read_series(run: Path) -> RunSeries:
 
 
 def _training_seconds(step_ms: Series, until: int) -> float:
-    """Return the seconds of all steps up to `until`; a step without a log entry counts as the next logged."""
+    """Return the seconds of all steps up to `until`; an unlogged step counts as the next logged one."""
     seconds, before, pace = 0.0, 0, 0.0
     for step in sorted(step_ms):
         if step > until:

@@ -90,8 +90,8 @@ def efficiency_tables(groups: pl.DataFrame) -> Iterator[Table]:
             header=("context length", "model", *COSTS.values(), "ranks", "seeds"),
             rows=tuple(rows),
             num_names=2,
-            note=f"In brackets: the multiple of {display_name(REFERENCE)} at the same context length, on the "
-            "same kind and number of devices.",
+            note=f"In parentheses: the multiple of {display_name(REFERENCE)} at the same context length, on "
+            "the same kind and number of devices.",
         )
 
 
@@ -111,10 +111,10 @@ def runs_table(runs: pl.DataFrame) -> Table:
 
 
 def with_multiples(groups: pl.DataFrame) -> Iterator[tuple[Row, dict[str, float | None]]]:
-    """Yield each group with its costs as multiples of the reference model's, None where they do not compare.
+    """Yield each group with its costs as multiples of the reference model's, None if not comparable.
 
-    Groups compare if they have the same dataset, context length and grid, and if all that is known of their
-    devices and ranks is equal. The number of ranks is known once a run is evaluated.
+    Groups are comparable if they have the same dataset, context length and grid, and if nothing known about
+    their devices and ranks differs. The number of ranks is known once a run is evaluated.
     """
     references: dict[tuple[object, ...], Row] = {}
     for row in _rows(groups):

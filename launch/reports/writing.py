@@ -1,4 +1,4 @@
-"""Write a report: its two pages, its CSV files and its figures."""
+"""Write a report: two pages, CSV files and figures."""
 
 import re
 from collections import Counter
@@ -16,14 +16,14 @@ from longplay.launch.reports.plots import plots
 from longplay.launch.reports.tables import ablation_tables, accuracy_tables, efficiency_tables, runs_table
 
 _ACCURACY = (
-    "Of the test split, by the checkpoint that was best in validation: means over seeds ± one sample "
-    "standard deviation, the best of each context length in bold. HR@k is the share of users whose next item "
-    "is among the first k; NDCG@k also weighs its position."
+    "Metrics on the test split, for the checkpoint that was best in validation: means over seeds ± one "
+    "sample standard deviation, with the best of each context length in bold. HR@k is the share of users "
+    "whose next item is among the first k; NDCG@k also weights it by its position."
 )
 _EFFICIENCY = (
     "Memory is that of one rank: of its GPU, or of the whole process on a CPU. Seconds per epoch are the "
-    "time of the median step, times the steps of an epoch; they and events per second leave out validation "
-    "and saving. Runs that shared a machine with others are slower for it."
+    "median step time multiplied by the steps of an epoch. They and events per second exclude validation and "
+    "saving. Runs that shared a machine with other work are slower."
 )
 _FIGURES = ("accuracy-", "efficiency-", "time-", "ablation-")
 

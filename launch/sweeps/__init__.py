@@ -1,1 +1,1 @@
-"""Grids of runs: submit them, follow them, and run each as a job."""
+"""Grids of runs: submit them, watch them, and run each as a job."""

@@ -69,7 +69,10 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         "local)",
     )
     parser.add_argument(
-        "--max-parallel", type=int, metavar="N", help="jobs that run at once (default: all on Slurm, 1 local)"
+        "--max-parallel",
+        type=int,
+        metavar="N",
+        help="jobs that run at once (default: all on Slurm, 1 locally)",
     )
     parser.add_argument("--nodes", type=int, default=1, help="nodes of a job (default 1)")
     parser.add_argument(
@@ -85,7 +88,7 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_minutes,
         default=24 * 60,
         metavar="LIMIT",
-        help="time limit of one start: minutes, H:MM:SS or D-HH:MM:SS (default 24 h); requeued after it",
+        help="time limit of one start: minutes, H:MM:SS or D-HH:MM:SS (default 24 h); then requeued",
     )
     parser.add_argument(
         "--signal-delay",
@@ -101,7 +104,7 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LINE",
-        help="shell line before the ranks start, such as 'module load cuda'; may be repeated",
+        help="shell line to run before the ranks start, such as 'module load cuda'; may be repeated",
     )
 
 
@@ -122,7 +125,7 @@ def add_action_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_grid(args: argparse.Namespace, overrides: list[str], *, exists: bool) -> SweepGrid | None:
-    """Return the grid that the command names; None if it names no runs of a sweep that `exists`.
+    """Return the grid that the options describe; None if the sweep `exists` and no option selects runs.
 
     Raises:
         ConfigError: an option is malformed, or no dataset is named or found.
@@ -198,7 +201,7 @@ def parse_minutes(text: str) -> int:
 
 
 def _split(words: list[str] | None) -> list[str]:
-    """Split words that hold several values with commas between them."""
+    """Split words at commas."""
     return [part for word in words or () for part in word.split(",") if part]
 
 

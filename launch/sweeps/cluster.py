@@ -24,7 +24,7 @@ class Resources:
         time_min: time limit of one start; a longer run saves before the limit and is requeued.
         signal_delay_s: seconds before the limit at which the run receives the signal to save.
         setup: shell lines that run before the ranks start, such as `module load`.
-        max_parallel: number of jobs that may run at once; None means all on Slurm and 1 on this machine.
+        max_parallel: number of jobs that may run at once; None = all on Slurm and 1 on this machine.
     """
 
     nodes: int = 1
@@ -81,7 +81,7 @@ class QueueState:
 
 @contextlib.contextmanager
 def outer_job_hidden() -> Iterator[None]:
-    """Hide the Slurm job or torchrun around this process; keep SLURM_CONF and the SBATCH_ variables."""
+    """Unset the variables of a Slurm job or torchrun around this process, except SLURM_CONF and SBATCH_*."""
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""`longplay sweep --dry-run`: the runs of a grid with their steps and memory, without submitting any."""
+"""`longplay sweep --dry-run`: list the runs of a grid with their steps and memory; submit none."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ _VERSION = 1
 
 
 class SweepFolder:
-    """Reads and writes sweep.json; `jobs` and `submissions` are keyed by name, in the order of addition."""
+    """Read and write sweep.json; `jobs` and `submissions` are keyed by name, in the order of addition."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -45,7 +45,7 @@ class SweepFolder:
         if self.file.exists():
             self._read()
         elif self.path.exists() and (not self.path.is_dir() or any(self._others())):
-            raise ConfigError(f"--out {path}: is not empty and not the folder of a sweep; give another one")
+            raise ConfigError(f"--out {path}: is neither empty nor a sweep folder; give another one")
 
     def _others(self) -> Iterator[Path]:
         return (item for item in self.path.iterdir() if not is_lock_file(item))
@@ -90,7 +90,7 @@ class SweepFolder:
             raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 
     def add(self, specs: Iterable[SweepJobSpec]) -> list[SweepJobSpec]:
-        """Add jobs and return them; a job that exists already must have the same dataset and settings.
+        """Add jobs and return them; an existing job must have the same dataset and settings.
 
         Raises:
             ConfigError: a job exists with another dataset or other settings.
@@ -131,7 +131,9 @@ class SweepFolder:
         submission = self.submissions.get(name)
         if submission is None:
             return []
-        of_rank = re.compile(rf"{re.escape(submission.job_id)}_\d+_log\.out")  # 5_1_0_log.out is not of job 5
+        of_rank = re.compile(
+            rf"{re.escape(submission.job_id)}_\d+_log\.out"
+        )  # 5_1_0_log.out belongs to job 5_1
         logs = (path for path in self.submitit.glob("*_log.out") if of_rank.fullmatch(path.name))
         return sorted(logs, key=lambda path: (len(path.name), path.name))
 
@@ -147,7 +149,7 @@ class SweepFolder:
             lock = FolderLock(self.path)
         except FolderLockedError:
             raise ConfigError(
-                f"--out {self.path}: another sweep command uses this folder; watch it with --status, "
+                f"--out {self.path}: another sweep command is using this folder; watch it with --status, "
                 "end it with --cancel"
             ) from None
         except OSError as error:

@@ -38,11 +38,11 @@ class SweepGrid:
 
     Attributes:
         grid: one of GRIDS.
-        context_lengths: empty means each recipe's own.
+        context_lengths: empty = each recipe's own.
         datasets: (label, folder or URL) of each dataset.
         overrides: settings of every run, in the form of `longplay train RECIPE --section.name VALUE`.
         slots_per_step: number of slots in a step at every context length; data.rows_per_step follows from it.
-            None means the recipe's rows.
+            None = the recipe's rows.
     """
 
     grid: str = "study"
@@ -54,7 +54,7 @@ class SweepGrid:
     slots_per_step: int | None = None
 
     def jobs(self) -> list["SweepJobSpec"]:
-        """Return every run of the grid, with checked settings.
+        """Return every run of the grid, with validated settings.
 
         Raises:
             ConfigError: a recipe or setting does not exist, or the grid itself sets it.
@@ -129,7 +129,9 @@ class SweepJobSpec:
 
 
 def named_datasets(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return (label, place) of each `DIR`, `URL` or `NAME=DIR`; the default label is the folder's name.
+    """Return (label, absolute path or URL) of each `DIR`, `URL` or `NAME=DIR`.
+
+    The default label is the folder's name.
 
     Raises:
         ConfigError: two datasets have the same label, or a folder holds no dataset.

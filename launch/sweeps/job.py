@@ -48,7 +48,7 @@ class SweepJob:
     imports: tuple[str, ...] = ()
 
     def __call__(self) -> None:
-        """Do the job and exit with its code unless that is 0."""
+        """Run the job and exit with its code unless that is 0."""
         _set_rank_variables()
         before = _exit_on_signals()
         try:
@@ -65,10 +65,10 @@ class SweepJob:
             sys.exit(code)
 
     def train_and_evaluate(self) -> int:
-        """Do the steps that are not done yet and return the exit code."""
+        """Train and evaluate, without repeating what is done, and return the exit code."""
         _change_port()
         code = exit_code_of(self._train)
-        _exit_on_signals()  # training has set handlers of its own
+        _exit_on_signals()  # training has set its own handlers
         for split in SPLITS:
             file = evaluation_file(Path(self.run), split)
             if code or file.is_file():
@@ -104,13 +104,13 @@ def is_finished(run: Path) -> bool:
 
 
 def _exit_on_signals() -> dict[int, Any]:
-    """Exit on SIGUSR1 and SIGTERM, because only training has state to save; return the former handlers."""
+    """Exit on SIGUSR1 and SIGTERM, because only training has state to save; return the previous handlers."""
     codes: dict[int, int] = {signal.SIGUSR1: EXIT_REQUEUE, signal.SIGTERM: 128 + signal.SIGTERM}
     return {each: signal.signal(each, lambda number, _: sys.exit(codes[number])) for each in codes}
 
 
 def _set_rank_variables() -> None:
-    """Set the ranks' variables for `distributed.runtime.world` if submitit started them without Slurm."""
+    """Set the variables that `runtime.world` reads, if submitit started the ranks without Slurm."""
     try:
         environment = JobEnvironment()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Read the log of a sweep's job: its last start, and the first error after it. Imports no torch."""
+"""Read the log of a sweep's job: its last start, and the first error after it. Does not import torch."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _PYTHON_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b.*:")
 
 
 def tail(path: Path) -> str:
-    """Return the last 64 KiB of a file as text, "" if it cannot be read."""
+    """Return the last 64 KiB of a file as text; "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
@@ -29,7 +29,7 @@ def since_start(log: Path) -> list[str]:
 
 
 def last_error(logs: Iterable[Path]) -> str | None:
-    """Return the first error that any rank printed after the last start; others mostly follow from it."""
+    """Return the first error that any rank printed after the last start; others usually follow from it."""
     for log in logs:
         for line in since_start(log):
             if "longplay: error" in line:

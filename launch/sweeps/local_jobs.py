@@ -1,4 +1,4 @@
-"""A sweep's jobs on this machine: each in processes of its own, or in this process."""
+"""A sweep's jobs on this machine: in separate processes, or in this process."""
 
 import os
 import signal
@@ -17,9 +17,9 @@ _YEAR_MIN = 525_600
 
 
 class LocalQueue:
-    """Runs jobs on this machine, at most `resources.max_parallel` at once.
+    """Run jobs on this machine, at most `resources.max_parallel` at once.
 
-    A context manager: its exit sends SIGTERM to the jobs that still run, which save, and waits for their end.
+    A context manager: leaving it sends SIGTERM to the running jobs, which save, and waits until they end.
 
     Args:
         folder: where submitit keeps its files and the logs.
@@ -69,7 +69,7 @@ class LocalQueue:
             stderr_to_stdout=True,
             setup=list(self.resources.setup),
         )
-        # Ctrl-C must reach this process alone, which then stops its jobs.
+        # Ctrl-C must reach only this process, which then stops its jobs.
         with outer_job_hidden(), interrupts_blocked():
             handle = executor.submit(job)
         host = socket.gethostname()

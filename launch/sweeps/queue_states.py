@@ -1,4 +1,4 @@
-"""Query and cancel the jobs of a sweep, wherever they were submitted."""
+"""Query and cancel the jobs of a sweep, on Slurm and on this machine."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,13 +9,13 @@ from longplay.launch.sweeps.slurm_jobs import cancel_on_slurm, slurm_states
 
 
 def queue_states(submissions: Iterable[Submission], folder: Path) -> dict[str, QueueState]:
-    """Return the states of the jobs that their cluster still has, by job id.
+    """Return the states of the jobs that their cluster still lists, by job id.
 
     Args:
         folder: the sweep's submitit folder.
 
     Raises:
-        ConfigError: Slurm does not answer.
+        ConfigError: Slurm does not respond.
     """
     submissions = list(submissions)
     slurm = [each.job_id for each in submissions if each.cluster == "slurm"]

@@ -17,7 +17,7 @@ start_outcome() { # FOLDER
   rm -f "$LONGPLAY_OUTCOME"
 }
 
-# Slurm sends TERM for scancel and for a preemption, and decides itself whether the job starts again.
+# Slurm sends TERM for scancel and for preemption, and requeues a preempted job itself.
 terminated=''
 trap 'terminated=1' TERM
 
@@ -27,7 +27,7 @@ requeue_if_saved() {
   rm -f "$LONGPLAY_OUTCOME"
   ((restarts < MAX_REQUEUES)) ||
     fail 75 "requeued $restarts times, the limit MAX_REQUEUES; submit again to resume"
-  info "saved; back into the queue"
+  info "saved; requeuing the job"
   # The job id of one task of an array may be the id of the whole array.
   [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   answer=$(scontrol requeue "$job" 2>&1)

@@ -37,7 +37,7 @@ def run_one_by_one(folder: SweepFolder, jobs: list[SweepJob], resources: Resourc
 
 
 def run_in_processes(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> int:
-    """Run the jobs in processes of their own, wait for them, and return the command's exit code."""
+    """Run the jobs in separate processes, wait for them, and return the command's exit code."""
     _check_one_node(resources, "local")
 
     def started(job: SweepJob, submission: Submission) -> None:
@@ -65,4 +65,4 @@ def run_in_processes(folder: SweepFolder, jobs: list[SweepJob], resources: Resou
 
 def _check_one_node(resources: Resources, cluster: str) -> None:
     if resources.nodes > 1:
-        raise ConfigError(f"--nodes {resources.nodes}: --cluster {cluster} has one node")
+        raise ConfigError(f"--nodes {resources.nodes}: --cluster {cluster} runs on one node; set --nodes 1")

@@ -27,8 +27,8 @@ from longplay.launch.sweeps.cluster import (
 )
 from longplay.launch.sweeps.job import SweepJob
 
-_NOT_SHARED = 66  # exit code of a job on a node that does not see the sweep's folder
-_ANSWER_S = 60.0  # time limit of Slurm's commands
+_NOT_SHARED = 66  # exit code of a job on a node where the sweep's folder does not exist
+_TIMEOUT_S = 60.0  # of Slurm's commands
 _HERE = Path(__file__).parent
 
 
@@ -36,7 +36,7 @@ def choose_cluster(requested: ClusterName | None) -> ClusterName:
     """Return `requested`, or "slurm" where Slurm is set up and "local" elsewhere.
 
     Raises:
-        ConfigError: Slurm was requested, or is set up, and does not answer.
+        ConfigError: Slurm was requested, or is set up, and does not respond.
     """
     if requested in ("local", "debug"):
         return requested
@@ -44,7 +44,7 @@ def choose_cluster(requested: ClusterName | None) -> ClusterName:
         if requested is None:
             return "local"
         raise ConfigError("--cluster slurm: no sbatch on this machine; use a login node or --cluster local")
-    done = _ask("scontrol", "ping")
+    done = _run_slurm("scontrol", "ping")
     answer = " ".join((done.stdout + done.stderr).split())
     if done.returncode == 0 and " UP" in answer:
         if not shutil.which("srun"):
@@ -55,7 +55,7 @@ def choose_cluster(requested: ClusterName | None) -> ClusterName:
     if requested is None and ("configuration source" in answer or "slurm.conf" in answer):
         return "local"  # Slurm's commands are installed, but no cluster is configured
     raise ConfigError(
-        f"Slurm's controller does not answer ({answer[:200]}); try later or use --cluster local"
+        f"Slurm's controller does not respond ({answer[:200]}); try later or use --cluster local"
     )
 
 
@@ -65,7 +65,7 @@ def submit_to_slurm(
     """Submit the jobs as one array.
 
     Args:
-        folder: where submitit keeps its files and the logs; every node must see it.
+        folder: where submitit keeps its files and the logs; all nodes must share it.
         name: name of the array.
 
     Raises:
@@ -130,27 +130,27 @@ def _setup(folder: Path, resources: Resources) -> list[str]:
 
 
 def _refusal(answer: str, resources: Resources) -> str:
-    """Return why sbatch refused, in one line; for an unknown partition, with those that exist."""
+    """Return sbatch's reason in one line; for an unknown partition, list the existing ones."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in answer.splitlines() if line.strip()]
     reason = next((line for line in lines if "failed:" in line), lines[-1] if lines else "no reason given")
     reason = reason.rpartition("failed: ")[2]
     if "partition" in reason.lower():
-        partitions = sorted(set(_ask("sinfo", "--noheader", "--format=%R").stdout.split()))
+        partitions = sorted(set(_run_slurm("sinfo", "--noheader", "--format=%R").stdout.split()))
         return f"--partition {resources.partition}: {reason}; available: {', '.join(partitions) or 'none'}"
-    return f"sbatch refuses: {reason}"
+    return f"sbatch rejected the jobs: {reason}"
 
 
 def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
     """Return the states of the jobs that squeue or sacct list, by job id.
 
     Raises:
-        ConfigError: Slurm does not answer.
+        ConfigError: Slurm does not respond.
     """
     arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
     words = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(arrays)}"]
-    done = _ask(*words, "--format=%i|%T|%N|%r")
+    done = _run_slurm(*words, "--format=%i|%T|%N|%r")
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise ConfigError(f"Slurm does not answer: {' '.join(done.stderr.split())[:200]}; try later")
+        raise ConfigError(f"Slurm does not respond: {' '.join(done.stderr.split())[:200]}; try later")
     found: dict[str, QueueState] = {}
     for line in done.stdout.splitlines():
         job_id, state, node, reason = line.strip().split("|", 3)
@@ -160,7 +160,7 @@ def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
         watcher = SlurmInfoWatcher()
         for job_id in gone:
             watcher.register_job(job_id)
-        done = _ask("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
+        done = _run_slurm("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
         for job_id, info in watcher.read_info(done.stdout).items():
             if job_id in gone and info.get("State"):
                 found[job_id] = QueueState(
@@ -175,16 +175,16 @@ def cancel_on_slurm(job_ids: Iterable[str]) -> None:
     Raises:
         ConfigError: scancel fails.
     """
-    done = _ask("scancel", *job_ids)
+    done = _run_slurm("scancel", *job_ids)
     if done.returncode:
         raise ConfigError(f"scancel: {' '.join(done.stderr.split())[:200]}")
 
 
-def _ask(*words: str) -> subprocess.CompletedProcess[str]:
+def _run_slurm(*words: str) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=_ANSWER_S)
+        return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"{words[0]}: no answer from Slurm in {_ANSWER_S:.0f} s; try later") from None
+        raise ConfigError(f"{words[0]}: no response from Slurm in {_TIMEOUT_S:.0f} s; try later") from None
     except FileNotFoundError:
         raise ConfigError(f"{words[0]}: not found; install Slurm's client commands") from None

@@ -15,7 +15,7 @@ from longplay.launch.sweeps.job import is_finished
 from longplay.launch.sweeps.job_log import STARTS, STOPPED, last_error, since_start, tail
 from longplay.launch.sweeps.queue_states import queue_states
 
-# Slurm's reasons for a pending job that resolve by themselves; others may need different options.
+# Slurm's pending reasons that resolve by themselves; other reasons may need different options.
 _USUAL_REASONS = (
     "",
     "Priority",
@@ -27,7 +27,7 @@ _USUAL_REASONS = (
     "NonZeroExitCode",
 )
 _ENDINGS = {
-    "CANCELLED": "cancelled",
+    "CANCELLED": "canceled",
     "TIMEOUT": "out of time",
     "OUT_OF_MEMORY": "out of memory",
     "NODE_FAIL": "lost its node",
@@ -41,7 +41,7 @@ class JobStatus:
     Attributes:
         state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved; resumes when
             submitted again), "failed", or another way in which it ended.
-        live: whether its cluster still has it; a live job is not submitted again.
+        live: whether it is still queued or running; a live job is not submitted again.
         step, total: steps done and planned, if known.
         metric: best value of `train.metric` in validation so far.
         node: where it runs or ran last.
@@ -64,7 +64,7 @@ def sweep_status(folder: SweepFolder) -> list[JobStatus]:
     """Return the status of every job, in the order of sweep.json.
 
     Raises:
-        ConfigError: Slurm does not answer.
+        ConfigError: Slurm does not respond.
     """
     unfinished = [
         submission
@@ -106,14 +106,14 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
 
 
 def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> tuple[str, str | None]:
-    """Return state and error of an unfinished job that its cluster no longer has."""
+    """Return the state and the error of an unfinished job that is neither queued nor running."""
     logs = folder.logs(name)
     error = last_error(logs)
     lines = since_start(logs[0]) if logs else []
     if queued is not None and queued.state in _ENDINGS:
         return _ENDINGS[queued.state], error
     if queued is None and not logs:
-        return "cancelled", None  # Slurm drops a task of an array that is cancelled before it starts
+        return "canceled", None  # Slurm drops a task of an array that is canceled before it starts
     if error is None and STOPPED in lines:
         return "stopped", None
     began = any(STARTS in tail(log) for log in logs[:1])
@@ -137,7 +137,7 @@ def _node(folder: SweepFolder, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a training, read from its run folder; None where unknown."""
+    """Training progress, read from the run folder; None where unknown."""
 
     step: int | None = None
     total: int | None = None

@@ -65,7 +65,7 @@ def cancel_sweep(folder: SweepFolder) -> int:
         os.kill(holder, signal.SIGTERM)  # the sweep command stops its jobs, which save, and starts no others
     else:
         cancel(submissions, folder.submitit)
-    print(f"cancelled {len(live)} jobs; to resume them: longplay sweep --out {folder.path}", flush=True)
+    print(f"canceled {len(live)} jobs; to resume them: longplay sweep --out {folder.path}", flush=True)
     return 0
 
 

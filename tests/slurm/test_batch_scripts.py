@@ -63,7 +63,7 @@ def workspace(slurm_cluster: LocalCluster, tmp_path: Path) -> Workspace:
 
 
 def errors(text: str) -> list[str]:
-    """Return the error lines, without those of slurmstepd about a requeued or cancelled job."""
+    """Return the error lines, without those of slurmstepd about a requeued or canceled job."""
     lines = [line for line in text.splitlines() if not line.startswith("slurmstepd")]
     return [line for line in lines if "error" in line.lower()]
 
@@ -105,7 +105,7 @@ def test_a_job_that_saved_is_requeued(workspace: Workspace) -> None:
     job = workspace.submit("save_once", RANKS_PER_NODE=1)
     workspace.wait_for_ranks(job, 2)
     workspace.cluster.call("scancel", "--signal=USR1", job.number)
-    job.wait(lambda: "back into the queue" in job.printed(), "requeue")
+    job.wait(lambda: "requeuing the job" in job.printed(), "requeue")
     assert job.wait_for_end() == "COMPLETED", job.printed()
     assert "start 2: ml1m" in job.printed()
     assert errors(job.printed()) == []
@@ -115,7 +115,7 @@ def test_the_signal_before_the_time_limit_reaches_every_rank(workspace: Workspac
     job = workspace.submit("save_once")
     workspace.wait_for_ranks(job, 4)
     workspace.cluster.call("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait(lambda: "back into the queue" in job.printed(), "requeue")
+    job.wait(lambda: "requeuing the job" in job.printed(), "requeue")
     assert job.wait_for_end() == "COMPLETED", job.printed()
 
 
@@ -125,7 +125,7 @@ def test_scancel_ends_a_job_without_a_requeue(workspace: Workspace) -> None:
     workspace.cluster.call("scancel", job.number)
     assert job.wait_for_end() == "CANCELLED"
     assert job.printed().splitlines()[-1] == "longplay: stopped by Slurm; submit again to resume"
-    assert "back into the queue" not in job.printed()
+    assert "requeuing the job" not in job.printed()
 
 
 def test_a_killed_rank_ends_the_job(workspace: Workspace) -> None:

@@ -86,7 +86,7 @@ def ranks_of(job: Job) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_array_and_repeating_it_finishes_cancelled_and_killed_jobs(
+def test_a_sweep_is_one_array_and_repeating_it_finishes_canceled_and_killed_jobs(
     cluster: LocalCluster, data: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     out = tmp_path / "my sweep"
@@ -100,23 +100,23 @@ def test_a_sweep_is_one_array_and_repeating_it_finishes_cancelled_and_killed_job
     array = {submission.job_id.partition("_")[0] for submission in before.submissions.values()}
     assert len(array) == 1
 
-    cancelled, killed = "data-moematrrec-L40-s0", "data-gru4rec-L20-s0"
-    cluster.call("scancel", before.submissions[cancelled].job_id)
+    canceled, killed = "data-moematrrec-L40-s0", "data-gru4rec-L20-s0"
+    cluster.call("scancel", before.submissions[canceled].job_id)
     victim = job_of(cluster, out, killed)
     victim.wait(lambda: (out / "runs" / killed / "metrics.jsonl").exists(), "first step")
     signal_all(ranks_of(victim), signal.SIGKILL)
     code, printed = sweep(*words, "--models", "recmamba", "--context-lengths", 40)
     assert "1 runs, 1 finished or in progress, none to submit" in printed
     found = wait_for_end(out)
-    assert {name for name, status in found.items() if status.state != "finished"} == {cancelled, killed}
-    assert (found[cancelled].state, found[killed].state) == ("cancelled", "failed")
+    assert {name for name, status in found.items() if status.state != "finished"} == {canceled, killed}
+    assert (found[canceled].state, found[killed].state) == ("canceled", "failed")
     assert str(found[killed].error).startswith("ended as FAILED")
 
     code, printed = sweep(*words, "--wait")
     assert code == 0, printed
     after = SweepFolder(out)
     again = {name for name in after.jobs if after.submissions[name] != before.submissions[name]}
-    assert again == {cancelled, killed}
+    assert again == {canceled, killed}
     assert "finished all 10 runs" in printed
     for spec in after.jobs.values():
         saved = json.loads(evaluation_file(spec.run(out), "test").read_text())
@@ -171,10 +171,10 @@ def test_cancel_ends_all_jobs_of_a_sweep(
     assert statuses(out)["data-gru4rec-L40-s0"].node.startswith("node")
     code, printed = sweep("--out", out, "--cancel")
     assert code == 0
-    assert "cancelled 2 jobs" in printed
+    assert "canceled 2 jobs" in printed
     job.wait(lambda: not any(status.live for status in statuses(out).values()), "end")
     code, printed = sweep("--out", out, "--status")
-    assert "2 runs: 2 cancelled" in printed
+    assert "2 runs: 2 canceled" in printed
 
 
 def test_a_folder_that_nodes_do_not_share_is_reported(
@@ -193,7 +193,7 @@ def test_a_folder_that_nodes_do_not_share_is_reported(
     ("words", "message"),
     [
         (["--partition", "gpu"], "--partition gpu: Invalid partition name specified; available: high, main"),
-        (["--constraint", "tpu"], "sbatch refuses: Invalid feature specification"),
+        (["--constraint", "tpu"], "sbatch rejected the jobs: Invalid feature specification"),
         (["--models", "sasreck"], "recipe 'sasreck': unknown; did you mean sasrec?"),
     ],
 )
@@ -217,5 +217,5 @@ def test_a_dead_controller_is_a_one_line_error(
     monkeypatch.setenv("SLURM_CONF", str(conf))
     code, printed = sweep("--data", data, "--out", tmp_path / "sweep")
     assert code == 2
-    assert printed.startswith("longplay: error: Slurm's controller does not answer")
+    assert printed.startswith("longplay: error: Slurm's controller does not respond")
     assert len(printed.splitlines()) == 1
