@@ -132,7 +132,7 @@ def test_a_larger_grid_adds_jobs_and_other_settings_are_refused(data: Path, tmp_
 
 def test_a_folder_without_a_sweep_must_be_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="neither empty nor a sweep folder"):
         SweepFolder(tmp_path)
 
 
