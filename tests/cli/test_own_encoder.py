@@ -134,7 +134,9 @@ def test_a_sweep_imports_it_in_its_jobs(folder: Path) -> None:
     (done,) = (folder / "sweep" / "runs").glob("*/evaluation/test.json")
     assert json.loads(done.read_text())["step"] == 2
     again = ("sweep", "--out", "sweep", "--status")
-    assert refused(folder, *again).endswith(f"sweep: needs modules of your own; add --import {MODULE}")
+    assert refused(folder, *again).endswith(
+        f"sweep: needs modules that are not imported; add --import {MODULE}"
+    )
     assert "1 finished" in succeed(folder, *again, "--import", MODULE)
 
 
