@@ -2,5 +2,5 @@
 
 import os
 
-# PyTorch's profiler announces its start and stop in two lines of its own; it reads this when it is loaded.
+# Keeps PyTorch's profiler from printing when it starts and stops. It must be set before torch is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -1,4 +1,4 @@
-"""The daemons of a local cluster: started, recorded in daemons.json, stopped."""
+"""Start, record in daemons.json, and stop the daemons of a local cluster."""
 
 import json
 import os

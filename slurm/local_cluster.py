@@ -2,7 +2,7 @@
 
 munge, slurmctld, one slurmd per node and, for `sacct`, slurmdbd on MariaDB run as root from one folder. The
 host's own Slurm, munge and MariaDB are neither read nor changed. Each node is a slurmd in its own namespaces:
-it has its own hostname and its own ROOT/scratch, invisible to the other nodes, and its processes end with it.
+it has its own hostname and its own ROOT/scratch, hidden from the other nodes, and its processes end with it.
 Jobs in the partition `high` preempt jobs in `main`, which are requeued.
 """
 
@@ -25,11 +25,11 @@ from cluster_processes import free_ports, is_listening
 _PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
 _ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-_SOCKETPATH_LIMIT = 107  # bytes of a Unix socket's path
+_SOCKET_PATH_LIMIT = 107  # bytes in the path of a Unix socket
 
 
 def missing_requirement(*, accounting: bool = True) -> str | None:
-    """Return why no cluster can start here, and the remedy, in one line; None if one can start."""
+    """Return in one line why no cluster can start here, and the remedy; None if one can start."""
     needed = _PROGRAMS | (_ACCOUNTING_PROGRAMS if accounting else {})
     missing = sorted({package for program, package in needed.items() if not which(program)})
     if missing:
@@ -58,14 +58,14 @@ class LocalCluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """This process's environment with SLURM_CONF, which is all that Slurm's commands need."""
+        """This process's environment with SLURM_CONF, the only variable that Slurm's commands need."""
         return dict(os.environ, SLURM_CONF=str(self.conf), PATH=PATH)
 
     def call(self, *words: str, timeout_s: float = 60.0) -> str:
         """Run one of Slurm's commands and return its output.
 
         Raises:
-            ClusterError: it failed.
+            ClusterError: the command failed.
         """
         done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=timeout_s)
         if done.returncode:
@@ -80,7 +80,7 @@ class LocalCluster:
         Does nothing if all daemons run; if only some run, stops them first.
 
         Raises:
-            ClusterError: it cannot start here, or a daemon exited; all daemons are stopped again.
+            ClusterError: the cluster cannot start here, or a daemon exited; all daemons are then stopped.
         """
         running = self.running()
         if running and all(running.values()):
@@ -100,7 +100,7 @@ class LocalCluster:
         if re.search(r"[\s\"'#=,%\\]", str(self.root)):
             return f"{self.root}: slurm.conf allows no path with spaces or any of \"'#=,%\\; give another"
         socket_path = self.root / "munge" / "munge.sock.2"
-        if len(os.fsencode(socket_path)) > _SOCKETPATH_LIMIT:
+        if len(os.fsencode(socket_path)) > _SOCKET_PATH_LIMIT:
             return f"{self.root}: is too long for Unix sockets; give a path of at most 80 characters"
         return None
 

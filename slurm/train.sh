@@ -10,9 +10,9 @@ set -uo pipefail
 source "$LONGPLAY_HOME/launch/sweeps/requeue.sh"
 
 RECIPE=${RECIPE:-$1}                   # see docs/guides/train.md
-DATA=${DATA:-$LONGPLAY_HOME/data/$2}   # made by `longplay prepare`; on a file system that all nodes share
+DATA=${DATA:-$LONGPLAY_HOME/data/$2}   # written by `longplay prepare`; on a file system that all nodes share
 RUN=${RUN:-$LONGPLAY_HOME/runs/$1}     # checkpoints, metrics, TensorBoard, logs; shared too
-VENV=${VENV:-$LONGPLAY_HOME/.venv}     # made by `make install`
+VENV=${VENV:-$LONGPLAY_HOME/.venv}     # created by `make install`
 PYTHON=${PYTHON:-$VENV/bin/python}     # on every node
 SETUP=${SETUP:-}                       # a file to source first, for example one that runs `module load`
 SRUN_ARGS=${SRUN_ARGS:-}               # more options for srun, separated by spaces, for example for a container
@@ -71,7 +71,7 @@ info "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $RECIPE on $S
   "$((nodes * ranks)) ranks; log: $log" | tee -a "$log"
 begin=$(stat -c %s "$log")
 if [[ -z $caught ]]; then
-  # The text of rank.sh, because a container may not have the checkout.
+  # Pass the text of rank.sh, because the checkout may be missing in a container.
   srun "${srun_args[@]}" --nodes="$nodes" --ntasks="$((nodes * ranks))" --ntasks-per-node="$ranks" \
     --cpus-per-task="$cpus_per_rank" --kill-on-bad-exit=1 \
     bash -c "$(< "$LONGPLAY_HOME/launch/sweeps/rank.sh")" rank \
@@ -98,7 +98,7 @@ if [[ -n $terminated ]]; then
   exit 143
 fi
 requeue_if_saved
-[[ ! -s $LONGPLAY_OUTCOME ]] || code=$(< "$LONGPLAY_OUTCOME") # of the first failed rank; srun returns the largest code
+[[ ! -s $LONGPLAY_OUTCOME ]] || code=$(< "$LONGPLAY_OUTCOME") # of the first rank that failed; srun returns the largest code
 rm -f "$LONGPLAY_OUTCOME"
 reason=$(tail -c "+$((begin + 1))" "$log" | grep -a 'longplay: error\|Error:' | head -n 1)
 reason=${reason:-$(tail -n 1 "$log")}

@@ -1,4 +1,4 @@
-"""Wrong input is one line that names the place and the remedy, with exit code 2; no file changes."""
+"""Invalid input: one line with the place and the remedy, exit code 2, and no changed file."""
 
 import json
 import re
@@ -46,7 +46,7 @@ Refuse = Callable[..., None]
 
 @pytest.fixture
 def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Return a check that a command prints one line that matches `pattern` and changes no file."""
+    """Return a function that checks that a command prints one line matching `pattern` and changes no file."""
 
     def check(*words: object, pattern: str) -> None:
         capsys.readouterr()

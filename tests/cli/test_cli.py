@@ -17,7 +17,7 @@ from longplay.launch.settings.arguments import options_of_settings
 
 
 def run_to_exit(words: list[str]) -> int:
-    """Run a command that ends with SystemExit, as argparse ends it, and return the exit code."""
+    """Run a command that argparse ends with SystemExit, and return the exit code."""
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert isinstance(stopped.value.code, int)
@@ -30,7 +30,7 @@ def test_help_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith("usage: longplay")
 
 
-def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     printed = capsys.readouterr().out
     assert all(f"  {command} " in printed for command in COMMANDS)
@@ -66,7 +66,7 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         ("config", "the following arguments are required: RECIPE"),
     ],
 )
-def test_a_wrong_word_is_one_line_with_the_nearest_right_one(
+def test_a_misspelled_word_is_reported_in_one_line_with_the_nearest_match(
     words: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words.split()) == 2
@@ -137,7 +137,7 @@ def test_bash_completes_commands_recipes_settings_and_values(tmp_path: Path) -> 
     ],
     ids=["wrong input", "file", "not finite", "interrupt"],
 )
-def test_an_error_is_one_line_and_an_exit_code(
+def test_an_error_prints_one_line_and_sets_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
 ) -> None:
     def fail(*_: object) -> int:

@@ -1,4 +1,4 @@
-"""The setting chooses the device: on a machine with a GPU, `cpu` runs everything without CUDA."""
+"""`--train.device cpu` runs everything without CUDA, even on a machine with a GPU."""
 
 import json
 import subprocess
@@ -10,13 +10,13 @@ from support.runs import small_dataset
 
 from longplay.data_shards.storage.dataset import Dataset
 
-# torch finds a GPU, and any use of it fails.
-PRETEND = """
+# A process in which torch reports a GPU, and any use of CUDA fails.
+FAKE_GPU = """
 import json, sys
 import torch
 
 def touch(*args, **kwargs):
-    raise AssertionError("CUDA is touched")
+    raise AssertionError("CUDA is used")
 
 torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: 1
@@ -42,7 +42,7 @@ def test_cpu_runs_without_cuda_on_a_machine_with_a_gpu(tmp_path: Path) -> None:
         ["recommend", str(run), "--history", str(history), "--device", "cpu", "--json"],
     ]
     done = subprocess.run(
-        [sys.executable, "-c", PRETEND, json.dumps(commands)],
+        [sys.executable, "-c", FAKE_GPU, json.dumps(commands)],
         capture_output=True,
         text=True,
         timeout=180,

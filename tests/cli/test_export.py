@@ -95,7 +95,9 @@ def test_the_files_hold_the_checkpoint_in_item_order(run: Path, data: Path, expo
     assert items.equals(pl.read_parquet(data / "items.parquet").select(items.columns).cast(items.schema))  # pyright: ignore[reportArgumentType] -- a schema is a mapping
 
 
-def test_recommendations_equal_the_commands(run: Path, data: Path, exported: Path, tmp_path: Path) -> None:
+def test_recommendations_equal_those_of_the_command(
+    run: Path, data: Path, exported: Path, tmp_path: Path
+) -> None:
     model = package.load(exported)
     several = histories(data, 3)
     for number, history in enumerate(several):
@@ -111,7 +113,7 @@ def test_recommendations_equal_the_commands(run: Path, data: Path, exported: Pat
     assert item_ids.tolist() == [one["item_id"] for one in expected]
 
 
-def test_a_batch_gives_what_each_history_alone_gives(data: Path, exported: Path) -> None:
+def test_a_batch_gives_the_same_as_each_history_alone(data: Path, exported: Path) -> None:
     model = package.load(exported)
     several = histories(data, 12)
     item_ids, scores = model.recommend(several, top=10)
@@ -321,7 +323,7 @@ assert not any(name.startswith(("longplay.distributed", "longplay.launch")) for 
     assert json.loads(done.stdout) == package.load(exported).recommend(history, top=3)[0].tolist()
 
 
-def test_the_table_is_mapped_and_not_copied(exported: Path) -> None:
+def test_the_table_is_memory_mapped_not_copied(exported: Path) -> None:
     model = package.load(exported)
     assert isinstance(model, ExportedModel)
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(exported) in line]

@@ -64,7 +64,7 @@ def test_a_fault_on_one_rank_ends_all_ranks_and_the_last_line_names_the_cause(
     assert not problems
 
 
-def test_rank_0_killed_ends_the_others(tmp_path: Path, data: Path) -> None:
+def test_killing_rank_0_ends_the_other_ranks(tmp_path: Path, data: Path) -> None:
     command = Command(
         words(data, tmp_path / "run"), tmp_path / "log", world_size=3, fault=AtStep(12, 0, kill_self)
     )
@@ -91,7 +91,7 @@ def test_a_read_only_run_folder_ends_all_ranks_before_they_train(tmp_path: Path,
     run.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1M", "tmpfs", str(run)], check=False)
     if mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
+        pytest.skip("needs permission to mount a tmpfs")
     try:
         command = Command(words(data, run), tmp_path / "log", world_size=2)
         assert command.wait(timeout_s=90) != 0
@@ -110,7 +110,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path, data: P
     first.kill()
 
 
-def test_after_a_fault_the_same_command_ends_like_an_undisturbed_run(tmp_path: Path, data: Path) -> None:
+def test_resuming_after_a_fault_gives_the_result_of_an_undisturbed_run(tmp_path: Path, data: Path) -> None:
     longplay(words(data, tmp_path / "calm"), tmp_path / "calm.log", world_size=2)
     command = Command(
         words(data, tmp_path / "run"), tmp_path / "log", world_size=2, fault=AtStep(17, 1, kill_self)
@@ -122,7 +122,9 @@ def test_after_a_fault_the_same_command_ends_like_an_undisturbed_run(tmp_path: P
 
 
 @pytest.mark.slow
-def test_soak_many_faults_and_numbers_of_ranks_do_not_change_the_result(tmp_path: Path, data: Path) -> None:
+def test_soak_with_many_faults_and_numbers_of_ranks_does_not_change_the_result(
+    tmp_path: Path, data: Path
+) -> None:
     num_faults = int(os.environ.get("LONGPLAY_SOAK_FAULTS", "5"))
     steps = 12 * num_faults
     words = ["train", "mambarec", "--data", str(data), *soak_settings(steps)]

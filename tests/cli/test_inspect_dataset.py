@@ -98,7 +98,7 @@ def test_in_a_read_only_folder_the_figure_is_skipped_with_a_message(
     )
 
 
-def test_a_named_figure_that_cannot_be_written_is_an_error(
+def test_an_unwritable_figure_file_is_an_error_if_the_user_chose_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(folder), "--png", str(tmp_path / "none" / "a.png")]) == 2

@@ -89,7 +89,7 @@ def run(folder: Path, *words: object) -> tuple[int, str]:
 
 
 def enter(folder: Path, rank: int) -> None:
-    """Put `folder` on the path of this process, and work in it."""
+    """Add `folder` to the path of this process and make it the current folder."""
     sys.path.insert(0, str(folder))
     os.chdir(folder)
 
@@ -109,7 +109,7 @@ def refused(folder: Path, *words: object) -> str:
     return line
 
 
-def test_it_is_trained_evaluated_and_resumed(folder: Path) -> None:
+def test_own_encoder_is_trained_evaluated_and_resumed(folder: Path) -> None:
     words = ("train", "mine", "--data", "data", "--run", "run", "--encoder.options.rank", 8)
     own = ("--import", MODULE)
     succeed(folder, *words, *own)
@@ -126,7 +126,7 @@ def test_it_is_trained_evaluated_and_resumed(folder: Path) -> None:
     assert steps_logged(folder / "run") == 4
 
 
-def test_a_sweep_imports_it_in_its_jobs(folder: Path) -> None:
+def test_a_sweep_imports_the_module_in_its_jobs(folder: Path) -> None:
     words = ("sweep", "--cluster", "debug", "--out", "sweep")
     which = ("--data", "data", "--models", "mine", "--context-lengths", 40)
     assert "recipe 'mine': unknown;" in refused(folder, *words, *which)
@@ -150,7 +150,7 @@ def test_a_block_without_activations_is_refused_with_what_to_add(folder: Path) -
         assert "encoder.model=unfinished: the block does not implement activations" in line
 
 
-def test_its_settings_are_printed_and_checked(folder: Path) -> None:
+def test_settings_of_an_own_encoder_are_printed_and_checked(folder: Path) -> None:
     own = ("--import", MODULE)
     printed = succeed(folder, "config", "mine", *own, "--encoder.options.rank", 2)
     (folder / "mine.yaml").write_text(printed)
@@ -164,7 +164,7 @@ def test_its_settings_are_printed_and_checked(folder: Path) -> None:
     )
 
 
-def test_it_is_found_on_pythonpath(folder: Path) -> None:
+def test_the_module_is_found_on_pythonpath(folder: Path) -> None:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "longplay.launch.config", "mine", "--import", MODULE],

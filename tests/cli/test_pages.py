@@ -81,7 +81,7 @@ def test_the_modules_of_a_page_work_with_its_commands(name: str, folder: Path) -
         run(["-m", "pytest", "-q", "-p", "no:cacheprovider", test.name], folder)
 
 
-def test_the_notebook_runs_and_its_outputs_name_no_folder_of_a_machine(tmp_path: Path) -> None:
+def test_the_notebook_runs_and_its_outputs_contain_no_local_paths(tmp_path: Path) -> None:
     notebook = json.loads((REPOSITORY / "examples" / "quickstart.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     (tmp_path / "notebook.py").write_text("\n\n".join("".join(cell["source"]) for cell in code))

@@ -181,7 +181,7 @@ def test_run_that_cannot_fit_is_refused_with_two_settings_that_make_it_fit(
 
 
 @pytest.mark.usefixtures("small")
-def test_two_settings_together_are_named_if_no_single_one_is_enough(data: Path) -> None:
+def test_two_settings_together_are_named_if_no_single_setting_is_enough(data: Path) -> None:
     big = {"--data.rows_per_step": "2400", "--encoder.d_model": "512", "--context_length": "400"}
     config, dataset = small_config(*(word for pair in big.items() for word in pair)), Dataset.open(data)
     memory_bytes = 500 << 20

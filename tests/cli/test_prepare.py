@@ -242,7 +242,7 @@ def test_a_module_that_cannot_be_imported_is_named(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "how", [["-m", "longplay.launch.prepare"], [str(REPOSITORY / "launch" / "prepare.py")]]
 )
-def test_it_runs_as_a_module_and_as_a_script(tmp_path: Path, how: list[str]) -> None:
+def test_prepare_runs_as_a_module_and_as_a_script(tmp_path: Path, how: list[str]) -> None:
     size = ["--users", "50", "--items", "60", "--events", "500"]
     command = [sys.executable, *how, "synthetic", "--out", str(tmp_path / "set"), *size]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -23,7 +23,9 @@ def train(data: Path, run: Path, *words: str) -> str:
     return longplay([*own, *words], run.with_suffix(".log"))
 
 
-def test_profile_accounts_for_the_whole_step_and_keeps_the_losses(data: Path, tmp_path: Path) -> None:
+def test_profile_accounts_for_the_whole_step_and_does_not_change_the_losses(
+    data: Path, tmp_path: Path
+) -> None:
     train(data, tmp_path / "plain")
     printed = train(data, tmp_path / "run", "--profile", "4")
     milliseconds = {

@@ -1,4 +1,4 @@
-"""`longplay report`: tables against independent arithmetic, states of runs, pages and figures."""
+"""`longplay report`: tables checked by independent arithmetic, states of runs, pages and figures."""
 
 import csv
 import json
@@ -187,7 +187,7 @@ def test_missing_failed_and_unfinished_runs_are_shown(tmp_path: Path, capsys: py
     assert "no | space &lt;left&gt;" in (out / "report.html").read_text()
 
 
-def test_the_error_of_a_killed_task_is_slurms_message_in_the_log_of_its_own_job(tmp_path: Path) -> None:
+def test_a_killed_task_shows_slurms_message_from_the_log_of_its_own_job(tmp_path: Path) -> None:
     made = MadeUpSweep(tmp_path / "study")
     made_up_run(made.add(job_id="5"), hit10=None)
     made.write()
@@ -198,7 +198,7 @@ def test_the_error_of_a_killed_task_is_slurms_message_in_the_log_of_its_own_job(
     assert (run["state"], run["error"]) == ("failed", "srun: error: n: task 0: Killed")
 
 
-def test_a_sweep_without_a_started_run_is_reported(tmp_path: Path) -> None:
+def test_a_sweep_whose_runs_have_not_started_is_reported(tmp_path: Path) -> None:
     made = MadeUpSweep(tmp_path / "study")
     made.add()
     made.write()
@@ -234,7 +234,7 @@ def test_variants_of_an_ablation_are_compared_with_each_other(tmp_path: Path) ->
     assert (out / "plots" / "ablation-dropout.png").is_file()
 
 
-def test_run_folders_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
+def test_run_folders_with_different_settings_are_not_averaged(tmp_path: Path) -> None:
     made_up_run(tmp_path / "a", seed=0, hit10=0.1)
     made_up_run(tmp_path / "b", seed=1, hit10=0.3)
     made_up_run(tmp_path / "c", seed=0, hit10=0.5, lr=0.1)
@@ -284,7 +284,9 @@ def test_the_html_page_loads_nothing(reported: Path) -> None:
     assert text.count("<strong>") == 2 * 4 * 3
 
 
-def test_two_reports_of_the_same_runs_are_the_same_bytes(reported: Path, sweep: Path, tmp_path: Path) -> None:
+def test_two_reports_of_the_same_runs_are_bitwise_identical(
+    reported: Path, sweep: Path, tmp_path: Path
+) -> None:
     first, second = reported, report(sweep, out=tmp_path / "two")
     names = sorted(file.name for file in (first / "plots").iterdir())
     assert names == [
@@ -328,7 +330,7 @@ def test_a_metric_that_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
         (lambda path: (path / "config.json").write_text("{}"), "config.json: is damaged"),
     ],
 )
-def test_a_folder_without_runs_is_one_line(
+def test_a_folder_without_runs_is_refused_in_one_line(
     make, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     make(tmp_path)
@@ -339,7 +341,7 @@ def test_a_folder_without_runs_is_one_line(
     assert printed.count("\n") == 1
 
 
-def test_an_output_that_cannot_be_written_is_one_line(
+def test_an_unwritable_output_is_refused_in_one_line(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")

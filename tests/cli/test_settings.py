@@ -56,7 +56,9 @@ def test_the_printed_settings_read_back_to_the_same_run(
     assert from_json(to_json(config)) == config
 
 
-def test_the_command_prints_what_the_option_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_prints_a_file_that_the_option_config_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main("config sasrec --train.lr 0.5 --evaluation.cutoffs 10".split()) == 0
     (tmp_path / "sasrec.yaml").write_text(capsys.readouterr().out)
     assert main(["config", "sasrec", "--config", str(tmp_path / "sasrec.yaml")]) == 0
@@ -135,7 +137,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("content", BAD_FILES)
-def test_a_bad_file_is_named_with_its_mistake(content: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_with_its_problem(content: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=BAD_FILES[content]):
@@ -147,7 +149,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         configured(file=tmp_path / "gone.yaml")
 
 
-def test_only_what_leaves_the_steps_the_same_may_change() -> None:
+def test_only_settings_that_leave_the_steps_unchanged_may_change() -> None:
     old = configured()
     new = configured("--train.max_epochs", "99", "--engine.zero_stage", "3", "--data.prefetch_steps", "0")
     assert changed_settings(old, new) == []
@@ -158,13 +160,13 @@ def test_only_what_leaves_the_steps_the_same_may_change() -> None:
     assert changed_settings(old, configured("--encoder.dropout", "0.5")) == ["encoder.dropout: 0.2 -> 0.5"]
 
 
-def test_what_may_change_exists() -> None:
+def test_settings_that_may_change_exist() -> None:
     names = set(flatten(to_json(configured())))
     sections = {name.partition(".")[0] for name in names}
     assert names | sections >= MAY_CHANGE
 
 
-def test_a_run_of_modules_of_ones_own_names_the_import_to_give(tmp_path: Path) -> None:
+def test_a_run_with_user_modules_names_the_missing_import(tmp_path: Path) -> None:
     about = {"config": to_json(configured()), "imports": ["my_package.my_encoder"]}
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(

@@ -105,7 +105,7 @@ def test_two_datasets_never_share_a_name(data: Path, tmp_path: Path) -> None:
     ("text", "minutes"),
     [("90", 90), ("90:30", 91), ("24:00:00", 1440), ("1-12", 2160), ("2-00:00:00", 2880), ("0:01:00", 1)],
 )
-def test_times_are_read_as_sbatch_does(text: str, minutes: int) -> None:
+def test_times_are_parsed_as_sbatch_parses_them(text: str, minutes: int) -> None:
     assert parse_minutes(text) == minutes
 
 
@@ -154,7 +154,7 @@ def test_the_first_error_after_the_last_start_is_found(tmp_path: Path) -> None:
     assert last_error([tmp_path / "none", log]) == "ValueError: first"
 
 
-def test_progress_ignores_a_line_that_is_not_complete(data: Path, tmp_path: Path) -> None:
+def test_progress_ignores_an_incomplete_line(data: Path, tmp_path: Path) -> None:
     (spec,) = grid(data, recipes=("sasrec",), overrides=("--train.max_steps", "50")).jobs()
     tags = {"train/epoch": 0.5, "perf/step_ms": 2000.0}
     lines = [json.dumps({"step": 10, "tag": tag, "value": value}) for tag, value in tags.items()]
@@ -192,7 +192,7 @@ def test_status_and_cancel_need_a_sweep(tmp_path: Path, capsys: pytest.CaptureFi
         assert "holds no sweep" in capsys.readouterr().err
 
 
-def test_a_missing_sbatch_is_one_line(
+def test_a_missing_sbatch_is_reported_in_one_line(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -220,7 +220,9 @@ def test_the_debug_cluster_runs_each_job_once_in_one_process(small: None, data: 
     assert "2/2" not in again
 
 
-def test_local_jobs_save_when_the_command_is_stopped_and_resume_with_it(data: Path, tmp_path: Path) -> None:
+def test_local_jobs_save_when_the_command_is_stopped_and_resume_when_it_is_repeated(
+    data: Path, tmp_path: Path
+) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
     words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "sasrec"]
     words += ["--context-lengths", "40", "--cluster", "local", "--train.max_steps", "100", *SMALL]

@@ -132,7 +132,7 @@ def test_a_killed_run_leaves_no_finished_file_and_can_be_repeated(tmp_path: Path
 
 
 @pytest.mark.parametrize("how", [["-m", "longplay.launch.synth"], [str(REPOSITORY / "launch" / "synth.py")]])
-def test_it_runs_as_a_module_and_as_a_script(tmp_path: Path, how: list[str]) -> None:
+def test_synth_runs_as_a_module_and_as_a_script(tmp_path: Path, how: list[str]) -> None:
     command = [sys.executable, *how, "ml1m", "--out", str(tmp_path), "--events", "500"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -161,7 +161,9 @@ def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path
     assert (max(checkpoints.glob("step-*")) / "state.json").is_file()
 
 
-def test_finished_run_prints_so_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_prints_so_and_changes_nothing(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     printed = longplay(train_words(data, finished, *EVERY), tmp_path / "log")
     assert "nothing left to do: train.max_epochs 4 reached" in printed

@@ -17,7 +17,7 @@ from longplay.launch.training.time_left import TimeLeft, time_left
 
 
 class FakeTerminal(io.StringIO):
-    """A file that claims to be a terminal."""
+    """A file whose `isatty` returns True."""
 
     def isatty(self) -> bool:
         return True
@@ -109,7 +109,7 @@ def left(train: TrainConfig, at: Progress) -> TimeLeft:
 
 
 @given(st.integers(1, 30), st.none() | st.integers(1, 3000), st.none() | st.floats(0.1, 60))
-def test_the_time_left_is_that_of_the_earliest_bound(
+def test_the_time_left_is_the_time_until_the_earliest_bound(
     max_epochs: int, max_steps: int | None, max_minutes: float | None
 ) -> None:
     train = TrainConfig(max_epochs=max_epochs, max_steps=max_steps, max_minutes=max_minutes)
@@ -126,7 +126,7 @@ def test_the_time_left_is_that_of_the_earliest_bound(
 
 
 @pytest.mark.parametrize(("eval_every_steps", "first_end"), [(None, 300), (40, 120)])
-def test_patience_makes_it_at_most(eval_every_steps: int | None, first_end: int) -> None:
+def test_patience_makes_the_time_left_an_upper_bound(eval_every_steps: int | None, first_end: int) -> None:
     for max_steps in (first_end, first_end + 1):
         train = TrainConfig(patience=3, max_steps=max_steps, eval_every_steps=eval_every_steps)
         assert left(train, Progress()).at_most == (max_steps > first_end)

@@ -18,7 +18,7 @@ def draw(seen: list[set[int]], targets: list[int], *, num_items: int, count: int
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_negatives_are_distinct_and_unseen_and_limited_only_by_the_catalogue(data: st.DataObject) -> None:
+def test_negatives_are_distinct_and_unseen_and_limited_only_by_the_catalog(data: st.DataObject) -> None:
     num_items, count = data.draw(st.integers(2, 60)), data.draw(st.integers(1, 30))
     queries = data.draw(st.integers(1, 5))
     targets = [data.draw(st.integers(1, num_items)) for _ in range(queries)]

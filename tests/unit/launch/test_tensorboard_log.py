@@ -72,17 +72,17 @@ def tensorboard(runs: Path) -> Iterator[str]:
             [sys.executable, "-m", "tensorboard.main", *words], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        found = until(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()), server, output)
+        found = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", output.read_text()), server, output)
         address = found[0]
-        until(lambda: len(ask(address, "scalars/tags")) == len(MODELS), server, output)
+        wait_for(lambda: len(fetch(address, "scalars/tags")) == len(MODELS), server, output)
         yield address
     finally:
         server.terminate()
         server.wait(20)
 
 
-def until(reached: Any, server: subprocess.Popen, output: Path, timeout_s: float = 60.0) -> Any:
-    """Poll `reached` and return its first true value."""
+def wait_for(reached: Any, server: subprocess.Popen, output: Path, timeout_s: float = 60.0) -> Any:
+    """Poll `reached` until it returns a true value, and return that value."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = reached()
@@ -93,7 +93,7 @@ def until(reached: Any, server: subprocess.Popen, output: Path, timeout_s: float
         time.sleep(0.1)
 
 
-def ask(address: str, what: str, body: Any = None, **query: str) -> Any:
+def fetch(address: str, what: str, body: Any = None, **query: str) -> Any:
     url = f"{address}/data/plugin/{what}?{urllib.parse.urlencode(query)}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
@@ -102,7 +102,7 @@ def ask(address: str, what: str, body: Any = None, **query: str) -> Any:
 
 
 def test_a_resumed_run_continues_its_curve(tensorboard: str) -> None:
-    points = ask(tensorboard, "scalars/scalars", run="sasrec/tensorboard", tag="train/loss")
+    points = fetch(tensorboard, "scalars/scalars", run="sasrec/tensorboard", tag="train/loss")
     assert [step for _, step, _ in points] == list(range(1, 21))
     assert [value for _, _, value in points] == pytest.approx([5 - step / 10 for step in range(1, 21)])
 
@@ -118,7 +118,7 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str
         "sliceSize": 10,
         "colParams": [],
     }
-    groups = ask(tensorboard, "hparams/session_groups", wanted)["sessionGroups"]
+    groups = fetch(tensorboard, "hparams/session_groups", wanted)["sessionGroups"]
     found = {group["hparams"]["encoder.model"]: group for group in groups}
     assert set(found) == set(MODELS)
     for model, group in found.items():
@@ -127,7 +127,7 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str
         metrics = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
         assert metrics == {"test_full_unseen/hit@10": pytest.approx(0.1 + 0.1 * MODELS.index(model))}
         assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
-    columns = ask(tensorboard, "hparams/experiment", {"experimentName": "", "hparamsLimit": 5})
+    columns = fetch(tensorboard, "hparams/experiment", {"experimentName": "", "hparamsLimit": 5})
     assert {info["name"] for info in columns["hparamInfos"]} == {
         *("dataset", "encoder.model", "context_length", "seed", "train.lr")
     }
@@ -135,11 +135,11 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str
 
 
 def test_a_validation_logs_the_gate_and_the_row_norms(tensorboard: str) -> None:
-    assert ask(tensorboard, "images/tags")["moematrrec/tensorboard"].keys() == {"gate/mixing_weights"}
-    assert not ask(tensorboard, "images/tags").get("sasrec/tensorboard")
-    gate = ask(tensorboard, "scalars/scalars", run="moematrrec/tensorboard", tag="gate/block1/attention")
+    assert fetch(tensorboard, "images/tags")["moematrrec/tensorboard"].keys() == {"gate/mixing_weights"}
+    assert not fetch(tensorboard, "images/tags").get("sasrec/tensorboard")
+    gate = fetch(tensorboard, "scalars/scalars", run="moematrrec/tensorboard", tag="gate/block1/attention")
     assert [(step, value) for _, step, value in gate] == [(20, pytest.approx(0.8))]
-    ((_, step, bins),) = ask(
+    ((_, step, bins),) = fetch(
         tensorboard, "histograms/histograms", run="sasrec/tensorboard", tag="table/row_norm"
     )
     assert step == 20
