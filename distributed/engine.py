@@ -154,7 +154,8 @@ class EncoderEngine:
             NonFiniteError: the loss or the norm is not finite; no weight has changed.
         """
         with phase("row update"):
-            shares = [loss.double(), self.table.finish_gradients().double(), loss.new_tensor(flag).double()]
+            loss = loss.double()
+            shares = [loss, self.table.finish_gradients().double(), torch.full_like(loss, float(flag))]
             self._shares, self._at = all_reduce_sum(torch.stack(shares), self.world), at
         with phase("dense update"):
             self._zero.step(lr)

@@ -47,10 +47,13 @@ class RowExchange:
         Returns:
             (U + 1, D): row 0 is zero, for padding; row 1 + i is the row at `positions[i]`.
         """
-        rows = take_rows(shard, self.local_rows)
-        out = rows.new_empty(self.num_unique + 1, shard.shape[1])
+        device = self.local_rows.device
+        out = torch.empty(self.num_unique + 1, shard.shape[1], dtype=shard.dtype, device=device)
         out[0] = 0
-        all_to_all_rows(rows, self.recv, self.send, out[1:])
+        if self.world.world_size == 1 and shard.device == device:
+            torch.index_select(shard, 0, self.local_rows, out=out[1:])
+        else:
+            all_to_all_rows(take_rows(shard, self.local_rows), self.recv, self.send, out[1:])
         return out
 
     def send_gradients(self, grads: Tensor) -> Tensor:
@@ -61,6 +64,8 @@ class RowExchange:
         Returns:
             (sum(recv), D), the gradients of `local_rows`.
         """
+        if self.world.world_size == 1:
+            return grads[1:]
         out = grads.new_empty(sum(self.recv), grads.shape[1])
         all_to_all_rows(grads[1:], self.send, self.recv, out)
         return out

@@ -42,8 +42,8 @@ class EncoderConfig:
         activation: Activation of the feed-forward.
         gate: How moematrrec combines its branches. soft = weighted sum of both; top1 = the branch with the
             higher gate probability, scaled by it.
-        scan_backend: Implementation of the mixer's recurrence and convolution. auto = kernel on CUDA, which
-            needs mamba-ssm and causal-conv1d; on a CPU cpp if a compiler is available, otherwise chunk.
+        scan_backend: Implementation of the mixer's recurrence and convolution. auto = triton on CUDA; on a
+            CPU cpp if a compiler is available, otherwise chunk.
         options: Options declared by a custom encoder, for example --encoder.options.rank 8.
     """
 

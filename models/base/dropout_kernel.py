@@ -13,34 +13,37 @@ from torch.autograd.function import once_differentiable
 
 from longplay.models.base.keyed_random_kernels import keyed_word, load_keys
 
-_BLOCK = 1024  # elements per program
+_WORDS = 256  # words of random bits per program; each serves four elements
 
 
-@triton.jit(do_not_specialize=["num_elements", "row_elements"])
+@triton.jit(do_not_specialize=["num_words", "row_words"])
 def _dropout(
     x,
     keys,
     out,
-    num_elements,
-    row_elements,
+    num_words,
+    row_words,
     scale,
     LAYER: tl.constexpr,
     THRESHOLD: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
     """Zero the elements whose 16-bit level is below THRESHOLD, and multiply the others by `scale`."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < num_elements
-    key = keyed_word(load_keys(keys, at // row_elements, mask), tl.full((BLOCK,), LAYER, tl.uint64))
-    within = at % row_elements
-    slot, column = within // WIDTH, within % WIDTH
-    bits = keyed_word(key, (slot * ((WIDTH + 3) // 4) + column // 4).to(tl.uint64))
+    PER_SLOT: tl.constexpr = (WIDTH + 3) // 4
+    at = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
+    mask = at < num_words
+    key = keyed_word(load_keys(keys, at // row_words, mask), tl.full((WORDS,), LAYER, tl.uint64))
+    bits = keyed_word(key, (at % row_words).to(tl.uint64))
+    quarter = tl.arange(0, 4)
     # The levels are compared as signed 16-bit numbers: 0x8000 is the lowest.
-    level = ((bits >> (16 * (column % 4)).to(tl.uint64)) ^ 0x8000) & 0xFFFF
-    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    level = ((bits[:, None] >> (16 * quarter).to(tl.uint64)[None, :]) ^ 0x8000) & 0xFFFF
+    column = (at % PER_SLOT * 4)[:, None] + quarter[None, :]
+    element = (at // PER_SLOT * WIDTH)[:, None] + column
+    inside = mask[:, None] & (column < WIDTH)
+    value = tl.load(x + element, mask=inside, other=0.0).to(tl.float32)
     kept = tl.where(level.to(tl.int32) < THRESHOLD, 0.0, value * scale)
-    tl.store(out + at, kept.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + element, kept.to(out.dtype.element_ty), mask=inside)
 
 
 def dropout(x: Tensor, keys: Tensor, *, layer_id: int, threshold: int, scale: float) -> Tensor:
@@ -72,12 +75,14 @@ class _KernelDropout(torch.autograd.Function):
 def _launch(x: Tensor, keys: Tensor, layer_id: int, threshold: int, scale: float) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
+    num_rows, num_slots, width = x.shape
+    row_words = num_slots * -(-width // 4)
     if x.numel():
-        _dropout[-(-x.numel() // _BLOCK),](
-            *(x, keys, out, x.numel(), x.shape[1] * x.shape[2], scale),
+        _dropout[-(-num_rows * row_words // _WORDS),](
+            *(x, keys, out, num_rows * row_words, row_words, scale),
             LAYER=layer_id,
             THRESHOLD=threshold,
-            WIDTH=x.shape[2],
-            BLOCK=_BLOCK,
+            WIDTH=width,
+            WORDS=_WORDS,
         )
     return out

@@ -13,7 +13,9 @@ from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
+from longplay.native.triton_runtime import can_run_triton
 
+WIDEST_ROW = 256  # of the layer norm's kernel
 _LAYERS_PER_BLOCK = 8  # dropout layer ids reserved per block; id 0 is the input dropout
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 _MIXERS: dict[str, type[Mamba] | type[Mamba2]] = {"mamba": Mamba, "mamba2": Mamba2}
@@ -52,6 +54,19 @@ class AddNorm(nn.Module):
         return self.norm(x + update if self.residual else update)
 
 
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's layer norm, with a kernel for narrow float32 rows on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (..., D) over the last dimension."""
+        is_float32 = x.dtype == self.weight.dtype == torch.float32
+        if is_float32 and x.shape[-1] <= WIDEST_ROW and can_run_triton(x.device.type):
+            from longplay.models.base.layer_norm_kernel import layer_norm
+
+            return layer_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
 class MixerBlock(EncoderBlock):
     """Pre-norm block of a recurrent mixer: x + dropout(mixer(norm(x))).
 
@@ -87,7 +102,7 @@ class MixerBlock(EncoderBlock):
 
 def build_norm(config: EncoderConfig) -> nn.Module:
     """Build a layer norm, or the identity if the config disables norms."""
-    return nn.LayerNorm(config.d_model) if config.layer_norm else nn.Identity()
+    return LayerNorm(config.d_model) if config.layer_norm else nn.Identity()
 
 
 def build_dropout(config: EncoderConfig, block_index: int, layer_index: int) -> KeyedDropout:

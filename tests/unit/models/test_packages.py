@@ -25,8 +25,7 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
-@pytest.mark.parametrize("scan", ["auto", "kernel"])
+@pytest.mark.parametrize(("mixer", "scan"), [("mamba", "kernel"), ("mamba2", "kernel"), ("mamba2", "auto")])
 def test_a_mixer_on_cuda_needs_mamba_ssm(mixer: MixerName, scan: ScanName) -> None:
     with pytest.raises(ValueError, match=r"needs mamba-ssm on a GPU, which is not installed; .*\[cuda\]"):
         check(CUDA, mixer=mixer, scan_backend=scan)

@@ -1,5 +1,6 @@
 """The Triton kernels for looked-up rows and dropout against PyTorch, on a GPU or in Triton's interpreter."""
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.keyed_random import row_keys
+from longplay.models.blocks.layers import LayerNorm
 from longplay.models.losses.base import LOSSES, LossConfig, LossInputs
 from longplay.models.losses.negatives import uniform_negatives
 from longplay.models.rows.gather import RowEntries, find_entries, gather_rows, score_candidates
@@ -158,3 +160,25 @@ def test_the_kernel_draws_the_same_negatives(
         return uniform_negatives(*(each.to(DEVICE) for each in (keys, slots, positives)), **sizes)
 
     assert torch.equal(draw("1"), draw("0"))
+
+
+@with_kernels
+@pytest.mark.parametrize(("num_rows", "width"), [(0, 8), (1, 1), (37, 24), (301, 64), (5000, 256)])
+def test_the_layer_norm_kernel_equals_pytorch(num_rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    x = 3 + torch.randn(num_rows, width, generator=generator, dtype=torch.float64)
+    norm = LayerNorm(width)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn(width, generator=generator))
+    grad = torch.randn(num_rows, width, generator=generator, dtype=torch.float64)
+
+    def outputs(norm: LayerNorm, x: Tensor, grad: Tensor) -> list[Tensor]:
+        x = x.requires_grad_()
+        out = norm(x)
+        return [out.detach(), *torch.autograd.grad(out, [x, *norm.parameters()], grad)]
+
+    theirs = outputs(copy.deepcopy(norm).double(), x.clone(), grad)
+    ours = outputs(norm.to(DEVICE), x.float().to(DEVICE), grad.float().to(DEVICE))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=2e-5)
