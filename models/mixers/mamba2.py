@@ -12,7 +12,7 @@ from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step, require_conv_package
 from longplay.models.mixers.mamba import MambaState, initial_dt_bias
 from longplay.models.scans.packages import uses_packages
-from longplay.models.scans.ssd import CHUNK_LENGTH, KERNEL, ssd, ssd_step
+from longplay.models.scans.ssd import CHUNK_LENGTH, KERNEL, runs_kernel, ssd, ssd_step
 
 _A_INIT_RANGE = (1.0, 16.0)
 
@@ -21,7 +21,7 @@ class Mamba2(nn.Module):
     """State-space-duality mixer, causal within each segment.
 
     The state_dict of mamba-ssm's `Mamba2` of the same size loads with strict=True. The step size, A and the
-    recurrence are computed in float32 even if the parameters are bfloat16.
+    states are computed in float32 even if the parameters are bfloat16.
 
     Source: Dao and Gu 2024; mamba_ssm/modules/mamba2.py.
 
@@ -79,7 +79,7 @@ class Mamba2(nn.Module):
         """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`."""
         z, xBC, dt = self._project(x)
         xBC = causal_conv_silu(xBC, self.conv1d.weight.squeeze(1), self._conv_bias(), layout, self.scan)
-        u, dt, A, B, C = self._scan_inputs(xBC, dt)
+        u, dt, A, B, C = self._scan_inputs(xBC, dt, widen=not runs_kernel(xBC, self.scan))
         y = ssd(u, dt, A, B, C, layout, self.scan)
         return self._skip_norm_project(*(select_slots(tensor, at) for tensor in (y, u, z)))
 
@@ -139,10 +139,16 @@ class Mamba2(nn.Module):
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.conv1d.in_channels, self.nheads], dim=-1)
         return z, xBC, dt
 
-    def _scan_inputs(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return u (..., H, P), dt (..., H), A (H,), B, C (..., N), all float32 or wider."""
+    def _scan_inputs(
+        self, xBC: Tensor, dt: Tensor, *, widen: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return u (..., H, P), dt (..., H), A (H,), B, C (..., N), all float32 or wider.
+
+        Without `widen`, u, B and C keep xBC's dtype.
+        """
         wide = torch.promote_types(xBC.dtype, torch.float32)
-        u, B, C = xBC.to(wide).split([self.d_inner, self.d_state, self.d_state], dim=-1)
+        xBC = xBC.to(wide) if widen else xBC
+        u, B, C = xBC.split([self.d_inner, self.d_state, self.d_state], dim=-1)
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         return u.unflatten(-1, (self.nheads, self.headdim)), dt, -torch.exp(self.A_log.to(wide)), B, C
 

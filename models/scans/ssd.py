@@ -24,9 +24,9 @@ def ssd(
     """Compute the recurrence with the backend selected by `scan`.
 
     Args:
-        x: (B, L, H, P) float32 or float64.
-        dt: (B, L, H), non-negative step sizes, of x's dtype.
-        A: (H,), negative, of x's dtype.
+        x: (B, L, H, P) float32 or float64; bfloat16 too where `runs_kernel`.
+        dt: (B, L, H), non-negative step sizes, of x's dtype, or float32 for bfloat16.
+        A: (H,), negative, of dt's dtype.
         B: (B, L, N), shared by all heads, of x's dtype.
         C: (B, L, N), shared by all heads, of x's dtype.
         layout: the segments of the rows.
@@ -39,15 +39,18 @@ def ssd(
     Raises:
         ValueError: mamba-ssm is not installed, or `scan` is "kernel" and it does not support these tensors.
     """
-    scan = requested_backend(scan)
-    kernel_supported = x.is_cuda and x.dtype == torch.float32
-    if scan == "kernel" and not kernel_supported:
-        raise ValueError("scan_backend=kernel: requires CUDA and float32; use scan_backend=auto")
-    if scan == "ref":
-        return ssd_ref(x, dt, A, B, C, layout)
-    if kernel_supported and scan in ("auto", "kernel", "triton"):
+    name = requested_backend(scan)
+    if runs_kernel(x, scan):
         return ssd_kernel(x, dt, A, B, C, layout)
-    return ssd_chunk(x, dt, A, B, C, layout)
+    if name == "kernel":
+        raise ValueError("scan_backend=kernel: requires CUDA and float32 or bfloat16; use scan_backend=auto")
+    return (ssd_ref if name == "ref" else ssd_chunk)(x, dt, A, B, C, layout)
+
+
+def runs_kernel(x: Tensor, scan: ScanName) -> bool:
+    """Return whether `ssd` computes tensors like `x` with mamba-ssm's kernels."""
+    supported = x.is_cuda and x.dtype in (torch.float32, torch.bfloat16)
+    return supported and requested_backend(scan) in ("auto", "kernel", "triton")
 
 
 def ssd_ref(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
@@ -81,7 +84,11 @@ def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tens
 
 
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
-    """Compute `ssd` with mamba-ssm's Triton kernels."""
+    """Compute `ssd` with mamba-ssm's Triton kernels.
+
+    States and sums are float32. The operands of matrix products are rounded to bfloat16 for bfloat16
+    tensors, and to TF32 for float32.
+    """
     kernel = KERNEL.require()
     seq_idx = layout.seq_idx.to(torch.int32).contiguous()
     return kernel(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=_KERNEL_CHUNK_LENGTH, seq_idx=seq_idx)

@@ -149,17 +149,19 @@ def test_mamba2_rejects_a_headdim_that_is_not_a_divisor() -> None:
 @pytest.mark.skipif(
     not (torch.cuda.is_available() and ssd_module.KERNEL.find()), reason="needs CUDA and mamba-ssm"
 )
-def test_ssd_kernel_matches_the_reference() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 2e-2)])
+def test_ssd_kernel_matches_the_reference(dtype: torch.dtype, tolerance: float) -> None:
     g = torch.Generator().manual_seed(0)
     shapes = [(2, 300, 4, 32), (2, 300, 4), (4,), (2, 300, 32), (2, 300, 32)]
     x, dt, A, B, C = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     seq_idx = random_seq_idx(g, 2, 300)
+    layout = SegmentLayout(seq_idx.cuda())
     assert_same_values_and_gradients(
-        partial(ssd_module.ssd_kernel, layout=SegmentLayout(seq_idx.cuda())),
+        lambda x, dt, A, B, C: ssd_module.ssd_kernel(x, dt.float(), A.float(), B, C, layout),
         partial(ssd_ref, layout=SegmentLayout(seq_idx)),
         [x, F.softplus(dt), -A.exp(), B, C],
-        torch.float32,
-        5e-3,
+        dtype,
+        tolerance,
         device="cuda",
     )
 
