@@ -10,38 +10,23 @@ from rich.table import Table
 
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
-from longplay.launch.settings.data_arguments import data_location
-from longplay.launch.settings.imports import add_import_argument
+from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments
 
 
 def register(subparsers: Any) -> None:
     """Add `evaluate` to the `longplay` command."""
     parser = subparsers.add_parser("evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
-    add_import_argument(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="events to predict (default: test)"
-    )
-    parser.add_argument(
-        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
     )
     parser.add_argument(
         "--on-bad-shard",
         choices=("stop", "skip"),
         help="what to do about a damaged shard (default: the run's setting)",
     )
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        help="best, last, or a name such as step-000000120 (default: best)",
-    )
     parser.add_argument("--baseline", action="store_true", help="also rank by popularity, for comparison")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto uses the GPU if there is one (default: auto)",
-    )
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     parser.set_defaults(func=run)

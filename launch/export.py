@@ -8,26 +8,16 @@ from typing import Any
 from longplay.common.sizes import gib, mib
 from longplay.launch.evaluation.loading import find_checkpoint, open_dataset
 from longplay.launch.exports.model_folder import check_output, write_export
-from longplay.launch.settings.data_arguments import data_location
-from longplay.launch.settings.imports import add_import_argument
+from longplay.launch.settings.common_arguments import add_run_arguments
 from longplay.launch.settings.saved import read_config
 
 
 def register(subparsers: Any) -> None:
     """Add `export` to the `longplay` command."""
     parser = subparsers.add_parser("export", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
-    add_import_argument(parser)
+    add_run_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the export in --out")
-    parser.add_argument(
-        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        help="best, last, or a name such as step-000000120 (default: best)",
-    )
     parser.set_defaults(func=run)
 
 

@@ -11,7 +11,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates.estimate_run import estimate_run
 from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.settings.arguments import add_recipe_arguments, resolve_arguments
-from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.common_arguments import add_data_argument, at_least
 
 
 def register(subparsers: Any) -> None:
@@ -22,12 +22,12 @@ def register(subparsers: Any) -> None:
         "code is 2 if the run does not fit. --section.name VALUE overrides a setting, as in train.",
     )
     add_recipe_arguments(parser)
+    add_data_argument(parser)
     parser.add_argument(
-        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
+        "--world-size", type=at_least(1), default=1, metavar="W", help="number of ranks (default 1)"
     )
-    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="number of ranks (default 1)")
     parser.add_argument(
-        "--local-ranks", type=int, metavar="N", help="number of ranks on one machine (default: all)"
+        "--local-ranks", type=at_least(1), metavar="N", help="number of ranks on one machine (default: all)"
     )
     memory = parser.add_mutually_exclusive_group()
     memory.add_argument(
@@ -48,10 +48,6 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Print the estimate and return the exit code."""
-    for name in ("world_size", "local_ranks"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     config = resolve_arguments(args, overrides)
     dataset = Dataset.open(args.data, on_bad_shard=config.data.on_bad_shard)
     given = args.gpu_memory if args.gpu_memory is not None else args.memory

@@ -15,17 +15,14 @@ from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.histories import read_history, user_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
-from longplay.launch.settings.data_arguments import data_location
-from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.imports import add_import_argument
+from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments, at_least
 from longplay.launch.settings.saved import read_config
 
 
 def register(subparsers: Any) -> None:
     """Add `recommend` to the `longplay` command."""
     parser = subparsers.add_parser("recommend", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
-    add_import_argument(parser)
+    add_run_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--history",
@@ -39,30 +36,17 @@ def register(subparsers: Any) -> None:
         metavar="ID",
         help="original id of a user of the dataset, whose whole history is used",
     )
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="number of items (default: 20)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=20, metavar="N", help="number of items (default: 20)"
+    )
     parser.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
-    parser.add_argument(
-        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        help="best, last, or a name such as step-000000120 (default: best)",
-    )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto uses the GPU if there is one (default: auto)",
-    )
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON array and nothing else")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    if args.top < 1:
-        raise ConfigError(f"--top {args.top}: must be at least 1")
     config = read_config(args.run)
     dataset = open_dataset(args.run, args.data)
     history = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longplay.launch.settings.arguments import add_recipe_arguments, resolve_arguments
-from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.common_arguments import add_data_argument, at_least
 from longplay.launch.training.train import train
 
 _PROFILED_STEPS = 20
@@ -27,9 +27,7 @@ def register(subparsers: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command. Every other option is a setting."""
     add_recipe_arguments(parser)
-    parser.add_argument(
-        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
-    )
+    add_data_argument(parser)
     # torchrun under Python 3.11 reads a script's --run as its own --run-path.
     parser.add_argument(
         *("--run", "--run-dir"),
@@ -40,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--profile",
-        type=_positive,
+        type=at_least(1),
         nargs="?",
         const=_PROFILED_STEPS,
         default=0,
@@ -48,12 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"profile this number of steps (default {_PROFILED_STEPS}) after a warm-up: print the time of "
         "each part of a step, and write RUN/profile/rank-R.json.gz for Chrome's trace viewer",
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps; give 1 or more")
-    return int(text)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import shtab
 
-from longplay.launch.settings.data_arguments import data_location
+from longplay.launch.settings.common_arguments import data_location
 from longplay.launch.settings.recipes import RECIPES
 
 

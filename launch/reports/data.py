@@ -11,7 +11,7 @@ import polars as pl
 
 from longplay.common.locks import is_locked
 from longplay.launch.reports.scalars import COSTS, read_series
-from longplay.launch.sweeps.job_log import last_error, since_start
+from longplay.launch.sweeps.job_log import last_error, logs_of_job, since_start
 
 _TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "grid", "variant")
 _TEXTS += ("state", "error", "progress", "device", "eval_device", "checkpoint", "commit", "host", "torch")
@@ -89,7 +89,7 @@ def _sweep_runs(sweep: Path) -> Iterator[Row]:
 
 def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Row:
     submission = job.get("submission") or {}
-    logs = _logs(sweep / "submitit", submission["job_id"]) if submission else []
+    logs = logs_of_job(sweep / "submitit", submission["job_id"]) if submission else []
     row = {
         **{name: job[name] for name in ("dataset", "model", "recipe", "grid", "variant")},
         "run": name,
@@ -102,13 +102,6 @@ def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Row:
     if row["state"] == "missing":
         row["progress"] = f"submitted as {submission['job_id']}" if submission else "not submitted"
     return row
-
-
-def _logs(folder: Path, job_id: str) -> list[Path]:
-    """Return the logs of a job's ranks, rank 0's first; 5_1_0_log.out belongs to job 5_1."""
-    name = re.compile(rf"{re.escape(job_id)}_(\d+)_log\.out")
-    found = {int(match[1]): log for log in folder.glob("*_log.out") if (match := name.fullmatch(log.name))}
-    return [found[rank] for rank in sorted(found)]
 
 
 def _without_seed(words: Sequence[str]) -> list[str]:

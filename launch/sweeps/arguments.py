@@ -1,9 +1,11 @@
 """The arguments of `longplay sweep`: which runs, with which resources, and what to do."""
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
+from longplay.launch.settings.common_arguments import at_least
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.imports import add_import_argument
 from longplay.launch.sweeps.cluster import Resources
@@ -17,7 +19,6 @@ from longplay.launch.sweeps.grid import (
 )
 
 _GRID_OPTIONS = ("grid", "data", "models", "context_lengths", "seeds", "slots_per_step")
-_POSITIVE = ("nodes", "ranks_per_node", "cpus_per_task", "max_parallel", "signal_delay", "slots_per_step")
 
 
 def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", metavar="S", help="default 0")
     parser.add_argument(
         "--slots-per-step",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="choose the rows of a step so that it has about N slots at every context length (default: the "
         "recipe's rows)",
@@ -70,21 +71,22 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-parallel",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="jobs that run at once (default: all on Slurm, 1 locally)",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of a job (default 1)")
+    parser.add_argument("--nodes", type=at_least(1), default=1, help="nodes of a job (default 1)")
     parser.add_argument(
-        "--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of a node (default 0: CPUs)"
+        "--gpus-per-node", type=at_least(0), default=0, metavar="N", help="GPUs of a node (default 0: CPUs)"
     )
     parser.add_argument(
-        "--ranks-per-node", type=int, metavar="N", help="default: one per GPU, or one without GPUs"
+        "--ranks-per-node", type=at_least(1), metavar="N", help="default: one per GPU, or one without GPUs"
     )
-    parser.add_argument("--cpus-per-task", type=int, metavar="N", help="CPUs of a rank")
+    parser.add_argument("--cpus-per-task", type=at_least(1), metavar="N", help="CPUs of a rank")
     parser.add_argument("--mem", metavar="SIZE", help="memory of a node, in sbatch's format: 64G")
     parser.add_argument(
         "--time",
+        dest="time_min",
         type=parse_minutes,
         default=24 * 60,
         metavar="LIMIT",
@@ -92,7 +94,8 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--signal-delay",
-        type=int,
+        dest="signal_delay_s",
+        type=at_least(1),
         default=120,
         metavar="S",
         help="seconds before the time limit at which a run saves and is requeued (default 120)",
@@ -101,6 +104,7 @@ def add_resource_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", help="passed to sbatch")
     parser.add_argument(
         "--slurm-setup",
+        dest="setup",
         action="append",
         default=[],
         metavar="LINE",
@@ -149,32 +153,8 @@ def read_grid(args: argparse.Namespace, overrides: list[str], *, exists: bool) -
 
 
 def read_resources(args: argparse.Namespace) -> Resources:
-    """Return the resources of each job.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-    for name in _POSITIVE:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if args.gpus_per_node < 0:
-        raise ConfigError(f"--gpus-per-node {args.gpus_per_node}: must be at least 0")
-    return Resources(
-        nodes=args.nodes,
-        gpus_per_node=args.gpus_per_node,
-        ranks_per_node=args.ranks_per_node,
-        cpus_per_task=args.cpus_per_task,
-        mem=args.mem,
-        time_min=args.time,
-        signal_delay_s=args.signal_delay,
-        partition=args.partition,
-        account=args.account,
-        qos=args.qos,
-        constraint=args.constraint,
-        setup=tuple(args.slurm_setup),
-        max_parallel=args.max_parallel,
-    )
+    """Return the resources of each job."""
+    return Resources(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Resources)})
 
 
 def parse_minutes(text: str) -> int:

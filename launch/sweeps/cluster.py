@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,7 @@ class Resources:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    setup: tuple[str, ...] = ()
+    setup: Sequence[str] = ()
     max_parallel: int | None = None
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import parse_location
+from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.estimates.formulas import estimate_memory
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.sweeps.cluster import Resources
@@ -19,8 +20,7 @@ def dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources
     datasets: dict[str, Dataset] = {}
     workloads: dict[Any, Workload] = {}  # measuring is slow and does not depend on the model
     states = {status.spec.name: status.state for status in sweep_status(folder)}
-    width = max(len(spec.name) for spec in specs)
-    print(f"{'run':<{width}}  {'state':<9}  steps/epoch      max steps  memory/rank")
+    table = new_table("run", "state", "steps/epoch", "max steps", "memory/rank")
     for spec in specs:
         config = spec.config
         if spec.data not in datasets:
@@ -35,10 +35,9 @@ def dry_run(folder: SweepFolder, specs: list[SweepJobSpec], resources: Resources
         steps = estimate.steps_per_epoch * config.train.max_epochs
         if config.train.max_steps is not None:
             steps = min(steps, config.train.max_steps)
-        print(
-            f"{spec.name:<{width}}  {states[spec.name]:<9}  {estimate.steps_per_epoch:>11,}  {steps:>13,}  "
-            f"{gib(estimate.total_bytes):>11}"
-        )
+        numbers = f"{estimate.steps_per_epoch:,}", f"{steps:,}", gib(estimate.total_bytes)
+        table.add_row(spec.name, states[spec.name], *numbers)
+    print_table(table)
     ranks = "rank" if resources.world_size == 1 else "ranks"
     print(
         f"{len(specs)} runs of {resources.world_size} {ranks} on {device}; nothing was submitted or written"

@@ -12,7 +12,6 @@ submitit/       submitit's files; ID_RANK_log.out holds the output of a rank of 
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -26,8 +25,9 @@ from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.imports import check_imports, imported
 from longplay.launch.settings.saved import SAME_RESULT, changed_settings
 from longplay.launch.sweeps.cluster import Submission
-from longplay.launch.sweeps.grid import SweepJobSpec, spec_from_json
+from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job import SweepJob
+from longplay.launch.sweeps.job_log import logs_of_job
 
 _VERSION = 1
 
@@ -60,7 +60,7 @@ class SweepFolder:
             for name, entry in saved["jobs"].items():
                 submission = entry.pop("submission")
                 entry.pop("run")
-                self.jobs[name] = spec_from_json(entry)
+                self.jobs[name] = SweepJobSpec(**{**entry, "overrides": tuple(entry["overrides"])})
                 if submission is not None:
                     self.submissions[name] = Submission(**submission)
         except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
@@ -117,25 +117,12 @@ class SweepFolder:
 
     def job(self, spec: SweepJobSpec) -> SweepJob:
         """Return the job to submit for a run."""
-        return SweepJob(
-            name=spec.name,
-            recipe=spec.recipe,
-            data=spec.data,
-            overrides=spec.overrides,
-            run=str(spec.run(self.path)),
-            imports=tuple(imported()),
-        )
+        return SweepJob(spec=spec, run=spec.run(self.path), imports=tuple(imported()))
 
     def logs(self, name: str) -> list[Path]:
         """Return the logs of the ranks of a job's last submission, rank 0's first."""
         submission = self.submissions.get(name)
-        if submission is None:
-            return []
-        of_rank = re.compile(
-            rf"{re.escape(submission.job_id)}_\d+_log\.out"
-        )  # 5_1_0_log.out belongs to job 5_1
-        logs = (path for path in self.submitit.glob("*_log.out") if of_rank.fullmatch(path.name))
-        return sorted(logs, key=lambda path: (len(path.name), path.name))
+        return [] if submission is None else logs_of_job(self.submitit, submission.job_id)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

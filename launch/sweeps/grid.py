@@ -1,7 +1,6 @@
 """The runs of a sweep: context lengths x models x datasets x seeds, or an ablation of one setting."""
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -168,9 +167,3 @@ def _rows_per_step(config: RunConfig, slots: int) -> int:
     """Return the rows that hold about `slots` slots: a multiple of the lanes, at least one row per lane."""
     lanes = config.data.num_lanes
     return lanes * max(1, round(slots / (config.context_length * lanes)))
-
-
-def spec_from_json(saved: dict[str, object]) -> SweepJobSpec:
-    """Return the job that `dataclasses.asdict` turned into JSON."""
-    fields = json.loads(json.dumps(saved))
-    return SweepJobSpec(**{**fields, "overrides": tuple(fields["overrides"])})

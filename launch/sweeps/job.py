@@ -16,10 +16,8 @@ from longplay.distributed.runtime.memory import reset_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
-from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.imports import import_module
-from longplay.launch.settings.recipes import get_recipe
-from longplay.launch.settings.resolving import resolve
+from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job_log import STARTS, STOPPED
 from longplay.launch.training.train import train
 
@@ -34,17 +32,12 @@ class SweepJob:
     saves at the end of its step and returns EXIT_REQUEUE. After SIGUSR1, requeue.sh requeues the job.
 
     Attributes:
-        data: folder or URL of the prepared dataset.
-        overrides: settings on top of the recipe.
         run: the run folder.
         imports: modules of the user that register encoders, losses, metrics or recipes.
     """
 
-    name: str
-    recipe: str
-    data: str
-    overrides: tuple[str, ...]
-    run: str
+    spec: SweepJobSpec
+    run: Path
     imports: tuple[str, ...] = ()
 
     def __call__(self) -> None:
@@ -54,7 +47,7 @@ class SweepJob:
         try:
             restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
             node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-            print(f"{STARTS} {self.name}, start {int(restarts) + 1}, on {node}", flush=True)
+            print(f"{STARTS} {self.spec.name}, start {int(restarts) + 1}, on {node}", flush=True)
             code = self.train_and_evaluate()
             if code == EXIT_REQUEUE:
                 print(STOPPED, flush=True)
@@ -70,7 +63,7 @@ class SweepJob:
         code = exit_code_of(self._train)
         _exit_on_signals()  # training has set its own handlers
         for split in SPLITS:
-            file = evaluation_file(Path(self.run), split)
+            file = evaluation_file(self.run, split)
             if code or file.is_file():
                 continue
             reset_peak_memory()
@@ -81,16 +74,13 @@ class SweepJob:
     def _train(self) -> int:
         for name in self.imports:
             import_module(name)
-        return train(self._config(), parse_location(self.data), Path(self.run))
+        return train(self.spec.config, parse_location(self.spec.data), self.run)
 
     def _evaluate(self, split: Part, file: Path) -> int:
-        device = self._config().train.device
-        if evaluate_run(Path(self.run), split=split, device=device, out=file) is not None:
+        device = self.spec.config.train.device
+        if evaluate_run(self.run, split=split, device=device, out=file) is not None:
             print(f"evaluated the {split} split: {file}", flush=True)
         return 0
-
-    def _config(self) -> RunConfig:
-        return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
 
 
 def evaluation_file(run: Path, split: str) -> Path:

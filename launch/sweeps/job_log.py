@@ -12,6 +12,13 @@ _TAIL_BYTES = 1 << 16
 _PYTHON_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b.*:")
 
 
+def logs_of_job(folder: Path, job_id: str) -> list[Path]:
+    """Return the logs of a job's ranks in submitit's `folder`, rank 0's first."""
+    name = re.compile(rf"{re.escape(job_id)}_(\d+)_log\.out")  # 5_1_0_log.out belongs to job 5_1
+    found = {int(match[1]): log for log in folder.glob("*_log.out") if (match := name.fullmatch(log.name))}
+    return [found[rank] for rank in sorted(found)]
+
+
 def tail(path: Path) -> str:
     """Return the last 64 KiB of a file as text; "" if it cannot be read."""
     try:

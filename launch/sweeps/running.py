@@ -20,7 +20,7 @@ def submit(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> N
     """
     submitted = submit_to_slurm(jobs, folder.submitit, resources, f"longplay-{folder.path.name}")
     for job, submission in zip(jobs, submitted, strict=True):
-        folder.submissions[job.name] = submission
+        folder.submissions[job.spec.name] = submission
     folder.write()
     array = submitted[0].job_id.partition("_")[0]
     print(f"jobs     {len(jobs)} as array {array}; logs: {folder.submitit}/{array}_*_log.out")
@@ -30,7 +30,7 @@ def submit(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> N
 def run_one_by_one(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> int:
     """Run the jobs in this process and return the command's exit code."""
     _check_one_node(resources, "debug")
-    failed = [job.name for job in jobs if run_in_this_process(job, folder.submitit)]
+    failed = [job.spec.name for job in jobs if run_in_this_process(job, folder.submitit)]
     names = f": {', '.join(failed)}" if failed else ""
     print(f"ended    {len(jobs) - len(failed)} finished, {len(failed)} failed{names}", flush=True)
     return EXIT_FAILED if failed else 0
@@ -41,15 +41,15 @@ def run_in_processes(folder: SweepFolder, jobs: list[SweepJob], resources: Resou
     _check_one_node(resources, "local")
 
     def started(job: SweepJob, submission: Submission) -> None:
-        folder.submissions[job.name] = submission
+        folder.submissions[job.spec.name] = submission
         folder.write()
-        print(f"started  {job.name}: {folder.submitit}/{submission.job_id}_0_log.out", flush=True)
+        print(f"started  {job.spec.name}: {folder.submitit}/{submission.job_id}_0_log.out", flush=True)
 
     def ended(job: SweepJob) -> None:
-        status = next(each for each in sweep_status(folder) if each.spec.name == job.name)
-        metric = "" if status.metric is None else f", best validation {status.metric:.4f}"
+        status = next(each for each in sweep_status(folder) if each.spec.name == job.spec.name)
+        metric = "" if status.at.metric is None else f", best validation {status.at.metric:.4f}"
         error = f": {status.error}" if status.error else ""
-        print(f"{status.state:<8} {job.name}{metric}{error}", flush=True)
+        print(f"{status.state:<8} {job.spec.name}{metric}{error}", flush=True)
 
     try:
         with terminable(), LocalQueue(folder.submitit, resources, started=started, ended=ended) as queue:
@@ -59,7 +59,7 @@ def run_in_processes(folder: SweepFolder, jobs: list[SweepJob], resources: Resou
             f"stopped; the running jobs have saved. To resume: longplay sweep --out {folder.path}", flush=True
         )
         return EXIT_INTERRUPTED
-    names = {job.name for job in jobs}
+    names = {job.spec.name for job in jobs}
     return print_verdict([status for status in sweep_status(folder) if status.spec.name in names])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.launch.console.durations import duration
+from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
 from longplay.launch.sweeps.cluster import QueueState
 from longplay.launch.sweeps.folder import SweepFolder
@@ -42,22 +43,17 @@ class JobStatus:
         state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved; resumes when
             submitted again), "failed", or another way in which it ended.
         live: whether it is still queued or running; a live job is not submitted again.
-        step, total: steps done and planned, if known.
-        metric: best value of `train.metric` in validation so far.
+        at: how far training is.
         node: where it runs or ran last.
-        seconds_left: training time left, at the speed of the latest step.
         error: its last error, or an unusual reason why it is pending, in one line.
     """
 
     spec: SweepJobSpec
     state: str
     live: bool
-    step: int | None = None
-    total: int | None = None
-    metric: float | None = None
-    node: str = ""
-    seconds_left: float | None = None
-    error: str | None = None
+    at: "Progress"
+    node: str
+    error: str | None
 
 
 def sweep_status(folder: SweepFolder) -> list[JobStatus]:
@@ -91,18 +87,8 @@ def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState
             error = f"pending: {queued.reason}"
     else:
         state, error = _how_it_ended(folder, spec.name, queued)
-    at = Progress.read(run, spec)
-    return JobStatus(
-        spec=spec,
-        state=state,
-        live=live,
-        step=at.step,
-        total=at.total,
-        metric=at.metric,
-        node=(queued.node if queued else "") or _node(folder, spec.name),
-        seconds_left=at.seconds_left if state == "running" else None,
-        error=error,
-    )
+    node = (queued.node if queued else "") or _node(folder, spec.name)
+    return JobStatus(spec=spec, state=state, live=live, at=Progress.read(run, spec), node=node, error=error)
 
 
 def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> tuple[str, str | None]:
@@ -137,7 +123,13 @@ def _node(folder: SweepFolder, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Training progress, read from the run folder; None where unknown."""
+    """Training progress, read from the run folder; None where unknown.
+
+    Attributes:
+        step, total: steps done and planned.
+        metric: best value of `train.metric` in validation so far.
+        seconds_left: training time left, at the speed of the latest step.
+    """
 
     step: int | None = None
     total: int | None = None
@@ -166,30 +158,24 @@ class Progress:
         return cls(step=step, total=total, metric=metric, seconds_left=left)
 
 
-# ---------------------------------------------------------------------- as text
-
-
-def as_table(statuses: list[JobStatus]) -> str:
-    """Return a table of one line per job, with errors below the lines of failed jobs and a summary."""
-    header = ("run", "state", "step", "metric", "node", "left")
-    rows = [
-        (
+def print_status(statuses: list[JobStatus]) -> None:
+    """Print a table with a line per job, then the errors and a summary."""
+    table = new_table("run", "state", "step", "metric", "node", "left")
+    for status in statuses:
+        at, running = status.at, status.state == "running"
+        table.add_row(
             status.spec.name,
             status.state,
-            "-" if status.step is None else f"{status.step}/{status.total or '?'}",
-            "-" if status.metric is None else f"{status.metric:.4f}",
+            "-" if at.step is None else f"{at.step}/{at.total or '?'}",
+            "-" if at.metric is None else f"{at.metric:.4f}",
             status.node or "-",
-            "-" if status.seconds_left is None else duration(status.seconds_left),
+            duration(at.seconds_left) if running and at.seconds_left is not None else "-",
         )
-        for status in statuses
-    ]
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True)).rstrip()]
-    for status, row in zip(statuses, rows, strict=True):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(table)
+    for status in statuses:
         if status.error:
-            lines.append(f"    {status.error}")
-    return "\n".join([*lines, summary(statuses)])
+            print(f"{status.spec.name}: {status.error}")
+    print(summary(statuses), flush=True)
 
 
 def summary(statuses: list[JobStatus]) -> str:

@@ -8,7 +8,7 @@ import time
 from longplay.launch.console.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from longplay.launch.sweeps.folder import SweepFolder, open_sweep
 from longplay.launch.sweeps.queue_states import cancel
-from longplay.launch.sweeps.status import JobStatus, as_table, summary, sweep_status
+from longplay.launch.sweeps.status import JobStatus, print_status, summary, sweep_status
 
 _REFRESH_S = 5.0
 _POLL_S = 1.0
@@ -20,8 +20,8 @@ def show_status(folder: SweepFolder, *, watch: bool) -> int:
     try:
         while True:
             statuses = sweep_status(folder)
-            clear = "\x1b[H\x1b[2J" if refresh else ""
-            print(f"{clear}{as_table(statuses)}", flush=True)
+            print("\x1b[H\x1b[2J" if refresh else "", end="")
+            print_status(statuses)
             if not refresh or not any(status.live for status in statuses):
                 return 0
             time.sleep(_REFRESH_S)
@@ -50,7 +50,7 @@ def print_verdict(statuses: list[JobStatus]) -> int:
     """Print the jobs that did not finish, or that all did; return the exit code."""
     failed = [status for status in statuses if status.state != "finished"]
     if failed:
-        print(as_table(failed), flush=True)
+        print_status(failed)
     else:
         print(f"finished all {len(statuses)} runs", flush=True)
     return EXIT_FAILED if failed else 0

@@ -332,4 +332,12 @@ def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refu
 
 def test_recommend_refuses_an_unknown_user_and_an_empty_list(run: Path, refuse: Refuse) -> None:
     refuse("recommend", run, "--user", 10**6, pattern="--user 1000000: is not a user of .*give an original")
-    refuse("recommend", run, "--user", 1, "--top", 0, pattern="--top 0: must be at least 1")
+    refuse(
+        "recommend",
+        run,
+        "--user",
+        1,
+        "--top",
+        0,
+        pattern="argument --top: '0': must be a whole number, at least 1",
+    )

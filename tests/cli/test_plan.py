@@ -216,7 +216,7 @@ def test_tolerance_accepts_an_estimate_slightly_above_the_limit(data: Path) -> N
     ("words", "complaint"),
     [
         (["--memory", "24Gigs"], "is not a size"),
-        (["--world-size", "0"], "must be at least 1"),
+        (["--world-size", "0"], "--world-size: '0': must be a whole number, at least 1"),
         (["--world-size", "64"], "every rank needs a lane"),
         (["--encoder.d_modle", "64"], "did you mean --encoder.d_model"),
     ],

@@ -1,0 +1,57 @@
+"""Arguments that several commands share: a prepared dataset, a run, and bounded numbers."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.locations import Location, parse_location
+from longplay.launch.settings.imports import add_import_argument
+
+
+def data_location(text: str) -> Location:
+    """Return the folder or URL that `text` gives, as the type of an argument."""
+    try:
+        return parse_location(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number of at least `least`."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least {least}")
+        return int(text)
+
+    return whole_number
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --data for a command that needs a prepared dataset."""
+    parser.add_argument(
+        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add RUN, --import, and the options that select its dataset and its checkpoint."""
+    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    add_import_argument(parser)
+    parser.add_argument(
+        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", help="best, last, or a name such as step-000000120 (default: best)"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --device for a command that computes with a trained model."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto uses the GPU if there is one (default: auto)",
+    )
