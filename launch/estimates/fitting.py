@@ -11,6 +11,7 @@ from longplay.launch.estimates.memory_estimate import MemoryEstimate
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.resolving import SHARED, to_json, validate
 from longplay.models.encoder import num_parameters
 from longplay.models.losses.base import LOSSES
 
@@ -86,85 +87,45 @@ def _changes(
     config: RunConfig, workload: Workload, world_size: int, device_type: str
 ) -> Iterator[list[_Change]]:
     """Yield, for each setting that saves memory, its values from the mildest to the strongest."""
-    yield from _changes_of_ranks(config, workload, world_size)
-    yield from _changes_of_table_and_engine(config, world_size, device_type)
-    yield from _changes_of_sizes(config, workload, world_size)
+    lanes, on_gpu = workload.num_lanes, device_type == "cuda"
+    data, encoder, engine, table = config.data, config.encoder, config.engine, config.table
 
+    def setting(name: str, *values: int | str) -> list[_Change]:
+        return [_Change(f"--{name} {value}", _with(config, name, value), world_size) for value in values]
 
-def _changes_of_ranks(config: RunConfig, workload: Workload, world_size: int) -> Iterator[list[_Change]]:
-    lanes, rows, engine = workload.num_lanes, config.data.rows_per_step, config.engine
-    rows_of_rank = -(-lanes // world_size) * (rows // lanes)
-    yield [
-        _Change(
-            f"--engine.gradient_accumulation_steps {n}",
-            _replace(config, engine=dataclasses.replace(engine, gradient_accumulation_steps=n)),
-            world_size,
-        )
-        for n in _doublings(engine.gradient_accumulation_steps, rows_of_rank)
-    ]
+    rows_of_rank = -(-lanes // world_size) * (data.rows_per_step // lanes)
+    accumulation = _doublings(engine.gradient_accumulation_steps, rows_of_rank)
+    yield setting("engine.gradient_accumulation_steps", *accumulation)
     yield [_Change(f"--world-size {n}", config, n) for n in _doublings(world_size, lanes)]
-
-
-def _changes_of_table_and_engine(
-    config: RunConfig, world_size: int, device_type: str
-) -> Iterator[list[_Change]]:
-    table, engine, on_gpu = config.table, config.engine, device_type == "cuda"
     if table.update == "zero_dense":
-        row_sparse = dataclasses.replace(table, update="row_sparse")
-        yield [_Change("--table.update row_sparse", _replace(config, table=row_sparse), world_size)]
+        yield setting("table.update", "row_sparse")
     elif table.optimizer.name == "adam":
-        adagrad = dataclasses.replace(table, optimizer=dataclasses.replace(table.optimizer, name="adagrad"))
-        yield [_Change("--table.optimizer.name adagrad", _replace(config, table=adagrad), world_size)]
+        yield setting("table.optimizer.name", "adagrad")
     touched_rows_only = table.update == "row_sparse" and not LOSSES[config.loss.name].dense_gradient
     if on_gpu and touched_rows_only and table.placement == "device":
-        on_host = dataclasses.replace(table, placement="host")
-        yield [_Change("--table.placement host", _replace(config, table=on_host), world_size)]
-    fewer = max(1 << 20, num_parameters(config.encoder))
+        yield setting("table.placement", "host")
+    fewer = max(1 << 20, num_parameters(encoder))
     if on_gpu and fewer < engine.reduce_bucket_elements:
-        smaller = dataclasses.replace(engine, reduce_bucket_elements=fewer)
-        option = f"--engine.reduce_bucket_elements {fewer}"
-        yield [_Change(option, _replace(config, engine=smaller), world_size)]
+        yield setting("engine.reduce_bucket_elements", fewer)
     if on_gpu and engine.precision == "fp32":
-        bf16 = dataclasses.replace(engine, precision="bf16")
-        yield [_Change("--engine.precision bf16", _replace(config, engine=bf16), world_size)]
+        yield setting("engine.precision", "bf16")
+    yield setting("data.rows_per_step", *(lanes * k for k in _halvings(data.rows_per_step // lanes)))
+    yield setting("context_length", *_halvings(config.context_length))
+    widths = [n for n in _halvings(encoder.d_model) if n % math.lcm(encoder.num_heads, 8) == 0]
+    yield setting("encoder.d_model", *(n for n in widths if encoder.expand * n % encoder.headdim == 0))
 
 
-def _changes_of_sizes(config: RunConfig, workload: Workload, world_size: int) -> Iterator[list[_Change]]:
-    lanes, data, encoder = workload.num_lanes, config.data, config.encoder
-    yield [
-        _Change(
-            f"--data.rows_per_step {n}",
-            _replace(config, data=dataclasses.replace(data, rows_per_step=n)),
-            world_size,
-        )
-        for n in (lanes * k for k in _halvings(data.rows_per_step // lanes))
-    ]
-    yield [
-        _Change(
-            f"--context_length {n}",
-            _replace(
-                config,
-                context_length=n,
-                encoder=dataclasses.replace(encoder, context_length=n),
-                data=dataclasses.replace(data, context_length=n),
-            ),
-            world_size,
-        )
-        for n in _halvings(config.context_length)
-    ]
-    yield [
-        _Change(
-            f"--encoder.d_model {n}",
-            _replace(config, encoder=dataclasses.replace(encoder, d_model=n)),
-            world_size,
-        )
-        for n in _halvings(encoder.d_model)
-        if n % math.lcm(encoder.num_heads, 8) == 0 and encoder.expand * n % encoder.headdim == 0
-    ]
-
-
-def _replace(config: RunConfig, **parts: object) -> RunConfig:
-    return dataclasses.replace(config, **parts)  # type: ignore[arg-type]  # checked by RunConfig
+def _with(config: RunConfig, name: str, value: int | str) -> RunConfig:
+    """Return `config` with another value of the setting `name`."""
+    nested = to_json(config)
+    *sections, last = name.split(".")
+    part = nested
+    for section in sections:
+        part = part[section]
+    part[last] = value
+    for section, shared in SHARED:
+        nested[section][shared] = nested[shared]
+    return validate(nested)
 
 
 def _doublings(value: int, most: int) -> list[int]:
