@@ -13,7 +13,7 @@ from longplay.launch.settings.errors import ConfigError, did_you_mean
 # Settings that may be typed without their section.
 ALIASES = {"on_bad_shard": "data.on_bad_shard"}
 
-# Names that other libraries give to our settings. They are only suggested, never accepted.
+# Names of our settings in other libraries. An error suggests the setting; the name itself is not accepted.
 _NAMES_ELSEWHERE = {
     "learning_rate": "train.lr",
     "epochs": "train.max_epochs",
@@ -99,9 +99,9 @@ def is_setting(name: str, types: Mapping[str, Any]) -> bool:
 
 
 def nearest_setting(name: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """Return "; did you mean NAME?" with the setting that the unknown `name` may stand for, or nothing.
+    """Return "; did you mean NAME?" with the setting that the unknown `name` may mean, or "".
 
-    Names are compared without their sections, in the section of `name` first.
+    Names are compared without their sections, first with those in the section of `name`.
     """
     section, _, last = name.rpartition(".")
     if last in _NAMES_ELSEWHERE:

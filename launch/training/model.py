@@ -25,7 +25,7 @@ class Model:
         config: settings of the run.
         world: this rank and its process group.
         encoder: the module that maps embedded rows to hidden states; `engine` trains it.
-        table: this rank's shard of the item table, with its row optimizer.
+        table: the item table, of which this rank holds a shard.
         engine: runs and updates the encoder under DeepSpeed, and updates the table in the same step.
         loss: the loss of one micro-batch, summed over its targets.
         side: the CUDA stream on which the next step is planned; on a CPU it does nothing.

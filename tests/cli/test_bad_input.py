@@ -136,7 +136,7 @@ BAD_SETTINGS = {
     "another name, no section": ("--batch_size 1", r"; did you mean --data\.rows_per_step\?"),
     "setting in another section": ("--train.weight_decay 1", r"; did you mean --engine\.weight_decay\?"),
     "section without a setting": ("--loss bce", r"; did you mean --loss\.name\?"),
-    "unlike any other of its section": ("--train.zzzz 3", "unknown setting; the sections are encoder"),
+    "unlike any setting of its section": ("--train.zzzz 3", "unknown setting; the sections are encoder"),
     "setting without its section": ("--max_epochs 3", r"did you mean --train\.max_epochs\?"),
     "setting unlike any other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
     "a word without dashes": ("fast", "'fast': is not a setting; write --section.name value"),
