@@ -117,7 +117,7 @@ class ZeroEngine:
         groups = optimizer.fp16_groups if self._zero3 else optimizer.params_in_partition
         gradients = optimizer.averaged_gradients
         norms = [self._norm_of_group(gradients[i], groups[i]) for i in range(len(groups))]
-        return deepspeed.runtime.utils.combine_grad_norm_groups(norms)
+        return deepspeed.runtime.utils.combine_grad_norm_groups(norms)  # pyright: ignore[reportAttributeAccessIssue] -- not in its __init__
 
     def state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return fp32 weights and Adam moments as whole tensors on the CPU. Collective.

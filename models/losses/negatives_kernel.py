@@ -1,5 +1,9 @@
 """`uniform_negatives` in one Triton kernel, with the same draws. Importing it needs Triton."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIncompatibleMethodOverride=false, reportOperatorIssue=false
+# Triton's types do not show what a kernel computes with.
+
 import torch
 import triton  # pyright: ignore[reportMissingImports] -- optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional

@@ -92,7 +92,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- the decorator hides the name of ctx
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, None]:
         grad = grad_outputs[0].contiguous().flatten(0, -2)
         return _sum_by_row(grad, None, ctx.entries, len(grad), ctx.shape), None, None
 
@@ -102,13 +104,11 @@ class _ScoreCandidates(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, rows: Tensor, positives: Tensor, negatives: Tensor, entries: RowEntries
     ) -> Tensor:
-        from longplay.models.rows import triton_source
-
         hidden, negatives = hidden.contiguous(), negatives.contiguous()
         num_entries = positives.numel() + negatives.numel()
         scores = hidden.new_empty(num_entries)
         if num_entries:
-            triton_source.score_candidates[-(-num_entries // _ENTRIES),](
+            _kernels().score_candidates[-(-num_entries // _ENTRIES),](
                 *(hidden, rows, positives, negatives, scores, len(positives), num_entries),
                 K=negatives.shape[1],
                 BLOCK=_ENTRIES,
@@ -120,14 +120,14 @@ class _ScoreCandidates(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        from longplay.models.rows import triton_source
-
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- the decorator hides the name of ctx
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, rows, positives, negatives = ctx.saved_tensors
         score_grads = grad_outputs[0].contiguous()
         hidden_grads, num_negatives = torch.empty_like(hidden), negatives.shape[1]
         if len(positives):
-            triton_source.hidden_gradients[-(-len(positives) // _ENTRIES),](
+            _kernels().hidden_gradients[-(-len(positives) // _ENTRIES),](
                 *(score_grads, rows, positives, negatives, hidden_grads, len(positives)),
                 K=num_negatives,
                 BLOCK=_ENTRIES,
@@ -146,12 +146,10 @@ def _sum_by_row(
     num_negatives: int = 1,
 ) -> Tensor:
     """Sum the gradients of `num_entries` entries by row, see `triton_source.sum_by_row`."""
-    from longplay.models.rows import triton_source
-
     out = torch.empty(shape, device=values.device)
     out[0] = 0.0
     if shape[0] > 1:
-        triton_source.sum_by_row[shape[0] - 1,](
+        _kernels().sum_by_row[shape[0] - 1,](
             *(values, values if factors is None else factors, entries.order, entries.bounds, out),
             *(entries.first, num_entries, len(values)),
             K=num_negatives,
@@ -161,6 +159,13 @@ def _sum_by_row(
             **_widths(out),
         )
     return out
+
+
+def _kernels() -> Any:
+    """Return the module of the kernels; importing it needs Triton."""
+    from longplay.models.rows import triton_source
+
+    return triton_source
 
 
 def _widths(rows: Tensor) -> dict[str, int]:

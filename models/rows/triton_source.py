@@ -1,5 +1,9 @@
 """The Triton kernels that `gather` launches; importing this module needs Triton."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIncompatibleMethodOverride=false, reportOperatorIssue=false
+# Triton's types do not show what a kernel computes with.
+
 import triton  # pyright: ignore[reportMissingImports] -- optional
 import triton.language as tl  # pyright: ignore[reportMissingImports] -- optional
 

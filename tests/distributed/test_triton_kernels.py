@@ -3,13 +3,13 @@
 import importlib.util
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.triton_compile import SHARED_BYTES, compile_for_h100
 from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
 
 _F, _H, _I, _N = "*fp32", "*fp16", "*i64", "i32"
 SIGNATURES = {
-    "lazy_adam": [_F, _F, _F, _I, _F, _N, "fp32", "fp32", "fp32", "fp32"],
+    "lazy_adam": [_F, _F, _F, _I, _F, _N, *5 * ["fp32"]],
     "row_adagrad": [_F, _F, _I, _F, _N, "fp32", "fp32"],
     "take_rows": [_F, _I, _F, _N],
     "split_rows": [_F, _F, _H, _H, _F, _N, "fp32"],
@@ -62,37 +62,22 @@ WIDTHS = [1, 24, 64, 128, 256]
 @needs_triton
 @pytest.mark.parametrize("name", SIGNATURES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_kernels_fit_a_hopper_gpu_outside_the_interpreter(
-    name: str, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_kernels_fit_a_hopper_gpu_outside_the_interpreter(name: str, width: int) -> None:
     """The interpreter accepts Python that the compiler rejects; compiling needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the kernels are interpreted here")
-    import triton  # pyright: ignore[reportMissingImports] -- optional
-    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports] -- optional
-    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports] -- optional
-
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns if it is not set
     kernel = getattr(triton_kernels.kernels(), name)
     sizes, options = kernel_sizes(name, width)
-    types = SIGNATURES[name] + ["constexpr"] * len(sizes)
-    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(types) if kind[0] == "*"}
-    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), sizes, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert compiled.metadata.shared <= 232_448
-    assert (
-        stack_bytes(
-            compiled.asm["cubin"], Path(triton.__path__[0]) / "backends/nvidia/bin/cuobjdump", tmp_path
-        )
-        == 0
-    )
+    types = dict(zip(kernel.arg_names, SIGNATURES[name], strict=False))
+    usage = compile_for_h100(kernel, types, sizes, **options)
+    assert usage.shared_bytes <= SHARED_BYTES
+    assert usage.stack_bytes == 0, "registers are spilled"
     if name == "count_above":
-        assert compiled.metadata.shared <= score_kernel.choose_tile(width, torch.device("cpu")).shared_bytes(
-            score_kernel.padded_width(width)
-        )
-        assert "wgmma.mma_async" in compiled.asm["ptx"]
+        tile, padded = score_kernel.choose_tile(width, torch.device("cpu")), score_kernel.padded_width(width)
+        assert usage.shared_bytes <= tile.shared_bytes(padded)
+        assert "wgmma.mma_async" in usage.ptx
     elif width >= 24:
-        assert re.search(r"ld\.global\S*\.v[48]\.", compiled.asm["ptx"]), "loads of less than 16 bytes"
+        assert re.search(r"ld\.global\S*\.v[48]\.", usage.ptx), "loads of less than 16 bytes"
 
 
 def kernel_sizes(name: str, width: int) -> tuple[dict[str, int], dict[str, Any]]:
@@ -105,16 +90,6 @@ def kernel_sizes(name: str, width: int) -> tuple[dict[str, int], dict[str, Any]]
     pad = score_kernel.padded_width if name == "split_rows" else triton_kernels.power_of_two
     padded = pad(width)
     return {"WIDTH": width, "PADDED": padded, "ROWS": triton_kernels.rows_at_once(padded)}, {}
-
-
-def stack_bytes(cubin: bytes, tool: Path, folder: Path) -> int:
-    """Return the bytes of stack that a kernel's threads use, which is where registers spill to."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    if not tool.is_file():
-        pytest.skip("this Triton has no cuobjdump")
-    done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True)
-    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", done.stdout))
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -1,13 +1,11 @@
-"""The Triton kernels for looked-up rows and dropout against PyTorch, on a GPU or in Triton's interpreter."""
+"""The Triton kernels of a training step against PyTorch, on a GPU or in the interpreter of Triton."""
 
 import copy
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,11 +28,7 @@ def test_in_the_interpreter() -> None:
     """Run the tests below in a process with TRITON_INTERPRET=1."""
     if can_run_triton(DEVICE):
         pytest.skip("the tests below run in this process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "1 skipped" in done.stdout.splitlines()[-1], done.stdout
+    assert_tests_pass_in_the_interpreter(__file__, "-k", "not interpreter")
 
 
 def lookup(num_entries: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, RowEntries]:
@@ -83,8 +77,8 @@ def test_scores_and_gradients_equal_pytorch(num_targets: int, num_negatives: int
     positives, negatives = candidates[:num_targets], candidates[num_targets:].view(-1, num_negatives)
     hidden, rows = (torch.randn(n, width, device=DEVICE) for n in (num_targets, len(unique) + 1))
     rows[0] = 0.0
-    leaves = [hidden.requires_grad_(), rows.requires_grad_()]
-    ours = score_candidates(*leaves, positives, negatives, entries.skip(first))
+    leaves = hidden.requires_grad_(), rows.requires_grad_()
+    ours = score_candidates(hidden, rows, positives, negatives, entries.skip(first))
     theirs = (hidden * rows[positives]).sum(1), (hidden.unsqueeze(1) * rows[negatives]).sum(2)
     grads = [torch.randn_like(score) for score in theirs]
     for a, b in zip(ours, theirs, strict=True):
