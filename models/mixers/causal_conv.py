@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
-from longplay.models.scans.packages import PackageFunction, uses_packages
+from longplay.models.scans.packages import PackageFunction, requested_backend, uses_packages
 from longplay.native.loading import call_native, load_native
+from longplay.native.triton_runtime import can_run_triton
 
 _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 KERNEL = PackageFunction("causal-conv1d", "causal_conv1d", "causal_conv1d_fn")
@@ -22,8 +23,9 @@ def causal_conv_silu(
 ) -> Tensor:
     """Return silu(bias + sum_k weight[:, k] * x[slot - (K - 1 - k)]) within segments.
 
-    CUDA tensors use causal-conv1d's kernel if it supports their shape, unless `scan` is a backend without
-    packages. CPU tensors use C++ if a compiler is available. Everything else is computed in PyTorch.
+    CUDA tensors use causal-conv1d if `scan` is "kernel" and it supports their shape. Otherwise float32 and
+    bfloat16 use Triton, unless `scan` is a backend in PyTorch. CPU tensors use C++ if a compiler is
+    available. Everything else is computed in PyTorch.
 
     Args:
         x: (B, L, E), any float dtype.
@@ -36,19 +38,24 @@ def causal_conv_silu(
         (B, L, E) of x's dtype.
 
     Raises:
-        ValueError: causal-conv1d is not installed.
+        ValueError: `scan` is "kernel" and causal-conv1d is not installed.
     """
-    if not (x.is_cuda and uses_packages(scan) and kernel_supports(*weight.shape)):
-        by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
-        return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
-    seq_idx = layout.seq_idx.to(torch.int32).contiguous()
-    channel_last = x.contiguous().transpose(1, 2)
-    return KERNEL.require()(channel_last, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+    if x.is_cuda and _uses_package(scan, *weight.shape):
+        seq_idx = layout.seq_idx.to(torch.int32).contiguous()
+        x = x.contiguous().transpose(1, 2)
+        return KERNEL.require()(x, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+    by_triton = uses_packages(scan) and can_run_triton(x.device.type)
+    if by_triton and x.dtype in (torch.float32, torch.bfloat16):
+        from longplay.models.mixers.causal_conv_kernel import causal_conv_silu_triton
+
+        return causal_conv_silu_triton(x, weight, bias, layout.starts)
+    by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
+    return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
 
 
-def kernel_supports(channels: int, num_taps: int) -> bool:
-    """Return whether causal-conv1d's kernel supports a convolution of this shape."""
-    return channels % 8 == 0 and 2 <= num_taps <= 4
+def _uses_package(scan: ScanName, channels: int, num_taps: int) -> bool:
+    """Return whether a convolution of this shape uses causal-conv1d on CUDA."""
+    return requested_backend(scan) == "kernel" and channels % 8 == 0 and 2 <= num_taps <= 4
 
 
 def require_conv_package(conv: nn.Conv1d, scan: ScanName) -> None:
@@ -57,7 +64,7 @@ def require_conv_package(conv: nn.Conv1d, scan: ScanName) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if uses_packages(scan) and kernel_supports(conv.out_channels, conv.kernel_size[0]):
+    if _uses_package(scan, conv.out_channels, conv.kernel_size[0]):
         KERNEL.require()
 
 
