@@ -7,8 +7,8 @@ computes tiles of slots by channels, and reads a slot once per tap: only the fir
 one warp, so that sums over slots need no barrier.
 
 The backward computes pre again. Its first kernel writes g, the gradient of pre, in x's dtype, and each
-program's sums of dweight and dbias. The second computes dx from g. There are no atomics: PyTorch adds the sums
-of the programs, so results repeat bitwise.
+program's sums of dweight and dbias. The second computes dx from g. There are no atomics: PyTorch adds the
+sums of the programs, so results repeat bitwise.
 """
 
 from typing import Any

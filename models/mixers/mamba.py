@@ -182,13 +182,13 @@ class Mamba(nn.Module):
 def _triton_activations(config: EncoderConfig) -> Activations:
     """Return the activations of the mixer with the backend "triton".
 
-    Saved are the output of in_proj (2 E), the input and output of the convolution (2 E), the output of
-    x_proj, the step sizes (E), the gated output (E), and the states that the scan saves.
+    Saved are the output of in_proj (2 E), the output of the convolution (E), the output of x_proj, the step
+    sizes (E), the gated output (E), and the states that the scan saves.
     """
     sizes = config.context_length, config.inner_width, config.d_state
     return Activations(
         wide=triton_scan.saved_elements(*sizes),
-        narrow=6 * config.inner_width + math.ceil(config.d_model / 16) + 2 * config.d_state,
+        narrow=5 * config.inner_width + math.ceil(config.d_model / 16) + 2 * config.d_state,
         transient=triton_scan.transient_elements(*sizes),
     )
 

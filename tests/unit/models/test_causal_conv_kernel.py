@@ -1,4 +1,4 @@
-"""The Triton convolution against PyTorch in float64, on a GPU or in Triton's interpreter; compiled for sm_90."""
+"""The Triton convolution against PyTorch in float64, on a GPU or in Triton's interpreter; compiled."""
 
 import importlib.util
 import os
@@ -135,10 +135,10 @@ def test_rows_that_are_not_evenly_spaced_are_copied(spaced: bool) -> None:
 
 @pytest.mark.usefixtures("runs")
 def test_a_repetition_is_bitwise_equal() -> None:
-    rows, slots = (64, 5000) if DEVICE.type == "cuda" else (2, 20)
+    rows, slots = (64, 5000) if DEVICE.type == "cuda" else (1, 20)
     inputs = make(Case(rows, slots, 128, 4, (7, 8), BF16), DEVICE)
     first = run(*inputs)
-    for _ in range(3):
+    for _ in range(5 if DEVICE.type == "cuda" else 1):
         for a, b in zip(first, run(*inputs), strict=True):
             assert torch.equal(a, b)
 
@@ -146,9 +146,7 @@ def test_a_repetition_is_bitwise_equal() -> None:
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="the kernels are interpreted here")
 @pytest.mark.parametrize("name", ["conv_forward", "conv_backward_pre", "conv_backward_x"])
-@pytest.mark.parametrize(
-    ("dtype", "channels", "taps"), [("bf16", 128, 4), ("fp32", 128, 4), ("fp32", 24, 4)]
-)
+@pytest.mark.parametrize(("dtype", "channels", "taps"), [("bf16", 128, 4), ("fp32", 128, 4), ("fp32", 24, 4)])
 def test_a_compiled_kernel_spills_no_registers(
     name: str, dtype: str, channels: int, taps: int, tmp_path: Path
 ) -> None:

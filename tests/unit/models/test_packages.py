@@ -8,7 +8,9 @@ import torch
 
 from longplay.models.base.config import EncoderConfig, MixerName, ScanName
 from longplay.models.encoder import build_encoder, check_packages
+from longplay.models.mixers.causal_conv import require_conv_package
 from longplay.models.scans.packages import PackageFunction
+from longplay.native.triton_runtime import can_run_triton
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -31,9 +33,21 @@ def test_a_mixer_on_cuda_needs_mamba_ssm(mixer: MixerName, scan: ScanName) -> No
         check(CUDA, mixer=mixer, scan_backend=scan)
 
 
-def test_the_triton_scan_on_cuda_needs_causal_conv1d_only() -> None:
+@pytest.mark.skipif(not can_run_triton("cuda"), reason="needs triton")
+@pytest.mark.parametrize("scan", ["auto", "triton"])
+def test_mamba_in_triton_needs_no_package(scan: ScanName) -> None:
+    check(CUDA, scan_backend=scan)
+
+
+@pytest.mark.parametrize(("scan", "needed"), [("kernel", True), ("triton", False), ("auto", False)])
+def test_the_convolution_needs_causal_conv1d_for_the_backend_kernel_only(
+    scan: ScanName, needed: bool
+) -> None:
+    conv = torch.nn.Conv1d(16, 16, 4, groups=16)
+    if not needed:
+        return require_conv_package(conv, scan)
     with pytest.raises(ValueError, match="needs causal-conv1d on a GPU"):
-        check(CUDA, scan_backend="triton")
+        require_conv_package(conv, scan)
 
 
 @pytest.mark.parametrize("mixer", ["mamba", "mamba2"])
