@@ -5,9 +5,9 @@
     python -m benchmarks.scans --tilings 8x128x8 16x64x4
 
 On a GPU: mamba-ssm's kernel, the Triton kernels and the chunked form in fp32 and bf16, at E=128, N=32 and
-320k slots. "scan" is the recurrence with softplus, skip and gate, "mixer" is the whole Mamba mixer. --tilings
-adds divisions of the Triton scan: slots x channels of a tile x tiles of a chunk. What needs a package that is
-not installed, mamba-ssm or causal-conv1d, is left out.
+320k slots. "scan" is the recurrence with softplus, skip and gate, "convolution" includes its SiLU, "mixer" is
+the whole Mamba mixer. --tilings adds divisions of the Triton scan: slots x channels of a tile x tiles of a
+chunk. What needs a package that is not installed, mamba-ssm or causal-conv1d, is left out.
 
 On a CPU: the mixer with the reference (autograd through a loop), the chunked form and C++, and Mamba-2.
 
@@ -29,13 +29,13 @@ from benchmarks.plan import allocation_peak
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.mixers.causal_conv import KERNEL as CONV_KERNEL
+from longplay.models.mixers.causal_conv import causal_conv_silu
 from longplay.models.mixers.elementwise import skip_and_gate, softplus
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans import triton_scan
-from longplay.models.scans.packages import uses_packages
 from longplay.models.scans.selective_scan import selective_scan
 from longplay.models.scans.triton_scan import Tiling, selective_scan_triton
 
@@ -135,9 +135,11 @@ def _layers(
             layers[name] = partial(selective_scan_triton, *inputs, layout.starts, tiling), inputs
     x = torch.randn(rows, length, _WIDTH, device=device, requires_grad=True)
     for backend in backends:
-        if device.type == "cuda" and uses_packages(backend) and CONV_KERNEL.find() is None:
+        if backend == "kernel" and CONV_KERNEL.find() is None:
             continue
         mixer = Mamba(_WIDTH, d_state=_STATE, scan=backend).to(device)
+        conv = _conv_inputs(mixer, rows, length, dtype)
+        layers[f"convolution {backend}"] = partial(causal_conv_silu, *conv, layout, backend), conv
         layers[f"mixer {backend}"] = partial(_run_mixer, mixer, x, layout, dtype), [x, *mixer.parameters()]
     return layers
 
@@ -157,6 +159,14 @@ def _scan(
 def _run_mixer(mixer: Mamba, x: Tensor, layout: SegmentLayout, dtype: torch.dtype) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         return mixer(x, layout)
+
+
+def _conv_inputs(mixer: Mamba, rows: int, length: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return leaves x, the first half of a projection's output, weight and bias."""
+    weight, bias = mixer.conv1d.weight.detach().squeeze(1), mixer.conv1d.bias
+    assert bias is not None
+    x = torch.randn(rows, length, 4 * _WIDTH, device=weight.device, dtype=dtype).chunk(2, dim=2)[0]
+    return [x.requires_grad_(), *(each.detach().to(dtype).requires_grad_() for each in (weight, bias))]
 
 
 def _scan_inputs(rows: int, length: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

@@ -11,6 +11,9 @@ program's sums of dweight and dbias. The second computes dx from g. There are no
 sums of the programs, so results repeat bitwise.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Triton's types do not show what a kernel computes with.
+
 from typing import Any
 
 import torch
@@ -200,7 +203,8 @@ def _sizes(weight: Tensor) -> dict[str, int]:
     """Return the sizes and options that a kernel is compiled for."""
     channels, num_taps = weight.shape
     slots, block = tile(channels)
-    return dict(E=channels, K=num_taps, TILE=slots, BLOCK_E=block, num_warps=1)
+    sizes = dict(E=channels, K=num_taps, TILE=slots, BLOCK_E=block)
+    return sizes | dict(num_warps=1, enable_fp_fusion=True)  # Triton 3.9 warns that its default will change
 
 
 def _grid(x: Tensor) -> tuple[int, int]:

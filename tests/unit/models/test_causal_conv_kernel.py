@@ -2,13 +2,11 @@
 
 import importlib.util
 import os
-import re
-import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from support.triton_compile import compile_for_h100
 from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
@@ -147,41 +145,15 @@ def test_a_repetition_is_bitwise_equal() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="the kernels are interpreted here")
 @pytest.mark.parametrize("name", ["conv_forward", "conv_backward_pre", "conv_backward_x"])
 @pytest.mark.parametrize(("dtype", "channels", "taps"), [("bf16", 128, 4), ("fp32", 128, 4), ("fp32", 24, 4)])
-def test_a_compiled_kernel_spills_no_registers(
-    name: str, dtype: str, channels: int, taps: int, tmp_path: Path
-) -> None:
-    import triton  # pyright: ignore[reportMissingImports] -- optional
-    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports] -- optional
-    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports] -- optional
-
+def test_a_compiled_kernel_spills_no_registers(name: str, dtype: str, channels: int, taps: int) -> None:
     from longplay.models.mixers import causal_conv_kernel as source
 
     kernel = getattr(source, name)
     slots, block = source.tile(channels)
-    sizes = dict(E=channels, K=taps, x_stride=2 * channels, TILE=slots, BLOCK_E=block)
-    sizes["PADDED"] = triton.next_power_of_2(taps + 1)
-    types = {
-        parameter: "constexpr" if parameter in sizes
-        else "i32" if parameter in ("num_slots", "L", "tiles")
-        else {"STARTS": "*u8", "SUMS": "*fp32"}.get(parameter, f"*{dtype}")
-        for parameter in kernel.arg_names
-    }  # fmt: skip
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, each in enumerate(types.values()) if each.startswith("*")
-    }
-    constants = {size: value for size, value in sizes.items() if size in kernel.arg_names}
-    compiled = triton.compile(
-        ASTSource(kernel, types, constants, attrs=aligned),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": 1, "enable_fp_fusion": True},
-    )
-    path = tmp_path / "kernel.cubin"
-    path.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    command = [str(tool), "--dump-resource-usage", str(path)]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    assert found is not None, report
-    assert int(found[2]) == 0, "registers are spilled"
-    assert int(found[1]) <= 204, "fewer than 10 programs fit on a multiprocessor"
-    assert "ld.global.v4.b32" in compiled.asm["ptx"], "a thread does not load 16 bytes at a time"
+    sizes = dict(E=channels, K=taps, x_stride=2 * channels, TILE=slots, BLOCK_E=block, PADDED=8)
+    types = dict(STARTS="*u8", SUMS="*fp32", num_slots="i32", L="i32", tiles="i32")
+    types |= {each: f"*{dtype}" for each in ("X", "W", "BIAS", "OUT", "DOUT", "G", "DX")}
+    usage = compile_for_h100(kernel, types, sizes, num_warps=1)
+    assert usage.stack_bytes == 0, "registers are spilled"
+    assert usage.programs >= 10, usage
+    assert "ld.global.v4.b32" in usage.ptx, "a thread does not load 16 bytes at a time"
