@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +146,7 @@ def _distribution_lines(found: Distribution) -> list[tuple[str, str]]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command alone: `python -m longplay.launch.inspect_dataset`."""
-    from longplay.launch.cli import main as longplay
-
-    return longplay(["inspect", *(sys.argv[1:] if argv is None else argv)])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from longplay.launch.cli import main
+
+    sys.exit(main(["inspect", *sys.argv[1:]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.readers.sources import Source
 from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
+from longplay.launch.settings.imports import ImportAction
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--import` and one subcommand per reader."""
     parser.add_argument(
         "--import",
+        dest="imports",
         action=_ImportReaders,
+        default=[],
         metavar="MODULE",
         help="import a module that registers your own readers; must precede FORMAT; may be repeated",
     )
@@ -45,22 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_readers(formats)
 
 
-class _ImportReaders(argparse.Action):
+class _ImportReaders(ImportAction):
     """Import a module and add a subcommand for each reader that it registers."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        try:
-            importlib.import_module(values)
-        except ImportError as error:
-            raise argparse.ArgumentError(
-                self, f"{values}: cannot be imported ({error}); install it or add its folder to PYTHONPATH"
-            ) from error
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+        super().__call__(parser, namespace, values, option)
         _add_readers(namespace.formats)
 
 

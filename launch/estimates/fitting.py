@@ -11,6 +11,7 @@ from longplay.launch.estimates.memory_estimate import MemoryEstimate
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.overrides import set_value
 from longplay.launch.settings.resolving import SHARED, to_json, validate
 from longplay.models.encoder import num_parameters
 from longplay.models.losses.base import LOSSES
@@ -118,11 +119,7 @@ def _changes(
 def _with(config: RunConfig, name: str, value: int | str) -> RunConfig:
     """Return `config` with another value of the setting `name`."""
     nested = to_json(config)
-    *sections, last = name.split(".")
-    part = nested
-    for section in sections:
-        part = part[section]
-    part[last] = value
+    set_value(nested, name, str(value))
     for section, shared in SHARED:
         nested[section][shared] = nested[shared]
     return validate(nested)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -126,10 +127,9 @@ def time_axis(axes: Axes, ends: Sequence[float]) -> None:
     if min(ends) > 0 and max(ends) / min(ends) > 8:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, 1.04 * max(ends))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    plain_numbers(axes.xaxis)
 
 
 def spread_or_zero(axes: Axes, means: pl.Series, sds: pl.Series) -> None:
@@ -138,11 +138,16 @@ def spread_or_zero(axes: Axes, means: pl.Series, sds: pl.Series) -> None:
     if values and min(values) > 0 and max(values) / min(values) > 15:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         tops = (means + sds.fill_null(0.0)).drop_nulls().to_list()
         axes.set_ylim(0, 1.08 * max(tops, default=1.0))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    plain_numbers(axes.yaxis)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Format the ticks of an axis as 1,000 instead of 10³."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def tidy(axes: Axes) -> None:

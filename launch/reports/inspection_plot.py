@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, num_top
+from longplay.launch.reports.drawing import plain_numbers
 
 _BLUE, _ORANGE, _GREEN = "#4477aa", "#cc6633", "#228833"
 _NUM_BINS = 40
@@ -29,6 +30,8 @@ def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
         axes.legend(framealpha=1, edgecolor="none")
     figure.savefig(path, format="png")
 
@@ -50,7 +53,6 @@ def _draw_lengths(axes: Axes, lengths: np.ndarray, found: Inspection) -> None:
         title=f"History lengths of {found.num_users:,} users",
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _plain_numbers(axes)
 
 
 def _draw_popularity(axes: Axes, counts: np.ndarray, found: Inspection) -> None:
@@ -69,11 +71,3 @@ def _draw_popularity(axes: Axes, counts: np.ndarray, found: Inspection) -> None:
         ylabel="events per item",
         title=f"Popularity of {found.num_items:,} items",
     )
-    _plain_numbers(axes)
-
-
-def _plain_numbers(axes: Axes) -> None:
-    """Format the ticks of both axes as 1,000 instead of 10³."""
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from longplay.launch.settings.overrides import flatten
+
 _MAMBA, _ATTENTION = "#D55E00", "#0072B2"
 _SAMPLED_ROWS = 4096
 
@@ -159,13 +161,12 @@ def settings_of(config: Mapping[str, Any], data: str) -> dict[str, Any]:
         config: nested, as in config.json.
         data: the dataset's path or URL, of which the last part is used.
     """
-    found: dict[str, Any] = {"dataset": data.rstrip("/").rpartition("/")[2]}
-    for name, kind in _SETTINGS.items():
-        value: Any = config
-        for part in name.split("."):
-            value = value[part]
-        found[name] = str(value).lower() if kind is str else kind(value)
-    return found
+    values = flatten(config)
+    found = {
+        name: str(values[name]).lower() if kind is str else kind(values[name])
+        for name, kind in _SETTINGS.items()
+    }
+    return {"dataset": data.rstrip("/").rpartition("/")[2], **found}
 
 
 def _final_tags(evaluation: Mapping[str, Any]) -> list[str]:

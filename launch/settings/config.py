@@ -1,6 +1,5 @@
 """The configuration of a run. The sections of models, tables and streams are declared in their modules."""
 
-import difflib
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from longplay.data_shards.stream.epoch_order import StreamConfig
 from longplay.distributed.checkpoints.writer import Background
 from longplay.distributed.engine import EngineConfig
 from longplay.distributed.table.item_table import ItemTableConfig
+from longplay.launch.settings.errors import did_you_mean
 from longplay.models.base.config import EncoderConfig
 from longplay.models.losses.base import LOSSES, LossConfig
 from longplay.models.metrics import metric_names
@@ -129,8 +129,7 @@ class RunConfig:
             )
         measured = self.evaluation.metric_names()
         if self.train.metric not in measured:
-            near = difflib.get_close_matches(self.train.metric, measured, n=1, cutoff=0.0)
             raise ValueError(
                 f"train.metric={self.train.metric!r}: is not measured with evaluation.cutoffs "
-                f"{self.evaluation.cutoffs}; did you mean {near[0]}?"
+                f"{self.evaluation.cutoffs}{did_you_mean(self.train.metric, measured, cutoff=0.0)}"
             )

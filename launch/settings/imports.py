@@ -15,23 +15,17 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import",
         dest="imports",
-        action=_Import,
+        action=ImportAction,
         default=[],
         metavar="MODULE",
         help="import this Python module first, for example my_package.my_encoder; may be repeated",
     )
 
 
-class _Import(argparse.Action):
+class ImportAction(argparse.Action):
     """Imports a module and appends its name."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
         import_module(values)
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
@@ -40,11 +34,11 @@ def import_module(name: str) -> None:
     """Import a user's module.
 
     Raises:
-        ConfigError: the module or a module that it imports is not found.
+        ConfigError: the module or a module that it imports cannot be imported.
     """
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
             f"--import {name}: cannot be imported ({error}); install it or add its folder to PYTHONPATH"
         ) from error

@@ -236,7 +236,7 @@ def test_import_adds_a_reader_from_a_users_module(tmp_path: Path) -> None:
 
 def test_a_module_that_cannot_be_imported_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--import", "no_such_module", "csv"]) == 2
-    assert "--import: no_such_module: cannot be imported (No module named" in capsys.readouterr().err
+    assert "--import no_such_module: cannot be imported (No module named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
