@@ -113,14 +113,10 @@ class EncoderEngine:
             ),
             betas=config.betas,
             eps=config.eps,
-            joint_norm=self._joint_norm,
         )
         if zero_dense:
             forbid_gather(table.holder.weight)
         self.parameters = dict(encoder.named_parameters())
-        self.grad_norm = 0.0
-        self._shares, self._at = torch.empty(0), ""  # of the current step
-        self._loss, self._flag = 0.0, False
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Run the encoder on this rank's micro-batch. Collective: ZeRO-3 gathers its weights."""
@@ -156,14 +152,25 @@ class EncoderEngine:
         with phase("row update"):
             loss = loss.double()
             shares = [loss, self.table.finish_gradients().double(), torch.full_like(loss, float(flag))]
-            self._shares, self._at = all_reduce_sum(torch.stack(shares), self.world), at
+            summed = all_reduce_sum(torch.stack(shares), self.world)
         with phase("dense update"):
-            self._zero.step(lr)
+            norm = self._zero.grad_norm().double()
+            # The step's only wait for the device, before which all its work but the updates is queued.
+            total_loss, table_norm_sq, flags, encoder_norm = torch.cat([summed, norm.view(1)]).tolist()
+        if not (math.isfinite(total_loss) and math.isfinite(table_norm_sq)):
+            raise NonFiniteError(
+                _non_finite(f"loss {total_loss}, squared table gradient {table_norm_sq}", at)
+            )
+        if not math.isfinite(encoder_norm):
+            raise NonFiniteError(_non_finite("an encoder gradient", at))
+        grad_norm = math.sqrt(encoder_norm**2 + table_norm_sq)
         clip = self.config.max_grad_norm
-        scale = min(1.0, clip / (self.grad_norm + 1e-6)) if clip else 1.0
+        scale = min(1.0, clip / (grad_norm + 1e-6)) if clip else 1.0
         with phase("row update"):
             self.table.step(lr=lr, grad_scale=scale)
-        return StepOutcome(loss=self._loss, grad_norm=self.grad_norm, flag=self._flag)
+        with phase("dense update"):
+            self._zero.step(lr=lr, norm=grad_norm)
+        return StepOutcome(loss=total_loss, grad_norm=grad_norm, flag=flags > 0)
 
     def state(self) -> dict[str, Tensor]:
         """Return the encoder's fp32 weights and Adam moments, whole, on the CPU, by name. Collective."""
@@ -176,19 +183,6 @@ class EncoderEngine:
     def close(self) -> None:
         """Free DeepSpeed's engine, which keeps encoder and table alive otherwise; the last call."""
         self._zero.close()
-
-    def _joint_norm(self, encoder_norm: Tensor) -> float:
-        """Return the gradient norm of encoder and table. Waits for the device, once per step."""
-        values = torch.cat([self._shares, encoder_norm.double().view(1)]).tolist()
-        self._loss, table_norm_sq, flags, norm = values
-        if not (math.isfinite(self._loss) and math.isfinite(table_norm_sq)):
-            what = f"loss {self._loss}, squared table gradient {table_norm_sq}"
-            raise NonFiniteError(_non_finite(what, self._at))
-        if not math.isfinite(norm):
-            raise NonFiniteError(_non_finite("an encoder gradient", self._at))
-        self._flag = flags > 0
-        self.grad_norm = math.sqrt(norm**2 + table_norm_sq)
-        return self.grad_norm
 
 
 def _non_finite(what: str, at: str) -> str:

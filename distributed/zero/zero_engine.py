@@ -1,7 +1,7 @@
 """One module under DeepSpeed ZeRO: its configuration, its forward and backward, its optimizer step."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,6 @@ class ZeroEngine:
         config: from `deepspeed_config`.
         betas: decay rates of Adam's two moments.
         eps: term that Adam adds to the denominator.
-        joint_norm: called before the update with the norm of the module's gradients, a scalar on the device,
-            inf if it is not finite; returns the norm for clipping. If it raises, there is no update.
     """
 
     def __init__(
@@ -68,21 +66,17 @@ class ZeroEngine:
         *,
         betas: tuple[float, float],
         eps: float,
-        joint_norm: Callable[[Tensor], float],
     ) -> None:
         optimizer = torch.optim.AdamW(list(groups), lr=1.0, betas=betas, eps=eps)
         self._engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=dict(config))[0]
         self._optimizer: Any = self._engine.optimizer
-        self._joint_norm, self._zero3 = joint_norm, config["zero_optimization"]["stage"] == 3
-        # `step` computes the norm and reads it once. DeepSpeed then gets values on the CPU: each check of a
-        # value on the device would wait for the device.
-        self._norm_of_group, self._clip = (
-            self._optimizer.get_grad_norm_direct,
-            self._optimizer.unscale_and_clip_grads,
-        )
-        self._norm_for_clipping = torch.zeros(())
+        self._zero3 = config["zero_optimization"]["stage"] == 3
+        # The caller reads the norm once and supplies the one to clip by, on the CPU: each of DeepSpeed's own
+        # checks of a norm on the device would wait for the device.
+        self._norm_of_group = self._optimizer.get_grad_norm_direct
         self._optimizer.get_grad_norm_direct = lambda *args, **kwargs: torch.zeros(())
-        self._optimizer.unscale_and_clip_grads = lambda grads, _: self._clip(grads, self._norm_for_clipping)
+        self._clip, self._clip_norm = self._optimizer.unscale_and_clip_grads, torch.zeros(())
+        self._optimizer.unscale_and_clip_grads = lambda grads, _: self._clip(grads, self._clip_norm)
         self._state = ZeroOptimizerState(self._optimizer, config["zero_optimization"]["stage"])
         self._state.set_moments_to_zero(0)
 
@@ -104,15 +98,20 @@ class ZeroEngine:
         if not last:
             self._engine.step()  # DeepSpeed counts micro-batches here
 
-    def step(self, lr: float) -> None:
-        """Update the module's weights. Collective."""
+    def step(self, *, lr: float, norm: float) -> None:
+        """Update the module's weights. Collective.
+
+        Args:
+            lr: learning rate.
+            norm: finite gradient norm that clipping compares with its limit.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self._norm_for_clipping = torch.tensor(self._joint_norm(self._grad_norm()))
+        self._clip_norm = torch.tensor(norm)
         self._engine.step()
 
-    def _grad_norm(self) -> Tensor:
-        """Return the norm of the module's gradients, a scalar on the device; inf if it is not finite."""
+    def grad_norm(self) -> Tensor:
+        """Return the norm of all gradients, a scalar on the device, inf if not finite. Collective."""
         optimizer = self._optimizer
         groups = optimizer.fp16_groups if self._zero3 else optimizer.params_in_partition
         gradients = optimizer.averaged_gradients
