@@ -27,7 +27,8 @@ from longplay.data_shards.preparation.writing import assign_users, default_num_s
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import NUM_QUANTILES, Manifest
 from longplay.data_shards.storage.shard_layout import ShardWriter
-from longplay.data_shards.stream.epoch_order import EpochOrder, StreamConfig
+from longplay.data_shards.stream.config import StreamConfig
+from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.data_shards.stream.train_stream import TrainStream
 
 LFM_EVENTS, LFM_MEAN, LFM_CAP = 1_088_161_692, 9_044, 20_000

@@ -1,6 +1,10 @@
-"""The exception for problems that a user can cause and fix."""
+"""The exception for problems that a user can cause and fix, and what to do about a bad shard."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+OnBadShard = Literal["stop", "skip"]
 
 
 class DataError(ValueError):

@@ -12,11 +12,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longplay.data_shards.errors import DataError
+from longplay.data_shards.errors import DataError, OnBadShard
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
 from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
-from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES, OnBadShard, ShardStore
+from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES, ShardStore
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 
 _TABLE_REMEDY = "restore the file or prepare the dataset again"

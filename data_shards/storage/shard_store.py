@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Literal
 
 import numpy as np
 
-from longplay.data_shards.errors import DataError
+from longplay.data_shards.errors import DataError, OnBadShard
 from longplay.data_shards.storage.locations import Location, in_folder
 from longplay.data_shards.storage.manifest import ShardInfo
 from longplay.data_shards.storage.shard_reader import (
@@ -19,7 +18,6 @@ from longplay.data_shards.storage.shard_reader import (
     read_shard,
 )
 
-OnBadShard = Literal["stop", "skip"]
 DEFAULT_CACHE_BYTES = 1 << 30
 
 

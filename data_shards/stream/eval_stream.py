@@ -11,10 +11,11 @@ import torch
 from longplay.common.settings import Count, NonNegativeInt, settings_class
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.config import SplitConfig
 from longplay.data_shards.stream.epoch_order import group_shards, pool_users
 from longplay.data_shards.stream.packing import PackedRows
 from longplay.data_shards.stream.prefetch import prefetch
-from longplay.data_shards.stream.splits import Part, SplitConfig, split_bounds
+from longplay.data_shards.stream.splits import Part, split_bounds
 
 _MIN_POOL_EVENTS = 1_000_000
 

@@ -8,38 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from longplay.common.settings import InnerFraction, settings_class
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import NUM_QUANTILES
+from longplay.data_shards.stream.config import SplitConfig
 
 Part = Literal["validation", "test"]
 MIN_LEAVE_ONE_OUT = 3
 """Users with fewer events are not evaluated; all of their events are used for training."""
-
-
-@settings_class
-class SplitConfig:
-    """How events are divided into training, validation and test.
-
-    Attributes:
-        kind: leave_one_out = the last event of a user is for test, the one before it for validation.
-            temporal = two points in time, the same for all users, divide the events; validation and test
-            predict the first event of a user in their period from all events before it.
-        val_fraction: Fraction of all events in the validation period. Used by temporal only.
-        test_fraction: Fraction of all events in the test period. Used by temporal only.
-    """
-
-    kind: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    val_fraction: InnerFraction = 0.1
-    test_fraction: InnerFraction = 0.1
-
-    def __post_init__(self) -> None:
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction={self.val_fraction}: the sum with test_fraction = {self.test_fraction} must "
-                "be below 1, so that events remain for training"
-            )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import EpochOrder, StreamConfig, usable_lanes
+from longplay.data_shards.stream.config import StreamConfig
+from longplay.data_shards.stream.epoch_order import EpochOrder, usable_lanes
 from longplay.data_shards.stream.prefetch import prefetch
 from longplay.data_shards.stream.rows import Batch, RowBuilder
 from longplay.data_shards.stream.splits import split_bounds

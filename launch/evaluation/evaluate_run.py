@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from longplay.common.atomic import write_json
+from longplay.data_shards.errors import OnBadShard
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
-from longplay.data_shards.storage.shard_store import OnBadShard
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
 from longplay.distributed.runtime.collectives import all_reduce_max

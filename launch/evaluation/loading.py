@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from longplay.data_shards.errors import OnBadShard
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, parse_location
-from longplay.data_shards.storage.shard_store import OnBadShard
 from longplay.distributed.checkpoints.checkpoint import (
     Checkpoint,
     latest_checkpoint,

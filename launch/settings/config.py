@@ -13,7 +13,7 @@ from longplay.common.settings import (
     Seconds,
     settings_class,
 )
-from longplay.data_shards.stream.epoch_order import StreamConfig
+from longplay.data_shards.stream.config import StreamConfig
 from longplay.distributed.checkpoints.writer import Background
 from longplay.distributed.engine import EngineConfig
 from longplay.distributed.table.item_table import ItemTableConfig

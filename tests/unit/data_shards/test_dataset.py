@@ -17,8 +17,8 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import MANIFEST_NAME
-from longplay.data_shards.stream.epoch_order import StreamConfig
-from longplay.data_shards.stream.splits import SplitConfig, cutoffs, split_bounds, train_item_counts
+from longplay.data_shards.stream.config import SplitConfig, StreamConfig
+from longplay.data_shards.stream.splits import cutoffs, split_bounds, train_item_counts
 from longplay.data_shards.stream.train_stream import TrainStream
 
 Kind = Literal["leave_one_out", "temporal"]

@@ -10,8 +10,9 @@ from support.datasets import log_normal_lengths, make_dataset
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.config import SplitConfig
 from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
-from longplay.data_shards.stream.splits import Part, SplitConfig, cutoffs
+from longplay.data_shards.stream.splits import Part, cutoffs
 
 SPLITS = [SplitConfig(), SplitConfig(kind="temporal")]
 PARTS: list[Part] = ["validation", "test"]

@@ -18,7 +18,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage import locations
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import absolute, in_folder, parse_location
-from longplay.data_shards.stream.epoch_order import StreamConfig
+from longplay.data_shards.stream.config import StreamConfig
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)

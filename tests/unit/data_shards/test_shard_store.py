@@ -15,9 +15,9 @@ from support.datasets import log_normal_lengths, make_dataset
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import StreamConfig
+from longplay.data_shards.stream.config import SplitConfig, StreamConfig
 from longplay.data_shards.stream.eval_stream import EvalConfig, EvalStream
-from longplay.data_shards.stream.splits import SplitConfig, split_bounds, train_item_counts
+from longplay.data_shards.stream.splits import split_bounds, train_item_counts
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)

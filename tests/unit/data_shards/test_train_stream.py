@@ -19,8 +19,9 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
 from longplay.data_shards.readers.parquet import ParquetSource
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import Pool, StreamConfig
-from longplay.data_shards.stream.splits import SplitConfig, split_bounds
+from longplay.data_shards.stream.config import SplitConfig, StreamConfig
+from longplay.data_shards.stream.epoch_order import Pool
+from longplay.data_shards.stream.splits import split_bounds
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 SPLITS = [SplitConfig(), SplitConfig(kind="temporal")]
@@ -167,7 +168,7 @@ def test_a_process_exits_with_an_open_stream(dataset: Dataset) -> None:
     code = """
 import sys
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.epoch_order import StreamConfig
+from longplay.data_shards.stream.config import StreamConfig
 from longplay.data_shards.stream.train_stream import TrainStream
 config = StreamConfig(context_length=16, rows_per_step=36, reader_threads=4)
 sys.batches = iter(TrainStream(Dataset.open(sys.argv[1]), config))
