@@ -236,7 +236,9 @@ def test_local_jobs_save_when_the_command_is_stopped_and_resume_when_it_is_repea
     assert "resuming from" in SweepFolder(out).logs("data-gru4rec-L40-s0")[0].read_text()
 
 
-def test_a_failed_run_shows_its_error_and_the_others_finish(data: Path, tmp_path: Path) -> None:
+def test_a_failed_run_shows_its_error_and_the_others_finish(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
     words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "--seeds", "0", "1"]
     words += ["--context-lengths", "40", "--cluster", "local", "--max-parallel", "2"]
@@ -252,3 +254,10 @@ def test_a_failed_run_shows_its_error_and_the_others_finish(data: Path, tmp_path
     assert [status.state for status in statuses] == ["failed", "finished"]
     assert statuses[0].error is not None
     assert statuses[0].error.endswith("is a file; give a folder")
+    assert main(["sweep", "--out", str(out), "--status"]) == 0
+    header, _, failed, finished, error, counts = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "state", "step", "metric", "node", "left"]
+    assert failed.split()[:3] == ["data-gru4rec-L40-s0", "failed", "-"]
+    assert finished.split()[:3] == ["data-gru4rec-L40-s1", "finished", "3/3"]
+    assert error == f"data-gru4rec-L40-s0: {statuses[0].error}"
+    assert counts == "2 runs: 1 failed, 1 finished"
