@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from longplay.data_shards.audit.audit import audit_dataset
+from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Distribution, Inspection, inspect_dataset
 from longplay.data_shards.storage.verification import find_problems
-from longplay.launch.console.progress import track_shards
+from longplay.launch.console.progress import track_shards, track_steps
+from longplay.launch.reports.audit_text import print_audit
 from longplay.launch.reports.inspection_plot import draw
 
 PNG_NAME = "inspect.png"
@@ -39,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first read all files and check every checksum and count; exit with 1 if anything is wrong",
     )
+    parser.add_argument(
+        "--audit", action="store_true", help="also measure what makes results on this dataset untrustworthy"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,13 +62,22 @@ def run(args: argparse.Namespace) -> int:
     dataset = Dataset.open(args.data, cache_bytes=0)
     reader = READERS.get(dataset.manifest.source.get("format", ""))
     found = inspect_dataset(dataset, track_shards, time_unit_s=reader and reader.time_unit_s)
+    audit = audit_dataset(dataset, track_steps) if args.audit else None
     if args.json:
-        verified = {"verified": True} if args.verify else {}
-        print(json.dumps({**dataclasses.asdict(found), **verified}, indent=1))
+        content = dataclasses.asdict(found)
+        if args.verify:
+            content["verified"] = True
+        if audit is not None:
+            lines = [dataclasses.asdict(line) for line in findings(audit)]
+            content["audit"] = {**dataclasses.asdict(audit), "findings": lines}
+        print(json.dumps(content, indent=1))
     else:
         print(_as_text(found), end="")
         if args.verify:
             print("verified: all checksums and counts match the content")
+        if audit is not None:
+            print()
+            print_audit(audit, dataset.num_users)
     note = _write_png(dataset, found, args.png, args.data / PNG_NAME)
     print(note, file=sys.stderr if args.json else sys.stdout)
     return 0

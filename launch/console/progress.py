@@ -139,7 +139,16 @@ class StageProgress:
 
 def track_shards(numbers: range, stage: str) -> Iterator[int]:
     """Yield each shard number and show how many shards are done."""
-    with StageProgress("shards") as show:
+    return _track(numbers, stage, "shards")
+
+
+def track_steps(numbers: range, stage: str) -> Iterator[int]:
+    """Yield each step's number and show how many steps are done."""
+    return _track(numbers, stage, "steps")
+
+
+def _track(numbers: range, stage: str, unit: str) -> Iterator[int]:
+    with StageProgress(unit) as show:
         for done, number in enumerate(numbers):
             show(stage, done, len(numbers))
             yield number

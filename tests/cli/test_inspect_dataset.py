@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from longplay.data_shards.audit.audit import audit_dataset
+from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch import inspect_dataset, prepare
 from longplay.launch.cli import main
@@ -135,6 +138,28 @@ def test_a_missing_shard_is_a_one_line_error_without_verify(
     printed, errors = capsys.readouterr()
     assert printed == ""
     assert errors.startswith(f"longplay: error: {folder / 'shard-00000.tar'}: shard is missing")
+
+
+def test_the_audit_follows_the_description(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--audit"]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    lines = printed.splitlines()
+    audit = audit_dataset(Dataset.open(folder))
+    marked = [line.split("  ")[0][2:].strip() for line in lines if line.startswith("! ")]
+    problems = [line for line in findings(audit) if line.problem]
+    assert marked == [line.name for line in problems] != []
+    assert all(any(line.value in shown and line.text in shown for shown in lines) for line in findings(audit))
+    assert f"problems: {len(problems)} of {len(findings(audit))}" in lines
+    assert lines[-2].startswith("baselines: trained on 25 users; tested on 20, ranking")
+
+
+def test_the_json_contains_the_audit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--audit", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)["audit"]
+    audit = audit_dataset(Dataset.open(folder))
+    assert content.pop("findings") == [dataclasses.asdict(line) for line in findings(audit)]
+    assert content == dataclasses.asdict(audit)
 
 
 @pytest.mark.parametrize("options", [[], ["--verify"]])

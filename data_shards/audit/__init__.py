@@ -1,0 +1,1 @@
+"""Find out what makes results on a dataset untrustworthy."""
