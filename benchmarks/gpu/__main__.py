@@ -1,7 +1,8 @@
 """Measure training, the row update, ranking and memory on a GPU, and the limits of the card.
 
-    python -m benchmarks.gpu             ten minutes on one 80 GB card
-    python -m benchmarks.gpu --small     the same code at sizes that any machine can run
+    python -m benchmarks.gpu                       everything, ten minutes on one 80 GB card
+    python -m benchmarks.gpu update rank trace     some parts
+    python -m benchmarks.gpu --small               the same code at sizes that any machine can run
 
 The script first measures two limits of the card: the bandwidth of a copy in its memory and the rate of a bf16
 matrix product. It prints each rate with the fraction of the limit that it reaches.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.trace import print_trace
 from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, seconds
 from benchmarks.stream import lfm_lengths, write_dataset
@@ -31,6 +33,7 @@ WIDTH = 64
 # Lower bound on the bytes of device memory traffic per trained event, for one bf16 block of MambaRec:
 # 250 M events/s at 4.3 TB/s.
 _TRAFFIC_PER_EVENT = 17_200
+_TRACED_STEPS = 3
 _STUDY_EVENTS_PER_S, _STUDY_BYTES = 0.375e6, 24e9  # published for MambaRec at L = 5000, batch 64
 
 
@@ -48,8 +51,9 @@ class Sizes:
     limit_elements: int
 
 
+PARTS = ("update", "rank", "train", "models", "variants", "trace")
 _FULL = Sizes(31_634_450, 160_000, 120_000, 8192, 50_000_000, 64, (250, 500, 1000, 2000, 5000), 1 << 28)
-_SMALL = Sizes(50_000, 2_000, 300, 128, 200_000, 2, (50, 100), 1 << 20)
+_SMALL = Sizes(50_000, 2_000, 300, 128, 200_000, 8, (50, 100), 1 << 20)
 
 
 def main() -> None:
@@ -57,8 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all of them")
     parser.add_argument("--small", action="store_true", help="use sizes that fit any machine")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for the trace of `trace`")
     args = parser.parse_args()
     if not (args.small or torch.cuda.is_available()):
         parser.error("PyTorch finds no GPU; use --small to run the same code on a CPU")
@@ -67,13 +73,23 @@ def main() -> None:
     timer = Timer(world.device, args.repeats)
     print(machine())
     copy_rate, product_rate = _limits(sizes, timer)
-    _update(sizes, timer, copy_rate)
-    _rank(sizes, timer, product_rate)
+    parts = args.parts or PARTS
+    if "update" in parts:
+        _update(sizes, timer, copy_rate)
+    if "rank" in parts:
+        _rank(sizes, timer, product_rate)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        write_dataset(data, lfm_lengths(sizes.events))
-        _train(sizes, data, world, timer, copy_rate)
-        _variants(sizes, data, world, timer)
+        if {"train", "models", "variants", "trace"} & set(parts):
+            write_dataset(data, lfm_lengths(sizes.events))
+        if "train" in parts:
+            _train(sizes, data, world, timer, copy_rate)
+        if "models" in parts:
+            _models(sizes, data, world, timer)
+        if "variants" in parts:
+            _variants(sizes, data, world, timer)
+        if "trace" in parts:
+            _trace(sizes, data, world, args.out)
 
 
 class Timer:
@@ -185,8 +201,40 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
 
 def _words(sizes: Sizes, length: int) -> list[str]:
     rows = sizes.batch * max(sizes.lengths) // length
-    words = ["--context_length", str(length), "--data.rows_per_step", str(rows), "--data.num_lanes", "1"]
+    words = ["--context_length", str(length), "--data.rows_per_step", str(rows), "--data.num_lanes", "8"]
     return [*words, "--loss.name", "bce", "--engine.precision", "bf16"]
+
+
+def _models(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
+    """Compare blocks of MambaRec at the largest context length, over a smaller table."""
+    length = max(sizes.lengths)
+    for words in (
+        [],
+        ["--encoder.num_blocks", "2"],
+        ["--encoder.scan_backend", "kernel"],
+        ["--encoder.mixer", "mamba2"],
+        ["--encoder.mixer", "mamba2", "--encoder.num_blocks", "2"],
+    ):
+        if "kernel" in words and world.device.type == "cpu":
+            continue
+        loop = LongplayLoop(data, "mambarec", [*_words(sizes, length), *words], world)
+        own = with_rows(loop, sizes.num_rows // 4)
+        own.steps(2)
+        took = timer(lambda own=own: own.steps(8)) / 8
+        rate = sizes.batch * length / took
+        figures = f"{1e3 * took:9.2f} ms/step {rate / 1e6:8.2f} M slots/s"
+        print(f"mambarec L={length:<6,}{' '.join(words):<48}{figures}")
+        own.close()
+
+
+def _trace(sizes: Sizes, data: Path, world: World, out: Path | None) -> None:
+    """Print where the time of MambaRec's step goes at the largest context length."""
+    own = with_rows(
+        LongplayLoop(data, "mambarec", _words(sizes, max(sizes.lengths)), world), sizes.num_rows // 8
+    )
+    own.steps(6)
+    print_trace(lambda: own.steps(_TRACED_STEPS), _TRACED_STEPS, out)
+    own.close()
 
 
 def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
