@@ -1,4 +1,4 @@
-"""Evaluate every user: Longplay's exact ranking of the whole catalogue against a loop over users.
+"""Evaluate every user: Longplay's exact ranking of the whole catalog against a loop over users.
 
     python -m benchmarks.evaluation --data data/ml1m
 

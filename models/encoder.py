@@ -24,7 +24,7 @@ _POSITION_STD = 0.02
 def build_encoder(
     config: EncoderConfig, generator: torch.Generator | None = None, *, device: str = "cpu"
 ) -> "SequenceEncoder":
-    """Build an encoder with float32 parameters initialised from `generator`.
+    """Build an encoder with float32 parameters initialized from `generator`.
 
     The global generator is neither read nor changed.
 
@@ -38,7 +38,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seed)
         blocks = [config.entry.block(config, index) for index in range(config.num_blocks)]
-        final_norm = nn.Identity() if config.entry.ends_normalised else build_norm(config)
+        final_norm = nn.Identity() if config.entry.ends_normalized else build_norm(config)
         return SequenceEncoder(config, blocks, final_norm)
 
 
@@ -253,7 +253,7 @@ def activation_bytes(config: EncoderConfig, execution: Execution) -> SlotBytes:
     D = config.d_model
     block = config.entry.block.activations(config, execution)
     first = Activations(masks=D if config.input_dropout_p > 0 else 0)
-    last = Activations() if config.entry.ends_normalised else Activations(wide=D + 2)
+    last = Activations() if config.entry.ends_normalized else Activations(wide=D + 2)
     edges = total(first, last).saved_bytes(execution.bf16)
     saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges
     return SlotBytes(saved=saved, transient=4 * block.transient)

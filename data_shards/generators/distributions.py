@@ -1,6 +1,6 @@
 """Distributions of generated raw files: history lengths, popularity, repeats, ids and the order of rows.
 
-Any range of rows can be generated on its own: values that several events share (a user's favourites, the
+Any range of rows can be generated on its own: values that several events share (a user's favorites, the
 start of a session) are hashes of the user's index, so no state is carried from row to row.
 """
 
@@ -102,14 +102,14 @@ def hash_uniform(user: np.ndarray, number: np.ndarray, salt: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Repeated items: a share of each user's events is drawn from the user's pool of favourites.
+    """Repeated items: a share of each user's events is drawn from the user's pool of favorites.
 
-    Favourites near the front of the pool are drawn more often.
+    Favorites near the front of the pool are drawn more often.
 
     Attributes:
         share: share of events drawn from the pool.
-        pool: (users,) int64 number of favourites of each user.
-        salt: salt of the hash that selects the favourites.
+        pool: (users,) int64 number of favorites of each user.
+        salt: salt of the hash that selects the favorites.
     """
 
     share: float
@@ -117,14 +117,14 @@ class Repeats:
     salt: int
 
     def uniform(self, user: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw (events,) numbers in [0, 1) for `ZipfLaw.ranks`. Events of one favourite get equal numbers."""
+        """Draw (events,) numbers in [0, 1) for `ZipfLaw.ranks`. Events of one favorite get equal numbers."""
         uniform = rng.random(len(user))
         choice = rng.random(len(user), dtype=np.float32)
         repeated = np.flatnonzero(choice < self.share)
         repeat_user = user[repeated]
         fraction = choice[repeated] / np.float32(self.share)
-        favourite = (fraction * fraction * self.pool[repeat_user]).astype(np.int64)
-        uniform[repeated] = hash_uniform(repeat_user, favourite, self.salt)
+        favorite = (fraction * fraction * self.pool[repeat_user]).astype(np.int64)
+        uniform[repeated] = hash_uniform(repeat_user, favorite, self.salt)
         return uniform
 
 

@@ -75,7 +75,7 @@ class RawSynthetic:
         format: one of `RAW_FORMATS`.
         events: exact number of rows; for kuairand, of the four files of the standard log in total.
         users: number of users; None keeps the mean history length of the original.
-        items: size of the catalogue; some of its items may not occur. None: the size of the original.
+        items: size of the catalog; some of its items may not occur. None: the size of the original.
         seed: seed of the generator.
     """
 

@@ -1,9 +1,9 @@
 """Generate events in which order carries information, so that a sequence model can learn from it.
 
-Each user has a few favourite interests. A Markov chain stays in the current interest for some events and then
-moves, usually to a favourite, sometimes to a new interest that replaces a favourite. The items of an interest
+Each user has a few favorite interests. A Markov chain stays in the current interest for some events and then
+moves, usually to a favorite, sometimes to a new interest that replaces a favorite. The items of an interest
 form a ring: with `follow_probability` the next item is one of the next few on the ring, otherwise any item of
-the interest by popularity. Popularity is Zipf-Mandelbrot over the catalogue; history lengths are log-normal.
+the interest by popularity. Popularity is Zipf-Mandelbrot over the catalog; history lengths are log-normal.
 The interest and the ring predict the next item far better than popularity.
 """
 
@@ -33,7 +33,7 @@ class SyntheticEvents:
     """A seeded generator of listening histories.
 
     Attributes:
-        users, items: size of the user base and of the catalogue.
+        users, items: size of the user base and of the catalog.
         events: exact number of events. Every user has at least 5.
         zipf: exponent of the popularity law; 0 makes all items equally popular.
         length_sigma: spread of the log-normal history lengths; 0 makes all lengths equal.
@@ -71,8 +71,8 @@ class SyntheticEvents:
         """Return user, item and time of the events, (events,) int64 each, grouped by user."""
         rng = np.random.default_rng(self.seed)
         lengths = self._lengths(rng)
-        catalogue = Catalogue.draw(self.items, self.zipf, rng)
-        items = self._walk(lengths, catalogue, rng)
+        catalog = Catalog.draw(self.items, self.zipf, rng)
+        items = self._walk(lengths, catalog, rng)
         user = np.repeat(rng.permutation(self.users * 4)[: self.users], lengths)
         original_ids = rng.choice(self.items * 10, self.items, replace=False)
         return user, original_ids[items], _times(lengths, rng)
@@ -84,7 +84,7 @@ class SyntheticEvents:
         ends = np.rint(np.cumsum(weights) / weights.sum() * spare).astype(np.int64)
         return _MIN_LENGTH + np.diff(ends, prepend=0)
 
-    def _walk(self, lengths: np.ndarray, catalogue: Catalogue, rng: np.random.Generator) -> np.ndarray:
+    def _walk(self, lengths: np.ndarray, catalog: Catalog, rng: np.random.Generator) -> np.ndarray:
         """Draw the (events,) items, grouped by user.
 
         Each step of the loop draws one event of every user whose history has not ended.
@@ -92,24 +92,24 @@ class SyntheticEvents:
         order = np.argsort(-lengths, kind="stable")
         first = (np.cumsum(lengths) - lengths)[order]
         num_active = np.searchsorted(-lengths[order], -np.arange(lengths.max()), side="left")
-        favourites = catalogue.draw_interests(rng, (self.users, _NUM_FAVOURITES))
-        interest = favourites[:, 0].copy()
-        item = catalogue.draw_items(rng, interest)
+        favorites = catalog.draw_interests(rng, (self.users, _NUM_FAVOURITES))
+        interest = favorites[:, 0].copy()
+        item = catalog.draw_items(rng, interest)
         items = np.empty(self.events, np.int64)
         for step, n in enumerate(num_active):
             if step:
                 moved = np.flatnonzero(rng.random(n) < 1 / _MEAN_STAY_EVENTS)
-                interest[moved] = _next_interests(favourites, moved, catalogue, rng)
-                drawn = catalogue.draw_items(rng, interest[:n])
+                interest[moved] = _next_interests(favorites, moved, catalog, rng)
+                drawn = catalog.draw_items(rng, interest[:n])
                 follows = rng.random(n) < self.follow_probability
                 follows[moved] = False
-                item[:n] = np.where(follows, catalogue.follow(rng, item[:n]), drawn)
+                item[:n] = np.where(follows, catalog.follow(rng, item[:n]), drawn)
             items[first[:n] + step] = item[:n]
         return items
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """Items and their interests.
 
     Item i is at index i // num_interests of the ring of interest i % num_interests.
@@ -129,8 +129,8 @@ class Catalogue:
     interest_cdf: np.ndarray
 
     @classmethod
-    def draw(cls, num_items: int, zipf: float, rng: np.random.Generator) -> Catalogue:
-        """Draw a catalogue with Zipf-Mandelbrot popularity in random order."""
+    def draw(cls, num_items: int, zipf: float, rng: np.random.Generator) -> Catalog:
+        """Draw a catalog with Zipf-Mandelbrot popularity in random order."""
         num_interests = max(1, num_items // _ITEMS_PER_INTEREST)
         weights = (np.arange(1, num_items + 1) + _ZIPF_SHIFT * num_items) ** -zipf
         weights = rng.permutation(weights)
@@ -164,13 +164,13 @@ class Catalogue:
 
 
 def _next_interests(
-    favourites: np.ndarray, users: np.ndarray, catalogue: Catalogue, rng: np.random.Generator
+    favorites: np.ndarray, users: np.ndarray, catalog: Catalog, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the interests to which `users` move. A new interest replaces an entry of `favourites` in place."""
+    """Draw the interests to which `users` move. A new interest replaces an entry of `favorites` in place."""
     slot = rng.integers(0, _NUM_FAVOURITES, len(users))
     renewed = rng.random(len(users)) < _NEW_INTEREST_PROBABILITY
-    favourites[users[renewed], slot[renewed]] = catalogue.draw_interests(rng, int(renewed.sum()))
-    return favourites[users, slot]
+    favorites[users[renewed], slot[renewed]] = catalog.draw_interests(rng, int(renewed.sum()))
+    return favorites[users, slot]
 
 
 def _times(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ class EncoderEntry:
         block: class of the encoder's blocks.
         display_name: name in tables and figures, for example "SASRec".
         learned_positions: default of `positional_embedding`.
-        ends_normalised: whether a block ends with a norm. If so, no final norm follows the last block.
+        ends_normalized: whether a block ends with a norm. If so, no final norm follows the last block.
         uses_attention: whether the block has attention heads. If so, num_heads must divide d_model.
         uses_state_space: whether the block has the state-space mixer selected by `mixer`.
         options_type: frozen dataclass of `EncoderConfig.options`; None = the encoder has no options.
@@ -28,7 +28,7 @@ class EncoderEntry:
     block: type[EncoderBlock]
     display_name: str
     learned_positions: bool = False
-    ends_normalised: bool = False
+    ends_normalized: bool = False
     uses_attention: bool = False
     uses_state_space: bool = False
     options_type: type | None = None

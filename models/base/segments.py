@@ -88,7 +88,7 @@ class SegmentLayout:
 
     @cached_property
     def first_slots(self) -> Tensor:
-        """(S,) int64, the flat slot b * L + t at which each segment starts. Synchronises with the device."""
+        """(S,) int64, the flat slot b * L + t at which each segment starts. Synchronizes with the device."""
         return self.starts.flatten().nonzero().squeeze(1)
 
     @cached_property
@@ -98,7 +98,7 @@ class SegmentLayout:
 
     @cached_property
     def buckets(self) -> PaddedBuckets:
-        """The segments as padded batches. Synchronises with the device."""
+        """The segments as padded batches. Synchronizes with the device."""
         longest = self.seq_idx.shape[1]
         target = torch.empty(self.seq_idx.numel(), dtype=torch.int64, device=self.seq_idx.device)
         shapes, sources, paddings = [], [], []

@@ -50,7 +50,7 @@ class AddNorm(nn.Module):
         self.norm = build_norm(config)
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """Add `update` to x and normalise: (..., D) -> (..., D)."""
+        """Add `update` to x and normalize: (..., D) -> (..., D)."""
         return self.norm(x + update if self.residual else update)
 
 

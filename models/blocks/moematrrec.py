@@ -104,7 +104,7 @@ ENCODERS.register(
         block=MoEMaTrRecBlock,
         display_name="MoEMaTrRec",
         learned_positions=True,
-        ends_normalised=True,
+        ends_normalized=True,
         uses_attention=True,
         uses_state_space=True,
     ),

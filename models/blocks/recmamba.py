@@ -67,5 +67,5 @@ class RecMambaBlock(EncoderBlock):
 
 ENCODERS.register(
     "recmamba",
-    EncoderEntry(block=RecMambaBlock, display_name="RecMamba", ends_normalised=True, uses_state_space=True),
+    EncoderEntry(block=RecMambaBlock, display_name="RecMamba", ends_normalized=True, uses_state_space=True),
 )

@@ -132,7 +132,7 @@ class Lookups(NamedTuple):
 
     Attributes:
         by_popularity: ids that follow the item distribution of the events.
-        uniform: ids that are uniform over the catalogue.
+        uniform: ids that are uniform over the catalog.
     """
 
     by_popularity: float
@@ -144,7 +144,7 @@ class Loss(ABC):
 
     Args:
         config: settings of the loss.
-        num_items: size of the catalogue; item ids are 1..num_items.
+        num_items: size of the catalog; item ids are 1..num_items.
         shared: distribution of the shared negatives. Required to call a loss whose `candidates` is "shared";
             `cost` and `lookups` do not need it.
 

@@ -1,4 +1,4 @@
-"""Generalised binary cross-entropy, calibrated for the sampling rate of negatives."""
+"""Generalized binary cross-entropy, calibrated for the sampling rate of negatives."""
 
 from torch import Tensor
 from torch.nn import functional as F

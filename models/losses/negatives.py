@@ -28,7 +28,7 @@ def uniform_negatives(
         positives: (V,) int64 item ids in 1..num_items.
         length: slots L of a row.
         num_negatives: K. Items are drawn with replacement.
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
 
     Returns:
         (V, K) int64 item ids in 1..num_items.
@@ -53,7 +53,7 @@ class SharedNegatives:
     """Item distribution of the negatives shared by a global batch.
 
     Args:
-        num_items: size of the catalogue; item ids are 1..num_items.
+        num_items: size of the catalog; item ids are 1..num_items.
         cumulative: (num_items,) float64, cumulative sum of the items' weights; None = uniform.
 
     Raises:
@@ -144,7 +144,7 @@ def shared_negatives(
 
     Args:
         config: settings of the loss.
-        num_items: size of the catalogue.
+        num_items: size of the catalog.
         item_counts: returns the (num_items,) counts of the training split; called only if needed.
     """
     if not config.draws_by_count:

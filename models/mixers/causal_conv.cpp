@@ -1,4 +1,4 @@
-// Depthwise causal convolution within segments: CPU, float32, OpenMP, vectorised over the channels.
+// Depthwise causal convolution within segments: CPU, float32, OpenMP, vectorized over the channels.
 //
 // x (B, L, E) with slots `stride` floats apart; weight (K, E), where tap K - 1 is the current slot; starts (B, L) bool.
 // The order of every sum depends on the shapes alone, so results are bitwise equal for any number of threads.

@@ -1,4 +1,4 @@
-// Fused element-wise operations of the Mamba mixer: CPU, float32, OpenMP, vectorised over the channels.
+// Fused element-wise operations of the Mamba mixer: CPU, float32, OpenMP, vectorized over the channels.
 //
 // Matrices are (M, E): M slots, E channels, E a multiple of 8. In z, slots are `stride` floats apart. Sums over slots are taken
 // per block of kBlock slots, so results do not depend on the number of threads.

@@ -1,4 +1,4 @@
-"""The Mamba-1 mixer, with the parameter names, shapes and initialisation of mamba-ssm's `Mamba`."""
+"""The Mamba-1 mixer, with the parameter names, shapes and initialization of mamba-ssm's `Mamba`."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer, with the parameters and initialisation of mamba-ssm's `Mamba2(ngroups=1)`."""
+"""The Mamba-2 mixer, with the parameters and initialization of mamba-ssm's `Mamba2(ngroups=1)`."""
 
 import math
 
@@ -153,7 +153,7 @@ class Mamba2(nn.Module):
         return u.unflatten(-1, (self.nheads, self.headdim)), dt, -torch.exp(self.A_log.to(wide)), B, C
 
     def _skip_norm_project(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        """Add the skip, gate, normalise and project: y, u (..., H, P), z (..., E) -> (..., D)."""
+        """Add the skip, gate, normalize and project: y, u (..., H, P), z (..., E) -> (..., D)."""
         y = torch.addcmul(y, u, self.D.to(u.dtype).unsqueeze(1)).flatten(-2)
         return self.out_proj(self.norm(y.to(z.dtype), z))
 
@@ -170,7 +170,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Gate y (..., E) by z (..., E) and normalise. Return (..., E) of y's dtype."""
+        """Gate y (..., E) by z (..., E) and normalize. Return (..., E) of y's dtype."""
         wide = torch.promote_types(y.dtype, torch.float32)
         gated = y.to(wide) * F.silu(z.to(wide))
         return F.rms_norm(gated, self.weight.shape, self.weight.to(wide), self.eps).to(y.dtype)

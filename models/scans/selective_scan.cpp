@@ -1,4 +1,4 @@
-// Mamba-1's selective scan with resets at segment starts: CPU, float32, OpenMP, vectorised over the state.
+// Mamba-1's selective scan with resets at segment starts: CPU, float32, OpenMP, vectorized over the state.
 //
 //   h_t = keep_t * exp(dt_t A) h_{t-1} + dt_t u_t B_t        y_t = C_t . h_t
 //

@@ -108,7 +108,7 @@ def test_mamba2_has_the_parameters_of_mamba_ssm() -> None:
     mixer.load_state_dict({name: torch.zeros(shape) for name, shape in expected.items()}, strict=True)
 
 
-def test_mamba_has_the_published_initialisation() -> None:
+def test_mamba_has_the_published_initialization() -> None:
     mixer = Mamba(64, d_state=8)
     torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 9.0).expand(128, 8))
     assert bool((mixer.D == 1).all())

@@ -51,7 +51,7 @@ def test_negatives_depend_only_on_the_row_and_the_slot_of_the_target() -> None:
     assert len(whole.unique(dim=0)) == 50
 
 
-def test_catalogue_of_one_item_raises() -> None:
+def test_catalog_of_one_item_raises() -> None:
     with pytest.raises(ValueError, match="num_items=1"):
         _draw(torch.ones(1, dtype=torch.int64), 1, 1)
 
@@ -71,7 +71,7 @@ def test_shared_negatives_follow_their_log_q(alpha: float) -> None:
     assert bool(sampler.log_q(torch.tensor([2, 6])).isfinite().all())
 
 
-def test_uniform_shared_negatives_cover_the_catalogue() -> None:
+def test_uniform_shared_negatives_cover_the_catalog() -> None:
     sampler = SharedNegatives(9)
     drawn = sampler.draw(_keys(1), 2000)
     assert drawn.unique().tolist() == list(range(1, 10))
