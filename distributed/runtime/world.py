@@ -2,9 +2,7 @@
 
 import os
 import re
-import shutil
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -63,29 +61,32 @@ def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
 
 
 def local_world_size(world_size: int) -> int:
-    """Return the number of ranks on this machine, from torchrun or srun; else `world_size`."""
-    given = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    number = given.partition("(")[0].partition(",")[0]  # Slurm writes 4(x2),1 for 4, 4 and 1 tasks
-    return int(number) if number.isdigit() else world_size
+    """Return the number of ranks on this machine, from torchrun or srun; else `world_size`.
+
+    The counts of an srun step apply only to a world of that step's size.
+    """
+    env = os.environ
+    if env.get("LOCAL_WORLD_SIZE", "").isdigit():
+        return int(env["LOCAL_WORLD_SIZE"])
+    counts: list[int] = []  # Slurm writes 4(x2),1 for nodes of 4, 4 and 1 tasks
+    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(tasks)] * int(nodes or 1)
+    node = int(env.get("SLURM_NODEID", "0"))
+    return counts[node] if sum(counts) == world_size and node < len(counts) else world_size
 
 
 def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
     """Return a Slurm step's rendezvous: its first node, and a port derived from its job and step id."""
-    nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
-    hosts: list[str] = []
-    if shutil.which("scontrol"):
-        command = ["scontrol", "show", "hostnames", nodes]
-        hosts = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    first = hosts[0] if hosts else first_host(nodes)
+    first = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
     return first, 20000 + (job * 7 + step) % 12000  # below Linux's ephemeral ports
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first host of a Slurm node list such as `gpu[003-006,9],login1` without `scontrol`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\]\-,]+))?", nodelist)
+    """Return the first host of a Slurm node list: rack0_blade3 for `rack[0-63]_blade[3,5-41],login1`."""
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
     assert match, f"empty node list {nodelist!r}"
-    return match.group(1) + (match.group(2) or "")
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", match.group())
 
 
 def select_device(device: str) -> str:

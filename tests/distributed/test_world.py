@@ -43,7 +43,15 @@ def test_a_batch_script_outside_srun_is_a_single_rank() -> None:
 
 @pytest.mark.parametrize(
     ("nodelist", "host"),
-    [("node1", "node1"), ("gpu[003-006,9],login1", "gpu003"), ("a-[7,9]", "a-7"), ("x1,x2", "x1")],
+    [
+        ("node1", "node1"),
+        ("gpu[003-006,9],login1", "gpu003"),
+        ("a-[7,9]", "a-7"),
+        ("x1,x2", "x1"),
+        ("rack[0-63]_blade[0-41]", "rack0_blade0"),
+        ("r[02,4]c[3-5]n[07-09]-ib,login1", "r02c3n07-ib"),
+        ("nodeA,nodeB[001,003]", "nodeA"),
+    ],
 )
 def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
@@ -99,18 +107,21 @@ def test_a_process_uses_one_type_of_device(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, 6),
+        ({}, 9),
         ({"LOCAL_WORLD_SIZE": "2"}, 2),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1"}, 4),
-        ({"SLURM_STEP_TASKS_PER_NODE": "3,2"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "1"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),1", "SLURM_NODEID": "2"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "5,4"}, 5),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1"}, 9),
         ({"LOCAL_WORLD_SIZE": "2", "SLURM_STEP_TASKS_PER_NODE": "4"}, 2),
     ],
 )
 def test_local_world_size_comes_from_the_launcher(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: int
 ) -> None:
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert local_world_size(6) == expected
+    assert local_world_size(9) == expected
