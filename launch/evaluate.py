@@ -10,6 +10,7 @@ from rich.table import Table
 
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
+from longplay.launch.evaluation.few_unseen import few_unseen_warning
 from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments
 
 
@@ -44,9 +45,14 @@ def run(args: argparse.Namespace) -> int:
         baseline=args.baseline,
         out=args.out,
     )
-    if found is not None and args.json:
+    if found is None:
+        return 0
+    warning = few_unseen_warning(found.result, found.config.evaluation)
+    if warning is not None:
+        print(f"longplay: {warning}", file=sys.stderr)
+    if args.json:
         print(json.dumps(found.report))
-    elif found is not None:
+    else:
         checkpoint, dataset = found.checkpoint, found.dataset
         print(
             f"{args.run}, {args.split} split, {checkpoint.path.name} (step {checkpoint.step}), "

@@ -106,6 +106,8 @@ def _as_json(
     """Return the result as nested JSON values."""
     report: dict[str, Any] = {**_finite(result.metrics), "num_users": result.num_users, "split": split}
     report |= {
+        "users_few_unseen": result.num_users_few_unseen,
+        "users_none_unseen": result.num_users_none_unseen,
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.step,
         "seconds": round(result.seconds, 3),

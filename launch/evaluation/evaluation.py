@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.eval_stream import EvalConfig, EvalStream
+from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.collectives import all_gather_rows
 from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
@@ -30,24 +30,39 @@ class Evaluation:
     Attributes:
         metrics: by set of candidates ("full", "full_unseen", "sampled100") and name ("hit@10").
         seconds: duration of the evaluation.
+        num_users_few_unseen: users with fewer unseen items than `evaluation.num_sampled`, not counting the
+            target. Their sampled ranking has fewer candidates.
+        num_users_none_unseen: users with no unseen item but the target, whose unseen and sampled metrics are
+            1 for any model.
     """
 
     metrics: dict[str, dict[str, float]]
     num_users: int
     seconds: float
+    num_users_few_unseen: int = 0
+    num_users_none_unseen: int = 0
 
     @classmethod
-    def of(cls, positions: Tensor, settings: EvaluationConfig, *, seconds: float) -> Evaluation:
+    def of(
+        cls, positions: Tensor, num_unseen: Tensor, settings: EvaluationConfig, *, seconds: float
+    ) -> Evaluation:
         """Compute the metrics of the targets' positions.
 
         Args:
             positions: (users, 3) float64, among all, unseen and sampled items; 1 = best.
+            num_unseen: (users,), unseen items of each user, not counting the target.
         """
         metrics = {
             name: ranking_metrics(positions[:, column], cutoffs=settings.cutoffs)
             for column, name in enumerate(settings.candidate_sets())
         }
-        return cls(metrics=metrics, num_users=positions.shape[0], seconds=seconds)
+        return cls(
+            metrics=metrics,
+            num_users=positions.shape[0],
+            seconds=seconds,
+            num_users_few_unseen=int((num_unseen < settings.num_sampled).sum()),
+            num_users_none_unseen=int((num_unseen < 1).sum()),
+        )
 
     def flat(self) -> dict[str, float]:
         """Return the metrics as {"full/hit@10": ...}."""
@@ -105,11 +120,11 @@ def evaluate(
         batch = next(batches, None)
         with torch.no_grad():  # In inference_mode ZeRO-3 would keep gathered weights as inference tensors.
             queries = make_queries(encoder, table, batch, config)
-            waiting.append((torch.empty(0, dtype=torch.int64) if batch is None else batch.users, queries))
+            waiting.append((_users_and_unseen(batch, dataset.num_items), queries))
             if number % rounds_per_pass == 0 or number == num_rounds:
                 positions = target_positions(join_queries([queries for _, queries in waiting]), table)
                 users = torch.cat([users for users, _ in waiting])
-                collected.append(torch.cat([users.double().unsqueeze(1), _columns(positions).cpu()], 1))
+                collected.append(torch.cat([users.double(), _columns(positions).cpu()], 1))
                 waiting.clear()
         if progress is not None:
             progress("evaluating", number, num_rounds)
@@ -120,7 +135,14 @@ def evaluate(
     assert everyone.shape[0] == stream.num_users or dataset.store.skipped or num_rounds < stream.num_rounds
     if not everyone.shape[0]:
         raise DataError(f"{dataset.path}: all users of {part} are in bad shards; restore those shards")
-    return Evaluation.of(everyone[:, 1:], settings, seconds=time.perf_counter() - began)
+    return Evaluation.of(everyone[:, 2:], everyone[:, 1], settings, seconds=time.perf_counter() - began)
+
+
+def _users_and_unseen(batch: EvalBatch | None, num_items: int) -> Tensor:
+    """Return (Q, 2) int64: each user and the number of unseen items, not counting the target."""
+    if batch is None:
+        return torch.empty(0, 2, dtype=torch.int64)
+    return torch.stack([batch.users, num_items - 1 - batch.seen_ptr.diff()], 1)
 
 
 def _columns(positions: TargetPositions) -> Tensor:

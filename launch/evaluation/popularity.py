@@ -31,8 +31,16 @@ def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Eval
     )
     counts = torch.from_numpy(train_item_counts(dataset, config.data.split)).double()
     ordered = counts[1:].sort().values
-    positions = torch.cat([_target_positions(batch, counts, ordered, config) for batch in stream])
-    return Evaluation.of(positions, config.evaluation, seconds=time.perf_counter() - began)
+    positions, num_unseen = [], []
+    for batch in stream:
+        positions.append(_target_positions(batch, counts, ordered, config))
+        num_unseen.append(dataset.num_items - 1 - batch.seen_ptr.diff())
+    return Evaluation.of(
+        torch.cat(positions),
+        torch.cat(num_unseen),
+        config.evaluation,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _target_positions(batch: EvalBatch, counts: Tensor, ordered: Tensor, config: RunConfig) -> Tensor:

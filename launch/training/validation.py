@@ -1,9 +1,12 @@
 """Validation during training."""
 
+import sys
+
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
+from longplay.launch.evaluation.few_unseen import metric_warning
 from longplay.launch.training.model import Model
 from longplay.launch.training.progress import Progress
 
@@ -13,11 +16,19 @@ class Validation:
 
     def __init__(self, model: Model, dataset: Dataset, heartbeat: Heartbeat) -> None:
         self._model, self._dataset, self._heartbeat = model, dataset, heartbeat
+        self._checked = False
 
     def run(self, progress: Progress) -> Evaluation:
-        """Evaluate the split and count the result in `progress`. Collective."""
-        result = self._evaluate()
-        progress.note_validation(result.flat()[self._model.config.train.metric])
+        """Evaluate the split and count the result in `progress`. Collective.
+
+        The first time, warn on rank 0 if too few unseen items inflate the metric that selects the best.
+        """
+        result, config = self._evaluate(), self._model.config
+        warning = metric_warning(result, config.evaluation, config.train.metric)
+        if warning is not None and self._model.world.is_rank0 and not self._checked:
+            print(f"longplay: {warning}", file=sys.stderr)
+        self._checked = True
+        progress.note_validation(result.flat()[config.train.metric])
         return result
 
     def try_one_batch(self) -> None:
