@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import machine, median, seconds
-from longplay.distributed.table import score_kernel, triton_kernels
+from longplay.distributed.table import score_kernel
 from longplay.distributed.table.score_kernel import Tile
 from longplay.models.scores import exact_dot
+from longplay.native.triton_runtime import can_run_triton
 
 _TILES = (
     Tile(128, 64, num_warps=8),
@@ -57,7 +58,7 @@ def main() -> None:
             torch.randn(n, width, device=device, generator=generator) for n in (args.queries, args.rows)
         )
         _products(queries, rows, args.repeats)
-        if triton_kernels.is_available(device):
+        if can_run_triton(device.type):
             _tiles(queries, rows, args.repeats)
         else:
             print("the kernel needs a GPU, or TRITON_INTERPRET=1")

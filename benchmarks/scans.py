@@ -35,9 +35,9 @@ from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 from longplay.models.scans import cpp as scan_cpp
 from longplay.models.scans import kernel as scan_kernel
-from longplay.models.scans import triton_scan
 from longplay.models.scans.selective_scan import selective_scan
 from longplay.models.scans.triton_scan import Tiling, selective_scan_triton
+from longplay.native.triton_runtime import can_run_triton
 
 _WIDTH, _STATE, _SEGMENT = 64, 32, 150
 _REF_LENGTH = 300  # the reference's backward is quadratic in the length
@@ -122,7 +122,7 @@ def _layers(
         backends.append("cpp")
     if device.type == "cuda" and scan_kernel.is_available(torch.float32, _STATE):
         backends.append("kernel")
-    if device.type == "cuda" and triton_scan.is_available(device.type):
+    if device.type == "cuda" and can_run_triton(device.type):
         backends.append("triton")
     layout = _layout(rows, length, device)
     inputs = _scan_inputs(rows, length, dtype, device)

@@ -16,3 +16,8 @@ def can_run_triton(device_type: str) -> bool:
 @cache
 def _is_installed() -> bool:
     return find_spec("triton") is not None
+
+
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is at least `size`, as Triton's blocks need."""
+    return 1 << (size - 1).bit_length()

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longplay.distributed.table.triton_kernels import kernels, power_of_two, rows_at_once
+from longplay.distributed.table.triton_kernels import kernels, rows_at_once
+from longplay.native.triton_runtime import power_of_two
 
 ROWS_PER_PROGRAM = 1 << 13  # rows that one program counts
 NEAR_CAPACITY = 1 << 23  # undecided pairs of one launch, 64 MiB

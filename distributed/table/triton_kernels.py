@@ -9,7 +9,6 @@ gives another result is not used, and the log says so.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,25 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longplay.native.triton_runtime import can_run_triton, power_of_two
+
 _log = logging.getLogger(__name__)
-_SWITCH = "LONGPLAY_TRITON"  # 0 disables all kernels
 _ROW_ELEMENTS = 1024  # per program of the row kernels
 
 
-@cache
-def kernels() -> Any | None:
-    """Return the module of the kernels; None if Triton is not installed."""
-    try:
-        from longplay.distributed.table import triton_source
-    except ImportError:
-        return None
+def kernels() -> Any:
+    """Return the module of the kernels; importing it needs Triton."""
+    from longplay.distributed.table import triton_source
+
     return triton_source
-
-
-def is_available(device: torch.device) -> bool:
-    """Return whether Triton is installed and enabled, and can run on `device`: a GPU, or its interpreter."""
-    can_run = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return can_run and os.environ.get(_SWITCH) != "0" and kernels() is not None
 
 
 @cache
@@ -44,7 +35,7 @@ def works(check: Callable[[torch.device, int], bool], device: torch.device, widt
 
     The first call runs `check(device, width)`, which compares the kernel with its twin.
     """
-    if not is_available(device):
+    if not can_run_triton(device.type):
         return False
     name = f"{check.__name__} of width {width}"
     try:
@@ -121,8 +112,3 @@ def _launch_by_rows(name: str, tensors: list[Tensor], numbers: list[float], like
 def rows_at_once(padded: int) -> int:
     """Return how many rows of `padded` elements one program of a row kernel handles."""
     return max(1, _ROW_ELEMENTS // padded)
-
-
-def power_of_two(width: int) -> int:
-    """Return the smallest power of two that is at least `width`."""
-    return 1 << (width - 1).bit_length()

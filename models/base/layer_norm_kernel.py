@@ -15,6 +15,8 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] -- optiona
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longplay.native.triton_runtime import power_of_two
+
 _TILE_ELEMENTS = 2048
 _ENOUGH_PROGRAMS = 1056  # of the backward: 8 for each multiprocessor of an H100
 
@@ -133,5 +135,5 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _sizes(width: int) -> dict[str, int]:
-    padded = 1 << (width - 1).bit_length()
+    padded = power_of_two(width)
     return {"WIDTH": width, "PADDED": padded, "ROWS": max(1, _TILE_ELEMENTS // padded)}

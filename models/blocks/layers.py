@@ -57,14 +57,14 @@ class AddNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """PyTorch's layer norm, with a kernel for narrow float32 rows on a GPU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x (..., D) over the last dimension."""
-        is_float32 = x.dtype == self.weight.dtype == torch.float32
-        if is_float32 and x.shape[-1] <= WIDEST_ROW and can_run_triton(x.device.type):
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input` (..., D) over the last dimension."""
+        is_float32 = input.dtype == self.weight.dtype == torch.float32
+        if is_float32 and input.shape[-1] <= WIDEST_ROW and can_run_triton(input.device.type):
             from longplay.models.base.layer_norm_kernel import layer_norm
 
-            return layer_norm(x, self.weight, self.bias, self.eps)
-        return super().forward(x)
+            return layer_norm(input, self.weight, self.bias, self.eps)
+        return super().forward(input)
 
 
 class MixerBlock(EncoderBlock):

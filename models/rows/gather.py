@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from longplay.native.triton_runtime import power_of_two
+
 _ENTRIES, _SUMMED_ENTRIES = 32, 8  # per program; a row of a step has few entries
 
 
@@ -169,4 +171,4 @@ def _kernels() -> Any:
 
 
 def _widths(rows: Tensor) -> dict[str, int]:
-    return {"WIDTH": rows.shape[1], "PADDED": 1 << (rows.shape[1] - 1).bit_length()}
+    return {"WIDTH": rows.shape[1], "PADDED": power_of_two(rows.shape[1])}

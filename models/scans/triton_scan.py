@@ -16,14 +16,13 @@ With TRITON_INTERPRET=1 the kernels run on the CPU.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from longplay.native.triton_runtime import can_run_triton
+from longplay.native.triton_runtime import can_run_triton, power_of_two
 
 DTYPES = (torch.float32, torch.bfloat16)  # of u, dt, B, C and z
 _TILE_SLOTS, _TILE_CHANNELS = 16, 128
@@ -56,27 +55,19 @@ class Tiling:
 
     def fit(self, length: int, channels: int) -> "Tiling":
         """Return the tiling without slots, channels or tiles beyond these sizes."""
-        slots = min(self.slots, _power_of_two(length))
+        slots = min(self.slots, power_of_two(length))
         return Tiling(
             slots=slots,
-            channels=min(self.channels, _power_of_two(channels)),
+            channels=min(self.channels, power_of_two(channels)),
             tiles=min(self.tiles, _ceil_div(length, slots)),
         )
 
 
-@cache
-def kernels() -> Any | None:
-    """Return the module of the kernels; None if Triton is not installed."""
-    try:
-        from longplay.models.scans import triton_source
-    except ImportError:
-        return None
+def kernels() -> Any:
+    """Return the module of the kernels; importing it needs Triton."""
+    from longplay.models.scans import triton_source
+
     return triton_source
-
-
-def is_available(device_type: str) -> bool:
-    """Return whether the kernels run on "cuda" or "cpu"."""
-    return can_run_triton(device_type) and kernels() is not None
 
 
 def selective_scan_triton(
@@ -123,7 +114,7 @@ def selective_scan_triton(
 
 def check_supported(device_type: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raise ValueError if the kernels do not run on this device or with these dtypes."""
-    if not is_available(device_type):
+    if not can_run_triton(device_type):
         raise ValueError(
             "scan_backend=triton: requires Triton, not disabled by LONGPLAY_TRITON=0, and a CUDA device; "
             "use scan_backend=auto (TRITON_INTERPRET=1 interprets the kernels on a CPU, slowly, for tests)"
@@ -157,7 +148,7 @@ class _TritonScan(torch.autograd.Function):
         ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
         dt_bias: Tensor, starts: Tensor, tiling: Tiling,
     ) -> Tensor:  # fmt: skip
-        source: Any = kernels()
+        source = kernels()
         num_rows, length, channels = u.shape
         chunks = _ceil_div(length, tiling.slots * tiling.tiles)
         grid = num_rows * chunks, _ceil_div(channels, tiling.channels)
@@ -187,7 +178,7 @@ class _TritonScan(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- the decorator hides the name of ctx
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        source: Any = kernels()
+        source = kernels()
         u, dt, A, B, C, D, z, dt_bias, flags, a, entries, totals = ctx.saved_tensors
         grid, chunks, tiles, sizes, strides = ctx.launch
         num_rows, length, channels = u.shape
@@ -219,7 +210,7 @@ class _TritonScan(torch.autograd.Function):
 
 def _chain(a: Tensor, sums: Tensor, totals: Tensor, num_rows: int, chunks: int, *, backward: bool) -> None:
     """Chain the chunks in place. `sums` (rows * chunks, tiles, N, E) has a chunk's sum in its first tile."""
-    source: Any = kernels()
+    source = kernels()
     grid = num_rows, _ceil_div(a.numel(), _CHAIN_BLOCK)
     source.chain_chunks[grid](
         a, sums, totals, chunks, sums.shape[1],
@@ -248,8 +239,3 @@ def _slot_stride(x: Tensor) -> int:
 
 def _ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
-
-
-def _power_of_two(value: int) -> int:
-    """Return the smallest power of two that is at least `value`."""
-    return 1 << (value - 1).bit_length()

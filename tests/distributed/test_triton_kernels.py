@@ -24,6 +24,7 @@ from longplay.distributed.table.row_optimizers import (
 )
 from longplay.distributed.table.score_counts import counting_kernel
 from longplay.models.scores import exact_dot
+from longplay.native.triton_runtime import can_run_triton, power_of_two
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not _HAS_TRITON, reason="needs triton")
@@ -36,7 +37,7 @@ def device() -> torch.device:
 @pytest.fixture
 def interpreted() -> None:
     """Skip unless Triton can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not triton_kernels.is_available(device()):
+    if not can_run_triton(device().type):
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
 
 
@@ -87,7 +88,7 @@ def kernel_sizes(name: str, width: int) -> tuple[dict[str, int], dict[str, Any]]
         sizes = {"PADDED": score_kernel.padded_width(width), "QUERIES": tile.queries, "ROWS": tile.rows}
         capacity = {"ROWS_PER_PROGRAM": score_kernel.ROWS_PER_PROGRAM, "CAPACITY": score_kernel.NEAR_CAPACITY}
         return sizes | capacity, tile.options()
-    pad = score_kernel.padded_width if name == "split_rows" else triton_kernels.power_of_two
+    pad = score_kernel.padded_width if name == "split_rows" else power_of_two
     padded = pad(width)
     return {"WIDTH": width, "PADDED": padded, "ROWS": triton_kernels.rows_at_once(padded)}, {}
 
@@ -235,7 +236,7 @@ def test_a_kernel_that_fails_or_differs_is_not_used(
     def differs_when_wide(device: torch.device, width: int) -> bool:
         return width < 99
 
-    monkeypatch.setattr(triton_kernels, "is_available", lambda device: True)
+    monkeypatch.setattr(triton_kernels, "can_run_triton", lambda device_type: True)
     cpu = torch.device("cpu")
     for _ in range(2):
         assert not triton_kernels.works(breaks, cpu, 8)
@@ -258,4 +259,4 @@ def test_rows_too_wide_for_a_tile_are_counted_by_pytorch(caplog: pytest.LogCaptu
 
 def test_longplay_triton_0_disables_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGPLAY_TRITON", "0")
-    assert not triton_kernels.is_available(torch.device("cuda"))
+    assert not can_run_triton("cuda")

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.scans.selective_scan import selective_scan_ref
-from longplay.models.scans.triton_scan import Tiling, is_available, selective_scan_triton
+from longplay.models.scans.triton_scan import Tiling, selective_scan_triton
+from longplay.native.triton_runtime import can_run_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -30,7 +31,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.fixture
 def runs() -> None:
     """Skip unless the kernels can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not is_available(DEVICE.type):
+    if not can_run_triton(DEVICE.type):
         pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
     if INTERPRETED:
         combine_slices()
