@@ -158,7 +158,7 @@ def test_resets_folded_into_the_inputs_match_resets_in_the_scan() -> None:
     A = A - 1e-2
     starts = SegmentLayout(seq_idx).starts
     exact = selective_scan_ref(u, dt, A, B, C, starts)
-    u, dt = scan_kernel.fold_resets(u, dt, starts)
+    u, dt = scan_kernel.fold_resets(u, dt, A, starts)
     none = torch.zeros_like(starts)
     torch.testing.assert_close(selective_scan_ref(u, dt, A, B, C, none), exact, rtol=1e-9, atol=1e-9)
 
