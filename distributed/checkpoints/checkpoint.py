@@ -7,11 +7,14 @@
 
 `writer` writes a folder under a temporary name and renames it when all files are on disk, so a folder with
 its final name is complete. Each rank reads only the rows that it owns, at any world size.
+A folder is a run's checkpoint if its name is exact, its state.json is intact and has the values that identify
+the run, called `owner` here. Other folders and files are neither loaded nor changed.
 torch.distributed.checkpoint is not used because its metadata file is a pickle.
 """
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +31,8 @@ from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 
 SCHEMA_VERSION = 2
+_NAME = re.compile(r"step-([0-9]{9,})")
+_TABLE_FILE = re.compile(r"table-([0-9]{9,})-([0-9]{9,})\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
                 f"not {table.config.update}; use the same update, or another --run folder"
             )
         engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
-    _read_rows(checkpoint.path, table, weights_only=engine is None)
+    _read_rows(checkpoint, table, weights_only=engine is None)
     table.finish_loading(int(state["table_steps"]))
 
 
@@ -86,48 +91,66 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the folder name of a checkpoint; names sort by step."""
+    """Return the folder name of a checkpoint."""
     return f"step-{step:09d}"
 
 
-def latest_checkpoint(root: Path, world: World | None = None) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """Find the newest complete checkpoint under `root`. Collective if `world` is given.
+def checkpoint_step(path: Path) -> int | None:
+    """Return the step in the name of a checkpoint's folder; None if the name is not exactly one."""
+    match = _NAME.fullmatch(path.name)
+    step = int(match[1]) if match else -1
+    return step if checkpoint_name(step) == path.name else None
+
+
+def latest_checkpoint(
+    root: Path, world: World | None = None, *, owner: Mapping[str, Any] | None = None
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """Find the run's newest intact checkpoint under `root`. Collective if `world` is given.
 
     Args:
         world: the ranks that share the work: each checks some of the files, and all return the same result.
+        owner: values of state.json that the run's checkpoints have; None accepts any run's.
     Returns:
-        The checkpoint, or None if there are no checkpoints; and path -> problem of each newer, damaged one.
+        The checkpoint, or None if there are no checkpoints; and path -> problem of each newer one that is
+        damaged or another run's.
     Raises:
-        CheckpointError: all checkpoints are damaged. Raised on every rank.
+        CheckpointError: no checkpoint can be loaded. Raised on every rank.
     """
     problems: dict[Path, str] = {}
-    paths = sorted(root.glob("step-*"), reverse=True)
+    paths = _checkpoint_folders(root)[::-1]
     if world is not None and world.world_size > 1:
         listings: list[Any] = [None] * world.world_size
         torch.distributed.all_gather_object(listings, paths)
         paths = listings[0]
     for path in paths:
         try:
-            return open_checkpoint(path, world), problems
+            checkpoint = open_checkpoint(path, world, owner=owner)
         except CheckpointError as error:
             problems[path] = str(error)
+            continue
+        if checkpoint.step == checkpoint_step(path):
+            return checkpoint, problems
+        problems[path] = f"{path}: is a renamed checkpoint of step {checkpoint.step}"
     if problems:
-        raise CheckpointError(f"all checkpoints in {root} are damaged: {'; '.join(problems.values())}")
+        raise CheckpointError(f"no checkpoint in {root} can be loaded: {'; '.join(problems.values())}")
     return None, problems
 
 
-def open_checkpoint(path: Path, world: World | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, world: World | None = None, *, owner: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Read a checkpoint's state and compare every file with its recorded size and sha256.
 
     Args:
-        world: as in `latest_checkpoint`. Collective if given.
+        world, owner: as in `latest_checkpoint`. Collective if `world` is given.
     Raises:
-        CheckpointError: it is missing, of another format version, or damaged. Raised on every rank.
+        CheckpointError: it is missing, of another format version, damaged or another run's. Raised on every
+            rank.
     """
     world = world or World()
     state, problem = None, None
     try:
-        state = _read_state(path)
+        state = _read_state(path, owner or {})
         _check_files(path, sorted(state["files"].items())[world.rank :: world.world_size])
     except CheckpointError as error:
         problem = str(error)
@@ -141,12 +164,20 @@ def open_checkpoint(path: Path, world: World | None = None) -> Checkpoint:
     return Checkpoint(path=path, state=state)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def is_own_checkpoint(path: Path, owner: Mapping[str, Any]) -> bool:
+    """Return whether the run wrote this folder under this name. Its tensor files may be damaged."""
+    try:
+        return _read_state(path, owner).get("step") == checkpoint_step(path) and not path.is_symlink()
+    except CheckpointError:
+        return False
+
+
+def _read_state(path: Path, owner: Mapping[str, Any]) -> dict[str, Any]:
     try:
         state = json.loads((path / "state.json").read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is not a checkpoint, because it has no state.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}/state.json: cannot be read ({error})") from None
     if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
         found = state.get("schema_version") if isinstance(state, dict) else None
@@ -154,6 +185,11 @@ def _read_state(path: Path) -> dict[str, Any]:
     recorded = state.pop("sha256", None)
     if recorded != state_sha256(state):
         raise CheckpointError(f"{path}/state.json: is damaged, its sha256 differs")
+    for field, value in owner.items():
+        if state.get(field) != value:
+            raise CheckpointError(
+                f"{path}: is another run's checkpoint, its {field} is {state.get(field)}, not {value}"
+            )
     return state
 
 
@@ -175,43 +211,56 @@ def state_sha256(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def prune_checkpoints(root: Path, keep: set[str], last: int, damaged: Collection[Path] = ()) -> None:
-    """Delete old and damaged checkpoints; call it on one rank.
+def prune_checkpoints(
+    root: Path, keep: set[str], last: int, damaged: Collection[Path] = (), *, owner: Mapping[str, Any]
+) -> None:
+    """Delete the run's old and damaged checkpoints, and nothing else; call it on one rank.
 
     Args:
         keep: folder names to keep.
         last: number of newest checkpoints to keep, not counting the damaged ones.
-        damaged: folders to delete in any case.
+        damaged: checkpoints to delete in any case.
+        owner: as in `latest_checkpoint`.
     """
-    paths = sorted(path for path in root.glob("step-*") if path not in damaged)
-    older = [path for path in paths[: max(0, len(paths) - last)] if path.name not in keep]
-    for path in (*older, *damaged):
+    own = [path for path in _checkpoint_folders(root) if is_own_checkpoint(path, owner)]
+    intact = [path for path in own if path not in damaged]
+    older = [path for path in intact[: max(0, len(intact) - last)] if path.name not in keep]
+    for path in (*older, *(path for path in own if path in damaged)):
         shutil.rmtree(path, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------- helpers
 
 
-def _read_rows(path: Path, table: ItemTable, *, weights_only: bool) -> None:
-    """Copy this rank's rows from the files that hold them."""
+def _checkpoint_folders(root: Path) -> list[Path]:
+    """Return the paths under `root` with the exact name of a checkpoint, by step."""
+    named = [(step, path) for path in root.glob("step-*") if (step := checkpoint_step(path)) is not None]
+    return [path for _, path in sorted(named)]
+
+
+def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool) -> None:
+    """Copy this rank's rows from those of the checkpoint's files that hold them."""
+    path = checkpoint.path
     targets = table.state()
     if weights_only:
         targets = {"weight": targets["weight"]}
     first, last = table.first_row, table.first_row + table.num_rows
     filled = 0
-    for file in sorted(path.glob("table-*.safetensors")):
-        start, stop = (int(part) for part in file.stem.split("-")[1:])
+    for name in sorted(checkpoint.state["files"]):
+        match = _TABLE_FILE.fullmatch(name)
+        start, stop = (int(match[1]), int(match[2])) if match else (0, 0)
         low, high = max(first, start), min(last, stop)
         if low >= high:
             continue
+        file = path / name
         with TensorFile(file) as tensors:
             absent = sorted(set(targets) - set(tensors.names()))
             if absent:
                 raise CheckpointError(
                     f"{file}: has no {', '.join(absent)}; use the row optimizer that the run was trained with"
                 )
-            for name, target in targets.items():
-                tensors.read_rows(name, low - start, target[low - first : high - first])
+            for tensor, target in targets.items():
+                tensors.read_rows(tensor, low - start, target[low - first : high - first])
         filled += high - low
     if filled != table.num_rows:
         raise CheckpointError(

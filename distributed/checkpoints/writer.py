@@ -5,8 +5,10 @@ a small report of them to one folder. Rank 0's thread waits for all reports, add
 folder. If a rank cannot write its files, the checkpoint never gets its final name.
 """
 
+import itertools
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -24,6 +26,7 @@ from longplay.common.tensor_file import write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
     checkpoint_name,
+    is_own_checkpoint,
     state_sha256,
 )
 from longplay.distributed.engine import EncoderEngine
@@ -36,6 +39,7 @@ Background = Literal["auto", "always", "never"]
 _SHARE_OF_FREE_MEMORY = 0.5
 _POLL_S = 0.05
 _REPORT = "written-by-rank-{:05d}.json"
+_PARTIAL = re.compile(r"\.writing-step-[0-9]{9,}-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,20 @@ class CheckpointWriter:
             rank's rows and their state in host memory; `auto` does it if half of the free memory can hold the
             copy.
         timeout_s: time that rank 0 waits for the other ranks' files.
+        owner: values of state.json that identify the run. A folder that has the name of a new checkpoint but
+            is not the run's is moved to `step-NNN.moved-1`.
     """
 
     def __init__(
-        self, root: Path, world: World, *, background: Background = "auto", timeout_s: float = 600.0
+        self,
+        root: Path,
+        world: World,
+        *,
+        background: Background = "auto",
+        timeout_s: float = 600.0,
+        owner: Mapping[str, Any] | None = None,
     ) -> None:
-        self.root, self.world = root, world
+        self.root, self.world, self._owner = root, world, owner or {}
         self._background, self._timeout_s = background, timeout_s
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -74,7 +86,8 @@ class CheckpointWriter:
         self._suffix = f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
         if world.is_rank0:
             for path in root.glob(".writing-*"):
-                shutil.rmtree(path, ignore_errors=True)
+                if _PARTIAL.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def save(
         self,
@@ -114,6 +127,7 @@ class CheckpointWriter:
             "table_steps": table.step_count,
             "world_size": self.world.world_size,
             **extra,
+            **self._owner,
         }
         partial = self.root / f".writing-{name}-{self._suffix}"
         job = _Job(self.root / name, partial, tensors, state, on_commit)
@@ -170,8 +184,15 @@ class CheckpointWriter:
         write_json(job.partial / "state.json", {**state, "sha256": state_sha256(state)})
         for rank in range(self.world.world_size):
             (job.partial / _REPORT.format(rank)).unlink()
+        self._move_away(job.final)
         replace_folder(job.partial, job.final)
         job.on_commit()
+
+    def _move_away(self, path: Path) -> None:
+        """Rename what has a new checkpoint's name, unless it is the run's own earlier save of this step."""
+        if (path.exists() or path.is_symlink()) and not is_own_checkpoint(path, self._owner):
+            names = (path.with_name(f"{path.name}.moved-{number}") for number in itertools.count(1))
+            path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))
 
     def _check_root(self) -> None:
         if not self.root.is_dir():

@@ -54,7 +54,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
 
     Raises:
         ConfigError: the run has no such checkpoint.
-        CheckpointError: the checkpoint is damaged; for "last", every checkpoint is.
+        CheckpointError: the checkpoint is damaged or another run's; for "last", every checkpoint is.
     """
     folder = RunFolder(run)
     if name == "best":
@@ -62,12 +62,13 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         name = best["checkpoint"] if best else "last"
     if name != "last":
         if not (folder.checkpoints / name / "state.json").is_file():
-            names = ["best", "last", *sorted(path.name for path in folder.checkpoints.glob("step-*"))]
+            steps = (path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
+            names = ["best", "last", *sorted(path.name for path in steps)]
             raise ConfigError(
                 f"--checkpoint {name}: is not in {folder.checkpoints}; give one of {', '.join(names)}"
             )
-        return open_checkpoint(folder.checkpoints / name)
-    checkpoint, _ = latest_checkpoint(folder.checkpoints)
+        return open_checkpoint(folder.checkpoints / name, owner=folder.owner())
+    checkpoint, _ = latest_checkpoint(folder.checkpoints, owner=folder.owner())
     if checkpoint is None:
         raise ConfigError(f"{run}: has no checkpoint yet; train first")
     return checkpoint

@@ -1,6 +1,6 @@
 """A run's folder: its configuration, its scalars and its checkpoints.
 
-config.json        resolved configuration, dataset, git commit, package versions
+config.json        resolved configuration, run id, dataset, git commit, package versions
 metrics.jsonl      every scalar; see longplay.launch.run_folders.metrics_file
 best.json          the best checkpoint's name, its metric and step
 tensorboard/       the same scalars for TensorBoard; a resumed run continues its curves
@@ -9,6 +9,7 @@ logs/              output of the jobs of a batch script, which creates it before
 """
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be written.
         """
+        # A run that an earlier version started has no id, and neither have its checkpoints.
+        run_id = self.owner()["run_id"] if self.config_file.exists() else secrets.token_hex(8)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_json(
                 self.config_file,
                 {
+                    "run_id": run_id,
                     "config": to_json(config),
                     "imports": imported(),
                     "data": absolute(data),
@@ -87,6 +91,11 @@ class RunFolder:
             raise ConfigError(
                 f"--run {self.path}: cannot be written ({error.strerror}); give another folder"
             ) from None
+
+    def owner(self) -> dict[str, Any]:
+        """Return the values that the state.json of each of the run's checkpoints has, from config.json."""
+        saved = json.loads(self.config_file.read_text())
+        return {"run_id": saved.get("run_id"), "dataset_id": saved["dataset_id"]}
 
     def lock(self) -> None:
         """Lock the existing folder until this process ends. Call it on rank 0 only.

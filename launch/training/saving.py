@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from longplay.common.atomic import write_json
-from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -33,7 +32,7 @@ class RunCheckpoints:
         newest: the newest intact checkpoint; None if the run has no checkpoints.
 
     Raises:
-        CheckpointError: all checkpoints are damaged. Starting over would overwrite checkpoints that the user
+        CheckpointError: no checkpoint can be loaded. Starting over would overwrite checkpoints that the user
             might still restore.
     """
 
@@ -41,7 +40,6 @@ class RunCheckpoints:
         self,
         folder: RunFolder,
         config: RunConfig,
-        dataset: Dataset,
         world: World,
         *,
         heartbeat: Heartbeat,
@@ -49,8 +47,8 @@ class RunCheckpoints:
     ) -> None:
         self._folder, self._config, self._world = folder, config, world
         self._heartbeat, self._display = heartbeat, display
+        self._owner = folder.owner()
         self._recorded = {
-            "dataset_id": dataset.dataset_id,
             "config": to_json(config),
             "git_commit": git_commit(),
         }
@@ -62,6 +60,7 @@ class RunCheckpoints:
             world,
             background=config.train.background_save,
             timeout_s=config.train.timeout_s,
+            owner=self._owner,
         )
 
     def load(self, checkpoint: Checkpoint, model: Model) -> Progress:
@@ -100,10 +99,10 @@ class RunCheckpoints:
         self._writer.wait()
 
     def _find_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
-        """Return the newest intact checkpoint, and the newer damaged ones with the problem of each."""
+        """Return the newest intact checkpoint, and the problem of each newer one that cannot be loaded."""
         root = self._folder.checkpoints
         try:
-            newest, damaged = latest_checkpoint(root, self._world)
+            newest, damaged = latest_checkpoint(root, self._world, owner=self._owner)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}. Nothing was changed; restore one, or remove {root} to start from the beginning"
@@ -118,7 +117,7 @@ class RunCheckpoints:
         best = set() if at.best_step is None else {checkpoint_name(at.best_step)}
         self._damaged.pop(self._folder.checkpoints / checkpoint_name(at.step), None)  # overwritten
         keep = self._config.train.keep_checkpoints
-        prune_checkpoints(self._folder.checkpoints, best, keep, self._damaged)
+        prune_checkpoints(self._folder.checkpoints, best, keep, self._damaged, owner=self._owner)
         self._damaged.clear()
 
     def _write_best(self, at: Progress) -> None:

@@ -80,7 +80,7 @@ def _train(
     if world.is_rank0:  # if it fails, the watchdog ends the other ranks
         _check_memory(config, dataset, stream, world, display)
 
-    checkpoints = RunCheckpoints(folder, config, dataset, world, heartbeat=heartbeat, display=display)
+    checkpoints = RunCheckpoints(folder, config, world, heartbeat=heartbeat, display=display)
     newest = checkpoints.newest
     model = build_model(config, dataset, world, initial_rows=newest is None)
     check_agreement(dataset, skipped_by_all, config, world)

@@ -141,6 +141,29 @@ def test_damaged_checkpoint_is_deleted_before_an_intact_older_one(data: Path, tm
     assert max(checkpoints.glob("step-*")).name == "step-000000010"
 
 
+def test_copies_and_checkpoints_of_other_runs_are_ignored_and_kept(
+    data: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = train_words(data, tmp_path / "other", *EVERY, "--seed", "8", "--train.max_steps", "15")
+    longplay(other, tmp_path / "log")
+    words = train_words(data, tmp_path / "run", *EVERY)
+    longplay([*words, "--train.max_steps", "12"], tmp_path / "log")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("step-keep", "step-000000060.bak", "step-000000060"):
+        shutil.copytree(checkpoints / "step-000000012", checkpoints / name)
+    shutil.copytree(tmp_path / "other/checkpoints/step-000000015", checkpoints / "step-000000015")
+    printed = longplay(words, tmp_path / "log")
+    assert f"warning: {checkpoints}/step-000000060: is a renamed checkpoint of step 12" in printed
+    assert f"warning: {checkpoints}/step-000000015: is another run's checkpoint" in printed
+    assert "(step 12, read in" in printed
+    kept = {path.name for path in checkpoints.iterdir()}
+    assert {"step-keep", "step-000000060.bak", "step-000000060", "step-000000015.moved-1"} <= kept
+    for name in ("step-keep", "step-000000060.bak", "step-000000060"):
+        shutil.rmtree(checkpoints / name)
+    shutil.rmtree(checkpoints / "step-000000015.moved-1")
+    assert last_state(tmp_path / "run") == last_state(finished)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path, ranks: int) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
@@ -151,7 +174,7 @@ def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path
     command = Command(words, tmp_path / "log", world_size=ranks)
     assert command.wait() in (2, 3 - ranks)  # the rank that fails first exits with 2, the others with 1
     (message,) = (line for line in (tmp_path / "log").read_text().splitlines() if "error" in line)
-    assert f"all checkpoints in {checkpoints} are damaged: " in message
+    assert f"no checkpoint in {checkpoints} can be loaded: " in message
     assert all(str(file) in message for file in torn)
     assert f"Nothing was changed; restore one, or remove {checkpoints} to start from the beginning" in message
     rewritten = {"config.json", ".lock"}

@@ -11,12 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from longplay.distributed.checkpoints.checkpoint import (
+    SCHEMA_VERSION,
     checkpoint_name,
     latest_checkpoint,
     load_checkpoint,
     load_encoder_weights,
     open_checkpoint,
     prune_checkpoints,
+    state_sha256,
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.engine import EncoderEngine, EngineConfig
@@ -106,7 +108,7 @@ def test_an_incomplete_or_damaged_checkpoint_is_never_loaded(tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match=file.name):
             open_checkpoint(checkpoint.path)
         with pytest.raises(
-            CheckpointError, match=f"all checkpoints in {tmp_path} are damaged: .*{file.name}"
+            CheckpointError, match=f"no checkpoint in {tmp_path} can be loaded: .*{file.name}"
         ):
             latest_checkpoint(tmp_path)
         file.write_bytes(content)
@@ -137,19 +139,84 @@ def test_a_checkpoint_contains_no_pickle(tmp_path: Path) -> None:
     assert names == [".json", ".safetensors", ".safetensors", ".safetensors"]
 
 
+def write_checkpoint(path: Path, step: int, **owner: Any) -> Path:
+    """Write a checkpoint without files."""
+    state = {"schema_version": SCHEMA_VERSION, "step": step, "files": {}, **owner}
+    path.mkdir(parents=True)
+    (path / "state.json").write_text(json.dumps({**state, "sha256": state_sha256(state)}))
+    return path
+
+
 def test_pruning_keeps_the_newest_and_the_named_checkpoints(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
-        (tmp_path / checkpoint_name(step)).mkdir()
-    prune_checkpoints(tmp_path, {checkpoint_name(1)}, last=2)
+        write_checkpoint(tmp_path / checkpoint_name(step), step)
+    prune_checkpoints(tmp_path, {checkpoint_name(1)}, last=2, owner={})
     assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint_name(step) for step in (1, 3, 4)]
 
 
 def test_pruning_deletes_damaged_checkpoints_and_does_not_count_them(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
-        (tmp_path / checkpoint_name(step)).mkdir()
+        write_checkpoint(tmp_path / checkpoint_name(step), step)
     damaged = [tmp_path / checkpoint_name(step) for step in (2, 4)]
-    prune_checkpoints(tmp_path, set(), last=1, damaged=damaged)
+    prune_checkpoints(tmp_path, set(), last=1, damaged=damaged, owner={})
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(3)]
+
+
+def not_ours(root: Path) -> list[Path]:
+    """Write folders and a file that look like checkpoints of run "a" but are not."""
+    (root / "step-000000091").mkdir(parents=True)
+    (root / "step-000000092").write_text("")
+    damaged = write_checkpoint(root / "step-000000093", 93, run_id="a")
+    (damaged / "state.json").write_text("[" * 200_000)
+    copies = ["step-keep", "step-000000060.bak", "step-0000000060", "step-60", "step-000000094"]
+    return [
+        *(root / "step-000000091", root / "step-000000092", damaged),
+        *(write_checkpoint(root / name, 2, run_id="a") for name in copies),
+        write_checkpoint(root / "step-000000095", 95, run_id="b"),
+        write_checkpoint(root / "step-000000096", 96),
+    ]
+
+
+def test_only_the_checkpoints_that_the_run_wrote_are_loaded_and_pruned(tmp_path: Path) -> None:
+    others, owner = not_ours(tmp_path), {"run_id": "a"}
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* its run_id is b, not a"):
+        latest_checkpoint(tmp_path, owner=owner)
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path / checkpoint_name(step), step, **owner)
+    checkpoint, problems = latest_checkpoint(tmp_path, owner=owner)
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+    assert {path.name for path in problems} == {checkpoint_name(step) for step in range(91, 97)}
+    prune_checkpoints(tmp_path, set(), 1, problems, owner=owner)
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / checkpoint_name(3)}
+
+
+def save_over_others(world: World, root: Path) -> None:
+    _, table, engine = build(world, "row_sparse", 1)
+    (root / ".writing-notes").mkdir()
+    writer = CheckpointWriter(root, world, background="never", owner={"run_id": "a"})
+    for step in (91, 92, 95, 95):
+        writer.save(engine, table, step=step, extra={})
+
+
+def test_a_save_moves_away_what_the_run_did_not_write(tmp_path: Path) -> None:
+    others = not_ours(tmp_path)
+    run_ranks(save_over_others, 1, tmp_path)
+    moved = {tmp_path / f"step-0000000{step}.moved-1" for step in (91, 92, 95)}
+    assert set(tmp_path.iterdir()) == {*others, *moved, tmp_path / ".writing-notes"}
+    checkpoint, _ = latest_checkpoint(tmp_path, owner={"run_id": "a"})
+    assert checkpoint is not None
+    assert checkpoint.step == 95
+    assert open_checkpoint(tmp_path / "step-000000095.moved-1").state["run_id"] == "b"
+
+
+def test_files_that_state_json_does_not_list_are_not_read(tmp_path: Path) -> None:
+    saved = run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    for name in ("table-junk.safetensors", "table-000000000-000000102.safetensors.bak"):
+        (tmp_path / "step-000000002" / name).write_text("junk")
+    (tmp_path / "step-000000002/table-000000001-000000002.safetensors").write_text("junk")
+    loaded = run_ranks(load, 1, tmp_path, "row_sparse", 1)
+    assert all(torch.equal(loaded[0][name], value) for name, value in saved[0].items())
 
 
 def save_while_training(world: World, root: Path, background: Any) -> None:
