@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,14 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
     lacking = sorted(parameters.intersection(missing))
     if lacking:
         raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(lacking[:3])}")
+
+
+def table_files(checkpoint: Checkpoint) -> Iterator[tuple[Path, int, int]]:
+    """Yield the item table's files that state.json lists, as (file, first row, last row + 1)."""
+    for name in sorted(checkpoint.state["files"]):
+        match = _TABLE_FILE.fullmatch(name)
+        if match:
+            yield checkpoint.path / name, int(match[1]), int(match[2])
 
 
 def checkpoint_name(step: int) -> str:
@@ -240,29 +248,25 @@ def _checkpoint_folders(root: Path) -> list[Path]:
 
 def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool) -> None:
     """Copy this rank's rows from those of the checkpoint's files that hold them."""
-    path = checkpoint.path
     targets = table.state()
     if weights_only:
         targets = {"weight": targets["weight"]}
     first, last = table.first_row, table.first_row + table.num_rows
     filled = 0
-    for name in sorted(checkpoint.state["files"]):
-        match = _TABLE_FILE.fullmatch(name)
-        start, stop = (int(match[1]), int(match[2])) if match else (0, 0)
+    for file, start, stop in table_files(checkpoint):
         low, high = max(first, start), min(last, stop)
         if low >= high:
             continue
-        file = path / name
         with TensorFile(file) as tensors:
             absent = sorted(set(targets) - set(tensors.names()))
             if absent:
                 raise CheckpointError(
                     f"{file}: has no {', '.join(absent)}; use the row optimizer that the run was trained with"
                 )
-            for tensor, target in targets.items():
-                tensors.read_rows(tensor, low - start, target[low - first : high - first])
+            for name, target in targets.items():
+                tensors.read_rows(name, low - start, target[low - first : high - first])
         filled += high - low
     if filled != table.num_rows:
         raise CheckpointError(
-            f"{path}: holds only {filled} of the {table.num_rows} rows from {first} to {last}"
+            f"{checkpoint.path}: holds only {filled} of the {table.num_rows} rows from {first} to {last}"
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from longplay.common.tensor_file import TensorBlocks, TensorFile, WrittenFile, write_tensors
-from longplay.distributed.checkpoints.checkpoint import Checkpoint
+from longplay.distributed.checkpoints.checkpoint import Checkpoint, table_files
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
 from longplay.serving.export_format import TABLE_TENSOR
@@ -62,8 +62,7 @@ def collect_items(checkpoint: Checkpoint, first: int, last: int) -> Tensor:
 def rows_by_position(checkpoint: Checkpoint) -> Iterator[tuple[int, Tensor]]:
     """Yield the table's weights in order, as (first row position, rows (n, D) fp32) with n bounded."""
     width = int(checkpoint.state["width"])
-    for file in sorted(checkpoint.path.glob("table-*.safetensors")):
-        start, stop = (int(part) for part in file.stem.split("-")[1:])
+    for file, start, stop in table_files(checkpoint):
         with TensorFile(file) as tensors:
             for at in range(start, stop, _READ_ROWS):
                 rows = torch.empty(min(_READ_ROWS, stop - at), width)

@@ -226,10 +226,15 @@ def test_block_size_does_not_change_the_written_table(run: Path, exported: Path,
     checkpoint = open_checkpoint(max((run / "checkpoints").glob("step-*")))
     sums = [write_table(tmp_path / "table", checkpoint, block_bytes) for block_bytes in (64, 4096, 1 << 30)]
     assert len({written.sha256 for written in sums}) == 1
-    shutil.copytree(checkpoint.path, tmp_path / "torn")
-    min((tmp_path / "torn").glob("table-*")).unlink()
+    shutil.copytree(checkpoint.path, tmp_path / "copy")
+    (tmp_path / "copy" / "table-junk.safetensors").write_text("junk")
+    copy = Checkpoint(path=tmp_path / "copy", state=checkpoint.state)
+    assert write_table(tmp_path / "table", copy).sha256 == sums[0].sha256
+    files = dict(checkpoint.state["files"])
+    del files[min(name for name in files if name.startswith("table-"))]
+    torn = Checkpoint(path=checkpoint.path, state={**checkpoint.state, "files": files})
     with pytest.raises(CheckpointError, match="lacks 150 rows"):
-        write_table(tmp_path / "table", Checkpoint(path=tmp_path / "torn", state=checkpoint.state))
+        write_table(tmp_path / "table", torn)
 
 
 def test_overwrite_replaces_an_export_and_nothing_else(run: Path, exported: Path, tmp_path: Path) -> None:
