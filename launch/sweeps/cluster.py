@@ -14,6 +14,10 @@ LIVE_STATES = frozenset(
     "PENDING RUNNING CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD SUSPENDED SIGNALING STAGE_OUT RESIZING "
     "PREEMPTED STOPPED REQUEUE_FED SPECIAL_EXIT".split()
 )
+_SET_BY_SWEEP = frozenset(
+    f"SBATCH_{name}"
+    for name in "ARRAY_INX ERROR JOB_NAME NO_REQUEUE OPEN_MODE OUTPUT REQUEUE SIGNAL WAIT".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +84,16 @@ class QueueState:
 
 
 @contextlib.contextmanager
-def outer_job_hidden() -> Iterator[None]:
-    """Unset the variables of a Slurm job or torchrun around this process, except SLURM_CONF and SBATCH_*."""
+def outer_job_hidden(*names: str) -> Iterator[None]:
+    """Unset the variables of a Slurm job or torchrun around this process.
+
+    SLURM_CONF and SBATCH_* stay, except `names` and those that would change what a sweep relies on.
+    """
+    hidden = {*names, *_SET_BY_SWEEP}
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == "SLURM_CONF" or name.startswith("SBATCH_")
+        if name == "SLURM_CONF" or (name.startswith("SBATCH_") and name not in hidden)
     }
     with submitit.helpers.clean_env():
         os.environ.update(kept)

@@ -1,5 +1,7 @@
 """Submit the jobs of a sweep to Slurm, or run them on this machine."""
 
+import itertools
+
 from longplay.launch.console.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from longplay.launch.console.signals import terminable
 from longplay.launch.settings.errors import ConfigError
@@ -13,18 +15,20 @@ from longplay.launch.sweeps.watching import print_verdict
 
 
 def submit(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> None:
-    """Submit the jobs to Slurm as one array and record their ids in sweep.json.
+    """Submit the jobs to Slurm as job arrays and record their ids in sweep.json.
 
     Raises:
         ConfigError: sbatch rejects the submission; the message has its reason.
     """
-    submitted = submit_to_slurm(jobs, folder.submitit, resources, f"longplay-{folder.path.name}")
-    for job, submission in zip(jobs, submitted, strict=True):
-        folder.submissions[job.spec.name] = submission
-    folder.write()
-    array = submitted[0].job_id.partition("_")[0]
-    print(f"jobs     {len(jobs)} as array {array}; logs: {folder.submitit}/{array}_*_log.out")
-    print(f"cancel   longplay sweep --out {folder.path} --cancel, or scancel {array}")
+    waiting, arrays = iter(jobs), []
+    for submitted in submit_to_slurm(jobs, folder.submitit, resources, f"longplay-{folder.path.name}"):
+        for job, submission in zip(itertools.islice(waiting, len(submitted)), submitted, strict=True):
+            folder.submissions[job.spec.name] = submission
+        folder.write()
+        array = submitted[0].job_id.partition("_")[0]
+        arrays.append(array)
+        print(f"jobs     {len(submitted)} as array {array}; logs: {folder.submitit}/{array}_*_log.out")
+    print(f"cancel   longplay sweep --out {folder.path} --cancel, or scancel {' '.join(arrays)}")
 
 
 def run_one_by_one(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> int:

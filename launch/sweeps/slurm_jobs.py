@@ -1,4 +1,4 @@
-"""A sweep's jobs on Slurm: submit them as one array through submitit, query and cancel them."""
+"""A sweep's jobs on Slurm: submit them as job arrays through submitit, query and cancel them."""
 
 import contextlib
 import io
@@ -6,11 +6,11 @@ import re
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
@@ -26,10 +26,19 @@ from longplay.launch.sweeps.cluster import (
     outer_job_hidden,
 )
 from longplay.launch.sweeps.job import SweepJob
+from longplay.launch.sweeps.slurm_commands import read_limits, run_slurm
 
 _NOT_SHARED = 66  # exit code of a job on a node where the sweep's folder does not exist
-_TIMEOUT_S = 60.0  # of Slurm's commands
 _HERE = Path(__file__).parent
+# sbatch prefers these variables to the script, so an option that is given hides its own.
+_VARIABLES = {
+    "gpus_per_node": "SBATCH_GPUS_PER_NODE",
+    "mem": "SBATCH_MEM_PER_NODE",
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+}
 
 
 def choose_cluster(requested: ClusterName | None) -> ClusterName:
@@ -44,7 +53,7 @@ def choose_cluster(requested: ClusterName | None) -> ClusterName:
         if requested is None:
             return "local"
         raise ConfigError("--cluster slurm: no sbatch on this machine; use a login node or --cluster local")
-    done = _run_slurm("scontrol", "ping")
+    done = run_slurm("scontrol", "ping")
     answer = " ".join((done.stdout + done.stderr).split())
     if done.returncode == 0 and " UP" in answer:
         if not shutil.which("srun"):
@@ -61,19 +70,60 @@ def choose_cluster(requested: ClusterName | None) -> ClusterName:
 
 def submit_to_slurm(
     jobs: Sequence[SweepJob], folder: Path, resources: Resources, name: str
-) -> list[Submission]:
-    """Submit the jobs as one array.
+) -> Iterator[list[Submission]]:
+    """Submit the jobs as one array, or as several if the cluster limits the size of an array.
+
+    With `resources.max_parallel`, each array starts after the one before it has ended.
 
     Args:
         folder: where submitit keeps its files and the logs; all nodes must share it.
-        name: name of the array.
+        name: name of the arrays.
+
+    Yields:
+        The submissions of the next jobs, after each array.
 
     Raises:
-        ConfigError: sbatch rejects the submission; the message has its reason.
+        ConfigError: sbatch rejects an array; the message has its reason.
     """
     executor = submitit.SlurmExecutor(
         folder=folder, python=shlex.join(["bash", str(_HERE / "rank.sh"), sys.executable])
     )
+    executor.update_parameters(**_sbatch_parameters(folder, resources, name))
+    size = read_limits().max_array_tasks
+    for start in range(0, len(jobs), size):
+        part = jobs[start : start + size]
+        executor.update_parameters(array_parallelism=resources.max_parallel or len(part))
+        try:
+            submitted = _submit_array(executor, part, resources)
+        except FailedJobError as error:
+            for pickle in folder.glob("*.pkl"):
+                if re.fullmatch("[0-9a-f]{32}", pickle.stem):
+                    pickle.unlink()
+            done = (
+                f"; submitted {start} of {len(jobs)} jobs, repeat the command for the rest" if start else ""
+            )
+            raise ConfigError(_refusal(str(error), resources) + done) from None
+        yield submitted
+        if resources.max_parallel:
+            executor.update_parameters(dependency=f"afterany:{submitted[0].job_id.partition('_')[0]}")
+
+
+def _submit_array(
+    executor: submitit.SlurmExecutor, jobs: Sequence[SweepJob], resources: Resources
+) -> list[Submission]:
+    hidden = [variable for option, variable in _VARIABLES.items() if getattr(resources, option)]
+    # submitit prints sbatch's message to stderr; the ConfigError has it already.
+    with outer_job_hidden(*hidden), interrupts_blocked(), contextlib.redirect_stderr(io.StringIO()):
+        submitted = executor.submit_array(list(jobs))
+    now = time.time()
+    return [
+        Submission(cluster="slurm", job_id=job.job_id, host=socket.gethostname(), time=now)
+        for job in submitted
+    ]
+
+
+def _sbatch_parameters(folder: Path, resources: Resources, name: str) -> dict[str, Any]:
+    """Return submitit's parameters, without those that are left to the cluster's defaults."""
     signal_delay_s = min(resources.signal_delay_s, 60 * resources.time_min // 2)
     optional = {
         "cpus_per_task": resources.cpus_per_task,
@@ -83,36 +133,22 @@ def submit_to_slurm(
         "account": resources.account,
         "qos": resources.qos,
         "constraint": resources.constraint,
-        "array_parallelism": resources.max_parallel,
     }
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if resources.cpus_per_task:
         srun.append(f"--cpus-per-task={resources.cpus_per_task}")  # srun no longer takes it from sbatch
-    executor.update_parameters(
-        job_name=name,
-        time=resources.time_min,
-        nodes=resources.nodes,
-        ntasks_per_node=resources.tasks_per_node,
-        stderr_to_stdout=True,
-        setup=_setup(folder, resources),
-        srun_args=srun,
-        additional_parameters={"requeue": True, "signal": f"USR1@{signal_delay_s}"},
+    return {
+        "job_name": name,
+        "time": resources.time_min,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
+        "wckey": None,  # submitit's default is its own name, which a cluster with wckeys rejects
+        "stderr_to_stdout": True,
+        "setup": _setup(folder, resources),
+        "srun_args": srun,
+        "additional_parameters": {"requeue": True, "signal": f"USR1@{signal_delay_s}"},
         **{key: value for key, value in optional.items() if value is not None},
-    )
-    try:
-        # submitit prints sbatch's message to stderr; the ConfigError has it already.
-        with outer_job_hidden(), interrupts_blocked(), contextlib.redirect_stderr(io.StringIO()):
-            submitted = executor.submit_array(list(jobs))
-    except FailedJobError as error:
-        for pickle in folder.glob("*.pkl"):
-            if re.fullmatch("[0-9a-f]{32}", pickle.stem):
-                pickle.unlink()
-        raise ConfigError(_refusal(str(error), resources)) from None
-    now = time.time()
-    return [
-        Submission(cluster="slurm", job_id=job.job_id, host=socket.gethostname(), time=now)
-        for job in submitted
-    ]
+    }
 
 
 def _setup(folder: Path, resources: Resources) -> list[str]:
@@ -135,7 +171,7 @@ def _refusal(answer: str, resources: Resources) -> str:
     reason = next((line for line in lines if "failed:" in line), lines[-1] if lines else "no reason given")
     reason = reason.rpartition("failed: ")[2]
     if "partition" in reason.lower():
-        partitions = sorted(set(_run_slurm("sinfo", "--noheader", "--format=%R").stdout.split()))
+        partitions = sorted(set(run_slurm("sinfo", "--noheader", "--format=%R").stdout.split()))
         return f"--partition {resources.partition}: {reason}; available: {', '.join(partitions) or 'none'}"
     return f"sbatch rejected the jobs: {reason}"
 
@@ -148,7 +184,7 @@ def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
     """
     arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
     words = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(arrays)}"]
-    done = _run_slurm(*words, "--format=%i|%T|%N|%r")
+    done = run_slurm(*words, "--format=%i|%T|%N|%r")
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ConfigError(f"Slurm does not respond: {' '.join(done.stderr.split())[:200]}; try later")
     found: dict[str, QueueState] = {}
@@ -160,7 +196,7 @@ def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
         watcher = SlurmInfoWatcher()
         for job_id in gone:
             watcher.register_job(job_id)
-        done = _run_slurm("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
+        done = run_slurm("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
         for job_id, info in watcher.read_info(done.stdout).items():
             if job_id in gone and info.get("State"):
                 found[job_id] = QueueState(
@@ -175,16 +211,6 @@ def cancel_on_slurm(job_ids: Iterable[str]) -> None:
     Raises:
         ConfigError: scancel fails.
     """
-    done = _run_slurm("scancel", *job_ids)
+    done = run_slurm("scancel", *job_ids)
     if done.returncode:
         raise ConfigError(f"scancel: {' '.join(done.stderr.split())[:200]}")
-
-
-def _run_slurm(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands."""
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{words[0]}: no response from Slurm in {_TIMEOUT_S:.0f} s; try later") from None
-    except FileNotFoundError:
-        raise ConfigError(f"{words[0]}: not found; install Slurm's client commands") from None

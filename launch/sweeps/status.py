@@ -22,6 +22,7 @@ _USUAL_REASONS = (
     "Priority",
     "Resources",
     "JobArrayTaskLimit",
+    "Dependency",
     "BeginTime",
     "Prolog",
     "Cleaning",

@@ -1,0 +1,124 @@
+"""`longplay sweep` on Slurm clusters with other limits and defaults, through fake commands."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.fake_slurm import FakeSlurm
+from support.runs import small_dataset
+
+from longplay.launch.cli import main
+from longplay.launch.sweeps.folder import SweepFolder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
+    return fake
+
+
+Sweep = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def sweep(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """Run `longplay sweep` with this number of seeds; return its exit code and output."""
+
+    def run(seeds: int, *words: object) -> tuple[int, str]:
+        grid = ["--data", data, "--models", "gru4rec", "--context-lengths", 40, "--seeds", *range(seeds)]
+        code = main(["sweep", *map(str, [*(grid if seeds else []), "--out", tmp_path / "s", *words])])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def arrays(slurm: FakeSlurm) -> list[str]:
+    return [slurm.options(number)["array"] for number in range(1, int(slurm.read("last")) + 1)]
+
+
+# ---------------------------------------------------------------------- submission
+
+
+@pytest.mark.parametrize(("words", "array"), [((), "0-299%300"), (("--max-parallel", 7), "0-299%7")])
+def test_all_jobs_may_run_at_once_unless_max_parallel_is_given(
+    slurm: FakeSlurm, sweep: Sweep, words: tuple[object, ...], array: str
+) -> None:
+    assert sweep(300, "--cluster", "slurm", *words)[0] == 0
+    assert arrays(slurm) == [array]
+
+
+def test_the_batch_script_has_only_the_options_that_the_sweep_sets(slurm: FakeSlurm, sweep: Sweep) -> None:
+    assert sweep(2, "--cluster", "slurm")[0] == 0
+    options = slurm.options(1)
+    assert options.pop("output").endswith("%A_%a_0_log.out")
+    assert options.pop("job-name").startswith("longplay-s")
+    assert options == {
+        "array": "0-1%2",
+        "nodes": "1",
+        "ntasks-per-node": "1",
+        "open-mode": "append",
+        "requeue": "",
+        "signal": "USR1@120",
+        "time": "1440",
+    }
+
+
+def test_given_options_reach_sbatch_and_hide_its_variables(
+    slurm: FakeSlurm, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PARTITION", "QOS", "WCKEY", "JOB_NAME", "ARRAY_INX"):
+        monkeypatch.setenv(f"SBATCH_{name}", "outer")
+    words = ["--partition", "gpu", "--mem", "64G", "--gpus-per-node", 4, "--cpus-per-task", 3]
+    assert sweep(2, *words)[0] == 0
+    options = slurm.options(1)
+    given = ("partition", "mem", "gpus-per-node", "cpus-per-task", "ntasks-per-node")
+    assert [options[name] for name in given] == ["gpu", "64G", "4", "3", "4"]
+    kept = [line for line in slurm.read("1.env").splitlines() if line.startswith("SBATCH_")]
+    assert sorted(kept) == ["SBATCH_QOS=outer", "SBATCH_WCKEY=outer"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("", ["0-1000%1001", "0-98%99"]),
+        ("ClusterName = c\nMaxArraySize            = 600\n", ["0-599%600", "0-499%500"]),
+        ("MaxArraySize = 9999\nSchedulerParameters = a=3,max_array_tasks=1000\n", ["0-999%1000", "0-99%100"]),
+        ("MaxArraySize            = 5000\n", ["0-1099%1100"]),
+    ],
+)
+def test_more_jobs_than_an_array_may_have_are_several_arrays(
+    slurm: FakeSlurm, sweep: Sweep, tmp_path: Path, config: str, expected: list[str]
+) -> None:
+    slurm.write("config", config)
+    code, printed = sweep(1100)
+    assert code == 0
+    assert arrays(slurm) == expected
+    submissions = SweepFolder(tmp_path / "s").submissions
+    assert len({each.job_id for each in submissions.values()}) == 1100
+    assert f"scancel {' '.join(str(1 + number) for number in range(len(arrays(slurm))))}\n" in printed
+
+
+def test_max_parallel_holds_for_several_arrays(slurm: FakeSlurm, sweep: Sweep) -> None:
+    slurm.write("config", "MaxArraySize = 3\n")
+    assert sweep(8, "--max-parallel", 2)[0] == 0
+    assert arrays(slurm) == ["0-2%2", "0-2%2", "0-1%2"]
+    after = [slurm.options(number).get("dependency") for number in (1, 2, 3)]
+    assert after == [None, "afterany:1", "afterany:2"]
+
+
+def test_arrays_before_a_rejected_one_are_recorded(slurm: FakeSlurm, sweep: Sweep, tmp_path: Path) -> None:
+    slurm.write("config", "MaxArraySize = 4\n")
+    slurm.write("refused", "2")
+    slurm.write("reason", "Job violates accounting/QOS policy")
+    code, printed = sweep(10)
+    assert code == 2
+    assert "Job violates accounting/QOS policy; submitted 4 of 10 jobs, repeat the command for the" in printed
+    assert len(SweepFolder(tmp_path / "s").submissions) == 4
