@@ -2,16 +2,22 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from longplay.common.atomic import write_json
+from longplay.common.locks import is_locked
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
 from longplay.launch.evaluation.few_unseen import few_unseen_warning
+from longplay.launch.evaluation.saved_evaluation import evaluation_file
 from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments
+from longplay.launch.settings.config import TrainConfig
+from longplay.launch.training.progress import Progress
 
 
 def register(subparsers: Any) -> None:
@@ -50,6 +56,11 @@ def run(args: argparse.Namespace) -> int:
     warning = few_unseen_warning(found.result, found.config.evaluation)
     if warning is not None:
         print(f"longplay: {warning}", file=sys.stderr)
+    file = evaluation_file(args.run, args.split)
+    reason = _why_not_saved(args.run, args.checkpoint, found)
+    if reason is None:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, found.report)
     if args.json:
         print(json.dumps(found.report))
     else:
@@ -61,7 +72,31 @@ def run(args: argparse.Namespace) -> int:
         print_table(metrics_table(found))
         if dataset.skipped_summary() is not None:
             print(f"skipped  {dataset.skipped_summary()}")
+        print(f"saved    {file}" if reason is None else f"{file} is not written: {reason}")
     return 0
+
+
+def _why_not_saved(run: Path, checkpoint: str, found: RunEvaluation) -> str | None:
+    """Return why the evaluation does not become the result of its run; None if it does."""
+    if checkpoint != "best":
+        return "it holds the metrics of the best checkpoint"
+    if is_locked(run) or not _training_has_ended(run, found.config.train):
+        return "training has not ended"
+    if not os.access(run, os.W_OK):
+        return "the run folder is read-only"
+    return None
+
+
+def _training_has_ended(run: Path, train: TrainConfig) -> bool:
+    """Return whether the newest progress in the checkpoints' state.json reaches a bound of the run."""
+    found = []
+    for file in run.glob("checkpoints/step-*/state.json"):
+        try:
+            found.append(Progress(**json.loads(file.read_text())["progress"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    newest = max(found, key=lambda at: at.step, default=Progress())
+    return newest.why_finished(train) is not None
 
 
 def metrics_table(found: RunEvaluation) -> Table:

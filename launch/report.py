@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="default: SWEEP/report for one sweep, else report",
+        help="default: SWEEP/report for one sweep or one run, else report",
     )
     add_import_argument(parser)  # for the display names of the user's encoders
     parser.set_defaults(func=run)
@@ -35,13 +35,14 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     runs = collect(args.runs)
-    one_sweep = len(args.runs) == 1 and (args.runs[0] / "sweep.json").is_file()
-    out = args.out or (args.runs[0] / "report" if one_sweep else Path("report"))
+    first = args.runs[0]
+    inside = len(args.runs) == 1 and any((first / name).is_file() for name in ("sweep.json", "config.json"))
+    out = args.out or (first / "report" if inside else Path("report"))
     try:
         write_report(runs, out)
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror})") from None
-    print(f"report   {len(runs)} runs: {count_states(runs)}")
+    print(f"report   {len(runs)} run{'s' if len(runs) > 1 else ''}: {count_states(runs)}")
     for name, error in runs.filter(pl.col("state") == "failed").select("run", "error").rows():
         print(f"         {name}: {error}")
     print(f"page     {out / 'report.html'} (also report.md, the CSV files, and plots/)")

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from longplay.common.locks import is_locked
+from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_outdated
 from longplay.launch.reports.scalars import COSTS, read_series
 from longplay.launch.sweeps.job_log import last_error, logs_of_job, since_start
 
@@ -132,7 +133,10 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
     """Return the columns that the run folder and the logs determine."""
     train = config.get("config", {}).get("train", {})
     series = read_series(path)
-    report, damage = _evaluation(path / "evaluation" / "test.json")
+    report, damage = _evaluation(evaluation_file(path, "test"))
+    missing = "not evaluated"
+    if report is not None and is_outdated(path, report):
+        report, missing = None, "not evaluated since its best checkpoint changed"
     error = damage or last_error(logs) or _slurm_error(logs)
     progress = series.progress(train.get("max_epochs"))
     if report is not None:
@@ -145,7 +149,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
         state = "running"
     else:
         state = "unfinished"
-        progress += ", not evaluated" if progress else "no step yet"
+        progress += f", {missing}" if progress else "no step yet"
         lines = since_start(logs[0]) if logs else []
         progress += f"; last line: {lines[-1].strip()[:160]}" if lines else ""
     report = report or {}

@@ -111,5 +111,5 @@ def _unfinished(runs: pl.DataFrame) -> str:
         return "All are finished."
     return (
         f"{len(unfinished)} of {len(runs)} are not finished. To finish a sweep, run its command again. "
-        "To finish a trained run outside a sweep: `longplay evaluate RUN --out RUN/evaluation/test.json`."
+        "To finish a trained run outside a sweep: `longplay evaluate RUN`."
     )

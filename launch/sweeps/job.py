@@ -16,6 +16,7 @@ from longplay.distributed.runtime.memory import reset_peak_memory
 from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
+from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_evaluated
 from longplay.launch.settings.imports import import_module
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job_log import STARTS, STOPPED
@@ -64,7 +65,7 @@ class SweepJob:
         _exit_on_signals()  # training has set its own handlers
         for split in SPLITS:
             file = evaluation_file(self.run, split)
-            if code or file.is_file():
+            if code or is_evaluated(self.run, split):
                 continue
             reset_peak_memory()
             _change_port()
@@ -83,14 +84,9 @@ class SweepJob:
         return 0
 
 
-def evaluation_file(run: Path, split: str) -> Path:
-    """Return the file that holds the run's metrics of a split, as `longplay evaluate --json` prints them."""
-    return run / "evaluation" / f"{split}.json"
-
-
 def is_finished(run: Path) -> bool:
     """Return whether the run of a sweep has been trained and evaluated."""
-    return all(evaluation_file(run, split).is_file() for split in SPLITS)
+    return all(is_evaluated(run, split) for split in SPLITS)
 
 
 def _exit_on_signals() -> dict[int, Any]:

@@ -1,11 +1,14 @@
 """`longplay evaluate`: warnings about its metrics, and the file that `longplay report` reads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from support.commands import longplay
 from support.runs import small_dataset
+
+from longplay.launch.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +74,32 @@ def test_an_inflated_metric_does_not_silently_select_the_best_checkpoint(
 def test_no_warning_where_every_user_has_enough_unseen_items(run: Path, tmp_path: Path) -> None:
     (report,) = longplay(["evaluate", str(run), "--json"], tmp_path / "log").splitlines()
     assert json.loads(report)["users_few_unseen"] == 0
+
+
+def test_report_calls_a_run_finished_after_a_plain_evaluate(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    longplay(["evaluate", str(run), "--checkpoint", "last"], tmp_path / "log")
+    assert not (run / "evaluation").exists()
+    printed = longplay(["evaluate", str(run)], tmp_path / "log")
+    assert printed.splitlines()[-1] == f"saved    {run}/evaluation/test.json"
+    assert main(["report", str(run)]) == 0
+    assert "1 run: 1 finished" in capsys.readouterr().out
+    assert (run / "report" / "report.html").is_file()
+
+    best = json.loads((run / "best.json").read_text())
+    (run / "best.json").write_text(json.dumps(best | {"checkpoint": "step-000009999"}))
+    assert main(["report", str(run)]) == 0
+    assert "1 run: 1 unfinished" in capsys.readouterr().out
+
+
+def test_the_evaluation_of_an_interrupted_run_does_not_finish_it(run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["train"]["max_epochs"] = 2
+    (run / "config.json").write_text(json.dumps(saved))
+    printed = longplay(["evaluate", str(run), "--split", "validation"], tmp_path / "log")
+    assert printed.splitlines()[-1].endswith("validation.json is not written: training has not ended")
+    assert not (run / "evaluation" / "validation.json").exists()

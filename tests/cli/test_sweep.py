@@ -11,13 +11,13 @@ from support.commands import Command, longplay
 from support.runs import small_dataset, small_settings
 
 from longplay.launch.cli import main
+from longplay.launch.evaluation.saved_evaluation import evaluation_file
 from longplay.launch.settings import recipes
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import parse_minutes
 from longplay.launch.sweeps.cluster import outer_job_hidden
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import GRIDS, SweepGrid, named_datasets
-from longplay.launch.sweeps.job import evaluation_file
 from longplay.launch.sweeps.job_log import last_error
 from longplay.launch.sweeps.status import Progress, sweep_status
 

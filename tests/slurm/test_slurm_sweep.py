@@ -14,8 +14,8 @@ from support.runs import read_metrics, small_dataset, steps_logged
 from support.slurm_jobs import Job, signal_all
 
 from longplay.launch.cli import main
+from longplay.launch.evaluation.saved_evaluation import evaluation_file
 from longplay.launch.sweeps.folder import SweepFolder
-from longplay.launch.sweeps.job import evaluation_file
 from longplay.launch.sweeps.status import JobStatus, sweep_status
 
 SMALL = ["--encoder.d_model", "16", "--encoder.headdim", "8", "--encoder.d_state", "8"]
