@@ -10,6 +10,7 @@ from typing import Literal
 import submitit
 
 ClusterName = Literal["slurm", "local", "debug"]
+LOST = "LOST"
 LIVE_STATES = frozenset(
     "PENDING RUNNING CONFIGURING COMPLETING REQUEUED REQUEUE_HOLD SUSPENDED SIGNALING STAGE_OUT RESIZING "
     "PREEMPTED STOPPED REQUEUE_FED SPECIAL_EXIT".split()
@@ -56,12 +57,22 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job as it was submitted; `job_id` is Slurm's, or the id of the local process that runs it."""
+    """A job as it was submitted.
+
+    Attributes:
+        job_id: Slurm's, or the id of the local process that runs it.
+        host: the machine that submitted it.
+        time: when, in seconds since 1970.
+        name, uid, slurm_cluster: its name, user and cluster on Slurm; empty or None if not recorded.
+    """
 
     cluster: ClusterName
     job_id: str
     host: str
     time: float
+    name: str = ""
+    uid: int | None = None
+    slurm_cluster: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +80,7 @@ class QueueState:
     """State of a job in its cluster.
 
     Attributes:
-        state: one of Slurm's job states.
+        state: one of Slurm's job states, or `LOST`: another job has its number.
         node: where it runs or ran.
         reason: why it is pending, or how it ended.
     """

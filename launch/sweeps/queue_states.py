@@ -5,11 +5,11 @@ from pathlib import Path
 
 from longplay.launch.sweeps.cluster import QueueState, Submission
 from longplay.launch.sweeps.local_jobs import local_job_is_alive, stop_local_job
-from longplay.launch.sweeps.slurm_jobs import cancel_on_slurm, slurm_states
+from longplay.launch.sweeps.slurm_queue import cancel_on_slurm, slurm_states
 
 
-def queue_states(submissions: Iterable[Submission], folder: Path) -> dict[str, QueueState]:
-    """Return the states of the jobs that their cluster still lists, by job id.
+def queue_states(submissions: Iterable[Submission], folder: Path) -> dict[Submission, QueueState]:
+    """Return the states of the jobs that their cluster still lists.
 
     Args:
         folder: the sweep's submitit folder.
@@ -18,11 +18,11 @@ def queue_states(submissions: Iterable[Submission], folder: Path) -> dict[str, Q
         ConfigError: Slurm does not respond.
     """
     submissions = list(submissions)
-    slurm = [each.job_id for each in submissions if each.cluster == "slurm"]
-    states = slurm_states(slurm) if slurm else {}
+    slurm = [each for each in submissions if each.cluster == "slurm"]
+    states = slurm_states(slurm, folder) if slurm else {}
     for each in submissions:
         if each.cluster == "local" and local_job_is_alive(each, folder):
-            states[each.job_id] = QueueState(state="RUNNING", node=each.host)
+            states[each] = QueueState(state="RUNNING", node=each.host)
     return states
 
 

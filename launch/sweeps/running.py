@@ -1,6 +1,8 @@
 """Submit the jobs of a sweep to Slurm, or run them on this machine."""
 
 import itertools
+import re
+import uuid
 
 from longplay.launch.console.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from longplay.launch.console.signals import terminable
@@ -21,7 +23,9 @@ def submit(folder: SweepFolder, jobs: list[SweepJob], resources: Resources) -> N
         ConfigError: sbatch rejects the submission; the message has its reason.
     """
     waiting, arrays = iter(jobs), []
-    for submitted in submit_to_slurm(jobs, folder.submitit, resources, f"longplay-{folder.path.name}"):
+    plain = re.sub(r"[^\w.-]", "-", folder.path.name)
+    name = f"longplay-{plain}-{uuid.uuid4().hex[:8]}"
+    for submitted in submit_to_slurm(jobs, folder.submitit, resources, name):
         for job, submission in zip(itertools.islice(waiting, len(submitted)), submitted, strict=True):
             folder.submissions[job.spec.name] = submission
         folder.write()

@@ -1,5 +1,6 @@
 """Run Slurm's commands, and read the limits of the cluster."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ def run_slurm(*words: str) -> subprocess.CompletedProcess[str]:
     Raises:
         ConfigError: it is not installed or does not respond.
     """
+    env = dict(os.environ, SLURM_TIME_FORMAT="standard")
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, env=env)
     except subprocess.TimeoutExpired:
         raise ConfigError(f"{words[0]}: no response from Slurm in {_TIMEOUT_S:.0f} s; try later") from None
     except FileNotFoundError:

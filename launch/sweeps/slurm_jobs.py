@@ -1,25 +1,24 @@
-"""A sweep's jobs on Slurm: submit them as job arrays through submitit, query and cancel them."""
+"""A sweep's jobs on Slurm: submit them as job arrays through submitit."""
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
-from submitit.slurm.slurm import SlurmInfoWatcher
 
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import (
     ClusterName,
-    QueueState,
     Resources,
     Submission,
     interrupts_blocked,
@@ -77,7 +76,7 @@ def submit_to_slurm(
 
     Args:
         folder: where submitit keeps its files and the logs; all nodes must share it.
-        name: name of the arrays.
+        name: name of the arrays, which no other job has.
 
     Yields:
         The submissions of the next jobs, after each array.
@@ -89,9 +88,9 @@ def submit_to_slurm(
         folder=folder, python=shlex.join(["bash", str(_HERE / "rank.sh"), sys.executable])
     )
     executor.update_parameters(**_sbatch_parameters(folder, resources, name))
-    size = read_limits().max_array_tasks
-    for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
+    limits = read_limits()
+    for start in range(0, len(jobs), limits.max_array_tasks):
+        part = jobs[start : start + limits.max_array_tasks]
         executor.update_parameters(array_parallelism=resources.max_parallel or len(part))
         try:
             submitted = _submit_array(executor, part, resources)
@@ -103,23 +102,23 @@ def submit_to_slurm(
                 f"; submitted {start} of {len(jobs)} jobs, repeat the command for the rest" if start else ""
             )
             raise ConfigError(_refusal(str(error), resources) + done) from None
-        yield submitted
+        about = {"host": socket.gethostname(), "time": time.time(), "name": name, "uid": os.getuid()}
+        yield [
+            Submission(cluster="slurm", job_id=job_id, slurm_cluster=limits.name, **about)
+            for job_id in submitted
+        ]
         if resources.max_parallel:
-            executor.update_parameters(dependency=f"afterany:{submitted[0].job_id.partition('_')[0]}")
+            executor.update_parameters(dependency=f"afterany:{submitted[0].partition('_')[0]}")
 
 
 def _submit_array(
     executor: submitit.SlurmExecutor, jobs: Sequence[SweepJob], resources: Resources
-) -> list[Submission]:
+) -> list[str]:
+    """Submit one array and return the ids of its jobs."""
     hidden = [variable for option, variable in _VARIABLES.items() if getattr(resources, option)]
     # submitit prints sbatch's message to stderr; the ConfigError has it already.
     with outer_job_hidden(*hidden), interrupts_blocked(), contextlib.redirect_stderr(io.StringIO()):
-        submitted = executor.submit_array(list(jobs))
-    now = time.time()
-    return [
-        Submission(cluster="slurm", job_id=job.job_id, host=socket.gethostname(), time=now)
-        for job in submitted
-    ]
+        return [job.job_id for job in executor.submit_array(list(jobs))]
 
 
 def _sbatch_parameters(folder: Path, resources: Resources, name: str) -> dict[str, Any]:
@@ -174,43 +173,3 @@ def _refusal(answer: str, resources: Resources) -> str:
         partitions = sorted(set(run_slurm("sinfo", "--noheader", "--format=%R").stdout.split()))
         return f"--partition {resources.partition}: {reason}; available: {', '.join(partitions) or 'none'}"
     return f"sbatch rejected the jobs: {reason}"
-
-
-def slurm_states(job_ids: Sequence[str]) -> dict[str, QueueState]:
-    """Return the states of the jobs that squeue or sacct list, by job id.
-
-    Raises:
-        ConfigError: Slurm does not respond.
-    """
-    arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(arrays)}"]
-    done = run_slurm(*words, "--format=%i|%T|%N|%r")
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise ConfigError(f"Slurm does not respond: {' '.join(done.stderr.split())[:200]}; try later")
-    found: dict[str, QueueState] = {}
-    for line in done.stdout.splitlines():
-        job_id, state, node, reason = line.strip().split("|", 3)
-        found[job_id] = QueueState(state=state, node=node, reason="" if reason == "None" else reason)
-    gone = [job_id for job_id in job_ids if job_id not in found]
-    if gone and shutil.which("sacct"):
-        watcher = SlurmInfoWatcher()
-        for job_id in gone:
-            watcher.register_job(job_id)
-        done = run_slurm("sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays))
-        for job_id, info in watcher.read_info(done.stdout).items():
-            if job_id in gone and info.get("State"):
-                found[job_id] = QueueState(
-                    state=info["State"].split()[0], node=info.get("NodeList", ""), reason=info["State"]
-                )
-    return found
-
-
-def cancel_on_slurm(job_ids: Iterable[str]) -> None:
-    """Cancel jobs; a run in training saves first.
-
-    Raises:
-        ConfigError: scancel fails.
-    """
-    done = run_slurm("scancel", *job_ids)
-    if done.returncode:
-        raise ConfigError(f"scancel: {' '.join(done.stderr.split())[:200]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from longplay.launch.console.durations import duration
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
-from longplay.launch.sweeps.cluster import QueueState
+from longplay.launch.sweeps.cluster import LOST, QueueState, Submission
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job import is_finished
@@ -42,7 +42,8 @@ class JobStatus:
 
     Attributes:
         state: "new" (never submitted), "pending", "running", "finished", "stopped" (saved; resumes when
-            submitted again), "failed", or another way in which it ended.
+            submitted again), "failed", "lost" (its cluster no longer has the job), or another way in which it
+            ended.
         live: whether it is still queued or running; a live job is not submitted again.
         at: how far training is.
         node: where it runs or ran last.
@@ -72,10 +73,10 @@ def sweep_status(folder: SweepFolder) -> list[JobStatus]:
     return [_status(folder, spec, known) for spec in folder.jobs.values()]
 
 
-def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[str, QueueState]) -> JobStatus:
+def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[Submission, QueueState]) -> JobStatus:
     run = spec.run(folder.path)
     submission = folder.submissions.get(spec.name)
-    queued = known.get(submission.job_id) if submission else None
+    queued = known.get(submission) if submission else None
     live, error = False, None
     if is_finished(run):
         state = "finished"
@@ -103,6 +104,8 @@ def _how_it_ended(folder: SweepFolder, name: str, queued: QueueState | None) -> 
         return "canceled", None  # Slurm drops a task of an array that is canceled before it starts
     if error is None and STOPPED in lines:
         return "stopped", None
+    if queued is not None and queued.state == LOST:
+        return ("lost", queued.reason) if error is None else ("failed", error)
     began = any(STARTS in tail(log) for log in logs[:1])
     if error is None and folder.submissions[name].cluster == "local" and not began:
         return "stopped", None

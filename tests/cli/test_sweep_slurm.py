@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from support.fake_slurm import FakeSlurm
 from support.runs import small_dataset
 
 from longplay.launch.cli import main
+from longplay.launch.sweeps.cluster import Submission
 from longplay.launch.sweeps.folder import SweepFolder
 
 
@@ -122,3 +124,72 @@ def test_arrays_before_a_rejected_one_are_recorded(slurm: FakeSlurm, sweep: Swee
     assert code == 2
     assert "Job violates accounting/QOS policy; submitted 4 of 10 jobs, repeat the command for the" in printed
     assert len(SweepFolder(tmp_path / "s").submissions) == 4
+
+
+# ---------------------------------------------------------------------- whose job it is
+
+
+def listed(submission: Submission, **changes: object) -> str:
+    """Return squeue's line for a running job, as submitted except for the changes."""
+    submitted = datetime.fromtimestamp(submission.time).isoformat(timespec="seconds")
+    job = {"uid": submission.uid, "submitted": submitted, "name": submission.name, **changes}
+    return f"{submission.job_id}|RUNNING|n9|None|{job['uid']}|{job['submitted']}|{job['name']}\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "longplay-s"},
+        {"name": ""},
+        {"uid": os.getuid() + 1},
+        {"submitted": "2020-02-29T12:00:00"},
+    ],
+)
+def test_a_job_that_reuses_a_number_is_not_the_sweeps(
+    slurm: FakeSlurm, sweep: Sweep, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    assert sweep(2)[0] == 0
+    submissions = SweepFolder(tmp_path / "s").submissions.values()
+    slurm.write("queue", "".join(listed(each, **changes) for each in submissions))
+    assert "2 runs: 2 lost" in sweep(0, "--status")[1]
+    assert "canceled 0 jobs" in sweep(0, "--cancel")[1]
+    assert slurm.read("canceled") == ""
+    assert "2 runs, 2 to submit" in sweep(0)[1]
+
+
+def test_a_line_without_the_name_is_not_the_sweeps(slurm: FakeSlurm, sweep: Sweep) -> None:
+    assert sweep(1)[0] == 0
+    slurm.write("queue", "1|RUNNING|n9|None\n")
+    assert "1 runs: 1 lost" in sweep(0, "--status")[1]
+
+
+def test_jobs_of_another_cluster_are_not_canceled(slurm: FakeSlurm, sweep: Sweep, tmp_path: Path) -> None:
+    slurm.write("config", "ClusterName             = east\n")
+    assert sweep(2)[0] == 0
+    submissions = SweepFolder(tmp_path / "s").submissions.values()
+    slurm.write("queue", "".join(map(listed, submissions)))
+    assert "2 runs: 2 running" in sweep(0, "--status")[1]
+    slurm.write("config", "ClusterName             = west\n")
+    assert "job 1_0 was submitted on cluster east; this is west" in sweep(0, "--status")[1]
+    assert "canceled 0 jobs" in sweep(0, "--cancel")[1]
+    assert slurm.read("canceled") == ""
+
+
+def test_the_sweeps_own_jobs_are_canceled_after_a_requeue_too(
+    slurm: FakeSlurm, sweep: Sweep, tmp_path: Path
+) -> None:
+    assert sweep(2)[0] == 0
+    submissions = SweepFolder(tmp_path / "s").submissions.values()
+    slurm.write("queue", "".join(listed(each, submitted="2999-01-01T00:00:00") for each in submissions))
+    assert "canceled 2 jobs" in sweep(0, "--cancel")[1]
+    assert slurm.read("canceled").split() == ["1_0", "1_1"]
+
+
+def test_accounting_of_another_job_is_not_the_sweeps(slurm: FakeSlurm, sweep: Sweep, tmp_path: Path) -> None:
+    assert sweep(2)[0] == 0
+    name = SweepFolder(tmp_path / "s").submissions["data-gru4rec-L40-s0"].name
+    rows = ["JobID|State|NodeList|UID|Submit|JobName"]
+    for job_id, its_name in (("1_0", name), ("1_1", "other")):
+        rows.append(f"{job_id}|OUT_OF_MEMORY|n9|{os.getuid()}|Unknown|{its_name}")
+    slurm.write("accounting", "\n".join(rows))
+    assert "2 runs: 1 out of memory, 1 lost" in sweep(0, "--status")[1]
