@@ -4,6 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 _LOCK_NAME = ".lock"
 
@@ -24,7 +25,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = open(folder / _LOCK_NAME, "a+")
+        self._file = open(lock_file(folder), "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -32,6 +33,9 @@ class FolderLock:
             raise FolderLockedError(f"{folder}: locked by another process; wait until it ends") from None
         except OSError:
             return  # the file system does not support locks
+        if not _is_at(self._file, lock_file(folder)):  # its holder removed the file before it unlocked it
+            self._file.close()
+            raise FolderLockedError(f"{folder}: locked by another process; wait until it ends")
         self._file.truncate(0)
         self._file.write(f"{os.uname().nodename} {os.getpid()}\n")
         self._file.flush()
@@ -51,6 +55,11 @@ class FolderLock:
         self.release()
 
 
+def lock_file(folder: Path) -> Path:
+    """Return the lock file of a folder."""
+    return folder / _LOCK_NAME
+
+
 def is_lock_file(path: Path) -> bool:
     """Return whether `path` is the lock file of its folder."""
     return path.name == _LOCK_NAME
@@ -65,6 +74,14 @@ def lock_holder(folder: Path) -> int | None:
     """Return the id of the process on this host that holds the lock of `folder`, or None."""
     host, _, process = (_holder(folder) or "").partition(" ")
     return int(process) if host == os.uname().nodename and process.strip().isdigit() else None
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Return whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(folder: Path) -> str | None:

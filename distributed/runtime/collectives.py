@@ -44,6 +44,14 @@ def all_reduce_max(tensor: Tensor, world: World) -> Tensor:
     return tensor
 
 
+def broadcast_object(value: Any, world: World) -> Any:
+    """Return rank 0's `value`, which pickle can copy, on every rank. Collective."""
+    values = [value]
+    if world.world_size > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
     """Concatenate every rank's `rows` in rank order. Collective.
 

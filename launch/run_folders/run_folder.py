@@ -10,15 +10,19 @@ logs/              output of the jobs of a batch script, which creates it before
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from longplay.common.atomic import write_json
-from longplay.common.locks import FolderLock, FolderLockedError
+from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_file
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, absolute
+from longplay.distributed.runtime.collectives import broadcast_object
+from longplay.distributed.runtime.world import World
 from longplay.launch.run_folders.provenance import provenance
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
@@ -35,6 +39,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.config_file = path / "config.json"
         self.best_file = path / "best.json"
+        self._lock: FolderLock | None = None
+        self._owner: dict[str, Any] | None = None
 
     def check(self, config: RunConfig, dataset: Dataset) -> bool:
         """Check that a run may use the folder; return whether it holds a run to resume. Writes nothing.
@@ -45,7 +51,7 @@ class RunFolder:
         if not self.config_file.exists():
             if self.path.exists() and not self.path.is_dir():
                 raise ConfigError(f"--run {self.path}: is a file; give a folder")
-            if self.path.is_dir() and any(item.name != "logs" for item in self.path.iterdir()):
+            if self.path.is_dir() and not all(map(_is_left_over, self.path.iterdir())):
                 raise ConfigError(f"--run {self.path}: is neither empty nor a run folder; give another one")
             return False
         original = read_config(self.path)
@@ -63,8 +69,34 @@ class RunFolder:
             )
         return True
 
+    @contextmanager
+    def claimed(self, config: RunConfig, dataset: Dataset, world: World) -> Iterator[None]:
+        """Create and lock the folder and check it again, under the lock. Collective.
+
+        After the context, the folder stays locked until the process ends or `release`. An exception in the
+        context unlocks the folder and removes what this created.
+
+        Raises:
+            ConfigError: as `check`, another process is training in the folder, or it cannot be written.
+        """
+        created: list[Path] = []
+        try:
+            if world.is_rank0:
+                self._lock_folder(created)
+                exists = self.check(config, dataset)
+                new_id = {"run_id": secrets.token_hex(8), "dataset_id": dataset.dataset_id}
+                self._owner = self.owner() if exists else new_id
+            self._owner = broadcast_object(self._owner, world)
+            yield
+        except BaseException:
+            for path in created:
+                with suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
+            self.release()
+            raise
+
     def write_config(self, config: RunConfig, dataset: Dataset, data: Location, device: torch.device) -> None:
-        """Create the folder if it does not exist and write config.json. Call it on rank 0 only.
+        """Write config.json into the claimed folder. Call it on rank 0 only.
 
         Args:
             device: the device of the encoder and the table.
@@ -72,43 +104,55 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        # A run that an earlier version started has no id, and neither have its checkpoints.
-        run_id = self.owner()["run_id"] if self.config_file.exists() else secrets.token_hex(8)
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_json(
                 self.config_file,
                 {
-                    "run_id": run_id,
+                    **self.owner(),
                     "config": to_json(config),
                     "imports": imported(),
                     "data": absolute(data),
-                    "dataset_id": dataset.dataset_id,
                     **provenance(device),
                 },
             )
         except OSError as error:
-            raise ConfigError(
-                f"--run {self.path}: cannot be written ({error.strerror}); give another folder"
-            ) from None
+            raise self._cannot_write(error) from None
 
     def owner(self) -> dict[str, Any]:
-        """Return the values that the state.json of each of the run's checkpoints has, from config.json."""
+        """Return the values that the state.json of each of the run's checkpoints has.
+
+        A run that an earlier version started has the id None, and its checkpoints have none.
+        """
+        if self._owner is not None:
+            return self._owner
         saved = json.loads(self.config_file.read_text())
         return {"run_id": saved.get("run_id"), "dataset_id": saved["dataset_id"]}
 
-    def lock(self) -> None:
-        """Lock the existing folder until this process ends. Call it on rank 0 only.
+    def release(self) -> None:
+        """Unlock the folder. Idempotent."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-        Raises:
-            ConfigError: another process is training in the folder.
-        """
+    def _lock_folder(self, created: list[Path]) -> None:
+        """Create the folder and lock it; insert what is new into `created`, the innermost path first."""
         try:
+            for path in (*reversed(self.path.parents), self.path):
+                _make_folder(path, created)
+            new_lock = not lock_file(self.path).exists()
             self._lock = FolderLock(self.path)
+            if new_lock:
+                created.insert(0, lock_file(self.path))
+            _make_folder(self.checkpoints, created)
         except FolderLockedError:
             raise ConfigError(
                 f"--run {self.path}: another process is training in it; wait for it, or give another folder"
             ) from None
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--run {self.path}: cannot be written ({error.strerror}); give another folder")
 
     def read_best(self) -> dict[str, Any] | None:
         """Return the best checkpoint as {"checkpoint", "metric", "value", "step"}; None before a validation.
@@ -125,3 +169,18 @@ class RunFolder:
             raise ConfigError(
                 f"{self.best_file}: cannot be read ({error}); give a checkpoint, such as --checkpoint last"
             ) from None
+
+
+def _make_folder(path: Path, created: list[Path]) -> None:
+    """Create one folder and insert it into `created`, unless it exists."""
+    if not path.is_dir():
+        with suppress(FileExistsError):
+            path.mkdir()
+            created.insert(0, path)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Return whether an item of a folder without config.json may be what a killed start or a job leaves."""
+    if path.name == "checkpoints":
+        return path.is_dir() and not any(path.iterdir())
+    return path.name == "logs" or is_lock_file(path)

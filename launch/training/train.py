@@ -7,7 +7,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
 from longplay.distributed.runtime.watchdog import Heartbeat, Watchdog
-from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
+from longplay.distributed.runtime.world import World, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.estimate_run import estimate_run
@@ -40,20 +40,15 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     """
     dataset = Dataset.open(data, on_bad_shard=config.data.on_bad_shard)
     folder = RunFolder(run)
-    exists = folder.check(config, dataset)
+    folder.check(config, dataset)  # before the ranks meet, so that a refusal is quick
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
     world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
-        if world.is_rank0:
-            folder.write_config(config, dataset, data, world.device)
-            folder.lock()
-        if not exists:
-            barrier(world)  # the folder must exist before another rank looks for checkpoints
         heartbeat = watchdog.heartbeat
-        code = _train(config, dataset, folder, world, stop, heartbeat, profile_steps)
+        code = _train(config, dataset, data, folder, world, stop, heartbeat, profile_steps)
     close_world(world)
     return code
 
@@ -61,6 +56,7 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
 def _train(
     config: RunConfig,
     dataset: Dataset,
+    data: Location,
     folder: RunFolder,
     world: World,
     stop: StopRequest,
@@ -80,21 +76,27 @@ def _train(
     if world.is_rank0:  # if it fails, the watchdog ends the other ranks
         _check_memory(config, dataset, stream, world, display)
 
-    checkpoints = RunCheckpoints(folder, config, world, heartbeat=heartbeat, display=display)
-    newest = checkpoints.newest
-    model = build_model(config, dataset, world, initial_rows=newest is None)
-    check_agreement(dataset, skipped_by_all, config, world)
-    progress = Progress() if newest is None else checkpoints.load(newest, model)
+    with folder.claimed(config, dataset, world):
+        checkpoints = RunCheckpoints(folder, config, world, heartbeat=heartbeat, display=display)
+        newest = checkpoints.newest
+        model = build_model(config, dataset, world, initial_rows=newest is None)
+        check_agreement(dataset, skipped_by_all, config, world)
+        progress = Progress() if newest is None else checkpoints.load(newest, model)
+        validation = Validation(model, dataset, heartbeat)
+        finished = progress.why_finished(config.train)
+        if finished is None:
+            for line in describe(config, dataset, model, stream.order(progress.epoch), folder.path):
+                display.print(line)
+            validation.try_one_batch()
+        if world.is_rank0:
+            folder.write_config(config, dataset, data, world.device)
     log = RunLog(folder, model, dataset, display, progress)
-    if progress.why_finished(config.train) is not None:
-        display.print(f"nothing left to do: {progress.why_finished(config.train)}")
+    if finished is not None:
+        display.print(f"nothing left to do: {finished}")
         model.engine.close()
         return 0
 
-    log.print(describe(config, dataset, model, stream.order(progress.epoch), folder.path))
     profile = StepProfile(folder.path / "profile", world, profile_steps)
-    validation = Validation(model, dataset, heartbeat)
-    validation.try_one_batch()
     with display:
         stopped = run_loop(
             model,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.runtime.world import World
 from longplay.launch.cli import main
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.recipes import get_recipe
@@ -37,7 +38,10 @@ def run(data: Path, tmp_path: Path) -> Path:
     """A run folder of the recipe mambarec without a checkpoint."""
     folder = tmp_path / "run"
     config = resolve("mambarec", get_recipe("mambarec"), [])
-    RunFolder(folder).write_config(config, Dataset.open(data), data, torch.device("cpu"))
+    dataset, run = Dataset.open(data), RunFolder(folder)
+    with run.claimed(config, dataset, World()):
+        run.write_config(config, dataset, data, torch.device("cpu"))
+    run.release()
     return folder
 
 

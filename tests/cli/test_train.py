@@ -15,6 +15,7 @@ import torch
 from support.commands import Command, longplay
 from support.runs import read_metrics, small_dataset, steps_logged
 
+from longplay.common.locks import FolderLock
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.run_folders.metrics_file import read_scalars
 
@@ -164,6 +165,20 @@ def test_copies_and_checkpoints_of_other_runs_are_ignored_and_kept(
     assert last_state(tmp_path / "run") == last_state(finished)
 
 
+def test_a_second_command_is_refused_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    longplay(train_words(data, run, *EVERY, "--train.max_steps", "4"), tmp_path / "log")
+    for folder in (run, tmp_path / "new"):  # another process is about to start a run in the second one
+        folder.mkdir(exist_ok=True)
+        with FolderLock(folder):
+            before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            command = Command(train_words(data, folder, *EVERY, "--train.lr", "0.5"), tmp_path / "log")
+            assert command.wait() == 2
+            assert "another process is training in it" in (tmp_path / "log").read_text()
+            assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+            assert (folder / "checkpoints").exists() == (folder == run)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path, ranks: int) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
@@ -177,8 +192,7 @@ def test_run_with_only_damaged_checkpoints_is_refused(data: Path, tmp_path: Path
     assert f"no checkpoint in {checkpoints} can be loaded: " in message
     assert all(str(file) in message for file in torn)
     assert f"Nothing was changed; restore one, or remove {checkpoints} to start from the beginning" in message
-    rewritten = {"config.json", ".lock"}
-    assert all(path.read_bytes() == content for path, content in before.items() if path.name not in rewritten)
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
     shutil.rmtree(checkpoints)
     longplay([*words, "--train.max_steps", "4"], tmp_path / "log")
     assert (max(checkpoints.glob("step-*")) / "state.json").is_file()
@@ -230,8 +244,9 @@ def test_run_stops_after_patience_validations(data: Path, tmp_path: Path) -> Non
 
 
 def test_run_that_cannot_fit_is_refused_before_it_starts(data: Path, tmp_path: Path) -> None:
-    words = train_words(data, tmp_path / "run", "--encoder.d_model", "16384", "--encoder.num_blocks", "64")
+    words = train_words(data, tmp_path / "a/run", "--encoder.d_model", "16384", "--encoder.num_blocks", "64")
     assert Command(words, tmp_path / "log").wait() == 2
+    assert not (tmp_path / "a").exists()
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert re.search(
         r"needs about [\d.,]+ GiB per rank, more than .*; (it fits with|no two settings)", last
