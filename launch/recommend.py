@@ -13,9 +13,14 @@ from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
-from longplay.launch.evaluation.histories import read_history, user_history
+from longplay.launch.evaluation.histories import original_id, read_history, user_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
-from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments, at_least
+from longplay.launch.settings.common_arguments import (
+    Once,
+    add_device_argument,
+    add_run_arguments,
+    at_least,
+)
 from longplay.launch.settings.saved import read_config
 
 
@@ -27,12 +32,14 @@ def register(subparsers: Any) -> None:
     source.add_argument(
         "--history",
         type=Path,
+        action=Once,
         metavar="FILE",
         help="text file of original item ids, oldest first; - reads stdin",
     )
     source.add_argument(
         "--user",
-        type=int,
+        type=original_id,
+        action=Once,
         metavar="ID",
         help="original id of a user of the dataset, whose whole history is used",
     )

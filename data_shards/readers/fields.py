@@ -151,6 +151,12 @@ def _integer(role: str, dtype: pl.DataType, scale: int) -> pl.Expr:
     return pl.coalesce(integer, _whole(number)) if dtype == pl.String else integer
 
 
+def parse_ids(texts: Sequence[str]) -> pl.Series:
+    """Return texts as Int64 ids, null where a text is not a usable id."""
+    table = pl.DataFrame({"id": pl.Series(texts, dtype=pl.String).str.strip_chars()})
+    return table.select(_integer("id", table.schema["id"], 1)).to_series()
+
+
 def check_types(schema: dict[str, pl.DataType], names: dict[str, str], path: Path) -> None:
     """Check that the columns' types can hold ids and times.
 

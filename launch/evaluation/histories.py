@@ -1,5 +1,7 @@
 """Histories to recommend from: a text file of original item ids, or a user of the dataset."""
 
+import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longplay.data_shards.readers.fields import parse_ids
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.settings.errors import ConfigError
 
@@ -14,7 +17,8 @@ from longplay.launch.settings.errors import ConfigError
 def read_history(dataset: Dataset, path: Path) -> Tensor:
     """Read original item ids, oldest first, separated by whitespace or commas; return item ids (n,) int64.
 
-    Items that the dataset does not contain are dropped with a warning.
+    Ids are read as `longplay prepare` reads them: 10.0 is 10. Items that the dataset does not contain are
+    dropped with a warning.
 
     Args:
         path: a text file; "-" reads stdin.
@@ -24,16 +28,22 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = "not text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ConfigError(
             f"--history {name}: cannot be read ({cause}); give a text file of original item ids"
         ) from None
-    originals = []
-    for number, line in enumerate(text.splitlines(), 1):
-        for word in line.replace(",", " ").split():
-            originals.append(_original_id(word, f"{name}, line {number}"))
+    lines = text.removeprefix("\ufeff").splitlines()
+    words = [
+        (number, word) for number, line in enumerate(lines, 1) for word in line.replace(",", " ").split()
+    ]
+    parsed = parse_ids([word for _, word in words])
+    for number, word in itertools.compress(words, parsed.is_null()):
+        raise ConfigError(
+            f"{name}, line {number}: {word!r} is not a 64-bit integer item id; separate ids with whitespace"
+        )
+    originals = parsed.to_list()
     ids = dataset.items.item_ids(np.array(originals, dtype=np.int64))
     unknown = [original for original, item in zip(originals, ids.tolist(), strict=True) if item == 0]
     ids = ids[ids > 0]
@@ -48,16 +58,12 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64))
 
 
-def _original_id(word: str, place: str) -> int:
-    try:
-        original = int(word)
-    except ValueError:
-        raise ConfigError(
-            f"{place}: {word!r} is not an integer item id; separate ids with whitespace"
-        ) from None
-    if not -(2**63) <= original < 2**63:
-        raise ConfigError(f"{place}: {word} does not fit into 64 bits; give original item ids")
-    return original
+def original_id(text: str) -> int:
+    """Return the original id that `text` gives, read as `longplay prepare` reads ids."""
+    (value,) = parse_ids([text])
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a 64-bit integer id")
+    return value
 
 
 def user_history(dataset: Dataset, original: int) -> Tensor:

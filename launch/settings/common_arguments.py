@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, parse_location
@@ -26,6 +27,19 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole_number
+
+
+class Once(argparse.Action):
+    """Store the value of an option; refuse the option a second time instead of keeping the last value."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        given = vars(args).setdefault("_given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice; run the command once for each")
+        given.add(self.dest)
+        setattr(args, self.dest, value)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:

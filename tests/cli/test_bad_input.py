@@ -324,14 +324,22 @@ def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refu
     words = ("recommend", run, "--history", history)
     refuse(*words, pattern=r"history\.txt: cannot be read \(No such file or directory\); give a text file")
     history.write_text("1 2\n3 four\n")
-    refuse(*words, pattern=r"history\.txt, line 2: 'four' is not an integer item id")
+    refuse(*words, pattern=r"history\.txt, line 2: 'four' is not a 64-bit integer item id")
     history.write_text("9" * 30)
-    refuse(*words, pattern=r"history\.txt, line 1: 9+ does not fit into 64 bits")
+    refuse(*words, pattern=r"history\.txt, line 1: '9+' is not a 64-bit integer item id")
+    history.write_text("1\n10.5")
+    refuse(*words, pattern=r"history\.txt, line 2: '10\.5' is not a 64-bit integer item id")
     for content in ("", "-1 -2"):
         history.write_text(content)
         refuse(*words, pattern=r"history\.txt: holds no item of the dataset; give original item ids")
     history.write_bytes(b"\xff\xfe\x00")
     refuse(*words, pattern=r"history\.txt: cannot be read \(not text\); give a text file")
+
+
+@pytest.mark.parametrize("option", ["--user", "--history"])
+def test_recommend_refuses_to_answer_for_the_last_of_two(run: Path, refuse: Refuse, option: str) -> None:
+    words = ("recommend", run, option, "42", option, "43")
+    refuse(*words, pattern=rf"argument {option}: is given twice; run the command once for each")
 
 
 def test_recommend_refuses_an_unknown_user_and_an_empty_list(run: Path, refuse: Refuse) -> None:

@@ -283,6 +283,19 @@ def test_recommend_prints_original_ids_of_unseen_items(data: Path, finished: Pat
     assert len(longplay(words, tmp_path / "log").splitlines()) == 7
 
 
+@pytest.mark.parametrize("content", ["\ufeff{}\r\n{}\r\n{}\r\n", "{}.0\n{}.0, {}.0", "{:+d}\t{}\n\n{}"])
+def test_recommend_reads_ids_as_prepare_does(
+    data: Path, finished: Path, tmp_path: Path, content: str
+) -> None:
+    items = Dataset.open(data).items.originals(np.array([1, 2, 3])).tolist()
+    printed = []
+    for form in ("{} {} {}", content):
+        (tmp_path / "ids.txt").write_bytes(form.format(*items).encode())
+        words = ["recommend", str(finished), "--history", str(tmp_path / "ids.txt"), "--json"]
+        printed.append(longplay(words, tmp_path / "log"))
+    assert printed[0] == printed[1]
+
+
 def test_torchrun_matches_a_plain_command(data: Path, tmp_path: Path) -> None:
     plain = [sys.executable, "-m", "longplay.launch.train"]
     torchrun = [*plain[:2], "torch.distributed.run", "--nproc-per-node", "2", *plain[1:]]
