@@ -13,7 +13,7 @@ from longplay.launch.run_folders.tensorboard_log import write_model, write_setti
 class MetricsLog:
     """Append scalars to metrics.jsonl and TensorBoard.
 
-    A resumed run first drops what was logged after its checkpoint.
+    A resumed run first drops what was logged after its checkpoint, or everything if it has none.
 
     Args:
         run: the run folder, which has a config.json.
@@ -23,8 +23,8 @@ class MetricsLog:
     def __init__(self, run: Path, *, from_step: int) -> None:
         drop_scalars_after(run, from_step)
         self._file = open(run / METRICS_FILE, "a", buffering=1)
-        purge_step = from_step + 1 if from_step else None
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
+        # Also for step 0: a run that was killed before its first checkpoint repeats the steps it has logged.
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
         write_settings(self._tensorboard, run)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """TensorBoard serves the curves, settings and final metrics of runs, and a browser draws them."""
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 from support.runs import small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
 from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.tensorboard_log import gate_picture, row_norms, write_final_metrics
 from longplay.launch.settings.resolving import to_json
@@ -105,6 +109,23 @@ def test_a_resumed_run_continues_its_curve(tensorboard: str) -> None:
     points = fetch(tensorboard, "scalars/scalars", run="sasrec/tensorboard", tag="train/loss")
     assert [step for _, step, _ in points] == list(range(1, 21))
     assert [value for _, _, value in points] == pytest.approx([5 - step / 10 for step in range(1, 21)])
+
+
+@pytest.mark.parametrize("from_step", [0, 3])
+def test_no_step_is_shown_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
+    # Event files are read in the order of the seconds in their names.
+    clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+    begun_run(tmp_path / "run", "sasrec")
+    for first in (0, from_step, from_step):
+        log = MetricsLog(tmp_path / "run", from_step=first)
+        for step in range(first + 1, 6):
+            log.write(step, {"train/loss": 9.0})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    lines = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
+    assert [scalar.step for scalar in parse_scalars(lines)] == [1, 2, 3, 4, 5]
 
 
 def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str, runs: Path) -> None:
