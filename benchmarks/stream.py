@@ -26,7 +26,7 @@ import polars as pl
 from longplay.data_shards.preparation.writing import assign_users, default_num_shards
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import NUM_QUANTILES, Manifest
-from longplay.data_shards.storage.shard_layout import ShardWriter
+from longplay.data_shards.storage.shard_writer import write_shard
 from longplay.data_shards.stream.config import StreamConfig
 from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.data_shards.stream.train_stream import TrainStream
@@ -55,12 +55,11 @@ def write_dataset(out: Path, lengths: np.ndarray, seed: int = 0) -> Dataset:
     counts = np.zeros(NUM_ITEMS + 1, np.int64)
     out.mkdir(parents=True)
     for number, users in enumerate(assignment):
-        with ShardWriter(out / f"shard-{number:05d}.tar") as shard:
-            for user, length in enumerate(lengths[users].tolist(), first):
-                items = rng.integers(1, NUM_ITEMS + 1, length, dtype=np.int32)
-                counts += np.bincount(items, minlength=NUM_ITEMS + 1)
-                shard.add(user, items, np.arange(length))
-            out_shards.append(shard.close())
+        of_shard = lengths[users]
+        items = rng.integers(1, NUM_ITEMS + 1, of_shard.sum(), dtype=np.int32)
+        counts += np.bincount(items, minlength=NUM_ITEMS + 1)
+        times = np.arange(len(items))
+        out_shards.append(write_shard(out / f"shard-{number:06d}.tar", first, of_shard, items, times))
         first += len(users)
     order = np.concatenate(assignment)
     users_table = {

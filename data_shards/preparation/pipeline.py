@@ -45,7 +45,7 @@ from longplay.data_shards.storage.manifest import (
 
 DEFAULT_MEMORY_BYTES = 4 << 30
 MIN_MEMORY_BYTES = 256 << 20
-SCRATCH_BYTES_PER_EVENT = 21
+SCRATCH_BYTES_PER_EVENT = 18
 """Peak disk use, including the dataset, if ids and times span less than 2**32."""
 _MOST_BLOCK_BYTES = 64 << 20
 _LEAST_BLOCK_BYTES = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ import numpy as np
 from longplay.common.atomic import write_bytes
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.selection import Selection
+from longplay.data_shards.preparation.sorting import concatenated_ranges
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.storage.manifest import ShardInfo
-from longplay.data_shards.storage.shard_layout import ShardWriter
+from longplay.data_shards.storage.shard_writer import write_shard
 
 SHARD_GROUP = 24
 """Shard counts are multiples of this, so that common numbers of lanes divide them."""
@@ -59,14 +59,14 @@ def write_shards(
     num_workers: int,
     progress: Progress = no_progress,
 ) -> list[ShardInfo]:
-    """Write `shard-00000.tar`... into `folder`, numbering users from 0 in the order of `assignment`.
+    """Write `shard-000000.tar`... into `folder`, numbering users from 0 in the order of `assignment`.
 
-    A shard that exists, with its entry for the manifest in `shard-00000.json`, is kept.
+    A shard that exists, with its entry for the manifest in `shard-000000.json`, is kept.
     """
     first_users = np.cumsum([0, *(len(users) for users in assignment)]).tolist()
 
     def write(number: int) -> ShardInfo:
-        path = folder / f"shard-{number:05d}.tar"
+        path = folder / f"shard-{number:06d}.tar"
         account = path.with_suffix(".json")
         if account.exists() and path.exists():
             return ShardInfo(**json.loads(account.read_text()))
@@ -88,7 +88,9 @@ def _write_shard(
     path: Path, buckets: Buckets, selection: Selection, users: np.ndarray, first_user: int
 ) -> ShardInfo:
     """Read the events of `users` bucket by bucket, and write them in the order of the users."""
-    items, times = np.empty(len(users), object), np.empty(len(users), object)
+    lengths = selection.lengths[users]
+    first_events = np.cumsum(lengths) - lengths
+    items, times = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), np.int64)
     places = np.lexsort((selection.begin[users], selection.bucket[users]))
     in_bucket = selection.bucket[users[places]]
     for part in np.split(places, np.flatnonzero(np.diff(in_bucket)) + 1):
@@ -96,19 +98,9 @@ def _write_shard(
         bucket, stored = int(selection.bucket[of_part[0]]), selection.stored[of_part]
         ids = selection.item_ids[buckets.item_codes(bucket, selection.begin[of_part], stored)]
         when = buckets.times(bucket, selection.begin[of_part], stored)
-        if selection.lengths[of_part].sum() != len(ids):
+        if lengths[part].sum() != len(ids):
             stays = ids > 0
             ids, when = ids[stays], when[stays]
-        ends = np.cumsum(selection.lengths[of_part])[:-1]
-        items[part], times[part] = _split(ids, ends), _split(when, ends)
-    with ShardWriter(path) as shard:
-        for user_index, (user_items, user_times) in enumerate(zip(items, times, strict=True), first_user):
-            shard.add(user_index, user_items, user_times)
-        return shard.close()
-
-
-def _split(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Split `values` at `ends`, into an array of arrays."""
-    parts = np.empty(len(ends) + 1, object)
-    parts[:] = [values[begin:end] for begin, end in pairwise([0, *ends.tolist(), len(values)])]
-    return parts
+        at = concatenated_ranges(first_events[part], lengths[part])
+        items[at], times[at] = ids, when
+    return write_shard(path, first_user, lengths, items, times)

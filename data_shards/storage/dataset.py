@@ -68,7 +68,7 @@ class Dataset:
         path = parse_location(path)
         manifest = _read_manifest(path)
         users = _read_table(in_folder(path, USERS_NAME), ("original_id", "num_events", "shard"))
-        shard_ptr = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+        shard_ptr = np.cumsum([0, *(shard.num_users for shard in manifest.shards)])
         lengths = users["num_events"].to_numpy()
         if len(lengths) != manifest.num_users or not np.array_equal(
             users["shard"].to_numpy(), np.repeat(np.arange(len(manifest.shards)), np.diff(shard_ptr))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "longplay-dataset"
 MANIFEST_NAME = "manifest.json"
 ITEMS_NAME = "items.parquet"
@@ -28,7 +29,7 @@ class ShardInfo:
     """A tar shard: its name, numbers of users and events, size and checksum."""
 
     name: str
-    num_samples: int
+    num_users: int
     num_events: int
     num_bytes: int
     sha256: str
@@ -65,9 +66,8 @@ class Manifest:
             raise ValueError(
                 f"rows do not add up: {self.rows_in} in, {self.num_events} kept, {self.rows_dropped} dropped"
             )
-        for field in ("num_events", "num_samples"):
-            total = sum(getattr(shard, field) for shard in self.shards)
-            expected = self.num_events if field == "num_events" else self.num_users
+        for field in ("num_events", "num_users"):
+            total, expected = sum(getattr(shard, field) for shard in self.shards), getattr(self, field)
             if total != expected:
                 raise ValueError(f"the shards' {field} add up to {total}, expected {expected}")
         if len(self.time_quantiles) != NUM_QUANTILES + 1:
@@ -122,13 +122,32 @@ class Manifest:
         if content.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
                 f"{path}: schema_version is {content.get('schema_version')!r}, but this version of "
-                f"longplay reads {SCHEMA_VERSION}; prepare the dataset again"
+                f"longplay reads {SCHEMA_VERSION}; {_prepare_again(content, path)}"
             )
         try:
             shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
             return cls(shards=shards, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: is damaged ({error}); prepare the dataset again") from error
+
+
+def _prepare_again(content: dict[str, Any], path: Path | str) -> str:
+    """Return the remedy for a manifest of another schema version: the command that made the dataset."""
+    try:
+        folder = path.parent if isinstance(path, Path) else "DIR"
+        source, options = content["source"], dict(content["options"])
+        options["dedup"] = "latest" if options.pop("dedup_latest") else None
+        options |= {"from": options.pop("from_time"), "until": options.pop("until_time")}
+        options |= {**source["options"], "shards": len(content["shards"]), "out": folder}
+        flags = [
+            f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+            for name, value in options.items()
+            if value not in (None, False)
+        ]
+        words = ["longplay", "prepare", source["format"], *source["paths"], *flags, "--overwrite"]
+        return f"prepare the dataset again with `{shlex.join(words)}`"
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return "prepare the dataset again with `longplay prepare`"
 
 
 def dataset_fingerprint(

@@ -1,26 +1,25 @@
-"""Decode a tar shard: read it whole, check it against the manifest, and slice its arrays by their offsets."""
+"""Decode a tar shard: read it whole, check it against the manifest, and concatenate its blocks."""
 
 from __future__ import annotations
 
 import hashlib
+import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from webdataset.autodecode import DecodingError
+from webdataset.filters import decode
+from webdataset.tariterators import group_by_keys
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, read_whole
 from longplay.data_shards.storage.manifest import ShardInfo
-from longplay.data_shards.storage.shard_layout import (
-    ARRAY_HEADER_BYTES,
-    BLOCK_BYTES,
-    ITEMS_DTYPE,
-    TIMES_DTYPE,
-    array_offsets,
-    read_headers,
-)
+from longplay.data_shards.storage.shard_writer import ABOUT, ITEMS, LENGTHS, TIMES
 
 SHARD_REMEDY = (
     "restore the file or prepare the dataset again, or leave bad shards out with --on-bad-shard skip"
@@ -80,14 +79,10 @@ def read_shard(
 
     try:
         content = read_whole(location, info.num_bytes, check)
-        items_at, times_at, num_bytes = array_offsets(lengths)
-        if num_bytes != info.num_bytes or not _headers_match(content, items_at, first_user, lengths):
-            raise ValueError("its users do not match users.parquet")
-        ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        items = _gather(content, ITEMS_DTYPE, items_at, ptr)
+        shard = _concatenate(content, first_user, lengths, with_times)
+        items = shard.items
         if len(items) and not (items.min() >= 1 and items.max() <= num_items):
             raise ValueError(f"it contains item ids outside 1..{num_items}")
-        times = _gather(content, TIMES_DTYPE, times_at, ptr) if with_times else None
     except FileNotFoundError:
         raise BadShardError(f"{location}: shard is missing; {SHARD_REMEDY}") from None
     except (OSError, ValueError) as error:
@@ -96,25 +91,55 @@ def read_shard(
         cause = (str(error) or type(error).__name__).splitlines()[0]
         what = "cannot be read" if isinstance(error, OSError) else "is damaged"
         raise BadShardError(f"{location}: shard {what} ({cause}); {SHARD_REMEDY}") from error
+    return shard
+
+
+def _concatenate(content: np.ndarray, first_user: int, lengths: np.ndarray, with_times: bool) -> DecodedShard:
+    """Decode the blocks of a shard into arrays of all its events.
+
+    Raises:
+        ValueError: the samples are not blocks, or are not of these users.
+    """
+    ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = np.empty(ptr[-1], np.int32)
+    times = np.empty(ptr[-1], np.int64) if with_times else None
+    user = 0
+    try:
+        for block in read_blocks(content, with_times=with_times):
+            about, found, stop = block[ABOUT], block[LENGTHS], user + len(block[LENGTHS])
+            if about["first_user"] != first_user + user or not np.array_equal(found, lengths[user:stop]):
+                break
+            events = slice(int(ptr[user]), int(ptr[stop]))
+            if len(block[ITEMS]) != events.stop - events.start:
+                break
+            np.copyto(items[events], block[ITEMS])
+            if times is not None:
+                np.add(block[TIMES], about["time_base"], out=times[events], dtype=np.int64)
+            user = stop
+    except (tarfile.TarError, DecodingError, KeyError, TypeError) as error:
+        raise ValueError("its samples are not blocks of users") from error
+    if user != len(lengths):
+        raise ValueError("its users do not match users.parquet")
     return DecodedShard(items, times, ptr)
 
 
-def _headers_match(content: np.ndarray, items_at: np.ndarray, first_user: int, lengths: np.ndarray) -> bool:
-    """Return whether each user's sample has the expected offset, key and length."""
-    keys, sizes = read_headers(content, items_at - ARRAY_HEADER_BYTES - BLOCK_BYTES)
-    users = np.arange(first_user, first_user + len(lengths))
-    expected = ARRAY_HEADER_BYTES + ITEMS_DTYPE.itemsize * lengths
-    return np.array_equal(keys, users) and np.array_equal(sizes, expected)
+def read_blocks(content: np.ndarray, *, with_times: bool) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a shard in order, grouped and decoded by WebDataset.
+
+    Args:
+        content: (bytes,) uint8, the shard.
+        with_times: also decode the times; otherwise the samples have no member `times.npy`.
+    """
+    return decode()(group_by_keys(_members(content, with_times)))
 
 
-def _gather(content: np.ndarray, dtype: np.dtype, begins: np.ndarray, ptr: np.ndarray) -> np.ndarray:
-    """Concatenate arrays of `dtype` that start at the byte offsets `begins` and have lengths `diff(ptr)`."""
-    usable = len(content) // dtype.itemsize * dtype.itemsize
-    values = content[:usable].view(dtype)
-    starts = begins // dtype.itemsize
-    bounds = zip(starts.tolist(), (starts + np.diff(ptr)).tolist(), strict=True)
-    flat = np.empty(int(ptr[-1]), dtype.newbyteorder("="))
-    return np.concatenate([values[begin:end] for begin, end in bounds], out=flat) if len(starts) else flat
+def _members(content: np.ndarray, with_times: bool) -> Iterator[dict[str, Any]]:
+    """Yield the members as WebDataset's tar iterator does, but by seeking, in a third of its time."""
+    with tarfile.open(fileobj=pa.BufferReader(content), mode="r:") as tar:
+        for member in tar:
+            if with_times or not member.name.endswith(TIMES):
+                data = content[member.offset_data : member.offset_data + member.size].tobytes()
+                yield {"fname": member.name, "data": data, "__url__": ""}
 
 
 class ShardCache:

@@ -1,12 +1,13 @@
 """Check every checksum and count of a prepared dataset against its content.
 
-Shards are read with `tarfile` and NumPy only, which makes this an independent check of Longplay's own writer
-and reader.
+Shards are read with `tarfile`, `json` and NumPy only, which makes this a check that is independent of the
+writer and the reader.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.manifest import (
     ITEMS_NAME,
     MANIFEST_NAME,
+    SCHEMA_VERSION,
     USERS_NAME,
     Manifest,
     ShardInfo,
@@ -79,7 +81,7 @@ def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str
 
 
 def _check_users(users: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    sizes = [shard.num_samples for shard in manifest.shards]
+    sizes = [shard.num_users for shard in manifest.shards]
     expected = {
         "user_index": np.arange(users.height),
         "shard": np.repeat(np.arange(len(sizes)), sizes),
@@ -118,7 +120,7 @@ def _check_shards(
 ) -> list[str]:
     problems: list[str] = []
     totals = _Totals(np.zeros(manifest.num_items + 1, np.int64))
-    first_users = np.cumsum([0, *(shard.num_samples for shard in manifest.shards)])
+    first_users = np.cumsum([0, *(shard.num_users for shard in manifest.shards)])
     for number in track(range(len(manifest.shards)), "verifying shards"):
         info, begin, end = manifest.shards[number], first_users[number], first_users[number + 1]
         lengths = None if users is None else users["num_events"].to_numpy()[begin:end]
@@ -184,44 +186,58 @@ def _check_shard(
     elif sha256 != info.sha256:
         yield "content does not match its checksum in the manifest"
     try:
-        items, times = _read_arrays(path, first_user)
+        found, items, times = _read_arrays(path, first_user)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         yield f"is damaged ({(str(error) or type(error).__name__).splitlines()[0]})"
         return
-    found = np.array([len(array) for array in items], np.int64)
-    if len(found) != info.num_samples:
-        yield f"has {len(found)} users, expected {info.num_samples}"
+    if len(found) != info.num_users:
+        yield f"has {len(found)} users, expected {info.num_users}"
     elif lengths is not None:
         yield from _compare("number of events of user", found, lengths, f"but {USERS_NAME} has", first_user)
     if found.sum() != info.num_events:
         yield f"has {found.sum()} events, expected {info.num_events}"
     if found.any():
-        yield from _check_events(np.concatenate(items), np.concatenate(times), found, first_user, totals)
+        yield from _check_events(items, times, found, first_user, totals)
 
 
-def _read_arrays(path: Path, first_user: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the item ids and times of a shard's users, in order.
+def _read_arrays(path: Path, first_user: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lengths, item ids and times of a shard's users, in order, as int64.
 
     Raises:
-        ValueError: the archive has other members, or an array has the wrong type.
+        ValueError: the archive has other members, or a member has the wrong type or length.
     """
-    items: list[np.ndarray] = []
-    times: list[np.ndarray] = []
+    lengths, items, times = [], [], []
     with tarfile.open(path, "r:") as tar:
-        for index, member in enumerate(tar):
-            arrays, suffix, dtype = ((items, "items", "<i4"), (times, "times", "<i8"))[index % 2]
-            expected = f"{first_user + index // 2:010d}.{suffix}.npy"
-            if member.name != expected:
-                raise ValueError(f"contains {member.name} instead of {expected}")
-            file = tar.extractfile(member)
-            content = b"" if file is None else file.read()
-            array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-            if array.dtype != np.dtype(dtype) or array.ndim != 1:
-                raise ValueError(f"{member.name} is {array.dtype} {array.shape}")
-            arrays.append(array)
-    if [len(array) for array in items] != [len(array) for array in times]:
-        raise ValueError("a user has different numbers of items and times")
-    return items, times
+        while (member := tar.next()) is not None:
+            key = f"{first_user + sum(map(len, lengths)):010d}"
+            items.append(_array(tar, member, f"{key}.items.npy", "<i4"))
+            about = json.loads(_content(tar, tar.next(), f"{key}.json"))
+            base = about.get("time_base") if isinstance(about, dict) else None
+            expected = {"schema_version": SCHEMA_VERSION, "first_user": int(key), "time_base": base}
+            if not isinstance(base, int) or about != expected:
+                raise ValueError(f"{key}.json is {about}")
+            lengths.append(_array(tar, tar.next(), f"{key}.lengths.npy", "<i4"))
+            times.append(_array(tar, tar.next(), f"{key}.times.npy", "<u4", "<i8") + base)
+            if not len(items[-1]) == len(times[-1]) == lengths[-1].sum():
+                raise ValueError(f"block {key} has different numbers of items and times")
+    empty = np.empty(0, np.int64)
+    return np.concatenate([empty, *lengths]), np.concatenate([empty, *items]), np.concatenate([empty, *times])
+
+
+def _array(tar: tarfile.TarFile, member: tarfile.TarInfo | None, name: str, *dtypes: str) -> np.ndarray:
+    """Return a one-dimensional array of one of the types, as int64."""
+    array = np.lib.format.read_array(io.BytesIO(_content(tar, member, name)), allow_pickle=False)
+    if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != 1:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    return array.astype(np.int64)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None, name: str) -> bytes:
+    """Return the content of a member that has the expected name."""
+    file = None if member is None else tar.extractfile(member)
+    if member is None or file is None or member.name != name:
+        raise ValueError(f"contains {member.name if member else 'no more files'} instead of {name}")
+    return file.read()
 
 
 def _check_events(

@@ -223,13 +223,13 @@ def test_train_refuses_shards_that_do_not_match_the_manifest(
     tmp_path: Path, data: Path, refuse: Refuse
 ) -> None:
     words = ("train", "demo", "--data", data, "--run", tmp_path / "run")
-    shard = data / "shard-00003.tar"
+    shard = data / "shard-000003.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-512])
-    refuse(*words, pattern=r"shard-00003\.tar: shard has \d+ bytes, expected \d+; restore the file")
+    refuse(*words, pattern=r"shard-000003\.tar: shard has \d+ bytes, expected \d+; restore the file")
     shard.unlink()
     refuse(
-        *words, pattern=r"shard-00003\.tar: shard is missing; restore the file or prepare the dataset again"
+        *words, pattern=r"shard-000003\.tar: shard is missing; restore the file or prepare the dataset again"
     )
     shard.write_bytes(content)
     (data / "items.parquet").unlink()

@@ -32,13 +32,13 @@ def flip(shard: Path) -> None:
 
 def test_a_bad_shard_stops_train_by_default_and_is_counted_when_skipped(tmp_path: Path) -> None:
     data = small_dataset(tmp_path)
-    flip(data / "shard-00001.tar")
-    (data / "shard-00004.tar").unlink()
+    flip(data / "shard-000001.tar")
+    (data / "shard-000004.tar").unlink()
     manifest = json.loads((data / "manifest.json").read_text())
     words = ["train", "small", "--data", str(data), "--run", str(tmp_path / "run"), *SHORT]
     stopped = Command(words, tmp_path / "out")
     assert stopped.wait() == 2
-    assert "shard-00004.tar: shard is missing" in (tmp_path / "out").read_text()
+    assert "shard-000004.tar: shard is missing" in (tmp_path / "out").read_text()
     temporal = ["--data.split.kind", "temporal"]
     events = sum(manifest["shards"][index]["num_events"] for index in (1, 4))
     summary = f"skipped  2 bad shards with {events:,} events"
@@ -54,7 +54,7 @@ def test_a_bad_shard_stops_train_by_default_and_is_counted_when_skipped(tmp_path
     assert summary in printed
     printed = longplay(["evaluate", str(tmp_path / "one"), "--json"], tmp_path / "out")
     report = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
-    bad_users = sum(manifest["shards"][index]["num_samples"] for index in (1, 4))
+    bad_users = sum(manifest["shards"][index]["num_users"] for index in (1, 4))
     assert report["num_users"] == manifest["num_users"] - bad_users
     assert (report["skipped_shards"], report["skipped_events"]) == (2, events)
     stopped = Command(["evaluate", str(tmp_path / "one"), "--on-bad-shard", "stop"], tmp_path / "out")

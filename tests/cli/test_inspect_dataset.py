@@ -112,14 +112,14 @@ def test_an_unwritable_figure_file_is_an_error_if_the_user_chose_it(
 def test_verify_prints_every_problem_and_exits_with_1(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "shard-00000.tar").unlink()
-    content = bytearray((folder / "shard-00001.tar").read_bytes())
+    (folder / "shard-000000.tar").unlink()
+    content = bytearray((folder / "shard-000001.tar").read_bytes())
     content[600] ^= 1
-    (folder / "shard-00001.tar").write_bytes(content)
+    (folder / "shard-000001.tar").write_bytes(content)
     assert main(["inspect", str(folder), "--verify"]) == 1
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "shard-00000.tar: is missing"
-    assert printed[1] == "shard-00001.tar: content does not match its checksum in the manifest"
+    assert printed[0] == "shard-000000.tar: is missing"
+    assert printed[1] == "shard-000001.tar: content does not match its checksum in the manifest"
     assert not any(line.startswith(("events", "verified")) for line in printed)
     assert main(["inspect", str(folder), "--verify", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == {"problems": printed}
@@ -133,11 +133,11 @@ def test_verify_confirms_an_intact_dataset(folder: Path, capsys: pytest.CaptureF
 def test_a_missing_shard_is_a_one_line_error_without_verify(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "shard-00000.tar").unlink()
+    (folder / "shard-000000.tar").unlink()
     assert main(["inspect", str(folder)]) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""
-    assert errors.startswith(f"longplay: error: {folder / 'shard-00000.tar'}: shard is missing")
+    assert errors.startswith(f"longplay: error: {folder / 'shard-000000.tar'}: shard is missing")
 
 
 def test_the_audit_follows_the_description(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

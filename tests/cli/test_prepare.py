@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 from support.datasets import REPOSITORY, real_data
 
+from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import pipeline as prepare_module
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch import prepare
@@ -46,6 +48,21 @@ def test_csv_is_prepared_and_summarized(tmp_path: Path, capsys: pytest.CaptureFi
     dataset = Dataset.open(out)
     assert printed.splitlines()[-1] == f"dataset {dataset.dataset_id} is in {out}"
     assert dataset.manifest.source["paths"] == [path]
+
+
+def test_a_dataset_of_an_older_format_is_refused_with_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    path, out = write(tmp_path / "my events.txt", GOOD.replace(",", "\t")), tmp_path / "set"
+    options = ["--dedup", "latest", "--from=-5", "--shards", "1", "--time-scale", "10", "--sep", "tab"]
+    assert prepare.main(["csv", path, "--out", str(out), *options]) == 0
+    new = Dataset.open(out)
+    old = (out / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 1')
+    (out / "manifest.json").write_text(old)
+    with pytest.raises(DataError, match=r"schema_version is 1, but .* reads 2; prepare .* `.*`$") as refused:
+        Dataset.open(out)
+    command = str(refused.value).split("`")[1]
+    assert shlex.split(command)[:2] == ["longplay", "prepare"]
+    assert prepare.main(shlex.split(command)[2:]) == 0
+    assert Dataset.open(out).manifest == new.manifest
 
 
 def test_a_single_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

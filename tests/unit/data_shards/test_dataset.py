@@ -51,46 +51,46 @@ def test_verify_accepts_an_intact_dataset(intact: Dataset) -> None:
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
-    (folder / "shard-00003.tar").unlink()
-    with pytest.raises(DataError, match=r"shard-00003\.tar: shard is missing; restore the file or prepare"):
+    (folder / "shard-000003.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000003\.tar: shard is missing; restore the file or prepare"):
         Dataset.open(folder)
 
 
 def test_a_truncated_shard_is_named(folder: Path) -> None:
-    path = folder / "shard-00003.tar"
+    path = folder / "shard-000003.tar"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"shard-00003\.tar: shard has \d+ bytes, expected \d+"):
+    with pytest.raises(DataError, match=r"shard-000003\.tar: shard has \d+ bytes, expected \d+"):
         Dataset.open(folder)
 
 
 def test_verify_finds_changed_bytes(folder: Path) -> None:
-    overwrite(folder / "shard-00005.tar", 512 + 128, b"\x07\x00\x00\x00")
+    overwrite(folder / "shard-000005.tar", 512 + 128, b"\x07\x00\x00\x00")
     dataset = Dataset.open(folder)
     with pytest.raises(
-        DataError, match=r"shard-00005\.tar: shard is damaged \(its content does not match its checksum\)"
+        DataError, match=r"shard-000005\.tar: shard is damaged \(its content does not match its checksum\)"
     ):
         dataset.verify()
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_the_stream_stops_with_the_name_of_a_damaged_shard(folder: Path, prefetch_steps: int) -> None:
-    overwrite(folder / "shard-00007.tar", 512 + 128, b"\xff\xff\xff\x7f")
+    overwrite(folder / "shard-000007.tar", 512 + 128, b"\xff\xff\xff\x7f")
     config = StreamConfig(context_length=16, rows_per_step=120, prefetch_steps=prefetch_steps)
     stream = TrainStream(Dataset.open(folder), config)
     with pytest.raises(
-        DataError, match=r"shard-00007\.tar: shard is damaged \(.*checksum\); restore the file"
+        DataError, match=r"shard-000007\.tar: shard is damaged \(.*checksum\); restore the file"
     ):
         list(zip(range(stream.steps_per_epoch(0)), stream, strict=False))
 
 
 def test_reading_a_shard_finds_any_changed_byte(folder: Path) -> None:
-    path = folder / "shard-00007.tar"
+    path = folder / "shard-000007.tar"
     content, dataset = path.read_bytes(), Dataset.open(folder, cache_bytes=0)
     offsets = [0, 130, 512, 512 + 128, 1023, len(content) - 1]
     offsets += np.random.default_rng(0).integers(0, len(content), 30).tolist()
     for offset in offsets:
         overwrite(path, offset, bytes([content[offset] ^ 1]))
-        with pytest.raises(DataError, match=r"shard-00007\.tar: shard is damaged \(.*checksum\)"):
+        with pytest.raises(DataError, match=r"shard-000007\.tar: shard is damaged \(.*checksum\)"):
             dataset.shard(7)
         overwrite(path, offset, content[offset : offset + 1])
         dataset.shard(7)
@@ -103,24 +103,24 @@ def test_a_shard_that_does_not_match_the_tables_is_refused(folder: Path) -> None
     lengths[:num_first] = lengths[num_first - 1 :: -1]
     assert lengths != users["num_events"].to_list()
     users.with_columns(num_events=pl.Series(lengths)).write_parquet(folder / "users.parquet")
-    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(its users do not match users"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar: shard is damaged \(its users do not match"):
         Dataset.open(folder).shard(0)
 
 
 def test_item_ids_above_num_items_are_refused(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    overwrite(folder / "shard-00000.tar", 512 + 128, b"\xff\xff\xff\x7f")
-    content = (folder / "shard-00000.tar").read_bytes()
+    overwrite(folder / "shard-000000.tar", 512 + 128, b"\xff\xff\xff\x7f")
+    content = (folder / "shard-000000.tar").read_bytes()
     manifest["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
     edit_manifest(folder, shards=manifest["shards"])
-    with pytest.raises(DataError, match=r"shard-00000\.tar: shard is damaged \(it contains item ids outside"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar: shard is damaged \(it contains item ids out"):
         Dataset.open(folder).shard(0)
 
 
 def test_a_shard_with_the_content_of_another_is_refused(folder: Path) -> None:
     dataset = Dataset.open(folder)
-    (folder / "shard-00001.tar").write_bytes((folder / "shard-00002.tar").read_bytes())
-    with pytest.raises(DataError, match=r"shard-00001\.tar: shard is damaged \("):
+    (folder / "shard-000001.tar").write_bytes((folder / "shard-000002.tar").read_bytes())
+    with pytest.raises(DataError, match=r"shard-000001\.tar: shard is damaged \("):
         dataset.shard(1)
 
 
@@ -136,15 +136,16 @@ def test_decoding_without_times_saves_their_memory(intact: Dataset) -> None:
 
 def test_a_shard_deleted_after_opening_is_named(folder: Path) -> None:
     dataset = Dataset.open(folder)
-    (folder / "shard-00001.tar").unlink()
-    with pytest.raises(DataError, match=r"shard-00001\.tar: shard is missing"):
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000001\.tar: shard is missing"):
         dataset.shard(1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, "schema_version is 99, but this version of longplay reads 1"),
+        ({"schema_version": 99}, "schema_version is 99, but this version of longplay reads 2"),
+        ({"schema_version": 1, "source": None}, "reads 2; prepare the dataset again with `longplay prepare`"),
         ({"kind": "other"}, "is not the manifest of a prepared dataset"),
         ({"num_events": 1}, "is damaged .*rows do not add up"),
         ({"surprise": 1}, "is damaged .*surprise"),

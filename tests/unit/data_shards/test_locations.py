@@ -110,9 +110,9 @@ def test_other_schemes_of_gopen_are_read(folder: Path, prefix: str) -> None:
 
 @pytest.mark.parametrize("fault", ["drop", "truncate", "cut", "flip"])
 def test_a_read_that_fails_once_is_retried(server: Server, fault: str) -> None:
-    server.faults["shard-00003.tar"] = [fault]
+    server.faults["shard-000003.tar"] = [fault]
     Dataset.open(server.url).verify()
-    assert server.requests["shard-00003.tar"] == 2
+    assert server.requests["shard-000003.tar"] == 2
 
 
 @pytest.mark.parametrize(
@@ -125,23 +125,23 @@ def test_a_read_that_fails_once_is_retried(server: Server, fault: str) -> None:
     ],
 )
 def test_a_read_that_keeps_failing_raises_with_the_url(server: Server, fault: str, cause: str) -> None:
-    server.faults["shard-00003.tar"] = [fault] * 9
-    with pytest.raises(DataError, match=rf"{server.url}/shard-00003\.tar: shard {cause}; tried 3 times\)"):
+    server.faults["shard-000003.tar"] = [fault] * 9
+    with pytest.raises(DataError, match=rf"{server.url}/shard-000003\.tar: shard {cause}; tried 3 times\)"):
         Dataset.open(server.url).shard(3)
-    assert server.requests["shard-00003.tar"] == 3
+    assert server.requests["shard-000003.tar"] == 3
 
 
 def test_a_missing_shard_or_dataset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(tmp_path / "set", log_normal_lengths(60))
-    (tmp_path / "set" / "shard-00002.tar").unlink()
+    (tmp_path / "set" / "shard-000002.tar").unlink()
     monkeypatch.setattr(locations, "RETRY_PAUSES_S", (0.0, 0.0))
     server = Server(tmp_path / "set")
     with pytest.raises(
-        DataError, match=r"shard-00002\.tar: shard cannot be read \(curl exited with status 22: .*404"
+        DataError, match=r"shard-000002\.tar: shard cannot be read \(curl exited with status 22: .*404"
     ):
         epoch(Dataset.open(server.url))
     skipping = Dataset.open(server.url, on_bad_shard="skip")
-    with pytest.warns(UserWarning, match=r"shard-00002\.tar: shard cannot be read .* skipped its"):
+    with pytest.warns(UserWarning, match=r"shard-000002\.tar: shard cannot be read .* skipped its"):
         assert len(epoch(skipping)) == TrainStream(skipping, CONFIG).steps_per_epoch(0)
     with pytest.raises(
         DataError, match=r"elsewhere/manifest\.json: cannot be read .*--data takes the folder"

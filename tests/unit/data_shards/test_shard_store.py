@@ -22,7 +22,7 @@ from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
 BAD = {2: "missing", 5: "truncated", 9: "flipped"}
-WARNED = r"shard-000\d\d\.tar: shard .*; skipped its [\d,]+ events"
+WARNED = r"shard-0000\d\d\.tar: shard .*; skipped its [\d,]+ events"
 Kind = Literal["leave_one_out", "temporal"]
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def damage(folder: Path) -> None:
     for index, how in BAD.items():
-        path = folder / f"shard-{index:05d}.tar"
+        path = folder / f"shard-{index:06d}.tar"
         content = bytearray(path.read_bytes())
         if how == "missing":
             path.unlink()
@@ -83,7 +83,7 @@ def test_skipped_shards_become_padding_and_other_slots_are_unchanged(folder: Pat
     assert dataset.store.num_skipped_events == dataset.lengths[bad_users(dataset)].sum()
     summary = dataset.skipped_summary()
     assert summary is not None
-    assert summary.endswith("%): shard-00002.tar, shard-00005.tar, shard-00009.tar")
+    assert summary.endswith("%): shard-000002.tar, shard-000005.tar, shard-000009.tar")
     gone = 0
     for before, after in zip(whole, batches, strict=True):
         assert torch.equal(before.seq_idx, after.seq_idx)

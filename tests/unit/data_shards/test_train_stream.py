@@ -138,14 +138,14 @@ def test_batches_do_not_depend_on_reader_threads_and_prefetching(
 @pytest.mark.parametrize("reader_threads", [0, 1, 2, 4])
 def test_a_damaged_shard_raises_from_any_thread(tmp_path: Path, reader_threads: int) -> None:
     make_dataset(tmp_path / "set", log_normal_lengths(60))
-    path = tmp_path / "set" / "shard-00003.tar"
+    path = tmp_path / "set" / "shard-000003.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     config = StreamConfig(context_length=16, rows_per_step=120, reader_threads=reader_threads)
-    with pytest.raises(DataError, match=r"shard-00003\.tar: shard is damaged"):
+    with pytest.raises(DataError, match=r"shard-000003\.tar: shard is damaged"):
         next(iter(TrainStream(Dataset.open(tmp_path / "set"), config)))
     assert reading_threads() == []
     skipping = Dataset.open(tmp_path / "set", on_bad_shard="skip")
-    with pytest.warns(UserWarning, match=r"shard-00003\.tar: shard is damaged"):
+    with pytest.warns(UserWarning, match=r"shard-000003\.tar: shard is damaged"):
         next(iter(TrainStream(skipping, config)))
     assert list(skipping.store.skipped) == [3]
 

@@ -11,7 +11,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -22,14 +22,14 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
 from longplay.data_shards.storage.verification import find_problems
 
-SHARD = "shard-00001.tar"
-Arrays = dict[str, np.ndarray]
+SHARD = "shard-000001.tar"
+Block = dict[str, Any]
 
 
 class Fault(Protocol):
-    """Return damaged arrays of a shard."""
+    """Return the members of a shard's only block, damaged."""
 
-    def __call__(self, arrays: Arrays) -> Arrays: ...
+    def __call__(self, block: Block) -> Block: ...
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +76,18 @@ def test_a_flipped_byte_is_found_at_any_offset(folder: Path) -> None:
 
 
 def test_missing_truncated_and_extended_shards_are_all_named(folder: Path) -> None:
-    (folder / "shard-00000.tar").unlink()
+    (folder / "shard-000000.tar").unlink()
     size = (folder / SHARD).stat().st_size
     with (folder / SHARD).open("r+b") as file:
         file.truncate(size // 2)
-    with (folder / "shard-00003.tar").open("ab") as file:
+    with (folder / "shard-000003.tar").open("ab") as file:
         file.write(b"more")
     assert_found(
         folder,
-        "^shard-00000.tar: is missing",
+        "^shard-000000.tar: is missing",
         f"^{SHARD}: has {size // 2} bytes, expected {size}$",
         f"^{SHARD}: ",
-        r"^shard-00003.tar: has \d+ bytes, expected \d+$",
+        r"^shard-000003.tar: has \d+ bytes, expected \d+$",
         r"^items.parquet: counts were not compared with the events, because 2 shards are unusable",
     )
 
@@ -152,7 +152,7 @@ TABLE_FAULTS = {
     ),
     "lengths": (
         (USERS_NAME, "num_events", lambda lengths: lengths + (np.arange(len(lengths)) == 3)),
-        [r"^shard-00000.tar: number of events of user 3 is \d+, but users.parquet has \d+"],
+        [r"^shard-000000.tar: number of events of user 3 is \d+, but users.parquet has \d+"],
     ),
     "shards": (
         (USERS_NAME, "shard", swap_ends),
@@ -176,12 +176,18 @@ def test_a_table_with_missing_rows_is_found(folder: Path) -> None:
 def rewrite_shard(folder: Path, change: Fault) -> None:
     """Change the members of a shard and update its checksum in the manifest."""
     with tarfile.open(folder / SHARD) as tar:
-        members = {member.name: tar.extractfile(member) for member in tar.getmembers()}
-        arrays = {name: np.load(io.BytesIO(file.read())) for name, file in members.items() if file}
+        contents = {member.name: file for member in tar.getmembers() if (file := tar.extractfile(member))}
+        block = {
+            name: json.load(file) if name.endswith("json") else np.load(io.BytesIO(file.read()))
+            for name, file in contents.items()
+        }
     with tarfile.open(folder / SHARD, "w") as tar:
-        for name, array in change(arrays).items():
+        for name, value in change(block).items():
             buffer = io.BytesIO()
-            np.save(buffer, array)
+            if name.endswith("json"):
+                buffer.write(json.dumps(value).encode())
+            else:
+                np.save(buffer, value)
             info = tarfile.TarInfo(name)
             info.size = buffer.tell()
             buffer.seek(0)
@@ -197,45 +203,56 @@ def rewrite_shard(folder: Path, change: Fault) -> None:
     dataclasses.replace(manifest, shards=tuple(updated)).write(folder)
 
 
-def first(arrays: Arrays, suffix: str) -> np.ndarray:
-    return next(array for name, array in arrays.items() if name.endswith(suffix))
+KEY = "0000000010"
+ITEMS, LENGTHS, TIMES, ABOUT = f"{KEY}.items.npy", f"{KEY}.lengths.npy", f"{KEY}.times.npy", f"{KEY}.json"
 
 
-def zero_an_item(arrays: Arrays) -> Arrays:
-    first(arrays, "items.npy")[0] = 0
-    return arrays
+def zero_an_item(block: Block) -> Block:
+    block[ITEMS][0] = 0
+    return block
 
 
-def add_an_unknown_item(arrays: Arrays) -> Arrays:
-    first(arrays, "items.npy")[:2] = 10**6
-    return arrays
+def add_an_unknown_item(block: Block) -> Block:
+    block[ITEMS][:2] = 10**6
+    return block
 
 
-def decrease_a_time(arrays: Arrays) -> Arrays:
-    first(arrays, "times.npy")[-1] -= 10**6
-    return arrays
+def decrease_a_time(block: Block) -> Block:
+    times = block[TIMES].astype(np.int64)
+    times[block[LENGTHS][0] - 1] -= 10**6
+    return block | {TIMES: times}
 
 
-def remove_a_user(arrays: Arrays) -> Arrays:
-    return dict(list(arrays.items())[:-2])
+def remove_a_user(block: Block) -> Block:
+    kept = int(block[LENGTHS][:-1].sum())
+    return block | {LENGTHS: block[LENGTHS][:-1], ITEMS: block[ITEMS][:kept], TIMES: block[TIMES][:kept]}
 
 
-def remove_an_event(arrays: Arrays) -> Arrays:
-    name = next(iter(arrays)).partition(".")[0]
-    return {key: array[1:] if key.startswith(name) else array for key, array in arrays.items()}
+def remove_an_event(block: Block) -> Block:
+    block[LENGTHS][0] -= 1
+    return block | {ITEMS: block[ITEMS][1:], TIMES: block[TIMES][1:]}
 
 
-def remove_an_item(arrays: Arrays) -> Arrays:
-    name = next(iter(arrays))
-    return {**arrays, name: arrays[name][1:]}
+def remove_an_item(block: Block) -> Block:
+    return block | {ITEMS: block[ITEMS][1:]}
 
 
-def widen_to_int64(arrays: Arrays) -> Arrays:
-    return {name: array.astype(np.int64) for name, array in arrays.items()}
+def widen_to_int64(block: Block) -> Block:
+    return block | {ITEMS: block[ITEMS].astype(np.int64)}
 
 
-def rename(arrays: Arrays) -> Arrays:
-    return {f"9{name[1:]}": array for name, array in arrays.items()}
+def rename(block: Block) -> Block:
+    return {f"9{name[1:]}": value for name, value in block.items()}
+
+
+def name_another_user(block: Block) -> Block:
+    block[ABOUT]["first_user"] = 11
+    return block
+
+
+def remove_the_times(block: Block) -> Block:
+    del block[TIMES]
+    return block
 
 
 FAULTS = {
@@ -247,9 +264,14 @@ FAULTS = {
     ],
     remove_a_user: ["has 9 users, expected 10$", "events, expected", "count of row"],
     remove_an_event: [r"number of events of user 10 is \d+", "events, expected", "count of row"],
-    remove_an_item: [r"is damaged \(a user has different numbers of items and times\)", "not compared"],
+    remove_an_item: [
+        r"is damaged \(block 0000000010 has different numbers of items and times",
+        "not compared",
+    ],
     widen_to_int64: [r"is damaged \(0000000010.items.npy is int64", "not compared"],
     rename: [r"is damaged \(contains 9000000010.items.npy instead of 0000000010.items.npy", "not compared"],
+    name_another_user: [r"is damaged \(0000000010.json is \{.*'first_user': 11", "not compared"],
+    remove_the_times: [r"is damaged \(contains no more files instead of 0000000010.times", "not compared"],
 }
 
 
