@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": "train and evaluate a grid of runs, on Slurm or on this machine",
     "report": "write tables and figures of a sweep",
 }
+_OUTPUTS = ("out", "output", "output_dir", "out_dir", "outdir", "save_dir", "dest")  # all mean --out or --run
 _MODULES = {"inspect": "inspect_dataset"}  # launch/inspect.py would hide the standard library's `inspect`
 
 
@@ -123,7 +124,8 @@ def _check_options(command: argparse.ArgumentParser, words: Iterable[str]) -> No
         name = _plain(word.partition("=")[0])
         if not word.startswith("--") or "." in name or any(option.startswith(name) for option in known):
             continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if takes_settings else 0.5)
+        near = [option for option in ("out", "run") if name in _OUTPUTS and option in known]
+        near += difflib.get_close_matches(name, known, n=1, cutoff=0.75 if takes_settings else 0.5)
         if near or not takes_settings:  # other unknown names are reported where settings are read
             hint = f"; did you mean {known[near[0]]}?" if near else ""
             command.error(f"--{name}: unknown option{hint}")

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from longplay.common.kinds import not_a
 from longplay.data_shards.audit.audit import audit_dataset
 from longplay.data_shards.audit.findings import findings
+from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Distribution, Inspection, inspect_dataset
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         DataError: the folder is not a dataset, or the dataset is damaged.
         OSError: the file of `--png` cannot be written.
     """
+    other = not_a("dataset", args.data)
+    if other is not None:
+        raise DataError(f"{other}; give the folder that `longplay prepare` wrote")
     if args.verify:
         problems = find_problems(args.data, track_shards)
         if problems:

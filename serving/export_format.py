@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longplay.common.checksums import sha256_of
+from longplay.common.kinds import not_a
 from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
 
@@ -79,6 +80,9 @@ def read_export_config(path: Path) -> ExportConfig:
         ExportError: the folder is not an export, its format version or settings are not supported, or a file
             is missing or has another size.
     """
+    other = not_a("export", path)
+    if other is not None:
+        raise ExportError(f"{other}; {_GIVE_AN_EXPORT}")
     file = path / CONFIG_NAME
     try:
         saved = json.loads(file.read_text())

@@ -123,7 +123,8 @@ def _reading(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path}: cannot be read as Parquet ({cause}); check that the file is complete"
+            f"{path}: cannot be read as Parquet ({cause}); check that the file is complete, or read "
+            "text with `longplay prepare csv`"
         ) from error
 
 

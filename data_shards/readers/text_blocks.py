@@ -84,6 +84,8 @@ class TextFile:
             num_bytes = os.fstat(file.fileno()).st_size
         if not start:
             raise DataError(f"{path}: is empty; pass a file with events")
+        if start.startswith(b"PAR1"):
+            raise DataError(f"{path}: is a Parquet file; read it with `longplay prepare parquet {path}`")
         kinds = [kind for magic, kind in _MAGIC.items() if start.startswith(magic)]
         return cls(path, num_bytes, kinds[0] if kinds else None)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from longplay.common.kinds import kind_of, not_a
 from longplay.common.locks import is_locked
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_outdated
 from longplay.launch.reports.scalars import COSTS, read_series
@@ -61,6 +62,8 @@ def collect(paths: Sequence[Path]) -> pl.DataFrame:
 def _runs_of(path: Path) -> Iterator[Row]:
     if (path / "sweep.json").is_file():
         yield from _sweep_runs(path)
+    elif kind_of(path) in ("dataset", "export", "file"):
+        raise ReportError(f"{not_a('run', path)}; give sweeps or run folders")
     elif (path / "config.json").is_file():
         yield _plain_run(path, path.parent)
     else:

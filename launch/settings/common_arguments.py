@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from longplay.common.kinds import not_a
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.locations import Location, parse_location
 from longplay.launch.settings.imports import add_import_argument
@@ -13,9 +14,13 @@ from longplay.launch.settings.imports import add_import_argument
 def data_location(text: str) -> Location:
     """Return the folder or URL that `text` gives, as the type of an argument."""
     try:
-        return parse_location(text)
+        location = parse_location(text)
     except DataError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    other = not_a("dataset", location) if isinstance(location, Path) else None
+    if other is not None:
+        raise argparse.ArgumentTypeError(f"{other}; give the folder that `longplay prepare` wrote")
+    return location
 
 
 def at_least(least: int) -> Callable[[str], int]:

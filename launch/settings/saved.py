@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from longplay.common.kinds import not_a
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
@@ -64,6 +65,9 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         ConfigError: it is not a run folder, its config.json is damaged, or a module needs --import.
     """
+    other = not_a("run", run)
+    if other is not None:
+        raise ConfigError(f"{other}; give the folder of `longplay train --run`")
     file = run / "config.json"
     try:
         saved = json.loads(file.read_text())

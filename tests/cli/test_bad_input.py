@@ -16,6 +16,7 @@ from longplay.launch.cli import main
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.recipes import get_recipe
 from longplay.launch.settings.resolving import resolve
+from longplay.serving.export_format import ExportError, read_export_config
 
 SIZE = ["--users", "60", "--items", "60", "--events", "900"]
 
@@ -299,8 +300,8 @@ def test_train_refuses_a_damaged_run_folder(data: Path, run: Path, refuse: Refus
 
 
 def test_evaluate_refuses_a_folder_without_a_run(tmp_path: Path, data: Path, refuse: Refuse) -> None:
-    for folder in (tmp_path / "gone", data):
-        refuse("evaluate", folder, pattern="is not a run folder .*give the folder of `longplay train --run`")
+    for folder, what in ((tmp_path / "gone", "is not a run folder"), (data, "is a prepared dataset")):
+        refuse("evaluate", folder, pattern=f"{what}.*; give the folder of `longplay train --run`")
 
 
 def test_evaluate_refuses_a_run_without_the_checkpoint(run: Path, refuse: Refuse) -> None:
@@ -353,3 +354,66 @@ def test_recommend_refuses_an_unknown_user_and_an_empty_list(run: Path, refuse: 
         0,
         pattern="argument --top: '0': must be a whole number, at least 1",
     )
+
+
+# ---------------------------------------------------------------------- a path of another kind
+
+KINDS = {
+    "set": r"set: is a prepared dataset, which commands take as --data",
+    "run": r"run: is a run folder, which `longplay evaluate`, `recommend` and `export` take",
+    "model": r"model: is an export, which longplay\.load\('.*model'\) opens in Python",
+    "sweep": r"sweep: is a sweep, which `longplay report` takes; its runs are in .*sweep/runs",
+    "raw.csv": r"raw\.csv: is a file; `longplay prepare csv .*raw\.csv --out DIR` makes a dataset",
+    "raw.parquet": r"raw\.parquet: is a file; `longplay prepare parquet .*raw\.parquet --out DIR`",
+}
+
+
+@pytest.fixture
+def kinds(data: Path, run: Path, tmp_path: Path) -> Path:
+    """Return a folder with a path of each kind."""
+    for file, content in (
+        ("model/config.json", '{"format": "longplay-export"}'),
+        ("sweep/sweep.json", "{}"),
+        ("raw.csv", HEAD + "1,2,3\n"),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(content)
+    pl.DataFrame({"user_id": [1], "item_id": [2], "timestamp": [3]}).write_parquet(tmp_path / "raw.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_of_another_kind_is_named_with_what_reads_it(kinds: Path, refuse: Refuse, kind: str) -> None:
+    path = kinds / kind
+    if kind != "run":
+        refuse("recommend", path, "--user", "1", pattern=KINDS[kind])
+        refuse("evaluate", path, pattern=KINDS[kind])
+        refuse("export", path, "--out", kinds / "new", pattern=KINDS[kind])
+    if kind != "set":
+        refuse("train", "mambarec", "--data", path, "--run", kinds / "new", pattern=KINDS[kind])
+        refuse("inspect", path, pattern=KINDS[kind])
+    if kind != "model":
+        with pytest.raises(ExportError, match=KINDS[kind]):
+            read_export_config(path)
+    if kind in ("set", "model", "raw.csv"):
+        refuse("report", path, pattern=KINDS[kind])
+
+
+def test_prepare_names_the_format_of_the_other_reader(kinds: Path, refuse: Refuse) -> None:
+    out = ("--out", kinds / "new")
+    pattern = r"raw\.parquet: is a Parquet file; read it with `longplay prepare parquet .*raw\.parquet`"
+    refuse("prepare", "csv", kinds / "raw.parquet", *out, pattern=pattern)
+    pattern = r"raw\.csv: cannot be read as Parquet .*read text with `longplay prepare csv`"
+    refuse("prepare", "parquet", kinds / "raw.csv", *out, pattern=pattern)
+
+
+@pytest.mark.parametrize("option", ["--output", "--output-dir", "--save_dir"])
+def test_other_names_of_the_output_are_answered_with_ours(kinds: Path, refuse: Refuse, option: str) -> None:
+    new, unknown = (
+        kinds / "new",
+        f"{option.replace('-', '_').replace('__', '--')}: unknown option; did you mean",
+    )
+    refuse("prepare", "csv", kinds / "raw.csv", option, new, pattern=f"{unknown} --out")
+    refuse("export", kinds / "run", option, new, pattern=f"{unknown} --out")
+    refuse("evaluate", kinds / "run", option, new, pattern=f"{unknown} --out")
+    refuse("train", "mambarec", "--data", kinds / "set", option, new, pattern=f"{unknown} --run")

@@ -1,0 +1,38 @@
+"""Tell Longplay's folders apart, so that an error can say what a given path is and which command reads it."""
+
+import json
+from pathlib import Path
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what a path is: "dataset", "run", "export", "sweep", "file", or None for anything else."""
+    if path.is_file():
+        return "file"
+    for kind, name in (("dataset", "manifest.json"), ("sweep", "sweep.json")):
+        if (path / name).is_file():
+            return kind
+    try:
+        saved = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(saved, dict):
+        return None
+    return "export" if saved.get("format") == "longplay-export" else "run" if "config" in saved else None
+
+
+def not_a(wanted: str, path: Path) -> str | None:
+    """Return "PATH: is an export, which ..." if `path` is of another known kind than `wanted`; else None."""
+    kind = kind_of(path)
+    if kind is None or kind == wanted:
+        return None
+    reader = "parquet" if path.suffix in (".parquet", ".pq") else "csv"
+    return (
+        f"{path}: is "
+        + {
+            "dataset": "a prepared dataset, which commands take as --data",
+            "run": "a run folder, which `longplay evaluate`, `recommend` and `export` take",
+            "export": f"an export, which longplay.load({str(path)!r}) opens in Python",
+            "sweep": f"a sweep, which `longplay report` takes; its runs are in {path / 'runs'}",
+            "file": f"a file; `longplay prepare {reader} {path} --out DIR` makes a dataset of it",
+        }[kind]
+    )
