@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -111,3 +114,28 @@ def test_an_interrupted_shard_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         write_shard(tmp_path / "a.tar", 0, np.array([1]), np.array(["x"]), np.array([1]))
     assert list(tmp_path.iterdir()) == []
+
+
+class Trap:
+    """A value whose pickle runs code when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("a member was decoded by pickle",)
+
+
+@pytest.mark.parametrize("name", ["trap.pyd", "trap.pickle", "x.items.npy.pyd"])
+def test_members_of_other_names_are_not_decoded(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "shard.tar", np.array([3]))
+    content = pickle.dumps(Trap())
+    with tarfile.open(tmp_path / "shard.tar", "a") as tar:
+        member = tarfile.TarInfo(f"0000000000.{name}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    bytes_read = np.fromfile(tmp_path / "shard.tar", np.uint8)
+    (block,) = read_blocks(bytes_read, with_times=True)
+    assert {key for key in block if not key.startswith("__")} == {
+        "items.npy",
+        "lengths.npy",
+        "times.npy",
+        "json",
+    }
