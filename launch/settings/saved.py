@@ -24,6 +24,12 @@ SAME_RESULT = frozenset(
     }
 )
 
+# Settings that bound the length of a run, and do not change its steps.
+_BOUNDS = frozenset({"train.max_steps", "train.max_minutes", "train.patience"})
+
+# Settings on which the best validation so far depends.
+_BEST_DEPENDS_ON = ("train.metric", "evaluation.max_validation_users")
+
 # Settings, or whole sections, that may change when a run is resumed, including those that bound its length.
 MAY_CHANGE = SAME_RESULT | {"train", "evaluation", "engine.zero_stage", "table.placement"}
 
@@ -46,6 +52,24 @@ def changed_settings(
         and name != "recipe"
         and not {name, name.partition(".")[0]}.intersection(may_change)
     ]
+
+
+def changed_on_resume(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], bool]:
+    """Return what a resumed run does differently from here on, as `changed_settings` does.
+
+    Args:
+        old: the configuration in the checkpoint, as JSON.
+        new: the configuration of the command.
+    Returns:
+        The lines, and whether the best validation so far cannot be compared with later ones.
+    """
+    before, after = flatten(old), flatten(to_json(new))
+    restart = any(before.get(name) != after.get(name) for name in _BEST_DEPENDS_ON)
+    may_change = SAME_RESULT | _BOUNDS | {"engine.zero_stage", "table.placement"}
+    try:
+        return changed_settings(from_json(old), new, may_change=may_change), restart
+    except ConfigError:  # another version wrote it
+        return [], restart
 
 
 def from_json(saved: Mapping[str, Any]) -> RunConfig:

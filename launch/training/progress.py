@@ -43,6 +43,10 @@ class Progress:
         if self.best_value is None or value > self.best_value:
             self.best_value, self.best_step, self.validations_since_best = value, self.step, 0
 
+    def restart_best(self) -> None:
+        """Forget the best validation, because later ones cannot be compared with it."""
+        self.best_value, self.best_step, self.validations_since_best = None, None, 0
+
     def epochs_done(self, steps_per_epoch: int) -> float:
         """Return the number of epochs trained, with the fraction of the current one."""
         return self.epoch + self.step_in_epoch / steps_per_epoch

@@ -21,6 +21,7 @@ from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.resolving import to_json
+from longplay.launch.settings.saved import changed_on_resume
 from longplay.launch.training.model import Model
 from longplay.launch.training.progress import Progress
 
@@ -68,12 +69,18 @@ class RunCheckpoints:
         began = time.perf_counter()
         load_checkpoint(checkpoint, model.engine, model.table)
         progress = Progress(**checkpoint.state["progress"])
+        changed, restart = changed_on_resume(checkpoint.state["config"], self._config)
+        if restart:
+            progress.restart_best()
         if self._world.is_rank0:
             self._write_best(progress)
         seconds = self._check_s + time.perf_counter() - began
         self._display.print(
             f"resuming from {checkpoint.path} (step {checkpoint.step}, read in {seconds:.1f} s)"
         )
+        if changed:
+            best = "; the best validation is counted from here" if restart else ""
+            self._display.print(f"changed  {'; '.join(changed)}{best}")
         return progress
 
     def save(self, model: Model, progress: Progress) -> float:
@@ -114,6 +121,8 @@ class RunCheckpoints:
     def _on_commit(self, at: Progress) -> None:
         """Record the best checkpoint and delete the ones that are no longer needed."""
         self._write_best(at)
+        if at.best_step is None:  # it was of another metric
+            self._folder.best_file.unlink(missing_ok=True)
         best = set() if at.best_step is None else {checkpoint_name(at.best_step)}
         self._damaged.pop(self._folder.checkpoints / checkpoint_name(at.step), None)  # overwritten
         keep = self._config.train.keep_checkpoints

@@ -223,6 +223,32 @@ def test_run_folder_records_settings_metrics_and_the_best_checkpoint(data: Path,
     assert (finished / "checkpoints" / best["checkpoint"]).is_dir()
 
 
+def test_a_resumed_run_names_changed_settings_and_restarts_the_best_of_a_changed_metric(
+    data: Path, tmp_path: Path
+) -> None:
+    words = train_words(data, tmp_path / "run", *EVERY)
+    printed = longplay([*words, "--train.max_steps", "10"], tmp_path / "log")
+    assert "changed" not in printed
+    metric = "sampled100/hit@20"
+    words += ["--train.lr", "0.002"]
+    printed = longplay([*words, "--train.max_steps", "11"], tmp_path / "log")
+    assert "changed  train.lr: 0.01 -> 0.002\n" in printed
+    printed = longplay([*words, "--train.max_steps", "12", "--train.metric", metric], tmp_path / "log")
+    assert (
+        f"changed  train.metric: full_unseen/ndcg@10 -> {metric}; the best validation is counted from here\n"
+        in printed
+    )
+    values = read_metrics(tmp_path / "run", f"eval_{metric}")
+    best = {"checkpoint": "step-000000012", "metric": metric, "value": values[12], "step": 12}
+    assert json.loads((tmp_path / "run/best.json").read_text()) == best
+    # The values of the next metric are all below the best of the last one.
+    words += ["--train.metric", "full/ndcg@5", "--train.eval_every_steps", "9"]
+    longplay([*words, "--train.max_steps", "16"], tmp_path / "log")
+    best = json.loads((tmp_path / "run/best.json").read_text())
+    assert best["step"] == 16
+    assert best["value"] == read_metrics(tmp_path / "run", "eval_full/ndcg@5")[16]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
