@@ -28,13 +28,14 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
-_Number = BeforeValidator(_reject_bool)
+NotBool = BeforeValidator(_reject_bool)
 
-Count = Annotated[int, _Number, Field(ge=1)]
-NonNegativeInt = Annotated[int, _Number, Field(ge=0)]
-PositiveFloat = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, _Number, Field(ge=0, le=1)]
-Probability = Annotated[float, _Number, Field(ge=0, lt=1)]
-InnerFraction = Annotated[float, _Number, Field(gt=0, lt=1)]
-Seconds = Annotated[float, _Number, Field(gt=0, le=1e7, allow_inf_nan=False)]
+Count = Annotated[int, NotBool, Field(ge=1, le=2**31 - 1)]
+NonNegativeInt = Annotated[int, NotBool, Field(ge=0, le=2**63 - 1)]
+# Larger numbers are infinite in fp32, or nearly so.
+PositiveFloat = Annotated[float, NotBool, Field(gt=0, le=1e30, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, NotBool, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Fraction = Annotated[float, NotBool, Field(ge=0, le=1)]
+Probability = Annotated[float, NotBool, Field(ge=0, lt=1)]
+InnerFraction = Annotated[float, NotBool, Field(gt=0, lt=1)]
+Seconds = Annotated[float, NotBool, Field(gt=0, le=1e7, allow_inf_nan=False)]

@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from longplay.common.settings import Count, NonNegativeFloat, PositiveFloat, Probability, settings_class
+from longplay.common.settings import (
+    Count,
+    NonNegativeFloat,
+    NotBool,
+    PositiveFloat,
+    Probability,
+    settings_class,
+)
 from longplay.distributed.runtime.collectives import all_reduce_sum
 from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.phases import phase
@@ -34,7 +41,7 @@ class EngineConfig:
         reduce_bucket_elements: Elements that DeepSpeed reduces in one collective.
     """
 
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], NotBool] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_accumulation_steps: Count = 1
     max_grad_norm: NonNegativeFloat = 1.0

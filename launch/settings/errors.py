@@ -12,10 +12,10 @@ class ConfigError(ValueError):
 
 # Pydantic's error types and our messages. A name in braces is a value of the error's context.
 _RULES = {
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}; nearest valid: {ge:g}",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be at most {le:g}; nearest valid: {le:g}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}; nearest valid: {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}; nearest valid: {le}",
     "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -31,6 +31,8 @@ _RULES = {
     "dict_type": "is a section; set one of its settings",
     "dataclass_type": "is a section; set one of its settings",
 }
+
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def one_line(error: ValidationError) -> str:
@@ -53,7 +55,10 @@ def one_line(error: ValidationError) -> str:
     if kind == "literal_error":
         reason = _choices(value, context["expected"])
     elif kind in _RULES:
-        reason = _RULES[kind].format_map(context)
+        if kind.startswith(("less_than", "greater_than")) and str(value).lower() in _NOT_FINITE:
+            kind = "finite_number"
+        spelled = {key: f"{it:g}" if isinstance(it, float) else it for key, it in context.items()}
+        reason = _RULES[kind].format_map(spelled)
     return f"{'.'.join(place)}={value!r}: {reason}"
 
 

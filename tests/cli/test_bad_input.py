@@ -180,7 +180,7 @@ BAD_SETTINGS = {
     ),
     "metric that is not measured": ("--train.metric full/ndcg@11", r"did you mean full/ndcg@10\?"),
     "true for a number": ("--train.lr true", r"train\.lr=True: must be a number$"),
-    "not a number": ("--table.init_std nan", r"table\.init_std='nan': must be above 0"),
+    "not a number": ("--table.init_std nan", r"table\.init_std='nan': must be a finite number"),
     "not finite": ("--table.lr_scale inf", r"table\.lr_scale='inf': must be a finite number"),
     "far too large": (
         "--train.timeout_s 1e300",

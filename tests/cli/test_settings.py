@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from longplay.launch.cli import main
 from longplay.launch.settings.compatibility import RENAMED
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.overrides import flatten, spell_value
+from longplay.launch.settings.overrides import flatten, settings_of, spell_value
 from longplay.launch.settings.recipes import RECIPES, get_recipe
-from longplay.launch.settings.resolving import resolve, to_json, to_yaml
+from longplay.launch.settings.resolving import SHARED, resolve, to_json, to_yaml
 from longplay.launch.settings.saved import MAY_CHANGE, SAME_RESULT, changed_settings, from_json, read_config
 
 
@@ -28,7 +29,7 @@ OVERRIDES = {
     "seed": st.integers(0, 2**40),
     "context_length": st.integers(1, 10**6),
     "encoder.dropout": st.floats(0, 1, exclude_max=True),
-    "encoder.input_scale": st.none() | st.floats(1e-300, 1e300),
+    "encoder.input_scale": st.none() | st.floats(1e-300, 1e30),
     "encoder.positional_embedding": st.none() | st.booleans(),
     "loss.name": st.sampled_from(["bce", "gbce", "bpr", "sampled_softmax", "full_softmax"]),
     "table.optimizer.betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
@@ -173,3 +174,36 @@ def test_a_run_with_user_modules_names_the_missing_import(tmp_path: Path) -> Non
         ConfigError, match=r"modules that are not imported; add --import my_package\.my_encoder$"
     ):
         read_config(tmp_path)
+
+
+SHARED_NAMES = {f"{section}.{name}" for section, name in SHARED}
+ABSURD = {"int": ["nan", "inf", "-inf", "1e300", "1" + 23 * "0"], "float": ["nan", "inf", "-inf", "1e300"]}
+ABSURD_NUMBERS = [
+    (name, value)
+    for name, kind in settings_of(RunConfig).items()
+    for number, values in ABSURD.items()
+    for value in values
+    if re.search(rf"\b{number}\b", str(kind)) and name not in SHARED_NAMES
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ABSURD_NUMBERS)
+def test_an_absurd_number_is_refused_in_one_line(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve("mambarec", get_recipe("mambarec"), [f"--{name}={value}", "--train.metric=full/mrr"])
+    assert str(raised.value).startswith(f"{name}=")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--loss.num_negatives=100000000000", "=100000000000: must be at most 2147483647; nearest valid: "),
+        ("--train.timeout_s=1e300", r"=1e\+300: must be at most 1e\+07; nearest valid: 1e\+07"),
+        ("--table.init_std=nan", "='?nan'?: must be a finite number"),
+        ("--engine.zero_stage=true", "=True: must be a number"),
+    ],
+)
+def test_the_message_gives_the_limit(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve("mambarec", get_recipe("mambarec"), [words])
