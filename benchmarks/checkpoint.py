@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from longplay.distributed.runtime.world import free_port
+from longplay.distributed.runtime.rendezvous import free_port
 from longplay.launch.run_folders.metrics_file import read_scalars
 
 _BLOCK = 64 << 20

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from longplay.distributed.runtime.collectives import all_reduce_max
-from longplay.distributed.runtime.world import World, close_world, free_port, init_world
+from longplay.distributed.runtime.rendezvous import free_port
+from longplay.distributed.runtime.world import World, close_world, init_world
 
 
 class Worker:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,7 +9,11 @@ from datetime import timedelta
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
+from longplay.distributed.runtime.rendezvous import free_port, read_port, slurm_rendezvous
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_variables_before: dict[str, str | None] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +78,6 @@ def local_world_size(world_size: int) -> int:
     return counts[node] if sum(counts) == world_size and node < len(counts) else world_size
 
 
-def slurm_rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
-    """Return a Slurm step's rendezvous: its first node, and a port derived from its job and step id."""
-    first = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
-    job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
-    return first, 20000 + (job * 7 + step) % 12000  # below Linux's ephemeral ports
-
-
-def first_host(nodelist: str) -> str:
-    """Return the first host of a Slurm node list: rack0_blade3 for `rack[0-63]_blade[3,5-41],login1`."""
-    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
-    assert match, f"empty node list {nodelist!r}"
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", match.group())
-
-
 def select_device(device: str) -> str:
     """Return "cpu" or "cuda" for "auto", "cpu" or "cuda"; with "cpu", CUDA is not touched.
 
@@ -129,14 +118,13 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
         where = torch.device("cpu")
         keep_freed_memory()
 
-    if launcher == "srun" and "MASTER_ADDR" not in os.environ:
-        address, port = slurm_rendezvous(os.environ)
-        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    elif launcher == "single process":
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    address, port = _rendezvous(rank, world_size, launcher, timeout_s)
     # DeepSpeed takes LOCAL_RANK as the number of the GPU.
     device_index = local_rank if where.index is None else where.index
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(device_index), WORLD_SIZE=str(world_size))
+    values = (str(rank), str(device_index), str(world_size), address, str(port))
+    if not _variables_before:
+        _variables_before.update({name: os.environ.get(name) for name in _VARIABLES})
+    os.environ.update(zip(_VARIABLES, values, strict=True))
     comm.init_distributed(
         dist_backend="nccl" if device_type == "cuda" else "gloo",
         auto_mpi_discovery=False,
@@ -148,6 +136,24 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     return World(rank=rank, local_rank=local_rank, world_size=world_size, device=where, launcher=launcher)
 
 
+def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> tuple[str, int]:
+    """Return the address and the port at which the ranks meet. Collective under srun.
+
+    A world of one process meets nobody, so that any number of them may run in one srun step.
+    """
+    env = os.environ
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+    if world_size == 1 and (launcher != "torchrun" or len(missing) == 2):
+        return "127.0.0.1", free_port()
+    if launcher == "srun":
+        return slurm_rendezvous(env, rank=rank, world_size=world_size, timeout_s=timeout_s)
+    if missing:
+        raise ValueError(
+            f"RANK is set but {' and '.join(missing)} not: set both variables, or start with torchrun or srun"
+        )
+    return env["MASTER_ADDR"], read_port(env["MASTER_PORT"])
+
+
 def barrier(world: World) -> None:
     """Wait until every rank is here. Collective."""
     if world.world_size > 1:
@@ -155,16 +161,15 @@ def barrier(world: World) -> None:
 
 
 def close_world(world: World) -> None:
-    """Leave the process group. Collective.
+    """Leave the process group and restore the variables that `init_world` set. Collective.
 
     Call it only after success: if a rank fails, it never reaches the barrier.
     """
     barrier(world)
     comm.destroy_process_group()
-
-
-def free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    for name, value in _variables_before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _variables_before.clear()

@@ -13,7 +13,6 @@ from submitit import JobEnvironment
 from longplay.data_shards.storage.locations import parse_location
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.memory import reset_peak_memory
-from longplay.distributed.runtime.world import free_port
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_evaluated
@@ -101,9 +100,7 @@ def _set_rank_variables() -> None:
         environment = JobEnvironment()
     except RuntimeError:
         return  # submitit did not start this process
-    if environment.num_tasks == 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    elif environment.cluster == "local":
+    if environment.cluster == "local" and environment.num_tasks > 1:
         os.environ.update(
             RANK=str(environment.global_rank),
             LOCAL_RANK=str(environment.local_rank),
@@ -114,8 +111,7 @@ def _set_rank_variables() -> None:
 
 
 def _change_port() -> None:
-    """Choose another port for the next process group: the last one may still be in use."""
+    """Choose another port for the next process group of a local job: the last one may still be in use."""
     port = os.environ.get("MASTER_PORT")
     if port is not None:
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        os.environ["MASTER_PORT"] = str(free_port() if alone else int(port) + 1)
+        os.environ["MASTER_PORT"] = str(int(port) + 1)

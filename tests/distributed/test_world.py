@@ -1,19 +1,23 @@
 """Rank, world size and rendezvous from each launcher's environment variables."""
 
+import contextlib
 import os
+import socket
+import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from longplay.distributed.runtime.rendezvous import first_host, slurm_rendezvous
 from longplay.distributed.runtime.world import (
-    first_host,
+    close_world,
     init_world,
     local_world_size,
     read_environment,
     select_device,
-    slurm_rendezvous,
 )
 from longplay.distributed.zero.deepspeed_env import load_deepspeed
 
@@ -57,12 +61,137 @@ def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
-def test_steps_of_one_job_use_different_ports() -> None:
-    env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "41", "SLURM_STEP_ID": "0"}
-    host, port = slurm_rendezvous(env)
-    assert host == "n1"
-    assert 20000 <= port < 32000
-    assert slurm_rendezvous({**env, "SLURM_STEP_ID": "1"})[1] != port
+STEP = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "3"}
+
+
+def meet(env: dict[str, str], ranks: Sequence[int], world_size: int, timeout_s: float = 20.0) -> list[Any]:
+    """Return the rendezvous of each of these ranks, or its error."""
+    found: dict[int, Any] = {}
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = slurm_rendezvous(env, rank=rank, world_size=world_size, timeout_s=timeout_s)
+        except (RuntimeError, ValueError) as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[rank] for rank in ranks]
+
+
+def listening(port: int) -> socket.socket | None:
+    try:
+        return socket.create_server(("", port))
+    except OSError:
+        return None  # in use on this machine already, which serves the test as well
+
+
+def test_ranks_of_a_step_agree_on_a_free_port() -> None:
+    for _ in range(2):  # also for a second process group in the same step
+        found = meet(STEP, [2, 1, 3, 0], 4)
+        assert len(set(found)) == 1
+        address, port = found[0]
+        assert address == "localhost"
+        with socket.create_server(("", port)):
+            pass
+
+
+def test_ranks_pass_over_ports_that_other_programs_use() -> None:
+    first = 20000 + (4242 * 7 + 3) % 12000
+    others = [listening(first), listening(first + 701)]
+    answers = others[0]
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while answers is not None:
+                connection, _ = answers.accept()
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+                connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        found = meet(STEP, [0, 1, 2], 3)
+    finally:
+        for each in others:
+            if each is not None:
+                each.close()
+    assert len(set(found)) == 1
+    assert isinstance(found[0], tuple)
+
+
+def test_steps_with_the_same_ports_do_not_mix() -> None:
+    other = {**STEP, "SLURM_JOB_ID": str(4242 + 12000)}
+    both: dict[int, list[Any]] = {}
+    envs = {0: STEP, 1: other}
+    threads = [
+        threading.Thread(target=lambda key=key: both.update({key: meet(envs[key], [0, 1], 2)}), daemon=True)
+        for key in envs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert both[0][0] == both[0][1]
+    assert both[1][0] == both[1][1]
+    assert both[0][0] != both[1][0]
+
+
+def test_ranks_that_do_not_start_are_named() -> None:
+    (error,) = meet(STEP, [0], 3, timeout_s=0.2)
+    assert str(error) == "of 3 ranks, these did not start in time: 1, 2"
+    (error,) = meet(STEP, [1], 2, timeout_s=0.2)
+    assert str(error).startswith("rank 0 did not respond at localhost in time")
+
+
+def test_master_address_and_port_each_replace_the_choice() -> None:
+    assert meet({**STEP, "MASTER_PORT": "29500"}, [1], 2) == [("localhost", 29500)]
+    env = {**STEP, "SLURM_STEP_NODELIST": "nowhere.invalid", "MASTER_ADDR": "127.0.0.1"}
+    found = meet(env, [0, 1], 2)
+    assert found[0] == found[1]
+    assert found[0][0] == "127.0.0.1"
+    (error,) = meet({**STEP, "MASTER_PORT": "ib0"}, [1], 2)
+    assert str(error).startswith("MASTER_PORT=ib0: is not a port")
+    (error,) = meet({**STEP, "SLURM_STEP_NODELIST": ""}, [1], 2)
+    assert "set MASTER_ADDR" in str(error)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Unset a launcher's variables, and replace DeepSpeed's process group by nothing."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("longplay.distributed.runtime.world.load_deepspeed", lambda device_type: None)
+    nothing = SimpleNamespace(init_distributed=lambda **_: None, destroy_process_group=lambda: None)
+    monkeypatch.setattr("longplay.distributed.runtime.world.comm", nothing)
+    return monkeypatch
+
+
+def test_a_world_of_one_in_an_srun_step_needs_no_agreed_port(bare: pytest.MonkeyPatch) -> None:
+    step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1", "MASTER_PORT": "29500"}
+    for name, value in {**STEP, **step}.items():
+        bare.setenv(name, value)
+    ports = set()
+    for _ in range(2):
+        world = init_world(device="cpu")
+        assert (world.world_size, world.launcher, os.environ["MASTER_ADDR"]) == (1, "srun", "127.0.0.1")
+        ports.add(os.environ["MASTER_PORT"])
+        close_world(world)
+    assert "29500" not in ports
+    assert os.environ["MASTER_PORT"] == "29500"
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [("MASTER_ADDR", "MASTER_PORT"), ("MASTER_PORT", "MASTER_ADDR")]
+)
+def test_half_a_rendezvous_is_refused_by_name(bare: pytest.MonkeyPatch, given: str, missing: str) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", given: "29500"}.items():
+        bare.setenv(name, value)
+    with pytest.raises(ValueError, match=f"RANK is set but {missing} not: set both"):
+        init_world(device="cpu")
 
 
 def test_an_unknown_device_is_rejected_before_a_process_group_exists() -> None:
@@ -92,6 +221,8 @@ def test_a_rank_that_sees_only_its_own_gpu_uses_number_0_in_deepspeed_too(
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     world = init_world(device="cuda")
     assert (world.device, world.local_rank) == (torch.device("cuda", 0), 1)
     assert (started["dist_backend"], started["rank"], os.environ["LOCAL_RANK"]) == ("nccl", 1, "0")

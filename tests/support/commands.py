@@ -34,7 +34,7 @@ class Command:
         fault: Callable[[int], None] | None = None,
         fresh: bool = False,
     ) -> None:
-        from longplay.distributed.runtime.world import free_port
+        from longplay.distributed.runtime.rendezvous import free_port
 
         self.output = output
         output.write_text("")

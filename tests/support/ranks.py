@@ -36,7 +36,7 @@ def run_ranks(
     Raises:
         AssertionError: a rank raised, with its traceback, or did not end in time.
     """
-    from longplay.distributed.runtime.world import free_port
+    from longplay.distributed.runtime.rendezvous import free_port
 
     results: Any = FORK_SERVER.Queue()
     port = free_port()
