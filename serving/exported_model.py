@@ -34,7 +34,7 @@ _QUERIES_AT_ONCE = 256  # per pass over the item table
 History = Sequence[int] | np.ndarray
 
 
-@dataclass
+@dataclass(repr=False)
 class Session:
     """The encoder's state after one user's history; created by `ExportedModel.session`, advanced by `step`.
 
@@ -49,6 +49,9 @@ class Session:
     state: EncoderState
     hidden: Tensor | None
     seen: set[int]
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.model!r}, {len(self.seen):,} different items seen>"
 
     def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return the best next items: original ids (n,) int64 and scores (n,) float64, best first.
@@ -83,6 +86,14 @@ class ExportedModel:
     ) -> None:
         self.config, self.encoder, self.rows, self.items = config, encoder, rows, items
         self.device = rows.device
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<ExportedModel {config.encoder.model} of {config.checkpoint.get('name')}, "
+            f"{config.num_items:,} items x {config.encoder.d_model}, "
+            f"context_length {config.encoder.context_length}, {self.device}>"
+        )
 
     @classmethod
     def load(
@@ -120,15 +131,22 @@ class ExportedModel:
         Returns:
             Original ids (int64) and scores (float64), best first, ties by item id. One history: (n,) each,
             with n below `top` if fewer items remain. B histories: (B, min(top, num_items)) each, padded with
-            id -1 and score -inf.
+            id -1 and score -inf; the row of an empty history is all padding.
         Raises:
-            ValueError: a history has no item of the model or is not a list of integers, or `top` is below 1.
+            ValueError: the only history is empty, a history has events but no item of the model or is not a
+                list of integers, or `top` is below 1.
         """
         histories, single = _as_histories(history)
-        known = [self._known(one, number, single) for number, one in enumerate(histories)]
+        filled = [number for number, one in enumerate(histories) if len(one)]
+        known = [self._known(histories[number], number, single) for number in filled]
         seen = [np.unique(one).tolist() if exclude_seen else [] for one in known]
         item_ids, scores = self._top(self._encode(known), seen, top)
-        return _without_padding(item_ids[0], scores[0]) if single else (item_ids, scores)
+        if single:
+            return _without_padding(item_ids[0], scores[0])
+        rows = len(histories), item_ids.shape[1]
+        all_ids, all_scores = np.full(rows, -1, np.int64), np.full(rows, -np.inf)
+        all_ids[filled], all_scores[filled] = item_ids, scores
+        return all_ids, all_scores
 
     @torch.inference_mode()
     def scores(self, history: History | Sequence[History], item_ids: History) -> np.ndarray:
@@ -163,9 +181,10 @@ class ExportedModel:
             ValueError: as for `recommend`.
         """
         state = self.encoder.init_state(1)
-        if len(history) == 0:
+        originals = _integers(history, "history")
+        if len(originals) == 0:
             return Session(self, state, None, set())
-        known = self._known(_integers(history, "history"), 0, True)
+        known = self._known(originals, 0, True)
         recent = torch.from_numpy(known[-self.config.encoder.context_length :]).unsqueeze(0)
         lengths = torch.tensor([recent.shape[1]], device=self.device)
         hidden, state = self.encoder.prefill(self.rows.lookup(recent), lengths)
@@ -198,6 +217,8 @@ class ExportedModel:
         ids = self.items.item_ids(history)
         unknown = history[ids == 0]
         name = "history" if single else f"history {number}"
+        if not len(history):
+            raise ValueError(f"{name}: is empty; give original item ids, oldest first")
         if len(unknown) == len(history):
             raise ValueError(f"{name}: has no item of this model; give original item ids, oldest first")
         if len(unknown):
@@ -240,7 +261,8 @@ class ExportedModel:
         """
         if top < 1:
             raise ValueError(f"top={top}: must be at least 1")
-        found, scores = [], []
+        width = min(top, self.config.num_items)
+        found, scores = [np.empty((0, width), np.int64)], [np.empty((0, width))]
         for first in range(0, hidden.shape[0], _QUERIES_AT_ONCE):
             part = slice(first, first + _QUERIES_AT_ONCE)
             pairs = [(query, item) for query, items in enumerate(seen[part]) for item in items]
@@ -260,9 +282,15 @@ def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 def _as_histories(history: Any) -> tuple[list[np.ndarray], bool]:
     """Return a list of histories, each (n,) int64, and whether `history` is a single one."""
-    if len(history) == 0:
+    try:
+        first = history[0] if len(history) else None
+    except (TypeError, LookupError):
+        raise ValueError(
+            f"history: {str(history)[:40]} is not a list; give original item ids, oldest first, such as [50]"
+        ) from None
+    if first is None:
         raise ValueError("history: is empty; give original item ids, oldest first")
-    if np.ndim(history[0]) == 0:
+    if np.ndim(first) == 0:
         return [_integers(history, "history")], True
     return [_integers(one, f"history {number}") for number, one in enumerate(history)], False
 
@@ -272,7 +300,8 @@ def _integers(values: Any, name: str) -> np.ndarray:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}; give integer item ids") from None
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+    too_large = array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu") or too_large:
         raise ValueError(f"{name}: is not a list of 64-bit integers; give original item ids")
     return array.astype(np.int64)
 

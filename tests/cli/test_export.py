@@ -1,6 +1,7 @@
 """`longplay export` and `longplay.load`: an exported model recommends what the run recommends."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,10 @@ def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) ->
         ([[history[0]], [unknown]], "history 1: has no item"),
         (["a"], "not a list of 64-bit integers"),
         ([1.5], "not a list of 64-bit integers"),
+        (np.array([2**64 - 1], np.uint64), "not a list of 64-bit integers"),
+        (50, r"history: 50 is not a list; give original item ids, oldest first, such as \[50\]"),
+        (None, "history: None is not a list"),
+        ({history[0]}, "is not a list"),
     ):
         with pytest.raises(ValueError, match=message):
             model.recommend(wrong)  # pyright: ignore[reportArgumentType] -- what is tested
@@ -204,6 +209,32 @@ def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) ->
         model.recommend(history, top=0)
     with pytest.raises(ValueError, match=f"{unknown} is not an item"):
         model.scores(history, [unknown])
+    with pytest.raises(ValueError, match="history 1: is empty"):
+        model.scores([history, []], history[:1])
+    with pytest.raises(ValueError, match="history: is not a list"):
+        model.session(50)  # pyright: ignore[reportArgumentType] -- what is tested
+
+
+def test_an_empty_history_in_a_batch_has_an_empty_row(data: Path, exported: Path) -> None:
+    model = package.load(exported)
+    first, second = histories(data, 2)
+    expected = model.recommend([first, second], top=5)
+    for number, batch in enumerate(([[], first, second], [first, [], second], [first, second, []])):
+        item_ids, scores = model.recommend(batch, top=5)
+        assert item_ids.dtype == np.int64
+        assert item_ids[number].tolist() == [-1] * 5
+        assert np.isneginf(scores[number]).all()
+        assert np.array_equal(np.delete(item_ids, number, 0), expected[0])
+        assert np.array_equal(np.delete(scores, number, 0), expected[1])
+    assert (model.recommend([[], []], top=5)[0] == -1).all()
+
+
+def test_a_model_and_a_session_are_shown_in_one_short_line(data: Path, exported: Path) -> None:
+    model = package.load(exported)
+    session = model.session(histories(data, 1)[0])
+    model.step(session, int(model.items.original_ids[0]))
+    assert re.fullmatch(r"<ExportedModel mambarec of step-\d+, 300 items x 16, .*, cpu>", repr(model))
+    assert re.fullmatch(r"<Session of <ExportedModel .*>, \d+ different items seen>", repr(session))
 
 
 def test_equal_scores_are_ordered_by_item(exported: Path) -> None:
