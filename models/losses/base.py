@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from longplay.common.registry import Registry
-from longplay.common.settings import Count, Fraction, settings_class
+from longplay.common.settings import Fraction, UpToMillion, settings_class
 from longplay.models.rows.gather import RowEntries
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LossConfig:
     """
 
     name: str = "full_softmax"
-    num_negatives: Count = 1
+    num_negatives: UpToMillion = 1
     gbce_t: Fraction = 0.75
     negatives: NegativesName = "uniform"
     frequency_alpha: Fraction = 0.75

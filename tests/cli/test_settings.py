@@ -198,9 +198,13 @@ def test_an_absurd_number_is_refused_in_one_line(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--loss.num_negatives=100000000000", "=100000000000: must be at most 2147483647; nearest valid: "),
+        (
+            "--loss.num_negatives=100000000000",
+            "=100000000000: must be at most 1000000; nearest valid: 1000000",
+        ),
         ("--train.timeout_s=1e300", r"=1e\+300: must be at most 1e\+07; nearest valid: 1e\+07"),
         ("--table.init_std=nan", "='?nan'?: must be a finite number"),
+        ("--evaluation.cutoffs=10,1e23", r"=1e\+23: must be a whole number of at most 19 digits"),
         ("--engine.zero_stage=true", "=True: must be a number"),
     ],
 )
