@@ -61,9 +61,20 @@ def logged_run(path: Path, model: str) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    for model in MODELS:
-        logged_run(folder / model, model)
+    with pytest.MonkeyPatch.context() as patch:
+        write_event_files_a_second_apart(patch)
+        for model in MODELS:
+            logged_run(folder / model, model)
     return folder
+
+
+def write_event_files_a_second_apart(patch: pytest.MonkeyPatch) -> None:
+    """Give each event file a later second in its name; TensorBoard reads the files in the order of names.
+
+    Files of one second are ordered by a counter without leading zeros, where 10 comes before 9.
+    """
+    clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
+    patch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +124,7 @@ def test_a_resumed_run_continues_its_curve(tensorboard: str) -> None:
 
 @pytest.mark.parametrize("from_step", [0, 3])
 def test_no_step_is_shown_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
-    # Event files are read in the order of the seconds in their names.
-    clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
-    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+    write_event_files_a_second_apart(monkeypatch)
     begun_run(tmp_path / "run", "sasrec")
     for first in (0, from_step, from_step):
         log = MetricsLog(tmp_path / "run", from_step=first)
@@ -139,25 +148,14 @@ def test_settings_and_final_metrics_of_all_runs_are_on_one_page(tensorboard: str
         "sliceSize": 10,
         "colParams": [],
     }
-    expected = {
-        model: {"test_full_unseen/hit@10": pytest.approx(0.1 + 0.1 * number)}
-        for number, model in enumerate(MODELS)
-    }
-    deadline = time.monotonic() + 30  # TensorBoard shows the first evaluation until it has read the second
-    while True:
-        groups = fetch(tensorboard, "hparams/session_groups", wanted)["sessionGroups"]
-        found = {group["hparams"]["encoder.model"]: group for group in groups}
-        metrics = {
-            model: {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
-            for model, group in found.items()
-        }
-        if metrics == expected or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert metrics == expected
-    for group in found.values():
+    groups = fetch(tensorboard, "hparams/session_groups", wanted)["sessionGroups"]
+    found = {group["hparams"]["encoder.model"]: group for group in groups}
+    assert set(found) == set(MODELS)
+    for model, group in found.items():
         assert group["hparams"]["dataset"] == "ml1m"
         assert (group["hparams"]["context_length"], group["hparams"]["seed"]) == (40, 7)
+        metrics = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
+        assert metrics == {"test_full_unseen/hit@10": pytest.approx(0.1 + 0.1 * MODELS.index(model))}
         assert group["sessions"][0]["status"] == "STATUS_SUCCESS"
     columns = fetch(tensorboard, "hparams/experiment", {"experimentName": "", "hparamsLimit": 5})
     assert {info["name"] for info in columns["hparamInfos"]} == {
