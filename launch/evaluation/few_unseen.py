@@ -1,4 +1,4 @@
-"""Warnings about users who have seen so many items that too few candidates are left to rank."""
+"""Warn if some users have too few unseen items for sampled negatives."""
 
 from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.settings.config import EvaluationConfig
