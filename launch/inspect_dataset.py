@@ -15,7 +15,12 @@ from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.inspection import Distribution, Inspection, inspect_dataset
+from longplay.data_shards.storage.inspection import (
+    Distribution,
+    FeatureSummary,
+    Inspection,
+    inspect_dataset,
+)
 from longplay.data_shards.storage.verification import find_problems
 from longplay.launch.console.progress import track_shards, track_steps
 from longplay.launch.reports.audit_text import print_audit
@@ -66,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
     reader = READERS.get(dataset.manifest.source.get("format", ""))
-    found = inspect_dataset(dataset, track_shards, time_unit_s=reader and reader.time_unit_s)
+    time_unit_s = dataset.manifest.time_unit_s or (reader and reader.time_unit_s)
+    found = inspect_dataset(dataset, track_shards, time_unit_s=time_unit_s)
     audit = audit_dataset(dataset, track_steps) if args.audit else None
     if args.json:
         content = dataclasses.asdict(found)
@@ -117,6 +123,7 @@ def _as_text(found: Inspection) -> str:
             ("ties", f"{found.tie_fraction:.2%} of events: at the same time as the user's previous event"),
             *_time_lines(found),
         ],
+        *([[("features", ""), *map(_feature_line, found.features)]] if found.features else []),
         [("events per user", ""), *_distribution_lines(found.lengths)],
         [
             ("events per item", ""),
@@ -155,6 +162,19 @@ def _time_lines(found: Inspection) -> list[tuple[str, str]]:
     if found.time_range_utc is not None:
         lines.append(("  in UTC", f"{found.time_range_utc[0]} to {found.time_range_utc[1]}"))
     return lines
+
+
+def _feature_line(found: FeatureSummary) -> tuple[str, str]:
+    info, missing = found.info, f"{found.missing_fraction:.2%} missing"
+    if info.kind == "categorical":
+        values = f"{info.num_values:,} values"
+        if found.most_frequent is not None:
+            values += f", most frequent {found.most_frequent} ({found.most_frequent_fraction:.2%})"
+    elif info.least is None:
+        values = "no value"
+    else:
+        values = f"{info.least:g} to {info.most:g}, mean {info.mean:g}, std {info.std:g}"
+    return f"  {info.name}", f"{info.kind}, {values}, {missing}"
 
 
 def _distribution_lines(found: Distribution) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longplay.data_shards.errors import DataError, OnBadShard
+from longplay.data_shards.storage.features import vocabulary_name
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
 from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
@@ -87,6 +89,7 @@ class Dataset:
             lengths,
             shard_ptr,
             manifest.num_items,
+            features=manifest.features,
             cache_bytes=cache_bytes,
             on_bad_shard=on_bad_shard,
         )
@@ -108,6 +111,21 @@ class Dataset:
         if len(counts) != self.num_items or counts.sum() != self.num_events:
             raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
         return ItemVocabulary(table["original_id"].to_numpy(), counts)
+
+    def feature_values(self, name: str) -> pl.DataFrame:
+        """Return the `value` and `count` of each code, from 1, of a categorical feature.
+
+        Raises:
+            DataError: the dataset has no such categorical feature, or the file is missing or damaged.
+        """
+        feature = self.manifest.feature(name)
+        if feature.kind != "categorical":
+            raise DataError(f"feature {name!r}: is {feature.kind}, so it has no list of values")
+        location = in_folder(self.path, vocabulary_name(name))
+        table = _read_table(location, ("value", "count"))
+        if len(table) != feature.num_values:
+            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
+        return table
 
     @property
     def dataset_id(self) -> str:
@@ -131,13 +149,18 @@ class Dataset:
     def num_shards(self) -> int:
         return len(self.manifest.shards)
 
-    def shard(self, index: int, *, with_times: bool = True) -> DecodedShard:
+    def shard(self, index: int, *, with_times: bool = True, features: Iterable[str] = ()) -> DecodedShard:
         """Return the sequences of one shard, from the cache if possible; zeros if the shard is skipped.
+
+        Args:
+            index: number of the shard.
+            with_times: also return the times.
+            features: names of the features to return; more may be returned.
 
         Raises:
             DataError: the shard is missing, truncated or damaged.
         """
-        return self.store.shard(index, with_times=with_times)
+        return self.store.shard(index, with_times=with_times, features=features)
 
     def sequence(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the item ids, (events,) int32, and times, (events,) int64, of one user."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.features import FeatureInfo
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_SHARES = (0.01, 0.1)
@@ -51,6 +52,23 @@ class Popularity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureSummary:
+    """The distribution of an event feature.
+
+    Attributes:
+        info: the feature's entry in the manifest.
+        missing_fraction: share of events without a value.
+        most_frequent: the most frequent value of a categorical feature; None for a float, or without values.
+        most_frequent_fraction: share of events with it.
+    """
+
+    info: FeatureInfo
+    missing_fraction: float
+    most_frequent: str | int | None = None
+    most_frequent_fraction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """The result of `inspect_dataset`.
 
@@ -64,6 +82,7 @@ class Inspection:
         repeat_fraction: share of events whose user has an earlier event with the item.
         tie_fraction: share of events at the same time as the user's previous event.
         shard_events: minimum, median and maximum number of events of a shard.
+        features: the event features.
         num_bytes: size of all shards.
         bytes_per_event: `num_bytes` / `num_events`.
     """
@@ -84,6 +103,7 @@ class Inspection:
     tie_fraction: float
     num_shards: int
     shard_events: dict[str, int]
+    features: list[FeatureSummary]
     num_bytes: int
     bytes_per_event: float
 
@@ -103,11 +123,14 @@ def inspect_dataset(
     """
     manifest = dataset.manifest
     num_pairs = num_ties = 0
+    missing = dict.fromkeys((feature.name for feature in manifest.features), 0)
     for number in track(range(dataset.num_shards), "reading shards"):
-        shard = dataset.shard(number)
+        shard = dataset.shard(number, features=missing)
         assert shard.times is not None
         num_pairs += _count_pairs(shard.items, shard.ptr, dataset.num_items)
         num_ties += _count_ties(shard.times, shard.ptr)
+        for feature in manifest.features:
+            missing[feature.name] += feature.count_missing(shard.features[feature.name])
     time_range = (manifest.time_quantiles[0], manifest.time_quantiles[-1])
     per_shard = _distribution(np.array([shard.num_events for shard in manifest.shards]))
     return Inspection(
@@ -127,8 +150,22 @@ def inspect_dataset(
         tie_fraction=num_ties / dataset.num_events,
         num_shards=dataset.num_shards,
         shard_events={"min": per_shard.min, "median": per_shard.quantiles["50%"], "max": per_shard.max},
+        features=[_summary(dataset, info, missing[info.name]) for info in manifest.features],
         num_bytes=manifest.num_bytes,
         bytes_per_event=manifest.num_bytes / dataset.num_events,
+    )
+
+
+def _summary(dataset: Dataset, info: FeatureInfo, num_missing: int) -> FeatureSummary:
+    missing_fraction = num_missing / dataset.num_events
+    if not info.num_values:
+        return FeatureSummary(info=info, missing_fraction=missing_fraction)
+    value, count = dataset.feature_values(info.name).row(0)
+    return FeatureSummary(
+        info=info,
+        missing_fraction=missing_fraction,
+        most_frequent=value,
+        most_frequent_fraction=count / dataset.num_events,
     )
 
 

@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.features import FeatureInfo
 
 SCHEMA_VERSION = 2
 KIND = "longplay-dataset"
@@ -22,6 +24,9 @@ ITEMS_NAME = "items.parquet"
 USERS_NAME = "users.parquet"
 NUM_QUANTILES = 1000
 """`time_quantiles[i]`, i = 0..1000, is the exact i/1000 quantile of the event times."""
+TimeUnit = Literal["ns", "us", "ms", "s", "index"]
+"""Unit of the event times. `index`: the times are row numbers of the source."""
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,8 @@ class Manifest:
         rows_dropped: reason -> number of rows.
         time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
         shards: in user order.
+        features: the event features, in the order of the source's options.
+        time_unit: unit of the times; None if it is unknown.
     """
 
     dataset_id: str
@@ -59,6 +66,8 @@ class Manifest:
     time_quantiles: list[int]
     shards: tuple[ShardInfo, ...]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    features: tuple[FeatureInfo, ...] = ()
+    time_unit: TimeUnit | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -74,6 +83,28 @@ class Manifest:
             raise ValueError(
                 f"time_quantiles has {len(self.time_quantiles)} entries, expected {NUM_QUANTILES + 1}"
             )
+        if self.time_unit not in (None, *get_args(TimeUnit)):
+            raise ValueError(f"time_unit is {self.time_unit!r}, not one of {', '.join(get_args(TimeUnit))}")
+        names = [feature.name for feature in self.features]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a feature occurs twice in {names}")
+
+    @property
+    def time_unit_s(self) -> float | None:
+        """Seconds in one unit of the times; None if the unit is unknown or `index`."""
+        return _UNIT_SECONDS.get(self.time_unit or "")
+
+    def feature(self, name: str) -> FeatureInfo:
+        """Return the entry of a feature.
+
+        Raises:
+            DataError: the dataset has no such feature.
+        """
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        known = ", ".join(feature.name for feature in self.features) or "none"
+        raise DataError(f"feature {name!r}: the dataset's features are: {known}")
 
     @property
     def num_bytes(self) -> int:
@@ -126,7 +157,8 @@ class Manifest:
             )
         try:
             shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
-            return cls(shards=shards, **content)
+            features = tuple(FeatureInfo(**feature) for feature in content.pop("features", ()))
+            return cls(shards=shards, features=features, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: is damaged ({error}); prepare the dataset again") from error
 
@@ -151,7 +183,10 @@ def _prepare_again(content: dict[str, Any], path: Path | str) -> str:
 
 
 def dataset_fingerprint(
-    item_original_ids: np.ndarray, user_original_ids: np.ndarray, shards: Iterable[ShardInfo]
+    item_original_ids: np.ndarray,
+    user_original_ids: np.ndarray,
+    shards: Iterable[ShardInfo],
+    vocabularies: Mapping[str, Iterable[str | int]] = MappingProxyType({}),
 ) -> str:
     """Return the `dataset_id` of a dataset.
 
@@ -159,12 +194,15 @@ def dataset_fingerprint(
         item_original_ids: (items,) int64 in the order of the item ids.
         user_original_ids: (users,) int64 in the order of the shards.
         shards: the shards in order.
+        vocabularies: categorical feature -> its values in the order of the codes.
     """
     digest = hashlib.sha256()
     for ids in (item_original_ids, user_original_ids):
         digest.update(np.ascontiguousarray(ids, "<i8").data)
     for shard in shards:
         digest.update(f"{shard.name}:{shard.sha256}\n".encode())
+    for name, values in sorted(vocabularies.items()):
+        digest.update(f"{name}:{json.dumps(list(values))}\n".encode())
     return digest.hexdigest()[:32]
 
 

@@ -1,15 +1,17 @@
 """Write shards: tar archives of blocks of users, in the form of WebDataset.
 
 A sample holds consecutive users with about 64 Ki events in all. Its key is the index of its first user. Its
-members are `lengths.npy`, the number of events of each user; `items.npy` and `times.npy`, the concatenated
-events of the users in time order; and `json`: the schema version, the first user, and the time to add to
-`times.npy`.
+members are `lengths.npy`, the number of events of each user; `items.npy`, `times.npy` and one
+`feature-NAME.npy` for each event feature, the concatenated events of the users in time order; and `json`: the
+schema version, the first user, and the time to add to `times.npy`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from longplay.common.atomic import atomic_file
 from longplay.common.checksums import sha256_of
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.features import DTYPES, member_name
 from longplay.data_shards.storage.manifest import SCHEMA_VERSION, ShardInfo
 
 BLOCK_EVENTS = 1 << 16
@@ -26,7 +29,12 @@ LENGTHS, ITEMS, TIMES, ABOUT = "lengths.npy", "items.npy", "times.npy", "json"
 
 
 def write_shard(
-    path: Path, first_user: int, lengths: np.ndarray, items: np.ndarray, times: np.ndarray
+    path: Path,
+    first_user: int,
+    lengths: np.ndarray,
+    items: np.ndarray,
+    times: np.ndarray,
+    features: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> ShardInfo:
     """Atomically write a shard and return its entry for the manifest. Equal input gives equal bytes.
 
@@ -36,6 +44,8 @@ def write_shard(
         lengths: (users,) number of events of each user.
         items: (events,) int32 item ids of the users' concatenated sequences, or a type that converts to it.
         times: (events,) int64, or a type that converts to it.
+        features: name -> (events,) integer codes of a categorical feature or floating-point values of a float
+            feature, see `storage.features`.
 
     Raises:
         DataError: a user has too many events for a member of an archive.
@@ -48,11 +58,14 @@ def write_shard(
             "limit histories with --max-user-events"
         )
     ptr = np.concatenate([[0], np.cumsum(lengths)])
+    assert all(len(values) == ptr[-1] for values in features.values()), "a feature has another length"
+    columns = {member_name(name): _as_feature(values) for name, values in features.items()}
     starts = np.unique(ptr[:-1] // BLOCK_EVENTS, return_index=True)[1].tolist()
     with atomic_file(path, sync=False) as file, TarWriter(file, mtime=0) as tar:
         for begin, end in pairwise([*starts, len(lengths)]):
             events = slice(int(ptr[begin]), int(ptr[end]))
-            tar.write(_block(first_user + begin, lengths[begin:end], items[events], times[events]))
+            block = _block(first_user + begin, lengths[begin:end], items[events], times[events])
+            tar.write(block | {name: values[events] for name, values in columns.items()})
     return ShardInfo(
         name=path.name,
         num_users=len(lengths),
@@ -73,3 +86,9 @@ def _block(first_user: int, lengths: np.ndarray, items: np.ndarray, times: np.nd
         TIMES: (times - base).astype(dtype, copy=False),
         ABOUT: {"schema_version": SCHEMA_VERSION, "first_user": first_user, "time_base": base},
     }
+
+
+def _as_feature(values: np.ndarray) -> np.ndarray:
+    """Return a feature's values in the dtype of its kind."""
+    kind = "categorical" if values.dtype.kind in "iu" else "float"
+    return values.astype(DTYPES[kind], copy=False)

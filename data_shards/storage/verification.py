@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ import polars as pl
 from longplay.common.checksums import sha256_of
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.progress import Track, untracked
+from longplay.data_shards.storage.feature_verification import FeatureCheck, read_vocabularies
+from longplay.data_shards.storage.features import member_name
 from longplay.data_shards.storage.manifest import (
     ITEMS_NAME,
     MANIFEST_NAME,
@@ -58,7 +60,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
     if items is not None:
         problems += _check_items(items, manifest)
     if users is not None and items is not None:
-        problems += _check_fingerprint(users, items, manifest)
+        problems += _check_fingerprint(users, items, folder, manifest)
     return problems + _check_shards(folder, manifest, users, items, track)
 
 
@@ -104,10 +106,15 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
         yield f"{ITEMS_NAME}: an original_id occurs twice"
 
 
-def _check_fingerprint(users: pl.DataFrame, items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
-    """Check the dataset id, a hash of the original ids of users and items and of the shards' checksums."""
+def _check_fingerprint(
+    users: pl.DataFrame, items: pl.DataFrame, folder: Path, manifest: Manifest
+) -> Iterator[str]:
+    """Check the dataset id: a hash of the original ids, the shards' checksums and the features' values."""
     item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
-    found = dataset_fingerprint(item_originals, user_originals, manifest.shards)
+    vocabularies = read_vocabularies(folder, manifest.features)
+    if vocabularies is None:
+        return  # reported for the feature
+    found = dataset_fingerprint(item_originals, user_originals, manifest.shards, vocabularies)
     if found != manifest.dataset_id:
         yield (
             f"{MANIFEST_NAME}: dataset_id is {manifest.dataset_id}, but the original ids in {ITEMS_NAME} and "
@@ -119,7 +126,9 @@ def _check_shards(
     folder: Path, manifest: Manifest, users: pl.DataFrame | None, items: pl.DataFrame | None, track: Track
 ) -> list[str]:
     problems: list[str] = []
-    totals = _Totals(np.zeros(manifest.num_items + 1, np.int64))
+    totals = _Totals(
+        np.zeros(manifest.num_items + 1, np.int64), [FeatureCheck(feature) for feature in manifest.features]
+    )
     first_users = np.cumsum([0, *(shard.num_users for shard in manifest.shards)])
     for number in track(range(len(manifest.shards)), "verifying shards"):
         info, begin, end = manifest.shards[number], first_users[number], first_users[number + 1]
@@ -135,6 +144,8 @@ def _check_shards(
     if items is not None:
         counts = items["count"].to_numpy()
         problems += _compare(f"{ITEMS_NAME}: count of row", counts, totals.counts[1:], "but the shards have")
+    for feature in totals.features:
+        problems += feature.problems(folder)
     first, last = manifest.time_quantiles[0], manifest.time_quantiles[-1]
     if (first, last) != (totals.first_time, totals.last_time):
         problems.append(
@@ -150,11 +161,13 @@ class _Totals:
 
     Attributes:
         counts: (items + 1,) int64 number of events of each item id.
+        features: totals of each feature.
         num_shards: number of usable shards.
         first_time, last_time: range of the event times.
     """
 
     counts: np.ndarray
+    features: list[FeatureCheck] = field(default_factory=list)
     num_shards: int = 0
     first_time: int = np.iinfo(np.int64).max
     last_time: int = np.iinfo(np.int64).min
@@ -186,7 +199,8 @@ def _check_shard(
     elif sha256 != info.sha256:
         yield "content does not match its checksum in the manifest"
     try:
-        found, items, times = _read_arrays(path, first_user)
+        names = [check.info.name for check in totals.features]
+        found, items, times, features = _read_arrays(path, first_user, names)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         yield f"is damaged ({(str(error) or type(error).__name__).splitlines()[0]})"
         return
@@ -196,40 +210,54 @@ def _check_shard(
         yield from _compare("number of events of user", found, lengths, f"but {USERS_NAME} has", first_user)
     if found.sum() != info.num_events:
         yield f"has {found.sum()} events, expected {info.num_events}"
+    for check, values in zip(totals.features, features, strict=True):
+        problem = check.add(values)
+        if problem is not None:
+            yield problem
     if found.any():
         yield from _check_events(items, times, found, first_user, totals)
 
 
-def _read_arrays(path: Path, first_user: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the lengths, item ids and times of a shard's users, in order, as int64.
+def _read_arrays(
+    path: Path, first_user: int, features: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Return the lengths, item ids and times of a shard's users, in order, as int64, and their features.
 
     Raises:
         ValueError: the archive has other members, or a member has the wrong type or length.
     """
     lengths, items, times = [], [], []
+    columns: dict[str, list[np.ndarray]] = {member_name(name): [] for name in features}
     with tarfile.open(path, "r:") as tar:
         while (member := tar.next()) is not None:
             key = f"{first_user + sum(map(len, lengths)):010d}"
-            items.append(_array(tar, member, f"{key}.items.npy", "<i4"))
+            for name in sorted(columns):
+                columns[name].append(_array(tar, member, f"{key}.{name}", "<i4", "<f4"))
+                member = tar.next()
+            items.append(_array(tar, member, f"{key}.items.npy", "<i4").astype(np.int64))
             about = json.loads(_content(tar, tar.next(), f"{key}.json"))
             base = about.get("time_base") if isinstance(about, dict) else None
             expected = {"schema_version": SCHEMA_VERSION, "first_user": int(key), "time_base": base}
             if not isinstance(base, int) or about != expected:
                 raise ValueError(f"{key}.json is {about}")
-            lengths.append(_array(tar, tar.next(), f"{key}.lengths.npy", "<i4"))
-            times.append(_array(tar, tar.next(), f"{key}.times.npy", "<u4", "<i8") + base)
+            lengths.append(_array(tar, tar.next(), f"{key}.lengths.npy", "<i4").astype(np.int64))
+            times.append(_array(tar, tar.next(), f"{key}.times.npy", "<u4", "<i8").astype(np.int64) + base)
             if not len(items[-1]) == len(times[-1]) == lengths[-1].sum():
                 raise ValueError(f"block {key} has different numbers of items and times")
+            for name, blocks in columns.items():
+                if len(blocks[-1]) != len(items[-1]):
+                    raise ValueError(f"{key}.{name} has {len(blocks[-1])} values, expected {len(items[-1])}")
     empty = np.empty(0, np.int64)
-    return np.concatenate([empty, *lengths]), np.concatenate([empty, *items]), np.concatenate([empty, *times])
+    found, ids, when = (np.concatenate([empty, *arrays]) for arrays in (lengths, items, times))
+    return found, ids, when, [np.concatenate(blocks) if blocks else empty for blocks in columns.values()]
 
 
 def _array(tar: tarfile.TarFile, member: tarfile.TarInfo | None, name: str, *dtypes: str) -> np.ndarray:
-    """Return a one-dimensional array of one of the types, as int64."""
+    """Return a one-dimensional array of one of the types."""
     array = np.lib.format.read_array(io.BytesIO(_content(tar, member, name)), allow_pickle=False)
     if array.dtype not in [np.dtype(dtype) for dtype in dtypes] or array.ndim != 1:
         raise ValueError(f"{name} is {array.dtype} {array.shape}")
-    return array.astype(np.int64)
+    return array
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None, name: str) -> bytes:
