@@ -12,3 +12,7 @@ class DataError(ValueError):
 
     The message is one line: what is wrong, where, and what to do.
     """
+
+
+class PermanentError(OSError):
+    """A file cannot be read, and another attempt would fail in the same way."""

@@ -1,54 +1,56 @@
-"""Locations of a dataset and its files: local paths, or URLs that WebDataset's `gopen` reads."""
+"""Locations of a dataset and its files: local paths or URLs."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import numpy as np
-from webdataset.gopen import gopen, gopen_schemes
 
-from longplay.data_shards.errors import DataError
+from longplay.data_shards.errors import DataError, PermanentError
+from longplay.data_shards.storage.command_output import CommandOutput
+
+if TYPE_CHECKING:
+    from longplay.data_shards.storage.http_file import HttpFile
 
 Location = Path | str
-"""A local folder or file is a Path; any other location that `gopen` reads is a URL."""
+"""A local folder or file is a Path; the location of anything else is a URL."""
 
-NUM_TRIES = 3
-RETRY_PAUSES_S = (0.2, 1.0)  # after the first and the second failure
-_BLOCK_BYTES = 4 << 20
-_CURL_ERRORS = {
-    6: "no such host",
-    7: "cannot connect",
-    18: "the transfer was cut off",
-    22: "the server returned an error status such as 404",
-    28: "timed out",
-    52: "the server sent an empty reply",
-    56: "the connection was reset",
+LEAST_BYTES = 64 << 10
+RETRY_PAUSES_S = (0.2, 1.0, 5.0)  # after the first, the second and the third failure
+_CURL = ("curl", "--fail", "--silent", "--location", "{url}")
+_COMMANDS = {
+    "ais": ("ais", "get", "{url}", "-"),
+    "ftps": _CURL,
+    "gs": ("gsutil", "cat", "{url}"),
+    "scp": _CURL,
+    "sftp": _CURL,
 }
+"""The commands that WebDataset runs for these schemes."""
+_SCHEMES = ("file", "http", "https", "pipe", *_COMMANDS)
 
 
 def parse_location(text: Path | str) -> Location:
     """Return a Path for a local path or a `file:` URL, and any other URL without trailing slashes.
 
     Raises:
-        DataError: `gopen` cannot read URLs of this scheme.
+        DataError: URLs of this scheme cannot be read.
     """
     if isinstance(text, Path):
         return text
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*):", text)
-    if scheme is None or not (scheme[1].lower() in _schemes() or text.startswith("//", scheme.end())):
+    if scheme is None or not (scheme[1].lower() in _SCHEMES or text.startswith("//", scheme.end())):
         return Path(text)
     if scheme[1].lower() == "file":
         return Path(url2pathname(urlparse(text).path))
-    if scheme[1].lower() not in _schemes():
+    if scheme[1].lower() not in _SCHEMES:
         raise DataError(
-            f"{text}: unsupported scheme; use one of {', '.join(sorted(_schemes()))}; "
+            f"{text}: unsupported scheme; use one of {', '.join(sorted(_SCHEMES))}; "
             "pipe:COMMAND reads the output of a command"
         )
     return text.rstrip("/")
@@ -67,7 +69,10 @@ def absolute(location: Location) -> str:
 def read_whole(
     location: Location, num_bytes: int | None = None, check: Callable[[np.ndarray], None] | None = None
 ) -> np.ndarray:
-    """Read a whole file as (num_bytes,) uint8. Try a URL up to three times.
+    """Read a whole file as (num_bytes,) uint8. Try a URL up to four times.
+
+    A transfer over HTTP that is broken off continues where it stopped, and does not count as a failure if it
+    brought LEAST_BYTES. Content that fails a check is read again from the beginning.
 
     Args:
         location: the file.
@@ -77,77 +82,50 @@ def read_whole(
     Raises:
         FileNotFoundError: a local file is missing.
         OSError, ValueError: the file cannot be read, has another size, or fails `check`.
-        DataError: the program or package that reads such URLs is not installed.
     """
     if isinstance(location, Path):
-        return _read_once(os.path.abspath(location), num_bytes, check)
-    for pause in (*RETRY_PAUSES_S, None):
+        content = np.frombuffer(location.read_bytes(), np.uint8)
+        _check(content, num_bytes, check)
+        return content
+    source, received, failures = _open_url(location), bytearray(), 0
+    while True:
+        before = len(received)
         try:
-            return _read_once(location, num_bytes, check)
-        except FileNotFoundError as error:
-            program = error.filename or "the program"
-            raise DataError(
-                f"{location}: needs {program}, which is not installed; install it, or copy the dataset to a "
-                "local folder"
-            ) from None
-        except ImportError as error:
-            raise DataError(
-                f"{location}: {error}; install that package, or copy the dataset to a local folder"
-            ) from None
-        except (OSError, ValueError) as error:
-            if pause is None:
-                raise type(error)(f"{error}; tried {NUM_TRIES} times") from error
-        time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _read_once(url: str, num_bytes: int | None, check: Callable[[np.ndarray], None] | None) -> np.ndarray:
-    stream: Any = gopen(url, mode="rb")
-    try:
-        with stream:
-            content = _read_stream(stream) if num_bytes is None else _read_into(stream, num_bytes)
-    except OSError as error:
-        status = getattr(stream, "status", None)
-        if not status:
+            for block in source.blocks(before):
+                received += block
+                if num_bytes is not None and len(received) > num_bytes:
+                    break
+            content = np.frombuffer(received, np.uint8)
+            _check(content, num_bytes, check)
+            return content
+        except PermanentError:
             raise
-        program = stream.args[0][0]
-        program = program if isinstance(program, str) else program[0]
-        cause = _CURL_ERRORS.get(status, "") if program == "curl" else ""
-        raise OSError(f"{program} exited with status {status}{cause and f': {cause}'}") from error
+        except (OSError, ValueError) as error:
+            broken_off = isinstance(error, OSError) and source.resumable
+            failures += not (broken_off and len(received) - before >= LEAST_BYTES)
+            if failures > len(RETRY_PAUSES_S):
+                raise type(error)(f"{error}; tried {failures} times") from error
+            if not broken_off:
+                received = bytearray()
+            time.sleep(RETRY_PAUSES_S[max(0, failures - 1)])
+
+
+def _check(content: np.ndarray, num_bytes: int | None, check: Callable[[np.ndarray], None] | None) -> None:
+    if num_bytes is not None and len(content) > num_bytes:
+        raise ValueError(f"has more than the expected {num_bytes} bytes")
+    if num_bytes is not None and len(content) < num_bytes:
+        raise ValueError(f"has {len(content)} bytes, expected {num_bytes}")
     if check is not None:
         check(content)
-    return content
 
 
-def _read_stream(stream: Any) -> np.ndarray:
-    blocks = []
-    while block := stream.read(_BLOCK_BYTES):
-        blocks.append(block)
-    return np.frombuffer(b"".join(blocks), np.uint8)
+def _open_url(url: str) -> HttpFile | CommandOutput:
+    scheme, _, rest = url.partition(":")
+    scheme = scheme.lower()
+    if scheme == "pipe":
+        return CommandOutput(["sh", "-c", rest])
+    if scheme in _COMMANDS:
+        return CommandOutput([word.format(url=url) for word in _COMMANDS[scheme]])
+    from longplay.data_shards.storage.http_file import HttpFile  # importing requests takes 0.1 s
 
-
-def _read_into(stream: Any, num_bytes: int) -> np.ndarray:
-    """Read a whole stream of exactly `num_bytes` bytes.
-
-    Raises:
-        ValueError: the stream has another size.
-    """
-    content, found = np.empty(num_bytes, np.uint8), 0
-    view = content.data
-    while found < num_bytes:
-        if hasattr(stream, "readinto"):
-            got = stream.readinto(view[found:])
-        else:  # gopen's pipes: their `read` checks the program's exit code
-            block = stream.read(min(_BLOCK_BYTES, num_bytes - found))
-            got = len(block)
-            view[found : found + got] = block
-        if not got:
-            raise ValueError(f"has {found} bytes, expected {num_bytes}")
-        found += got
-    if stream.read(1):
-        raise ValueError(f"has more than the expected {num_bytes} bytes")
-    return content
-
-
-def _schemes() -> set[str]:
-    return {"file", *gopen_schemes} - {"__default__"}
+    return HttpFile(url)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from longplay.common.daemon_threads import DaemonThreads
 
 T = TypeVar("T")
 
@@ -14,7 +16,7 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     """Yield the values of `source`, preparing up to `depth` of them ahead in one background thread.
 
     An exception in `source` is raised here, after the values before it. Closing or dropping the iterator
-    closes `source` and ends the thread.
+    closes `source` and ends the thread, as soon as it has prepared the current value.
 
     Args:
         source: advanced only in the background thread if `depth` is above 0.
@@ -23,7 +25,7 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
     if depth == 0:
         yield from source
         return
-    thread = ThreadPoolExecutor(1, thread_name_prefix="longplay-prefetch")
+    thread = DaemonThreads(1, "longplay-prefetch")
     ahead: deque[Future[list[T]]] = deque()
     try:
         while True:
@@ -34,9 +36,11 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[T]:
                 return
             yield value[0]
     finally:
-        thread.shutdown(wait=True, cancel_futures=True)
+        for future in ahead:
+            future.cancel()
         if isinstance(source, Generator):
-            source.close()
+            thread.submit(source.close)
+        thread.shutdown()
 
 
 def _take_one(source: Iterator[T]) -> list[T]:

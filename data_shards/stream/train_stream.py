@@ -6,10 +6,10 @@ The global batch of a step does not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from longplay.common.daemon_threads import DaemonThreads
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.config import StreamConfig
@@ -122,7 +122,7 @@ class TrainStream:
     def _produce(self, epoch: int, step: int) -> Iterator[Batch]:
         """Fill the batches with the calling thread and `reader_threads - 1` helpers."""
         num_threads = min(max(1, self.config.reader_threads), len(self.lanes))
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="longplay-reader") as helpers:
+        with DaemonThreads(num_threads - 1, "longplay-reader") as helpers:
             for position in self._builder.positions(epoch, step):
                 batch = self._builder.batch(*position, helpers=helpers, num_threads=num_threads)
                 batch = batch.pin_memory() if self._pin_memory else batch

@@ -3,74 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from support.data_server import PART, DataServer
 from support.datasets import log_normal_lengths, make_dataset, sequences
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.storage import locations
+from longplay.data_shards.storage import http_file, locations
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.locations import absolute, in_folder, parse_location
+from longplay.data_shards.storage.locations import absolute, in_folder, parse_location, read_whole
 from longplay.data_shards.stream.config import StreamConfig
 from longplay.data_shards.stream.train_stream import Batch, TrainStream
 
 CONFIG = StreamConfig(context_length=16, rows_per_step=36, pool_rows=10)
-
-
-class Server:
-    """Serves a folder on loopback. `faults[name]` lists the faults of the next requests for a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.faults: dict[str, list[str]] = {}
-        self.requests: Counter[str] = Counter()
-        handler = partial(_Handler, owner=self, directory=str(folder))
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def __init__(self, *args, owner: Server, **kwargs) -> None:
-        self.owner = owner
-        super().__init__(*args, **kwargs)
-
-    def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
-        self.owner.requests[name] += 1
-        faults = self.owner.faults.get(name, [])
-        fault = faults.pop(0) if faults else ""
-        if fault == "drop":
-            self.close_connection = True
-        elif fault in ("truncate", "cut", "flip"):
-            content = bytearray((Path(self.directory) / name).read_bytes())
-            self.send_response(200)
-            if fault == "truncate":  # fewer bytes than Content-Length
-                self.send_header("Content-Length", str(len(content)))
-                content = content[:1000]
-            elif fault == "cut":  # a shorter file
-                content = content[:-512]
-                self.send_header("Content-Length", str(len(content)))
-            else:
-                content[600] ^= 1
-                self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-        else:
-            super().do_GET()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("large") / "file"
+    file.write_bytes(bytes(range(256)) * (6 * PART // 256))
+    return file
+
+
 @pytest.fixture
-def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataServer]:
     monkeypatch.setattr(locations, "RETRY_PAUSES_S", (0.0, 0.0))
-    server = Server(folder)
+    monkeypatch.setattr(http_file, "READ_TIMEOUT_S", 0.2)
+    server = DataServer(folder)
     yield server
     server.close()
 
@@ -93,7 +49,7 @@ def epoch(dataset: Dataset) -> list[Batch]:
     return list(itertools.islice(stream, stream.steps_per_epoch(0)))
 
 
-def test_a_dataset_over_http_equals_the_one_in_the_folder(folder: Path, server: Server) -> None:
+def test_a_dataset_over_http_equals_the_one_in_the_folder(folder: Path, server: DataServer) -> None:
     local, remote = Dataset.open(folder), Dataset.open(f"{server.url}/")
     assert remote.path == server.url
     assert sequences(remote) == sequences(local)
@@ -108,8 +64,8 @@ def test_other_schemes_of_gopen_are_read(folder: Path, prefix: str) -> None:
     dataset.verify()
 
 
-@pytest.mark.parametrize("fault", ["drop", "truncate", "cut", "flip"])
-def test_a_read_that_fails_once_is_retried(server: Server, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["drop", "truncate", "stall", "silent", "busy", "cut", "flip"])
+def test_a_read_that_fails_once_is_retried(server: DataServer, fault: str) -> None:
     server.faults["shard-000003.tar"] = [fault]
     Dataset.open(server.url).verify()
     assert server.requests["shard-000003.tar"] == 2
@@ -118,13 +74,16 @@ def test_a_read_that_fails_once_is_retried(server: Server, fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        ("drop", r"cannot be read \(curl exited with status 52: the server sent an empty reply"),
-        ("truncate", r"cannot be read \(curl exited with status 18: the transfer was cut off"),
+        ("drop", r"cannot be read \(Remote end closed connection without response"),
+        ("truncate", r"cannot be read \(the transfer was broken off"),
+        ("stall", r"cannot be read \(the server sent nothing for 0\.2 s"),
+        ("silent", r"cannot be read \(the server sent nothing for 0\.2 s"),
+        ("busy", r"cannot be read \(the server answered 503 Service Unavailable"),
         ("cut", r"is damaged \(has \d+ bytes, expected \d+"),
         ("flip", r"is damaged \(its content does not match its checksum"),
     ],
 )
-def test_a_read_that_keeps_failing_raises_with_the_url(server: Server, fault: str, cause: str) -> None:
+def test_a_read_that_keeps_failing_raises_with_the_url(server: DataServer, fault: str, cause: str) -> None:
     server.faults["shard-000003.tar"] = [fault] * 9
     with pytest.raises(DataError, match=rf"{server.url}/shard-000003\.tar: shard {cause}; tried 3 times\)"):
         Dataset.open(server.url).shard(3)
@@ -135,10 +94,8 @@ def test_a_missing_shard_or_dataset_is_named(tmp_path: Path, monkeypatch: pytest
     make_dataset(tmp_path / "set", log_normal_lengths(60))
     (tmp_path / "set" / "shard-000002.tar").unlink()
     monkeypatch.setattr(locations, "RETRY_PAUSES_S", (0.0, 0.0))
-    server = Server(tmp_path / "set")
-    with pytest.raises(
-        DataError, match=r"shard-000002\.tar: shard cannot be read \(curl exited with status 22: .*404"
-    ):
+    server = DataServer(tmp_path / "set")
+    with pytest.raises(DataError, match=r"shard-000002\.tar: shard cannot be read \(the server answered 404"):
         epoch(Dataset.open(server.url))
     skipping = Dataset.open(server.url, on_bad_shard="skip")
     with pytest.warns(UserWarning, match=r"shard-000002\.tar: shard cannot be read .* skipped its"):
@@ -150,10 +107,41 @@ def test_a_missing_shard_or_dataset_is_named(tmp_path: Path, monkeypatch: pytest
     server.close()
 
 
-def test_a_missing_program_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="needs curl, which is not installed; install it"):
+@pytest.mark.parametrize("fault", ["silent", "stall"])
+@pytest.mark.parametrize("name", ["manifest.json", "users.parquet"])
+def test_a_server_that_stops_sending_is_given_up(server: DataServer, fault: str, name: str) -> None:
+    server.faults[name] = [fault] * 9
+    with pytest.raises(
+        DataError, match=rf"{name}: cannot be read \(the server sent nothing for 0\.2 s; tried 3"
+    ):
         Dataset.open(server.url)
+
+
+def test_a_broken_transfer_continues_where_it_stopped(server: DataServer, large_file: Path) -> None:
+    server.folder = large_file.parent
+    server.faults["file"] = ["stall", "truncate", "stall", "truncate"]  # more than the allowed failures
+    assert read_whole(f"{server.url}/file").tobytes() == large_file.read_bytes()
+    assert server.ranges["file"] == [None, *(f"bytes={number * PART}-" for number in (1, 2, 3, 4))]
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again(server: DataServer, large_file: Path) -> None:
+    server.folder, server.knows_ranges = large_file.parent, False
+    server.faults["file"] = ["stall"]
+    assert read_whole(f"{server.url}/file").tobytes() == large_file.read_bytes()
+    assert server.requests["file"] == 2
+
+
+def test_a_file_that_changes_during_a_transfer_is_read_again(server: DataServer, large_file: Path) -> None:
+    server.folder = large_file.parent
+    server.faults["file"] = ["truncate", "changed", "changed"]
+    assert read_whole(f"{server.url}/file").tobytes() == large_file.read_bytes()
+    assert server.ranges["file"] == [None, f"bytes={PART}-", None]
+
+
+def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="needs gsutil, which is not installed; install it"):
+        Dataset.open("gs://bucket/set")
 
 
 @pytest.mark.parametrize(
