@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from longplay.common.settings import Count, NonNegativeInt, settings_class
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.columns import EventColumns, Events, SlotColumns, read_events
 from longplay.data_shards.stream.config import SplitConfig
 from longplay.data_shards.stream.epoch_order import group_shards, pool_users
 from longplay.data_shards.stream.packing import PackedRows
@@ -56,6 +57,7 @@ class EvalBatch:
         seen_ptr: (Q + 1,) int64, first entry of each query in `seen_items`.
         seen_items: int64; the entries of a query are the distinct item ids of the user's whole history
             without the target, in ascending order.
+        times, features: of the events of `item_ids`, as in `Batch`.
     """
 
     number: int
@@ -67,6 +69,8 @@ class EvalBatch:
     users: torch.Tensor
     seen_ptr: torch.Tensor
     seen_items: torch.Tensor
+    times: torch.Tensor | None = None
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class EvalStream:
         part: the part of the split whose events are predicted.
         rank: rank of this process.
         world_size: number of ranks.
+        columns: what to deliver of each event besides its item.
 
     Attributes:
         num_users: evaluated users of all ranks. Includes users whose shard is skipped later; they have no
@@ -109,10 +114,17 @@ class EvalStream:
     """
 
     def __init__(
-        self, dataset: Dataset, config: EvalConfig, part: Part, *, rank: int = 0, world_size: int = 1
+        self,
+        dataset: Dataset,
+        config: EvalConfig,
+        part: Part,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        columns: EventColumns = EventColumns(),  # noqa: B008 -- immutable
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        self.dataset, self.config, self.part = dataset, config, part
+        self.dataset, self.config, self.part, self._columns = dataset, config, part, columns
         self._rank, self._world_size = rank, world_size
         self._target_at = _sample_users(split_bounds(dataset, config.split).targets[part], config)
         self.num_users = int(np.count_nonzero(self._target_at >= 0))
@@ -155,19 +167,18 @@ class EvalStream:
                 if number % self._world_size == self._rank
             ]
             if mine:
-                items = np.concatenate(
-                    [self.dataset.shard(shard, with_times=False).items for shard in pool.shards]
-                )
+                events = read_events(self.dataset.shard, pool.shards, self._columns)
                 for number in mine:
                     start = (number - pool.first_batch) * self.config.rows_per_batch
                     stop = min(start + self.config.rows_per_batch, pool.rows.num_rows)
-                    batch = self._batch(number, pool.rows.rows(start, stop), items)
+                    batch = self._batch(number, pool.rows.rows(start, stop), events)
                     if len(batch.users):
                         yield batch
 
-    def _batch(self, number: int, rows: PackedRows, items: np.ndarray) -> EvalBatch:
+    def _batch(self, number: int, rows: PackedRows, events: Events) -> EvalBatch:
         """Fill the rows of one batch. The target of a history is the event after its segment."""
-        item_ids = np.zeros((rows.num_rows, self.config.context_length), np.int64)
+        items, shape = events.items, (rows.num_rows, self.config.context_length)
+        item_ids = np.zeros(shape, np.int64)
         sources, destinations, seq_idx = rows.slots(self.config.context_length)
         item_ids.reshape(-1)[destinations] = items[sources]
         query_rows, query_slots = rows.last_slots()
@@ -180,7 +191,11 @@ class EvalStream:
         history = self._target_at[users]
         seen_ptr, seen_items = _seen(items, target_in_items - history, history, targets)
         arrays = (item_ids, seq_idx, query_rows, query_slots, targets, users, seen_ptr, seen_items)
-        return EvalBatch(number, *(torch.from_numpy(values) for values in arrays))
+        columns = SlotColumns.allocate(self._columns, shape)
+        columns.fill(slice(None), rows, events)
+        features, times = columns.tensors()
+        tensors = (torch.from_numpy(values) for values in arrays)
+        return EvalBatch(number, *tensors, times=times, features=features)
 
 
 def _sample_users(target_at: np.ndarray, config: EvalConfig) -> np.ndarray:

@@ -1,11 +1,12 @@
-// Copy the segments of packed rows from the concatenated items, with their targets and segment numbers.
+// Copy the segments of packed rows from the concatenated items, with their targets and segment numbers, or from
+// any other column of the events.
 
 #include <algorithm>
 #include <cstdint>
 
-// The same fields as fill_rows._Sizes.
+// The same fields as fill_rows._Sizes. `value_bytes` is the size of a column's value.
 struct Sizes {
-  int64_t rows, length;
+  int64_t rows, length, value_bytes;
 };
 
 extern "C" void fill_rows(const Sizes* sizes, const int32_t* items, const int64_t* sources, const int64_t* lengths,
@@ -24,5 +25,18 @@ extern "C" void fill_rows(const Sizes* sizes, const int32_t* items, const int64_
     std::fill(item_ids + slot, item_ids + end, 0);
     std::fill(targets + slot, targets + end, 0);
     std::fill(seq_idx + slot, seq_idx + end, static_cast<int32_t>(row_ptr[row + 1] - row_ptr[row]));
+  }
+}
+
+extern "C" void fill_column(const Sizes* sizes, const char* values, const int64_t* sources, const int64_t* lengths,
+                            const int64_t* row_ptr, char* out) {
+  const int64_t bytes = sizes->value_bytes;
+  for (int64_t row = 0; row < sizes->rows; row++) {
+    char* slot = out + row * sizes->length * bytes;
+    char* const end = slot + sizes->length * bytes;
+    for (int64_t segment = row_ptr[row]; segment < row_ptr[row + 1]; segment++) {
+      slot = std::copy_n(values + sources[segment] * bytes, lengths[segment] * bytes, slot);
+    }
+    std::fill(slot, end, 0);
   }
 }

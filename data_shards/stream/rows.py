@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from longplay.data_shards.storage.shard_store import ShardStore
+from longplay.data_shards.stream.columns import EventColumns, Events, SlotColumns, read_events
 from longplay.data_shards.stream.epoch_order import EpochOrder, StreamConfig
 from longplay.data_shards.stream.fill_rows import fill_rows
 
@@ -31,6 +33,9 @@ class Batch:
             more segment.
         row_lanes: (B,) int64, the lane of each row.
         row_numbers: (B,) int64, the row's number among its lane's rows of this step.
+        times: (B, L) int64, the time of each event, 0 = padding; None unless the stream delivers times.
+        features: name -> (B, L) int32 codes or float32 values of each feature that the stream delivers; 0 =
+            padding. A missing code is 0, a missing value NaN.
     """
 
     epoch: int
@@ -40,6 +45,8 @@ class Batch:
     seq_idx: torch.Tensor
     row_lanes: torch.Tensor
     row_numbers: torch.Tensor
+    times: torch.Tensor | None = None
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def target_slots(self) -> torch.Tensor:
@@ -48,14 +55,22 @@ class Batch:
         slots = torch.from_numpy(np.flatnonzero(self.targets.numpy()))
         return slots.pin_memory() if self.targets.is_pinned() else slots
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by name."""
-        names = (field.name for field in fields(self))
-        return {name: getattr(self, name) for name in names if name not in ("epoch", "step")}
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return a batch with `function` applied to every tensor."""
+        changed: dict[str, Any] = {}
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, torch.Tensor):
+                changed[name] = function(value)
+            elif isinstance(value, Mapping):
+                changed[name] = {key: function(tensor) for key, tensor in value.items()}
+            else:
+                changed[name] = value
+        return Batch(**changed)
 
     def pin_memory(self) -> Batch:
         """Return a copy in page-locked memory, which a GPU can read asynchronously."""
-        return Batch(self.epoch, self.step, **{name: t.pin_memory() for name, t in self.tensors().items()})
+        return self.map(torch.Tensor.pin_memory)
 
 
 class RowBuilder:
@@ -67,6 +82,7 @@ class RowBuilder:
         num_train: (users,) int64 number of events of each user to train on.
         num_lanes: lanes of the whole stream.
         lanes: the lanes to fill.
+        columns: what to deliver of each event besides its item.
     """
 
     def __init__(
@@ -77,13 +93,15 @@ class RowBuilder:
         *,
         num_lanes: int,
         lanes: Sequence[int],
+        columns: EventColumns,
     ) -> None:
+        self._columns = columns
         self._store, self._config, self._lanes = store, config, list(lanes)
         self._num_train, self._num_lanes = num_train, num_lanes
         self._orders: dict[int, EpochOrder] = {}
         self._orders_lock = threading.Lock()
-        # lane -> ((epoch, pool), items of the pool's shards). Each lane is filled by one thread at a time.
-        self._open_pools: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+        # lane -> ((epoch, pool), events of the pool's shards). Each lane is filled by one thread at a time.
+        self._open_pools: dict[int, tuple[tuple[int, int], Events]] = {}
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the order of one epoch. Thread-safe; the latest few orders are cached."""
@@ -127,15 +145,17 @@ class RowBuilder:
         total = int(num_rows.sum())
         item_ids, targets = np.empty((total, length), np.int64), np.empty((total, length), np.int64)
         seq_idx = np.empty((total, length), np.int32)
+        columns = SlotColumns.allocate(self._columns, (total, length))
 
-        def fill(part: np.ndarray) -> None:
-            for index in part.tolist():
+        def fill(lanes: np.ndarray) -> None:
+            for index in lanes.tolist():
                 lane, begin = self._lanes[index], int(begins[index])
                 for pool, rows in order.step_rows(lane, step):
-                    end = begin + rows.num_rows
-                    items = self._items(order, lane, pool)
-                    fill_rows(rows, items, item_ids[begin:end], targets[begin:end], seq_idx[begin:end])
-                    begin = end
+                    part = slice(begin, begin + rows.num_rows)
+                    events = self._events(order, lane, pool)
+                    fill_rows(rows, events.items, item_ids[part], targets[part], seq_idx[part])
+                    columns.fill(part, rows, events)
+                    begin = part.stop
 
         first, *others = np.array_split(np.arange(len(self._lanes)), num_threads)
         pending = [helpers.submit(fill, part) for part in others]
@@ -151,14 +171,14 @@ class RowBuilder:
         tensors = (
             torch.from_numpy(values) for values in (item_ids, targets, seq_idx, row_lanes, row_numbers)
         )
-        return Batch(epoch, step, *tensors)
+        features, times = columns.tensors()
+        return Batch(epoch, step, *tensors, times=times, features=features)
 
-    def _items(self, order: EpochOrder, lane: int, pool: int) -> np.ndarray:
-        """Return the concatenated items of the shards of a lane's pool. The pool stays open."""
+    def _events(self, order: EpochOrder, lane: int, pool: int) -> Events:
+        """Return the concatenated events of the shards of a lane's pool. The pool stays open."""
         key = (order.epoch, pool)
         if lane not in self._open_pools or self._open_pools[lane][0] != key:
             self._open_pools.pop(lane, None)  # free its memory before reading the next pool
             shards = order.lanes[lane][pool].shards
-            parts = [self._store.shard(shard, with_times=False).items for shard in shards]
-            self._open_pools[lane] = (key, np.concatenate(parts) if len(parts) > 1 else parts[0])
+            self._open_pools[lane] = (key, read_events(self._store.shard, shards, self._columns))
         return self._open_pools[lane][1]

@@ -12,6 +12,7 @@ import numpy as np
 from longplay.common.daemon_threads import DaemonThreads
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.columns import EventColumns
 from longplay.data_shards.stream.config import StreamConfig
 from longplay.data_shards.stream.epoch_order import EpochOrder, usable_lanes
 from longplay.data_shards.stream.prefetch import prefetch
@@ -43,6 +44,7 @@ class TrainStream:
         config: how rows are cut, packed, ordered and read.
         rank: rank of this process. Each rank owns a block of consecutive lanes.
         world_size: number of ranks.
+        columns: what to deliver of each event besides its item.
         pin_memory: allocate batches in page-locked memory, for a GPU.
 
     Raises:
@@ -56,6 +58,7 @@ class TrainStream:
         *,
         rank: int = 0,
         world_size: int = 1,
+        columns: EventColumns = EventColumns(),  # noqa: B008 -- immutable
         pin_memory: bool = False,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
@@ -74,7 +77,7 @@ class TrainStream:
                 f"{dataset.path}: the split leaves no user with two events to train on; change data.split"
             )
         self._builder = RowBuilder(
-            dataset.store, config, num_train, num_lanes=self.num_lanes, lanes=self.lanes
+            dataset.store, config, num_train, num_lanes=self.num_lanes, lanes=self.lanes, columns=columns
         )
         self._position = (0, 0)
 

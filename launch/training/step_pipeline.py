@@ -218,9 +218,8 @@ def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:
     if parts == 1 and len(batch.item_ids):
         yield batch
         return
-    split = {name: tensor.tensor_split(parts) for name, tensor in batch.tensors().items()}
     for number in range(parts):
-        fields = {name: pieces[number] for name, pieces in split.items()}  # views, which stay pinned
-        if fields["item_ids"].shape[0] == 0:
-            fields = {name: value.new_zeros(1, *value.shape[1:]) for name, value in fields.items()}
-        yield Batch(batch.epoch, batch.step, **fields)
+        rows = batch.map(lambda tensor, number=number: tensor.tensor_split(parts)[number])  # stays pinned
+        if rows.item_ids.shape[0] == 0:
+            rows = rows.map(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]))
+        yield rows

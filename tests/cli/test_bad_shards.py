@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from support.ranks import run_ranks
 from support.runs import read_metrics, small_config, small_dataset
 
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.stream.train_stream import Batch, TrainStream
+from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.world import World
 from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.settings.errors import ConfigError
@@ -74,11 +75,9 @@ def step_without_targets(world: World, data: Path) -> list[tuple[float, float, i
         config, dataset = small_config(*overrides), Dataset.open(data)
         model = build_model(config, dataset, world)
         batch = next(iter(TrainStream(dataset, config.data, rank=world.rank, world_size=world.world_size)))
-        tensors = batch.tensors() | {
-            "item_ids": torch.zeros_like(batch.item_ids),
-            "targets": torch.zeros_like(batch.targets),
-        }
-        planned = StepPipeline(model, iter([Batch(batch.epoch, batch.step, **tensors)])).take()
+        empty = batch.map(torch.zeros_like)
+        batch = replace(batch, item_ids=empty.item_ids, targets=empty.targets)
+        planned = StepPipeline(model, iter([batch])).take()
         result = train_step(model, planned, lr=0.01)
         found.append((result.loss, result.grad_norm, result.num_targets))
         model.engine.close()
