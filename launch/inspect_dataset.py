@@ -115,6 +115,7 @@ def _as_text(found: Inspection) -> str:
             ("events", f"{found.num_events:,}"),
             ("users", f"{found.num_users:,}"),
             ("items", f"{found.num_items:,}"),
+            *_id_lines(found),
             ("density", f"{found.density:.4%} of all (user, item) pairs"),
             (
                 "repeats",
@@ -155,6 +156,12 @@ def _source_lines(found: Inspection) -> list[tuple[str, str]]:
         *(("path", str(path)) for path in source.get("paths", [])),
         *([("options", options)] if options else []),
     ]
+
+
+def _id_lines(found: Inspection) -> list[tuple[str, str]]:
+    """Describe string ids; without these lines, ids are integers."""
+    strings = {name: ids["example"] for name, ids in found.original_ids.items() if ids["type"] == "string"}
+    return [(f"  ids of {name}", f"strings such as {example!r}") for name, example in strings.items()]
 
 
 def _time_lines(found: Inspection) -> list[tuple[str, str]]:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 from torch import Tensor
 
+from longplay.common.printable import printable
 from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
-from longplay.launch.evaluation.histories import original_id, read_history, user_history
+from longplay.launch.evaluation.histories import read_history, user_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
 from longplay.launch.settings.common_arguments import (
     Once,
@@ -34,11 +36,12 @@ def register(subparsers: Any) -> None:
         type=Path,
         action=Once,
         metavar="FILE",
-        help="text file of original item ids, oldest first; - reads stdin",
+        help="original item ids, oldest first, separated by whitespace or commas (one per line if ids of the "
+        "dataset contain those): a text file, or - for stdin; also .csv and .parquet with the item column of "
+        "`longplay prepare` or item_id, and .json or .jsonl",
     )
     source.add_argument(
         "--user",
-        type=original_id,
         action=Once,
         metavar="ID",
         help="original id of a user of the dataset, whose whole history is used",
@@ -91,12 +94,12 @@ def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tenso
     return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()
 
 
-def print_ranking(ranked: list[tuple[int, float]]) -> None:
+def print_ranking(ranked: list[tuple[int | str, float]]) -> None:
     """Print original item ids and scores, best first. Piped output has no header."""
     table = new_table("position", "item", "score", widths=(4, 12, 9), align_first="right")
     table.show_header = sys.stdout.isatty()
     for position, (item, score) in enumerate(ranked, 1):
-        table.add_row(str(position), str(item), f"{score:.4f}")
+        table.add_row(str(position), Text(printable(str(item))), f"{score:.4f}")
     print_table(table)
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from longplay.common.tensor_file import TensorFileError, read_tensors
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
 from longplay.serving.export_format import (
@@ -31,7 +33,7 @@ from longplay.serving.item_rows import ItemRows
 _SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
 _QUERIES_AT_ONCE = 256  # per pass over the item table
 
-History = Sequence[int] | np.ndarray
+History = Sequence[int] | Sequence[str] | np.ndarray
 
 
 @dataclass(repr=False)
@@ -54,7 +56,7 @@ class Session:
         return f"<Session of {self.model!r}, {len(self.seen):,} different items seen>"
 
     def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best next items: original ids (n,) int64 and scores (n,) float64, best first.
+        """Return the best next items: original ids (n,) and scores (n,) float64, best first.
 
         Raises:
             ValueError: the session has no event yet, or `top` is below 1.
@@ -125,18 +127,20 @@ class ExportedModel:
         not in the model are ignored, with a warning. `longplay recommend` returns the same items.
 
         Args:
-            history: original item ids, oldest first; or a list of such histories.
+            history: original item ids, oldest first; or a list of such histories. Ids are integers or
+                strings, as in the dataset: 5 is not "5".
             top: number of items to return.
             exclude_seen: exclude the items of the history.
         Returns:
-            Original ids (int64) and scores (float64), best first, ties by item id. One history: (n,) each,
-            with n below `top` if fewer items remain. B histories: (B, min(top, num_items)) each, padded with
-            id -1 and score -inf; the row of an empty history is all padding.
+            Original ids (int64, or an object array of `str`) and scores (float64), best first, ties by item
+            id. One history: (n,) each, with n below `top` if fewer items remain. B histories:
+            (B, min(top, num_items)) each, padded with id -1, or None among strings, and score -inf; the row
+            of an empty history is all padding.
         Raises:
             ValueError: the only history is empty, a history has events but no item of the model or is not a
-                list of integers, or `top` is below 1.
+                list of ids of the dataset's type, or `top` is below 1.
         """
-        histories, single = _as_histories(history)
+        histories, single = self._histories(history)
         filled = [number for number, one in enumerate(histories) if len(one)]
         known = [self._known(histories[number], number, single) for number in filled]
         seen = [np.unique(one).tolist() if exclude_seen else [] for one in known]
@@ -144,7 +148,10 @@ class ExportedModel:
         if single:
             return _without_padding(item_ids[0], scores[0])
         rows = len(histories), item_ids.shape[1]
-        all_ids, all_scores = np.full(rows, -1, np.int64), np.full(rows, -np.inf)
+        all_ids, all_scores = (
+            np.full(rows, self.items.original_ids.padding, item_ids.dtype),
+            np.full(rows, -np.inf),
+        )
         all_ids[filled], all_scores[filled] = item_ids, scores
         return all_ids, all_scores
 
@@ -158,11 +165,11 @@ class ExportedModel:
         Raises:
             ValueError: as for `recommend`, or one of `item_ids` is not an item of the model.
         """
-        originals = _integers(item_ids, "item_ids")
+        originals = self._typed(item_ids, "item_ids")
         ids = self.items.item_ids(originals)
         if (ids == 0).any():
-            raise ValueError(f"item_ids: {originals[ids == 0][0]} is not an item of this model")
-        histories, single = _as_histories(history)
+            raise ValueError(f"item_ids: {originals[int(np.argmin(ids))]!r} is not an item of this model")
+        histories, single = self._histories(history)
         known = [self._known(one, number, single) for number, one in enumerate(histories)]
         scores = self.rows.score(self._encode(known), torch.from_numpy(ids)).cpu().numpy()
         return scores[0] if single else scores
@@ -181,7 +188,7 @@ class ExportedModel:
             ValueError: as for `recommend`.
         """
         state = self.encoder.init_state(1)
-        originals = _integers(history, "history")
+        originals = self._typed(history, "history")
         if len(originals) == 0:
             return Session(self, state, None, set())
         known = self._known(originals, 0, True)
@@ -191,7 +198,7 @@ class ExportedModel:
         return Session(self, state, hidden.float(), set(known.tolist()))
 
     @torch.inference_mode()
-    def step(self, session: Session, item_id: int) -> Session:
+    def step(self, session: Session, item_id: int | str) -> Session:
         """Add one event to a session in place, and return the session.
 
         Unlike in `recommend`, events older than the latest `context_length` still count. An item that is not
@@ -200,9 +207,10 @@ class ExportedModel:
         Args:
             item_id: original item id.
         """
-        (item,) = self.items.item_ids(_integers([item_id], "item_id")).tolist()
+        original = self._typed([item_id], "item_id")
+        (item,) = self.items.item_ids(original).tolist()
         if item == 0:
-            warnings.warn(f"item {item_id} is not an item of this model; it is ignored", stacklevel=2)
+            warnings.warn(f"item {original[0]!r} is not an item of this model; it is ignored", stacklevel=2)
             return session
         row = self.rows.lookup(torch.tensor([item]))
         hidden, session.state = self.encoder.step(row, session.state)
@@ -212,17 +220,39 @@ class ExportedModel:
 
     # ------------------------------------------------------------------ helpers
 
-    def _known(self, history: np.ndarray, number: int, single: bool) -> np.ndarray:
+    def _typed(self, ids: Any, name: str) -> pl.Series:
+        """Return original ids as a series; `name` is used in messages."""
+        try:
+            return self.items.original_ids.typed(ids)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def _histories(self, history: Any) -> tuple[list[pl.Series], bool]:
+        """Return a list of histories of original ids, and whether `history` is a single one."""
+        try:
+            first = history[0] if len(history) else None
+        except (TypeError, LookupError):
+            raise ValueError(
+                f"history: {str(history)[:40]} is not a list; give original item ids, oldest first, such as "
+                f"[{self.items.original_ids[0]!r}]"
+            ) from None
+        if first is None:
+            raise ValueError("history: is empty; give original item ids, oldest first")
+        if np.ndim(first) == 0:
+            return [self._typed(history, "history")], True
+        return [self._typed(one, f"history {number}") for number, one in enumerate(history)], False
+
+    def _known(self, history: pl.Series, number: int, single: bool) -> np.ndarray:
         """Return the item ids (n,) int64 of a history of original ids, without unknown items."""
         ids = self.items.item_ids(history)
-        unknown = history[ids == 0]
+        unknown = history.filter(ids == 0)
         name = "history" if single else f"history {number}"
         if not len(history):
             raise ValueError(f"{name}: is empty; give original item ids, oldest first")
         if len(unknown) == len(history):
             raise ValueError(f"{name}: has no item of this model; give original item ids, oldest first")
         if len(unknown):
-            shown = ", ".join(map(str, unknown[:5]))
+            shown = ", ".join(map(repr, unknown[:5]))
             warnings.warn(
                 f"{name}: {len(unknown)} of {len(history)} items are not in this model ({shown}); ignored",
                 stacklevel=3,
@@ -250,7 +280,7 @@ class ExportedModel:
 
     @torch.inference_mode()
     def _top(self, hidden: Tensor, seen: list[list[int]], top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return original ids and scores (B, min(top, num_items)), padded with -1 and -inf.
+        """Return original ids and scores (B, min(top, num_items)), padded as in `recommend`.
 
         Args:
             hidden: (B, D).
@@ -272,38 +302,12 @@ class ExportedModel:
             scores.append(best[1].cpu().numpy())
         items = np.concatenate(found)
         originals = self.items.originals(np.maximum(items, 1).ravel()).reshape(items.shape)
-        return np.where(items > 0, originals, -1), np.concatenate(scores)
+        return np.where(items > 0, originals, self.items.original_ids.padding), np.concatenate(scores)
 
 
 def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     valid = scores > -np.inf
     return item_ids[valid], scores[valid]
-
-
-def _as_histories(history: Any) -> tuple[list[np.ndarray], bool]:
-    """Return a list of histories, each (n,) int64, and whether `history` is a single one."""
-    try:
-        first = history[0] if len(history) else None
-    except (TypeError, LookupError):
-        raise ValueError(
-            f"history: {str(history)[:40]} is not a list; give original item ids, oldest first, such as [50]"
-        ) from None
-    if first is None:
-        raise ValueError("history: is empty; give original item ids, oldest first")
-    if np.ndim(first) == 0:
-        return [_integers(history, "history")], True
-    return [_integers(one, f"history {number}") for number, one in enumerate(history)], False
-
-
-def _integers(values: Any, name: str) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}; give integer item ids") from None
-    too_large = array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu") or too_large:
-        raise ValueError(f"{name}: is not a list of 64-bit integers; give original item ids")
-    return array.astype(np.int64)
 
 
 def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
@@ -323,6 +327,7 @@ def _read_items(file: Path, num_items: int) -> ItemVocabulary:
         raise ExportError(f"{file}: cannot be read ({str(error).splitlines()[0]}); export again") from None
     if len(table) != num_items:
         raise ExportError(f"{file}: has {len(table)} items instead of {num_items}; export the run again")
-    return ItemVocabulary(
-        cast(np.ndarray, table["original_id"].to_numpy()), cast(np.ndarray, table["count"].to_numpy())
-    )
+    try:
+        return ItemVocabulary(IdColumn(table["original_id"]), cast(np.ndarray, table["count"].to_numpy()))
+    except DataError as error:
+        raise ExportError(f"{file}: {error}; export the run again") from None

@@ -15,6 +15,7 @@ from longplay.data_shards.audit.baselines import (
 from longplay.data_shards.audit.scan import Scan
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.id_column import IdColumn
 
 MAX_USERS, MAX_EVENTS = 100_000, 4_000_000
 """Users and events that the baselines are fitted to and tested on, at most."""
@@ -188,9 +189,10 @@ def _spread(name: str, stored: dict[str, np.ndarray], over_ties: list[dict[str, 
     )
 
 
-def _share_present(original_ids: np.ndarray) -> float | None:
+def _share_present(original_ids: IdColumn) -> float | None:
     """Return the share of the integers from the lowest to the highest id that occur; None if it is low."""
-    if not np.issubdtype(original_ids.dtype, np.integer):
+    if original_ids.is_text:
         return None
-    share = len(original_ids) / (int(original_ids.max()) - int(original_ids.min()) + 1)
+    numbers = original_ids.values.to_numpy()
+    share = len(numbers) / (int(numbers.max()) - int(numbers.min()) + 1)
     return share if share >= LEAST_ID_DENSITY else None

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from longplay.data_shards.errors import DataError, OnBadShard
 from longplay.data_shards.storage.features import vocabulary_name
+from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
 from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
@@ -32,7 +33,6 @@ class Dataset:
         path: its folder, or the base URL of its files.
         manifest: counts, provenance and shards.
         lengths: (num_users,) int64 number of events of each user.
-        user_original_ids: (num_users,) int64 id of each user in the source.
         shard_ptr: (num_shards + 1,) int64 first user of each shard.
         store: reads the shards and records which ones are skipped.
     """
@@ -40,7 +40,6 @@ class Dataset:
     path: Location
     manifest: Manifest
     lengths: np.ndarray
-    user_original_ids: np.ndarray
     shard_ptr: np.ndarray
     store: ShardStore
 
@@ -69,7 +68,7 @@ class Dataset:
         """
         path = parse_location(path)
         manifest = _read_manifest(path)
-        users = _read_table(in_folder(path, USERS_NAME), ("original_id", "num_events", "shard"))
+        users = _read_table(in_folder(path, USERS_NAME), ("num_events", "shard"))
         shard_ptr = np.cumsum([0, *(shard.num_users for shard in manifest.shards)])
         lengths = users["num_events"].to_numpy()
         if len(lengths) != manifest.num_users or not np.array_equal(
@@ -96,11 +95,24 @@ class Dataset:
         if isinstance(path, Path):
             for index, shard in enumerate(manifest.shards):
                 _check_size(store, index, path / shard.name, shard.num_bytes)
-        return cls(path, manifest, lengths, users["original_id"].to_numpy(), shard_ptr, store)
+        return cls(path, manifest, lengths, shard_ptr, store)
+
+    @functools.cached_property
+    def user_original_ids(self) -> IdColumn:
+        """Id of each user in the source, (num_users,) integers or strings, read on first access.
+
+        Raises:
+            DataError: the table is missing or damaged.
+        """
+        location = in_folder(self.path, USERS_NAME)
+        table = _read_table(location, ("original_id",))
+        if len(table) != self.num_users:
+            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
+        return _ids(location, table)
 
     @functools.cached_property
     def items(self) -> ItemVocabulary:
-        """Original ids and counts of the items, read on first access. Takes 16 bytes per item.
+        """Original ids and counts of the items, read on first access.
 
         Raises:
             DataError: the table is missing or damaged.
@@ -110,7 +122,7 @@ class Dataset:
         counts = table["count"].to_numpy()
         if len(counts) != self.num_items or counts.sum() != self.num_events:
             raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        return ItemVocabulary(table["original_id"].to_numpy(), counts)
+        return ItemVocabulary(_ids(location, table), counts)
 
     def feature_values(self, name: str) -> pl.DataFrame:
         """Return the `value` and `count` of each code, from 1, of a categorical feature.
@@ -234,6 +246,13 @@ def _read_manifest(path: Location) -> Manifest:
         raise DataError(
             f"{url}: cannot be read ({error}); --data takes the folder or URL that contains {MANIFEST_NAME}"
         ) from error
+
+
+def _ids(location: Location, table: pl.DataFrame) -> IdColumn:
+    try:
+        return IdColumn(table["original_id"])
+    except DataError as error:
+        raise DataError(f"{location}: {error}; {_TABLE_REMEDY}") from None
 
 
 def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:

@@ -74,6 +74,7 @@ class Inspection:
 
     Attributes:
         source: format, paths and options, as in the manifest.
+        original_ids: "users" and "items" -> "type", "integer" or "string", and "example", the first id.
         density: share of (user, item) pairs that have an event.
         time_range: first and last time, in the source's unit.
         time_range_utc: the same times as UTC dates; None if the unit is unknown or a time is out of range.
@@ -89,6 +90,7 @@ class Inspection:
 
     dataset_id: str
     source: dict[str, Any]
+    original_ids: dict[str, dict[str, Any]]
     rows_in: int
     rows_dropped: dict[str, int]
     num_events: int
@@ -136,6 +138,10 @@ def inspect_dataset(
     return Inspection(
         dataset_id=dataset.dataset_id,
         source=manifest.source,
+        original_ids={
+            name: {"type": "string" if ids.is_text else "integer", "example": ids[0]}
+            for name, ids in (("users", dataset.user_original_ids), ("items", dataset.items.original_ids))
+        },
         rows_in=manifest.rows_in,
         rows_dropped=manifest.rows_dropped,
         num_events=dataset.num_events,

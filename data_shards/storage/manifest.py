@@ -13,9 +13,11 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
+import polars as pl
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.features import FeatureInfo
+from longplay.data_shards.storage.id_column import IdColumn
 
 SCHEMA_VERSION = 2
 KIND = "longplay-dataset"
@@ -183,22 +185,22 @@ def _prepare_again(content: dict[str, Any], path: Path | str) -> str:
 
 
 def dataset_fingerprint(
-    item_original_ids: np.ndarray,
-    user_original_ids: np.ndarray,
+    item_original_ids: np.ndarray | pl.Series,
+    user_original_ids: np.ndarray | pl.Series,
     shards: Iterable[ShardInfo],
     vocabularies: Mapping[str, Iterable[str | int]] = MappingProxyType({}),
 ) -> str:
     """Return the `dataset_id` of a dataset.
 
     Args:
-        item_original_ids: (items,) int64 in the order of the item ids.
-        user_original_ids: (users,) int64 in the order of the shards.
+        item_original_ids: (items,) int64 or strings in the order of the item ids.
+        user_original_ids: (users,) int64 or strings in the order of the shards.
         shards: the shards in order.
         vocabularies: categorical feature -> its values in the order of the codes.
     """
     digest = hashlib.sha256()
     for ids in (item_original_ids, user_original_ids):
-        digest.update(np.ascontiguousarray(ids, "<i8").data)
+        IdColumn(ids).update(digest.update)
     for shard in shards:
         digest.update(f"{shard.name}:{shard.sha256}\n".encode())
     for name, values in sorted(vocabularies.items()):

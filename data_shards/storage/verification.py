@@ -74,9 +74,11 @@ def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str
     except (OSError, pl.exceptions.PolarsError) as error:
         problems.append(f"{path.name}: cannot be read ({str(error).splitlines()[0]})")
         return None
-    unusable = [name for name in columns if table[name].dtype != pl.Int64 or table[name].null_count()]
+    types = {name: (pl.Int64, pl.String) if name == "original_id" else (pl.Int64,) for name in columns}
+    unusable = [name for name in columns if table[name].dtype not in types[name] or table[name].null_count()]
     if unusable:
-        problems.append(f"{path.name}: column {unusable[0]} is not Int64 or contains nulls")
+        expected = " or ".join(str(dtype) for dtype in types[unusable[0]])
+        problems.append(f"{path.name}: column {unusable[0]} is not {expected} or contains nulls")
     elif table.height != height:
         problems.append(f"{path.name}: has {table.height} rows, expected {height}")
     return None if unusable or table.height != height else table
@@ -110,7 +112,7 @@ def _check_fingerprint(
     users: pl.DataFrame, items: pl.DataFrame, folder: Path, manifest: Manifest
 ) -> Iterator[str]:
     """Check the dataset id: a hash of the original ids, the shards' checksums and the features' values."""
-    item_originals, user_originals = (table["original_id"].to_numpy() for table in (items, users))
+    item_originals, user_originals = (table["original_id"] for table in (items, users))
     vocabularies = read_vocabularies(folder, manifest.features)
     if vocabularies is None:
         return  # reported for the feature

@@ -1,7 +1,5 @@
-"""Histories to recommend from: a text file of original item ids, or a user of the dataset."""
+"""Histories to recommend from: a file of original item ids, or a user of the dataset."""
 
-import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -9,76 +7,84 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longplay.data_shards.readers.fields import parse_ids
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.id_column import IdColumn
+from longplay.launch.evaluation.history_files import read_values
 from longplay.launch.settings.errors import ConfigError
+
+_SEPARATORS = r"[\s,\x1c-\x1f]"
+"""The characters that separate ids in text: commas, and all that `str.split` splits at."""
 
 
 def read_history(dataset: Dataset, path: Path) -> Tensor:
-    """Read original item ids, oldest first, separated by whitespace or commas; return item ids (n,) int64.
+    """Read original item ids, oldest first; return item ids (n,) int64.
 
-    Ids are read as `longplay prepare` reads them: 10.0 is 10. Items that the dataset does not contain are
-    dropped with a warning.
+    Integer ids are read as `longplay prepare` reads them: 10.0 is 10. String ids are taken as they are. Text
+    is split at whitespace and commas, or only into lines if an id of the dataset contains such a character.
+    Items that the dataset does not contain are dropped with a warning.
 
     Args:
-        path: a text file; "-" reads stdin.
+        path: see `read_values`.
 
     Raises:
-        ConfigError: the file cannot be read, holds something other than integers, or holds no known item.
+        ConfigError: the file cannot be read, holds something other than ids, or holds no known item.
     """
     name = "standard input" if str(path) == "-" else str(path)
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = "not text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ConfigError(
-            f"--history {name}: cannot be read ({cause}); give a text file of original item ids"
-        ) from None
-    lines = text.removeprefix("\ufeff").splitlines()
-    words = [
-        (number, word) for number, line in enumerate(lines, 1) for word in line.replace(",", " ").split()
-    ]
-    parsed = parse_ids([word for _, word in words])
-    for number, word in itertools.compress(words, parsed.is_null()):
-        raise ConfigError(
-            f"{name}, line {number}: {word!r} is not a 64-bit integer item id; separate ids with whitespace"
+    ids = dataset.items.original_ids
+    one_per_line = ids.is_text and bool(ids.values.str.contains(_SEPARATORS).any())
+    values = read_values(path, _item_columns(dataset), one_per_line=one_per_line)
+    originals = ids.read([value for _, value in values])
+    if originals.null_count():
+        place, value = values[originals.is_null().arg_true()[0]]
+        remedy = (
+            f"ids of this dataset are {ids.description}" if ids.is_text else "separate ids with whitespace"
         )
-    originals = parsed.to_list()
-    ids = dataset.items.item_ids(np.array(originals, dtype=np.int64))
-    unknown = [original for original, item in zip(originals, ids.tolist(), strict=True) if item == 0]
-    ids = ids[ids > 0]
-    if ids.size == 0:
-        raise ConfigError(f"{name}: holds no item of the dataset; give original item ids, oldest first")
-    if unknown:
-        shown = ", ".join(map(str, unknown[:5]))
+        raise ConfigError(f"{name}, {place}: {value!r} is not a {_kind(ids)} item id; {remedy}")
+    item_ids = dataset.items.item_ids(originals)
+    unknown = originals.filter(item_ids == 0)
+    item_ids = item_ids[item_ids > 0]
+    if item_ids.size == 0:
+        raise ConfigError(
+            f"{name}: holds no item of the dataset; give original item ids, oldest first; its ids are "
+            f"{ids.description}"
+        )
+    if len(unknown):
+        shown = ", ".join(map(repr, unknown[:5]))
         print(
             f"longplay: warning: {len(unknown)} of {len(originals)} items are not in the dataset ({shown})",
             file=sys.stderr,
         )
-    return torch.from_numpy(ids.astype(np.int64))
+    return torch.from_numpy(item_ids.astype(np.int64))
 
 
-def original_id(text: str) -> int:
-    """Return the original id that `text` gives, read as `longplay prepare` reads ids."""
-    (value,) = parse_ids([text])
-    if value is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a 64-bit integer id")
-    return value
-
-
-def user_history(dataset: Dataset, original: int) -> Tensor:
+def user_history(dataset: Dataset, typed: str) -> Tensor:
     """Return the item ids (n,) int64 of a user's whole history.
 
     Args:
-        original: the user's original id.
+        typed: the user's original id as text, read as in `read_history`.
 
     Raises:
         ConfigError: the dataset has no such user.
     """
-    where = np.flatnonzero(dataset.user_original_ids == original)
-    if where.size == 0:
+    ids = dataset.user_original_ids
+    (original,) = ids.read([typed])
+    if original is None:
+        raise ConfigError(f"--user: {typed!r} is not a {_kind(ids)} id; users are {ids.description}")
+    user = ids.values.index_of(original)
+    if user is None:
         raise ConfigError(
-            f"--user {original}: is not a user of {dataset.path}; give an original user id, or --history FILE"
+            f"--user {original!r}: is not a user of {dataset.path}, whose ids are {ids.description}; give an "
+            "original user id, or --history FILE"
         )
-    items, _ = dataset.sequence(int(where[0]))
+    items, _ = dataset.sequence(user)
     return torch.from_numpy(items.astype(np.int64))
+
+
+def _item_columns(dataset: Dataset) -> list[str]:
+    """Return the names that the item column of a file may have: as in `longplay prepare`, or `item_id`."""
+    chosen = dataset.manifest.source.get("options", {}).get("item")
+    return list(dict.fromkeys([chosen, "item_id"] if isinstance(chosen, str) else ["item_id"]))
+
+
+def _kind(ids: IdColumn) -> str:
+    return "string" if ids.is_text else "64-bit integer"

@@ -100,7 +100,7 @@ def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Files
     items = pl.DataFrame(
         {
             "item_id": pl.arange(1, dataset.num_items + 1, dtype=pl.Int64, eager=True),
-            "original_id": dataset.items.original_ids,
+            "original_id": dataset.items.original_ids.values,
             "count": dataset.items.counts,
         }
     )

@@ -184,7 +184,7 @@ def test_a_model_with_attention_has_no_sessions_but_recommends(data: Path, tmp_p
 def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) -> None:
     model = package.load(exported)
     history = histories(data, 1)[0]
-    unknown = int(model.items.original_ids.max()) + 1
+    unknown = int(max(model.items.original_ids)) + 1
     expected = model.recommend(history)[0].tolist()
     with pytest.warns(UserWarning, match=f"1 of {len(history) + 1} items are not in this model"):
         assert model.recommend([*history, unknown])[0].tolist() == expected
@@ -199,7 +199,7 @@ def test_unknown_items_are_dropped_with_a_warning(data: Path, exported: Path) ->
         (["a"], "not a list of 64-bit integers"),
         ([1.5], "not a list of 64-bit integers"),
         (np.array([2**64 - 1], np.uint64), "not a list of 64-bit integers"),
-        (50, r"history: 50 is not a list; give original item ids, oldest first, such as \[50\]"),
+        (50, r"history: 50 is not a list; give original item ids, oldest first, such as \[\d+\]"),
         (None, "history: None is not a list"),
         ({history[0]}, "is not a list"),
     ):
