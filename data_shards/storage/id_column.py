@@ -13,6 +13,7 @@ import polars as pl
 from longplay.data_shards.errors import DataError
 
 _EXACT_FLOAT = float(2**53)
+_NUMBER = r"^[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?$"
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -36,7 +37,7 @@ class IdColumn:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, position: int) -> int | str:
+    def __getitem__(self, position: int) -> Any:
         return self.values[position]
 
     def __iter__(self) -> Iterator[Any]:
@@ -153,12 +154,15 @@ class IdColumn:
 
 
 def parse_integers(texts: pl.Series) -> pl.Series:
-    """Return texts as Int64, null where a text is not a 64-bit integer or a float without a fraction."""
+    """Return texts as Int64, null where a text is not a 64-bit integer or a float without a fraction.
+
+    Text with leading zeros is no integer, because it would not be given back as it was.
+    """
     text = pl.col("text").str.strip_chars()
     number = text.cast(pl.Float64, strict=False)
-    exact = number.is_finite() & (number == number.floor()) & (number.abs() < _EXACT_FLOAT)
+    exact = (number == number.floor()) & (number.abs() < _EXACT_FLOAT)
     whole = pl.when(exact).then(number).cast(pl.Int64, strict=False)
-    parsed = pl.coalesce(text.cast(pl.Int64, strict=False), whole)
+    parsed = pl.when(text.str.contains(_NUMBER)).then(pl.coalesce(text.cast(pl.Int64, strict=False), whole))
     return texts.to_frame("text").select(parsed).to_series()
 
 

@@ -77,6 +77,30 @@ def test_ids_of_another_type_are_refused(column: list[Any], wrong: Any) -> None:
         IdColumn(pl.Series(column)).typed(wrong)
 
 
+def test_an_integer_is_read_only_if_it_is_given_back_as_it_was() -> None:
+    column = IdColumn(pl.Series([1]))
+    good = {"5": 5, " +5\t": 5, "-5": -5, "10.0": 10, "1e3": 1000, str(2**63 - 1): 2**63 - 1, "0": 0, "-0": 0}
+    good |= {5: 5, 10.0: 10}
+    assert column.read(list(good)).to_list() == list(good.values())
+    bad = [
+        "007",
+        "00",
+        "1.5",
+        str(2**63),
+        "inf",
+        "nan",
+        "",
+        "1_0",
+        "\u0663",
+        f"{2**53}.0",
+        "a",
+        None,
+        True,
+        2**63,
+    ]
+    assert column.read(bad).to_list() == [None] * len(bad)
+
+
 @pytest.mark.parametrize(
     "ids", [np.array(["a", "bb"]), np.array(["a", "bb"], object), ("a", "bb"), pl.Series(["a", "bb"])]
 )
