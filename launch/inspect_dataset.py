@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longplay.common.kinds import not_a
+from longplay.common.printable import printable
 from longplay.data_shards.audit.audit import audit_dataset
 from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.errors import DataError
@@ -136,6 +137,7 @@ def _as_text(found: Inspection) -> str:
             ("  items with one event", f"{found.popularity.num_single:,}"),
             ("  Gini", f"{found.popularity.gini:.4f}"),
         ],
+        *_item_sections(found),
         [
             ("shards", f"{found.num_shards:,}"),
             ("  events, min/median/max", " / ".join(f"{count:,}" for count in found.shard_events.values())),
@@ -146,6 +148,24 @@ def _as_text(found: Inspection) -> str:
     width = max(len(name) for lines in sections for name, _ in lines)
     texts = ("".join(f"{f'{name:<{width}}  {value}'.rstrip()}\n" for name, value in it) for it in sections)
     return "\n".join(texts)
+
+
+def _item_sections(found: Inspection) -> list[list[tuple[str, str]]]:
+    """Describe the additional columns of the items and the most frequent items; [] without such columns."""
+    columns = [
+        (f"  {printable(name)}", column["type"] + _of_items(column["present"]))
+        for name, column in found.item_columns.items()
+    ]
+    top = [
+        (f"  {printable(str(item['item_id']))}", f"{item['count']:,}  {printable(item['title'] or '')}")
+        for item in found.top_items
+    ]
+    sections = ([("item columns", ""), *columns], [("most frequent items", ""), *top])
+    return [lines for lines in sections if len(lines) > 1]
+
+
+def _of_items(present: float | None) -> str:
+    return "" if present is None else f", {present:.2%} of items"
 
 
 def _source_lines(found: Inspection) -> list[tuple[str, str]]:

@@ -74,13 +74,14 @@ def run(args: argparse.Namespace) -> int:
             excluded = torch.stack([torch.zeros_like(seen), seen], 1)
         items, scores = top_items(hidden, table, args.top, excluded)
     found = items[0] > 0
-    originals = dataset.items.originals(items[0][found].cpu().numpy()).tolist()
-    ranked = list(zip(originals, scores[0][found].tolist(), strict=True))
     if world.is_rank0:
+        item_ids = items[0][found].cpu().numpy()
+        originals = dataset.items.originals(item_ids).tolist()
+        titles = dataset.items.columns.titles(item_ids)
         if args.json:
-            print(json.dumps([{"item_id": item, "score": round(score, 6)} for item, score in ranked]))
+            print(json.dumps(as_objects(originals, scores[0][found].tolist(), titles)))
         else:
-            print_ranking(ranked)
+            print_ranking(originals, scores[0][found].tolist(), titles)
     close_world(world)
     return 0
 
@@ -94,12 +95,30 @@ def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tenso
     return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()
 
 
-def print_ranking(ranked: list[tuple[int | str, float]]) -> None:
-    """Print original item ids and scores, best first. Piped output has no header."""
+def as_objects(
+    originals: list[int | str], scores: list[float], titles: list[str | None] | None
+) -> list[dict[str, Any]]:
+    """Return the JSON objects of recommended items; they have a title if the dataset has titles."""
+    rows: list[dict[str, Any]] = [
+        {"item_id": item, "score": round(score, 6)} for item, score in zip(originals, scores, strict=True)
+    ]
+    if titles is None:
+        return rows
+    return [{**row, "title": title} for row, title in zip(rows, titles, strict=True)]
+
+
+def print_ranking(originals: list[int | str], scores: list[float], titles: list[str | None] | None) -> None:
+    """Print original item ids, scores and titles, best first. Piped output has no header."""
     table = new_table("position", "item", "score", widths=(4, 12, 9), align_first="right")
+    if titles is not None:
+        table.add_column(" title", no_wrap=True)
     table.show_header = sys.stdout.isatty()
-    for position, (item, score) in enumerate(ranked, 1):
-        table.add_row(str(position), Text(printable(str(item))), f"{score:.4f}")
+    rows = zip(originals, scores, titles or [None] * len(originals), strict=True)
+    for position, (item, score, title) in enumerate(rows, 1):
+        cells = [Text(printable(str(item))), f"{score:.4f}"]
+        if titles is not None:
+            cells.append(Text(f" {printable(title or '')}"))
+        table.add_row(str(position), *cells)
     print_table(table)
 
 

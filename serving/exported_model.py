@@ -17,6 +17,7 @@ from torch import Tensor
 from longplay.common.tensor_file import TensorFileError, read_tensors
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.id_column import IdColumn
+from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
 from longplay.serving.export_format import (
@@ -174,6 +175,22 @@ class ExportedModel:
         scores = self.rows.score(self._encode(known), torch.from_numpy(ids)).cpu().numpy()
         return scores[0] if single else scores
 
+    def titles(self, item_ids: Any) -> list[str | None]:
+        """Return the titles of items, None where an item has none. The first call reads all titles.
+
+        Args:
+            item_ids: (n,) original ids, such as `recommend` returns; the titles of padding are None.
+        Raises:
+            ValueError: the export has no titles, or `item_ids` is not a list of ids of the dataset's type.
+        """
+        values = list(item_ids)
+        known = [value for value in values if value is not None]
+        titles = self.items.columns.titles(self.items.item_ids(self._typed(known, "item_ids")))
+        if titles is None:
+            raise ValueError("the export has no titles, because the dataset's items have no column `title`")
+        found = iter(titles)
+        return [None if value is None else next(found) for value in values]
+
     # ------------------------------------------------------------------ one event at a time
 
     @torch.inference_mode()
@@ -328,6 +345,10 @@ def _read_items(file: Path, num_items: int) -> ItemVocabulary:
     if len(table) != num_items:
         raise ExportError(f"{file}: has {len(table)} items instead of {num_items}; export the run again")
     try:
-        return ItemVocabulary(IdColumn(table["original_id"]), cast(np.ndarray, table["count"].to_numpy()))
+        return ItemVocabulary(
+            IdColumn(table["original_id"]),
+            cast(np.ndarray, table["count"].to_numpy()),
+            ItemColumns(lambda: file, file),
+        )
     except DataError as error:
         raise ExportError(f"{file}: {error}; export the run again") from None

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from longplay.data_shards.errors import DataError, OnBadShard
 from longplay.data_shards.storage.features import vocabulary_name
 from longplay.data_shards.storage.id_column import IdColumn
+from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
 from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
@@ -112,17 +113,30 @@ class Dataset:
 
     @functools.cached_property
     def items(self) -> ItemVocabulary:
-        """Original ids and counts of the items, read on first access.
+        """Original ids, counts and columns of the items, read on first access.
 
         Raises:
             DataError: the table is missing or damaged.
         """
         location = in_folder(self.path, ITEMS_NAME)
-        table = _read_table(location, ("original_id", "count"))
-        counts = table["count"].to_numpy()
+        table = _read_table(location, ("original_id",))
+        if len(table) != self.num_items:
+            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
+        columns = ItemColumns(lambda: _open_table(location), location)
+        return ItemVocabulary(_ids(location, table), self.item_counts, columns)
+
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """(num_items,) int64 number of events of each item, in descending order, read on first access.
+
+        Raises:
+            DataError: the table is missing or damaged.
+        """
+        location = in_folder(self.path, ITEMS_NAME)
+        counts = _read_table(location, ("count",))["count"].to_numpy()
         if len(counts) != self.num_items or counts.sum() != self.num_events:
             raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        return ItemVocabulary(_ids(location, table), counts)
+        return counts
 
     def feature_values(self, name: str) -> pl.DataFrame:
         """Return the `value` and `count` of each code, from 1, of a categorical feature.
@@ -255,10 +269,13 @@ def _ids(location: Location, table: pl.DataFrame) -> IdColumn:
         raise DataError(f"{location}: {error}; {_TABLE_REMEDY}") from None
 
 
+def _open_table(location: Location) -> Path | io.BytesIO:
+    return location if isinstance(location, Path) else io.BytesIO(read_whole(location).tobytes())
+
+
 def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:
     try:
-        source = location if isinstance(location, Path) else io.BytesIO(read_whole(location).tobytes())
-        return pl.read_parquet(source, columns=list(columns), glob=False)
+        return pl.read_parquet(_open_table(location), columns=list(columns), glob=False)
     except FileNotFoundError:
         raise DataError(f"{location}: is missing; {_TABLE_REMEDY}") from None
     except DataError:

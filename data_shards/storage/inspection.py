@@ -12,9 +12,11 @@ import numpy as np
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.features import FeatureInfo
+from longplay.data_shards.storage.vocabulary import ItemVocabulary
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 TOP_SHARES = (0.01, 0.1)
+NUM_TOP_ITEMS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,9 @@ class Inspection:
         tie_fraction: share of events at the same time as the user's previous event.
         shard_events: minimum, median and maximum number of events of a shard.
         features: the event features.
+        item_columns: additional column of the items -> "type", and "present": the share of items with a
+            value, None for a column of lists.
+        top_items: "item_id" (original), "title" and "count" of the most frequent items, if items have titles.
         num_bytes: size of all shards.
         bytes_per_event: `num_bytes` / `num_events`.
     """
@@ -106,6 +111,8 @@ class Inspection:
     num_shards: int
     shard_events: dict[str, int]
     features: list[FeatureSummary]
+    item_columns: dict[str, dict[str, Any]]
+    top_items: list[dict[str, Any]]
     num_bytes: int
     bytes_per_event: float
 
@@ -151,12 +158,14 @@ def inspect_dataset(
         time_range=time_range,
         time_range_utc=_as_dates(time_range, time_unit_s),
         lengths=_distribution(dataset.lengths),
-        popularity=_popularity(dataset.items.counts),
+        popularity=_popularity(dataset.item_counts),
         repeat_fraction=(dataset.num_events - num_pairs) / dataset.num_events,
         tie_fraction=num_ties / dataset.num_events,
         num_shards=dataset.num_shards,
         shard_events={"min": per_shard.min, "median": per_shard.quantiles["50%"], "max": per_shard.max},
         features=[_summary(dataset, info, missing[info.name]) for info in manifest.features],
+        item_columns=_item_columns(dataset.items),
+        top_items=_top_items(dataset.items),
         num_bytes=manifest.num_bytes,
         bytes_per_event=manifest.num_bytes / dataset.num_events,
     )
@@ -173,6 +182,27 @@ def _summary(dataset: Dataset, info: FeatureInfo, num_missing: int) -> FeatureSu
         most_frequent=value,
         most_frequent_fraction=count / dataset.num_events,
     )
+
+
+def _item_columns(items: ItemVocabulary) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "type": str(dtype),
+            "present": None
+            if dtype.is_nested()
+            else 1 - items.columns.column(name).null_count() / len(items),
+        }
+        for name, dtype in items.columns.types.items()
+    }
+
+
+def _top_items(items: ItemVocabulary) -> list[dict[str, Any]]:
+    item_ids = np.arange(1, min(NUM_TOP_ITEMS, len(items)) + 1)
+    titles = items.columns.titles(item_ids)
+    if titles is None:
+        return []
+    rows = zip(items.originals(item_ids).tolist(), titles, items.counts[item_ids - 1].tolist(), strict=True)
+    return [{"item_id": item, "title": title, "count": count} for item, title, count in rows]
 
 
 def percent(share: float) -> str:

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from longplay.common.checksums import sha256_of
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.feature_verification import FeatureCheck, read_vocabularies
 from longplay.data_shards.storage.features import member_name
+from longplay.data_shards.storage.item_columns import ITEM_COLUMNS
 from longplay.data_shards.storage.manifest import (
     ITEMS_NAME,
     MANIFEST_NAME,
@@ -31,7 +34,6 @@ from longplay.data_shards.storage.manifest import (
     dataset_fingerprint,
 )
 
-_ITEMS_COLUMNS = ("item_id", "original_id", "count")
 _USERS_COLUMNS = ("user_index", "original_id", "num_events", "shard", "position")
 
 
@@ -54,11 +56,12 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
         return [str(error)]
     problems: list[str] = []
     users = _table(folder / USERS_NAME, _USERS_COLUMNS, manifest.num_users, problems)
-    items = _table(folder / ITEMS_NAME, _ITEMS_COLUMNS, manifest.num_items, problems)
+    items = _table(folder / ITEMS_NAME, ITEM_COLUMNS, manifest.num_items, problems)
     if users is not None:
         problems += _check_users(users, manifest)
     if items is not None:
         problems += _check_items(items, manifest)
+        problems += _check_item_columns(folder / ITEMS_NAME)
     if users is not None and items is not None:
         problems += _check_fingerprint(users, items, folder, manifest)
     return problems + _check_shards(folder, manifest, users, items, track)
@@ -106,6 +109,17 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
         yield f"{ITEMS_NAME}: counts are not descending at row {int(np.argmax(np.diff(counts) > 0)) + 1}"
     if items["original_id"].n_unique() != items.height:
         yield f"{ITEMS_NAME}: an original_id occurs twice"
+
+
+def _check_item_columns(path: Path) -> Iterator[str]:
+    """Read the additional columns, a part at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if name not in ITEM_COLUMNS]
+            for batch in file.iter_batches(1 << 16, columns=names) if names else ():
+                batch.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        yield f"{path.name}: cannot be read ({str(error).splitlines()[0]})"
 
 
 def _check_fingerprint(

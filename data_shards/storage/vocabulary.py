@@ -9,6 +9,7 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.id_column import IdColumn
+from longplay.data_shards.storage.item_columns import ItemColumns
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +19,12 @@ class ItemVocabulary:
     Attributes:
         original_ids: (items,) integers or strings; entry i belongs to item id i + 1.
         counts: (items,) int64 number of events of each item in the whole dataset, in descending order.
+        columns: what else is known of the items, such as titles.
     """
 
     original_ids: IdColumn
     counts: np.ndarray
+    columns: ItemColumns
 
     def __len__(self) -> int:
         return len(self.original_ids)

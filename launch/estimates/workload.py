@@ -50,7 +50,7 @@ def measure_workload(
         DataError: there are more ranks than lanes, or the split leaves nothing to train on.
     """
     order = epoch_order or TrainStream(dataset, config.data, world_size=world_size).order(0)
-    counts = dataset.items.counts.astype(np.float64)
+    counts = dataset.item_counts.astype(np.float64)
     slots = order.num_rows * config.context_length
     return Workload(
         num_lanes=usable_lanes(config.data, dataset.num_shards),

@@ -97,11 +97,13 @@ def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Files
         for name, value in saved.items()
         if name.startswith("weight/")
     }
+    columns = dataset.items.columns
     items = pl.DataFrame(
         {
             "item_id": pl.arange(1, dataset.num_items + 1, dtype=pl.Int64, eager=True),
             "original_id": dataset.items.original_ids.values,
             "count": dataset.items.counts,
+            **{name: columns.column(name) for name, dtype in columns.types.items() if not dtype.is_nested()},
         }
     )
     with atomic_file(folder / ITEMS_NAME) as file:

@@ -25,7 +25,7 @@ def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
     figure = Figure(figsize=(12, 4.8), dpi=120, layout="constrained")
     lengths, popularity = figure.subplots(1, 2)
     _draw_lengths(lengths, dataset.lengths, found)
-    _draw_popularity(popularity, dataset.items.counts, found)
+    _draw_popularity(popularity, dataset.item_counts, found)
     for axes in (lengths, popularity):
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)

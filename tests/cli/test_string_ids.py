@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from support.commands import Command, longplay
 from support.runs import small_dataset
-from support.string_ids import STRANGE, give_string_ids
+from support.string_ids import STRANGE, add_item_columns, give_string_ids
 
 import longplay as package
 from longplay.data_shards.storage.dataset import Dataset
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_dataset(folder).rename(folder / "integers")
     give_string_ids(Path(shutil.copytree(folder / "integers", folder / "strings")), strange=True)
     plain = Path(shutil.copytree(folder / "integers", folder / "plain"))
-    give_string_ids(plain)
+    add_item_columns(give_string_ids(plain))
     for name in ("integers", "strings", "plain"):
         words = ["train", "small", "--data", str(folder / name), "--run", str(folder / f"run-{name}")]
         longplay([*words, "--train.max_steps", "2"], folder / "log")
@@ -199,3 +199,39 @@ def test_an_exported_model_refuses_ids_of_another_type(model: ExportedModel) -> 
         model.recommend(["a,b", "unknown"])
     with pytest.warns(UserWarning, match="item 'unknown' is not an item"):
         model.step(model.session(["a,b"]), "unknown")
+
+
+def test_titles_are_shown_and_exported(folder: Path, tmp_path: Path) -> None:
+    items = Dataset.open(folder / "plain").items
+    expected = dict(zip(items.original_ids, items.columns.column("title"), strict=True))
+    (tmp_path / "ids").write_text(items.original_ids[4])
+    words = ("--history", str(tmp_path / "ids"), "--keep-seen", "--top", "300")
+    ranked = recommend(folder, "plain", *words)
+    assert {one["item_id"]: one["title"] for one in ranked} == expected
+    user = str(Dataset.open(folder / "integers").user_original_ids[0])
+    assert not any("title" in one for one in recommend(folder, "integers", "--user", user))
+    printed = longplay(["recommend", str(folder / "run-plain"), *words], tmp_path / "log").splitlines()
+    for line, one in zip(printed, ranked, strict=True):
+        title = "" if one["title"] is None else f"  Title \\x1b[1m{one['title'].rpartition('m')[2]}"
+        assert line.rstrip().endswith(f"{one['score']:.4f}{title}")
+
+    longplay(["export", str(folder / "run-plain"), "--out", str(tmp_path / "export")], tmp_path / "log")
+    model = package.load(tmp_path / "export", verify=True)
+    assert pl.read_parquet_schema(tmp_path / "export" / "items.parquet").keys() == {
+        *("item_id", "original_id", "count", "title", "year")
+    }
+    item_ids, _ = model.recommend([[items.original_ids[4]], []], top=4)
+    assert model.titles(item_ids[0]) == [expected[item] for item in item_ids[0]]
+    assert model.titles([*item_ids[1], "unknown"]) == [None] * 5
+    with pytest.raises(ValueError, match="item_ids: is not a list of strings"):
+        model.titles([1])
+
+    text = longplay(["inspect", str(folder / "plain"), "--png", str(tmp_path / "x.png")], tmp_path / "log")
+    assert f"String, {299 / 300:.2%} of items" in text
+    assert "most frequent items" in text
+    assert "Title \\x1b[1m1" in text
+
+
+def test_an_export_without_titles_says_so(model: ExportedModel) -> None:
+    with pytest.raises(ValueError, match="has no titles, because the dataset's items have no column `title`"):
+        model.titles(["a,b"])

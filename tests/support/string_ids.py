@@ -48,3 +48,16 @@ def give_string_ids(folder: Path, *, strange: bool = False) -> Path:
     dataset_id = dataset_fingerprint(items, users, manifest.shards)
     dataclasses.replace(manifest, dataset_id=dataset_id).write(folder)
     return folder
+
+
+def add_item_columns(folder: Path) -> Path:
+    """Add a title, which the second item lacks, a year and a vector to the items of a dataset."""
+    table = pl.read_parquet(folder / ITEMS_NAME)
+    numbers = table["item_id"].to_list()
+    titles = [None if number == 2 else f"Title \x1b[1m{number}" for number in numbers]
+    table.with_columns(
+        title=pl.Series(titles),
+        year=pl.Series([1900 + number % 100 for number in numbers]),
+        vector=pl.Series([[float(number), 0.5] for number in numbers], dtype=pl.List(pl.Float32)),
+    ).write_parquet(folder / ITEMS_NAME)
+    return folder
