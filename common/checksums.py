@@ -3,7 +3,18 @@
 import hashlib
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
+from longplay.common.json_files import Natural
+
 _BLOCK_BYTES = 8 << 20
+
+
+class FileInfo(TypedDict):
+    """A file's size and SHA-256, as the JSON files that list it record them."""
+
+    bytes: Natural
+    sha256: str
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Tell Longplay's folders apart, so that an error can say what a given path is and which command reads it."""
 
-import json
 from pathlib import Path
+
+from longplay.common.json_files import JsonFileError, JsonObject, read_json
 
 
 def kind_of(path: Path) -> str | None:
@@ -12,10 +13,8 @@ def kind_of(path: Path) -> str | None:
         if (path / name).is_file():
             return kind
     try:
-        saved = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(saved, dict):
+        saved = read_json(path / "config.json", JsonObject)
+    except (FileNotFoundError, JsonFileError):
         return None
     return "export" if saved.get("format") == "longplay-export" else "run" if "config" in saved else None
 

@@ -6,16 +6,20 @@ padded so that the first tensor starts at a multiple of 64 bytes.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
+
+from longplay.common.json_files import JsonFileError, JsonObject, Natural, check_json, parse_json
 
 _BLOCK_BYTES = 8 << 20
 _FLUSH_BYTES = 256 << 20
@@ -36,6 +40,14 @@ _TYPES = {name: dtype for dtype, name in _TYPE_NAMES.items()}
 
 class TensorFileError(ValueError):
     """A file is not in the safetensors format, is truncated, or has an unexpected dtype or shape."""
+
+
+class _Entry(TypedDict):
+    """A tensor in the header."""
+
+    dtype: Literal["F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
+    shape: list[Natural]
+    data_offsets: tuple[Natural, Natural]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,26 +203,27 @@ class TensorFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def _read_header(self) -> tuple[dict[str, Any], int]:
+    def _read_header(self) -> tuple[dict[str, "_Entry"], int]:
         """Return the header entries by tensor name and the offset of the data in bytes."""
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if not 0 < length <= min(_LONGEST_HEADER, size - 8):
             raise TensorFileError(f"{self.path}: invalid header (length {length})")
         try:
-            entries = json.loads(self._file.read(length))
-            entries.pop("__metadata__", None)
-            last = 0
-            for name, entry in entries.items():
-                begin, end = entry["data_offsets"]
-                element_size = torch.empty((), dtype=_TYPES[entry["dtype"]]).element_size()
-                if begin < 0 or end - begin != element_size * int(np.prod(entry["shape"], dtype=np.int64)):
-                    raise ValueError(
-                        f"{name} has {end - begin} bytes, which do not match shape {entry['shape']}"
-                    )
-                last = max(last, end)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TensorFileError(f"{self.path}: invalid header ({error})") from None
+            saved = parse_json(self._file.read(length), JsonObject, self.path)
+            saved.pop("__metadata__", None)
+            entries = check_json(saved, dict[str, _Entry], self.path)
+        except JsonFileError as error:
+            raise TensorFileError(f"{error}: invalid header") from None
+        last = 0
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            if end - begin != _TYPES[entry["dtype"]].itemsize * math.prod(entry["shape"]):
+                raise TensorFileError(
+                    f"{self.path}: invalid header ({name} has {end - begin} bytes, which do not match shape "
+                    f"{entry['shape']})"
+                )
+            last = max(last, end)
         if size != 8 + length + last:
             raise TensorFileError(f"{self.path}: size is {size} bytes, expected {8 + length + last}")
         return entries, 8 + length
@@ -231,7 +244,7 @@ class TensorFile:
 
 def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
     """Return the header of a file: its length and its JSON."""
-    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, tensor in tensors.items():
         shape = list(tensor.shape)

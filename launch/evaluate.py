@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from longplay.common.atomic import write_json
+from longplay.common.json_files import JsonFileError, read_json
 from longplay.common.locks import is_locked
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
@@ -17,7 +18,7 @@ from longplay.launch.evaluation.few_unseen import few_unseen_warning
 from longplay.launch.evaluation.saved_evaluation import evaluation_file
 from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments
 from longplay.launch.settings.config import TrainConfig
-from longplay.launch.training.progress import Progress
+from longplay.launch.training.progress import Progress, RunState
 
 
 def register(subparsers: Any) -> None:
@@ -92,8 +93,8 @@ def _training_has_ended(run: Path, train: TrainConfig) -> bool:
     found = []
     for file in run.glob("checkpoints/step-*/state.json"):
         try:
-            found.append(Progress(**json.loads(file.read_text())["progress"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            found.append(read_json(file, RunState)["progress"])
+        except (FileNotFoundError, JsonFileError):
             continue
     newest = max(found, key=lambda at: at.step, default=Progress())
     return newest.why_finished(train) is not None

@@ -7,17 +7,18 @@ items.parquet             item_id, original_id, count, ordered by item_id from 1
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from longplay.common.checksums import sha256_of
+from longplay.common.checksums import FileInfo, sha256_of
+from longplay.common.json_files import JsonFileError, JsonObject, check_json, read_json
 from longplay.common.kinds import not_a
+from longplay.common.settings import Count
 from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
 
@@ -50,12 +51,12 @@ class ExportConfig:
     """
 
     encoder: EncoderConfig
-    num_items: int
+    num_items: Count
     dataset_id: str
     recipe: str
-    checkpoint: Mapping[str, Any]
+    checkpoint: JsonObject
     longplay_version: str
-    files: Mapping[str, Mapping[str, Any]]
+    files: dict[Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z]+$")], FileInfo]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of config.json."""
@@ -68,8 +69,8 @@ class ExportConfig:
             "context_length": self.encoder.context_length,
             "num_items": self.num_items,
             "encoder": dataclasses.asdict(self.encoder),
-            "checkpoint": dict(self.checkpoint),
-            "files": {name: dict(recorded) for name, recorded in self.files.items()},
+            "checkpoint": self.checkpoint,
+            "files": self.files,
         }
 
 
@@ -85,13 +86,13 @@ def read_export_config(path: Path) -> ExportConfig:
         raise ExportError(f"{other}; {_GIVE_AN_EXPORT}")
     file = path / CONFIG_NAME
     try:
-        saved = json.loads(file.read_text())
+        saved = read_json(file, object)
     except FileNotFoundError:
         raise ExportError(
             f"{path}: is not an export, because it has no {CONFIG_NAME}; {_GIVE_AN_EXPORT}"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{file}: cannot be read ({error}); export the run again") from None
+    except JsonFileError as error:
+        raise ExportError(f"{error}; export the run again") from None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise ExportError(
             f"{path}: is not an export, because its format is not {FORMAT!r}; {_GIVE_AN_EXPORT}"
@@ -102,27 +103,25 @@ def read_export_config(path: Path) -> ExportConfig:
             "again with this version of longplay"
         )
     try:
-        config = ExportConfig(
-            encoder=encoder_config(saved["encoder"]),
-            **{field.name: saved[field.name] for field in dataclasses.fields(ExportConfig)[1:]},
-        )
-        sizes = {name: int(recorded["bytes"]) for name, recorded in config.files.items()}
-        absent = {ENCODER_NAME, TABLE_NAME, ITEMS_NAME} - set(sizes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(f"{file}: is not valid ({error}); export the run again") from None
+        config = check_json({**saved, "encoder": _renamed(saved.get("encoder"))}, ExportConfig, file)
+    except JsonFileError as error:
+        raise ExportError(f"{error}; export the run again") from None
+    absent = {ENCODER_NAME, TABLE_NAME, ITEMS_NAME} - set(config.files)
     if absent:
         raise ExportError(f"{file}: does not list {sorted(absent)[0]}; export the run again")
-    for name, size in sizes.items():
+    for name, recorded in config.files.items():
         if not (path / name).is_file():
             raise ExportError(f"{path / name}: is missing; export the run again")
-        if (path / name).stat().st_size != size:
-            raise ExportError(f"{path / name}: is not {size} bytes long; export the run again")
+        if (path / name).stat().st_size != recorded["bytes"]:
+            raise ExportError(f"{path / name}: is not {recorded['bytes']} bytes long; export the run again")
     return config
 
 
-def encoder_config(saved: Mapping[str, Any]) -> EncoderConfig:
-    """Rebuild the encoder's configuration; `scan` is the former name of `scan_backend`."""
-    return EncoderConfig(**{{"scan": "scan_backend"}.get(name, name): value for name, value in saved.items()})
+def _renamed(encoder: Any) -> Any:
+    """Return the encoder's settings by their current names; `scan` is the former name of `scan_backend`."""
+    if not isinstance(encoder, dict):
+        return encoder
+    return {{"scan": "scan_backend"}.get(name, name): value for name, value in encoder.items()}
 
 
 def check_sha256(path: Path, config: ExportConfig, name: str) -> None:

@@ -253,7 +253,7 @@ def _read_manifest(path: Location) -> Manifest:
         return Manifest.read(path)
     url = in_folder(path, MANIFEST_NAME)
     try:
-        return Manifest.parse(read_whole(url).tobytes().decode(), str(url))
+        return Manifest.parse(read_whole(url).tobytes(), str(url))
     except DataError:
         raise
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,24 @@ def parse_location(text: Path | str) -> Location:
             "pipe:COMMAND reads the output of a command"
         )
     return text.rstrip("/")
+
+
+def trusted_location(text: str, file: str) -> Location:
+    """Return the location that a file names; only a location that the user types may run a command.
+
+    Args:
+        file: the file that holds `text`, for the message.
+
+    Raises:
+        DataError: the location is a command, or as `parse_location`.
+    """
+    location = parse_location(text)
+    if isinstance(location, str) and location.lower().startswith("pipe:"):
+        raise DataError(
+            f"{file}: its dataset is the command {text!r}, and commands in files are not run; to run it, "
+            f"give --data {shlex.quote(text)}"
+        )
+    return location
 
 
 def in_folder(folder: Location, name: str) -> Location:

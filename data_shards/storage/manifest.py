@@ -10,11 +10,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
+from longplay.common.json_files import (
+    Int64,
+    JsonFileError,
+    JsonObject,
+    Natural,
+    parse_json,
+    read_content,
+    read_json,
+)
+from longplay.common.settings import Count
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.features import FeatureInfo
 from longplay.data_shards.storage.id_column import IdColumn
@@ -31,45 +43,57 @@ TimeUnit = Literal["ns", "us", "ms", "s", "index"]
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
+class SourceInfo(TypedDict):
+    """The source of a dataset, as `longplay prepare` names it."""
+
+    format: str
+    paths: list[str]
+    options: dict[str, Any]
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
     """A tar shard: its name, numbers of users and events, size and checksum."""
 
-    name: str
-    num_users: int
-    num_events: int
-    num_bytes: int
+    # Below pipe:COMMAND, the name becomes part of a shell command.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    num_users: Count
+    num_events: Natural
+    num_bytes: Natural
     sha256: str
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Counts, provenance and shards of a prepared dataset.
 
     Attributes:
         dataset_id: hex fingerprint of the id mappings and of every shard's content.
-        source: `{"format": ..., "paths": [...], "options": {...}}` of `longplay prepare`.
+        source: format, paths and options of `longplay prepare`.
         options: the options that select events.
         rows_in: rows of the source, without headers; equals `num_events` plus the sum of `rows_dropped`.
         rows_dropped: reason -> number of rows.
-        time_quantiles: `NUM_QUANTILES + 1` times, in the source's unit.
+        time_quantiles: `NUM_QUANTILES + 1` times in ascending order, in the source's unit.
         shards: in user order.
         features: the event features, in the order of the source's options.
         time_unit: unit of the times; None if it is unknown.
     """
 
     dataset_id: str
-    source: dict[str, Any]
-    rows_in: int
-    rows_dropped: dict[str, int]
-    num_events: int
-    num_users: int
-    num_items: int
-    time_quantiles: list[int]
+    source: SourceInfo
+    rows_in: Natural
+    rows_dropped: dict[str, Natural]
+    num_events: Natural
+    num_users: Count
+    num_items: Count
+    time_quantiles: list[Int64]
     shards: tuple[ShardInfo, ...]
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: JsonObject = dataclasses.field(default_factory=dict)
     features: tuple[FeatureInfo, ...] = ()
     time_unit: TimeUnit | None = None
+    kind: str = KIND
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -85,8 +109,8 @@ class Manifest:
             raise ValueError(
                 f"time_quantiles has {len(self.time_quantiles)} entries, expected {NUM_QUANTILES + 1}"
             )
-        if self.time_unit not in (None, *get_args(TimeUnit)):
-            raise ValueError(f"time_unit is {self.time_unit!r}, not one of {', '.join(get_args(TimeUnit))}")
+        if self.time_quantiles != sorted(self.time_quantiles):
+            raise ValueError("time_quantiles: must be in ascending order")
         names = [feature.name for feature in self.features]
         if len(set(names)) < len(names):
             raise ValueError(f"a feature occurs twice in {names}")
@@ -115,7 +139,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`. Equal manifests give equal bytes."""
-        content = {"kind": KIND, **dataclasses.asdict(self)}
+        content = dataclasses.asdict(self)
         (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     @classmethod
@@ -127,42 +151,37 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         try:
-            text = path.read_text()
+            return cls.parse(read_content(path), path)
         except FileNotFoundError:
             raise DataError(
                 f"{folder}: contains no {MANIFEST_NAME}, so it is not a prepared dataset; make one with "
                 "`longplay prepare ... --out DIR`"
             ) from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
-        return cls.parse(text, path)
+        except JsonFileError as error:
+            raise DataError(f"{error}; prepare the dataset again") from None
 
     @classmethod
-    def parse(cls, text: str, path: Path | str) -> Manifest:
-        """Parse and check the text of a manifest; `path` is used in messages.
+    def parse(cls, content: bytes, path: Path | str) -> Manifest:
+        """Parse and check the content of a manifest; `path` is used in messages.
 
         Raises:
             DataError: the text is not a manifest, has another schema version, or is inconsistent.
         """
         try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path}: cannot be read ({error}); prepare the dataset again") from error
-        if not isinstance(content, dict) or content.pop("kind", None) != KIND:
-            raise DataError(
-                f"{path}: is not the manifest of a prepared dataset; pass the output of `longplay prepare`"
-            )
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema_version is {content.get('schema_version')!r}, but this version of "
-                f"longplay reads {SCHEMA_VERSION}; {_prepare_again(content, path)}"
-            )
-        try:
-            shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
-            features = tuple(FeatureInfo(**feature) for feature in content.pop("features", ()))
-            return cls(shards=shards, features=features, **content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: is damaged ({error}); prepare the dataset again") from error
+            about: Any = parse_json(content, object, path)
+            if not isinstance(about, dict) or about.get("kind") != KIND:
+                raise DataError(
+                    f"{path}: is not the manifest of a prepared dataset; pass the output of "
+                    "`longplay prepare`"
+                )
+            if about.get("schema_version") != SCHEMA_VERSION:
+                raise DataError(
+                    f"{path}: schema_version is {about.get('schema_version')!r}, but this version of "
+                    f"longplay reads {SCHEMA_VERSION}; {_prepare_again(about, path)}"
+                )
+            return parse_json(content, cls, path)
+        except JsonFileError as error:
+            raise DataError(f"{error}; prepare the dataset again") from None
 
 
 def _prepare_again(content: dict[str, Any], path: Path | str) -> str:
@@ -219,7 +238,6 @@ def fingerprint(*texts: str) -> str:
 def is_dataset(folder: Path) -> bool:
     """Return whether `folder` contains the manifest of a prepared dataset of any schema version."""
     try:
-        content = json.loads((folder / MANIFEST_NAME).read_text())
-    except (OSError, ValueError):
+        return read_json(folder / MANIFEST_NAME, JsonObject).get("kind") == KIND
+    except (FileNotFoundError, JsonFileError):
         return False
-    return isinstance(content, dict) and content.get("kind") == KIND

@@ -7,7 +7,6 @@ writer and the reader.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longplay.common.checksums import sha256_of
+from longplay.common.json_files import Int64, parse_json
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.feature_verification import FeatureCheck, read_vocabularies
@@ -251,10 +251,10 @@ def _read_arrays(
                 columns[name].append(_array(tar, member, f"{key}.{name}", "<i4", "<f4"))
                 member = tar.next()
             items.append(_array(tar, member, f"{key}.items.npy", "<i4").astype(np.int64))
-            about = json.loads(_content(tar, tar.next(), f"{key}.json"))
-            base = about.get("time_base") if isinstance(about, dict) else None
+            about = parse_json(_content(tar, tar.next(), f"{key}.json"), dict[str, Int64], f"{key}.json")
+            base = about.get("time_base")
             expected = {"schema_version": SCHEMA_VERSION, "first_user": int(key), "time_base": base}
-            if not isinstance(base, int) or about != expected:
+            if base is None or about != expected:
                 raise ValueError(f"{key}.json is {about}")
             lengths.append(_array(tar, tar.next(), f"{key}.lengths.npy", "<i4").astype(np.int64))
             times.append(_array(tar, tar.next(), f"{key}.times.npy", "<u4", "<i8").astype(np.int64) + base)

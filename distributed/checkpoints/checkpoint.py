@@ -19,11 +19,14 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
-from longplay.common.checksums import sha256_of
+from longplay.common.checksums import FileInfo, sha256_of
+from longplay.common.json_files import JsonFileError, JsonObject, Natural, parse_json, read_content
 from longplay.common.tensor_file import TensorFile, read_tensors
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.errors import CheckpointError
@@ -33,6 +36,18 @@ from longplay.distributed.table.item_table import ItemTable
 SCHEMA_VERSION = 2
 _NAME = re.compile(r"step-([0-9]{9,})")
 _TABLE_FILE = re.compile(r"table-([0-9]{9,})-([0-9]{9,})\.safetensors")
+
+
+@with_config(ConfigDict(extra="allow"))
+class CheckpointState(TypedDict):
+    """The fields of state.json that loading needs; `files` has every other file of the folder by name."""
+
+    step: Natural
+    num_items: Natural
+    width: Natural
+    table_update: str
+    table_steps: Natural
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")], FileInfo]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +126,18 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def latest_checkpoint(
-    root: Path, world: World | None = None, *, owner: Mapping[str, Any] | None = None
+    root: Path,
+    world: World | None = None,
+    *,
+    owner: Mapping[str, Any] | None = None,
+    shape: type[CheckpointState] = CheckpointState,
 ) -> tuple[Checkpoint | None, dict[Path, str]]:
     """Find the run's newest intact checkpoint under `root`. Collective if `world` is given.
 
     Args:
         world: the ranks that share the work: each checks some of the files, and all return the same result.
         owner: values of state.json that the run's checkpoints have; None accepts any run's.
+        shape: the fields that state.json must have.
     Returns:
         The checkpoint, or None if there are no checkpoints; and path -> problem of each newer one that is
         damaged or another run's.
@@ -132,7 +152,7 @@ def latest_checkpoint(
         paths = listings[0]
     for path in paths:
         try:
-            checkpoint = open_checkpoint(path, world, owner=owner)
+            checkpoint = open_checkpoint(path, world, owner=owner, shape=shape)
         except CheckpointError as error:
             problems[path] = str(error)
             continue
@@ -145,12 +165,16 @@ def latest_checkpoint(
 
 
 def open_checkpoint(
-    path: Path, world: World | None = None, *, owner: Mapping[str, Any] | None = None
+    path: Path,
+    world: World | None = None,
+    *,
+    owner: Mapping[str, Any] | None = None,
+    shape: type[CheckpointState] = CheckpointState,
 ) -> Checkpoint:
     """Read a checkpoint's state and compare every file with its recorded size and sha256.
 
     Args:
-        world, owner: as in `latest_checkpoint`. Collective if `world` is given.
+        world, owner, shape: as in `latest_checkpoint`. Collective if `world` is given.
     Raises:
         CheckpointError: it is missing, of another format version, damaged or another run's. Raised on every
             rank.
@@ -158,7 +182,7 @@ def open_checkpoint(
     world = world or World()
     state, problem = None, None
     try:
-        state = _read_state(path, owner or {})
+        state = _read_state(path, owner or {}, shape)
         _check_files(path, sorted(state["files"].items())[world.rank :: world.world_size])
     except CheckpointError as error:
         problem = str(error)
@@ -175,24 +199,27 @@ def open_checkpoint(
 def is_own_checkpoint(path: Path, owner: Mapping[str, Any]) -> bool:
     """Return whether the run wrote this folder under this name. Its tensor files may be damaged."""
     try:
-        return _read_state(path, owner).get("step") == checkpoint_step(path) and not path.is_symlink()
+        state = _read_state(path, owner, CheckpointState)
     except CheckpointError:
         return False
+    return state["step"] == checkpoint_step(path) and not path.is_symlink()
 
 
-def _read_state(path: Path, owner: Mapping[str, Any]) -> dict[str, Any]:
+def _read_state(path: Path, owner: Mapping[str, Any], shape: type[CheckpointState]) -> dict[str, Any]:
+    file = path / "state.json"
     try:
-        state = json.loads((path / "state.json").read_text())
+        content = read_content(file)
+        state = parse_json(content, JsonObject, file)
+        if state.get("schema_version") != SCHEMA_VERSION:
+            found = state.get("schema_version")
+            raise CheckpointError(f"{path}: schema version {found}, but this version reads {SCHEMA_VERSION}")
+        if state.pop("sha256", None) != state_sha256(state):
+            raise CheckpointError(f"{file}: is damaged, its sha256 differs")
+        parse_json(content, shape, file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is not a checkpoint, because it has no state.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}/state.json: cannot be read ({error})") from None
-    if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
-        found = state.get("schema_version") if isinstance(state, dict) else None
-        raise CheckpointError(f"{path}: schema version {found}, but this version reads {SCHEMA_VERSION}")
-    recorded = state.pop("sha256", None)
-    if recorded != state_sha256(state):
-        raise CheckpointError(f"{path}/state.json: is damaged, its sha256 differs")
+    except JsonFileError as error:
+        raise CheckpointError(str(error)) from None
     for field, value in owner.items():
         if state.get(field) != value:
             raise CheckpointError(

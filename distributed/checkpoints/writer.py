@@ -6,7 +6,6 @@ folder. If a rank cannot write its files, the checkpoint never gets its final na
 """
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 
 from longplay.common.atomic import replace_folder, write_json
+from longplay.common.checksums import FileInfo
+from longplay.common.json_files import read_json
 from longplay.common.tensor_file import write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
@@ -216,5 +217,5 @@ class CheckpointWriter:
                 if not partial.exists():
                     raise CheckpointError(f"{partial}: the folder was removed during the save")
                 time.sleep(_POLL_S)
-            files |= json.loads(path.read_text())
+            files |= read_json(path, dict[str, FileInfo])
         return files

@@ -1,13 +1,12 @@
 """Open the dataset, the checkpoints and the model of a run folder."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from longplay.data_shards.errors import OnBadShard
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.locations import Location, parse_location
+from longplay.data_shards.storage.locations import Location, trusted_location
 from longplay.distributed.checkpoints.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -20,6 +19,7 @@ from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import read_saved_run
 from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
 
 
@@ -32,15 +32,15 @@ def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "s
     Raises:
         ConfigError: the dataset is not there, or `data` is another dataset.
     """
-    saved = json.loads((run / "config.json").read_text())
-    location = data or parse_location(saved["data"])
+    saved = read_saved_run(run)
+    location = data or trusted_location(saved.data, f"{run / 'config.json'}")
     if data is None and isinstance(location, Path) and not location.is_dir():
-        raise ConfigError(f"{saved['data']}: the dataset of {run} is not there; give its folder with --data")
+        raise ConfigError(f"{saved.data}: the dataset of {run} is not there; give its folder with --data")
     dataset = Dataset.open(location, on_bad_shard=on_bad_shard)
-    if dataset.dataset_id != saved["dataset_id"]:
+    if dataset.dataset_id != saved.dataset_id:
         raise ConfigError(
             f"--data {dataset.path}: is not the dataset that {run} was trained on; give that dataset, which "
-            f"was at {saved['data']}"
+            f"was at {saved.data}"
         )
     return dataset
 
@@ -59,7 +59,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
     folder = RunFolder(run)
     if name == "best":
         best = folder.read_best()
-        name = best["checkpoint"] if best else "last"
+        name = best.checkpoint if best else "last"
     if name != "last":
         if not (folder.checkpoints / name / "state.json").is_file():
             steps = (path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())

@@ -3,9 +3,10 @@
 `longplay evaluate` and the jobs of a sweep write them, and `longplay report` reads them.
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from longplay.common.json_files import JsonFileError, read_json
 
 
 def evaluation_file(run: Path, split: str) -> Path:
@@ -32,6 +33,6 @@ def is_outdated(run: Path, report: Any) -> bool:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, object)
+    except (FileNotFoundError, JsonFileError):
         return None

@@ -1,16 +1,14 @@
 """Write the folder of an exported model; its format is in `longplay.serving.export_format`."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
-from longplay.common.checksums import sha256_of
+from longplay.common.checksums import FileInfo, sha256_of
+from longplay.common.json_files import JsonFileError, JsonObject, read_json
 from longplay.common.tensor_file import WrittenFile, read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
@@ -28,9 +26,6 @@ from longplay.serving.export_format import (
     ExportConfig,
 )
 
-Files = dict[str, Mapping[str, Any]]
-"""Each file's "bytes" and "sha256" by name."""
-
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Check that an export may be written to `out`.
@@ -42,8 +37,8 @@ def check_output(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        is_export = json.loads((out / CONFIG_NAME).read_text())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+        is_export = read_json(out / CONFIG_NAME, JsonObject).get("format") == FORMAT
+    except (FileNotFoundError, JsonFileError):
         is_export = False
     if not is_export:
         raise ConfigError(f"--out {out}: exists and is not an export; give another folder")
@@ -86,10 +81,10 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return sum(int(file["bytes"]) for file in files.values())
+    return sum(file["bytes"] for file in files.values())
 
 
-def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Files:
+def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, FileInfo]:
     """Write the encoder, the item table and the items; return the size and checksum of each file."""
     saved = read_tensors(checkpoint.path / "encoder.safetensors")
     weights = {
@@ -115,7 +110,7 @@ def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> Files
         WrittenFile(name=ITEMS_NAME, num_bytes=num_bytes, sha256=sha256_of(folder / ITEMS_NAME)),
     ]
     return {
-        file.name: {"bytes": file.num_bytes, "sha256": file.sha256}
+        file.name: FileInfo(bytes=file.num_bytes, sha256=file.sha256)
         for file in sorted(written, key=lambda file: file.name)
     }
 

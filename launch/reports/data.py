@@ -1,18 +1,24 @@
 """Read the runs of sweeps and run folders, finished or not, from their files."""
 
 import json
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
+from longplay.common.json_files import Finite, JsonFileError, Natural, check_json, read_json
 from longplay.common.kinds import kind_of, not_a
 from longplay.common.locks import is_locked
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_outdated
 from longplay.launch.reports.scalars import COSTS, read_series
+from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import SavedRun
+from longplay.launch.sweeps.folder import SavedJob, read_sweep
 from longplay.launch.sweeps.job_log import last_error, logs_of_job, since_start
 
 _TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "grid", "variant")
@@ -25,8 +31,47 @@ _SCHEMA: dict[str, Any] = {
     "curve_seconds": pl.List(pl.Float64),
     "curve_values": pl.List(pl.Float64),
 }
+_INFINITE = 1e300
 _NOT_COMPARED = ("seed", "recipe")  # settings that may differ between runs of one group
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run(SavedRun):
+    """The config.json of a run, with the origin and the machine of its results."""
+
+    git_commit: str | None = None
+    host: str | None = None
+    device: str | None = None
+    packages: dict[str, str | None] = field(default_factory=dict)
+
+
+class _Encoder(TypedDict):
+    model: str
+
+
+class _Train(TypedDict, total=False):
+    metric: str
+    max_epochs: Natural
+
+
+class _Settings(TypedDict):
+    """The settings of any version that a report needs."""
+
+    encoder: _Encoder
+    context_length: Natural
+    seed: Natural
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Evaluation(TypedDict, total=False):
+    """An evaluation's JSON, without its metrics."""
+
+    checkpoint: str
+    ranks: Natural
+    device: str
+    peak_gib: Finite
+    seconds: Finite
 
 
 class ReportError(ValueError):
@@ -78,33 +123,31 @@ def _runs_of(path: Path) -> Iterator[Row]:
 
 
 def _sweep_runs(sweep: Path) -> Iterator[Row]:
-    file = sweep / "sweep.json"
     try:
-        saved = json.loads(file.read_text())
-        jobs = [(name, dict(job), str(job["run"])) for name, job in saved["jobs"].items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{file}: cannot be read ({error}); restore it, or give the run folders") from None
-    for name, job, run in jobs:
-        try:
-            yield _sweep_run(sweep, name, job, sweep / run)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ReportError(f"{file}: job {name} cannot be read ({error!r})") from None
+        saved = read_sweep(sweep)
+    except ConfigError as error:
+        raise ReportError(f"{error}, or give the run folders") from None
+    yield from (_sweep_run(sweep, job) for job in saved.jobs.values())
 
 
-def _sweep_run(sweep: Path, name: str, job: dict[str, Any], path: Path) -> Row:
-    submission = job.get("submission") or {}
-    logs = logs_of_job(sweep / "submitit", submission["job_id"]) if submission else []
+def _sweep_run(sweep: Path, job: SavedJob) -> Row:
+    path, submission = job.run_folder(sweep), job.submission
+    logs = logs_of_job(sweep / "submitit", submission.job_id) if submission else []
+    try:
+        config = _read_run(path)
+    except ReportError:
+        config = None
     row = {
-        **{name: job[name] for name in ("dataset", "model", "recipe", "grid", "variant")},
-        "run": name,
+        **{name: getattr(job, name) for name in ("dataset", "model", "recipe", "grid", "variant")},
+        "run": job.name,
         "source": sweep.name,
-        "context_length": int(job["context_length"]),
-        "seed": int(job["seed"]),
-        "settings": json.dumps([str(sweep), job["recipe"], *_without_seed(job["overrides"])]),
-        **_outcome(path, _config(path), logs),
+        "context_length": job.context_length,
+        "seed": job.seed,
+        "settings": json.dumps([str(sweep), job.recipe, *_without_seed(job.overrides)]),
+        **_outcome(path, config, logs),
     }
     if row["state"] == "missing":
-        row["progress"] = f"submitted as {submission['job_id']}" if submission else "not submitted"
+        row["progress"] = f"submitted as {submission.job_id}" if submission else "not submitted"
     return row
 
 
@@ -113,28 +156,28 @@ def _without_seed(words: Sequence[str]) -> list[str]:
 
 
 def _plain_run(path: Path, source: Path) -> Row:
-    config = _config(path)
+    run = _read_run(path)
     try:
-        settings = config["config"]
-        dataset = [part for part in re.split(r"[/?#]", str(config["data"])) if part][-1]
-        model, length, seed = settings["encoder"]["model"], settings["context_length"], settings["seed"]
-        numbers = {"context_length": int(length), "seed": int(seed)}
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise ReportError(f"{path}/config.json: is damaged or was written by another version") from None
-    same = {name: value for name, value in settings.items() if name not in _NOT_COMPARED}
-    same["data"] = {name: value for name, value in settings.get("data", {}).items() if name != "seed"}
+        settings = check_json(run.config, _Settings, path / "config.json")
+    except JsonFileError as error:
+        raise ReportError(f"{error}; restore the file, or leave the run out") from None
+    model = settings["encoder"]["model"]
+    dataset = ["data", *(part for part in re.split(r"[/?#]", run.data) if part)][-1]
+    same = {name: value for name, value in run.config.items() if name not in _NOT_COMPARED}
+    if isinstance(same.get("data"), dict):
+        same["data"] = {name: value for name, value in same["data"].items() if name != "seed"}
     newest_log = sorted((path / "logs").glob("*"), key=lambda log: -log.stat().st_mtime)[:1]
     return {
         **{"run": path.name, "source": source.name, "dataset": dataset, "model": model, "recipe": model},
-        **{"grid": "study", "settings": json.dumps([config.get("dataset_id"), same], sort_keys=True)},
-        **numbers,
-        **_outcome(path, config, newest_log),
+        **{"grid": "study", "settings": json.dumps([run.dataset_id, same], sort_keys=True)},
+        **{"context_length": settings["context_length"], "seed": settings["seed"]},
+        **_outcome(path, run, newest_log),
     }
 
 
-def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
+def _outcome(path: Path, run: _Run | None, logs: Sequence[Path]) -> Row:
     """Return the columns that the run folder and the logs determine."""
-    train = config.get("config", {}).get("train", {})
+    train = _train_settings(run)
     series = read_series(path)
     report, damage = _evaluation(evaluation_file(path, "test"))
     missing = "not evaluated"
@@ -146,7 +189,7 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
         state, error, progress = "finished", None, ""
     elif error is not None:
         state = "failed"
-    elif not config:
+    elif run is None:
         state = "missing"
     elif is_locked(path):
         state = "running"
@@ -158,44 +201,54 @@ def _outcome(path: Path, config: dict[str, Any], logs: Sequence[Path]) -> Row:
     report = report or {}
     return {
         **{"folder": str(path), "state": state, "error": error, "progress": progress},
-        **{"commit": config.get("git_commit"), "host": config.get("host"), "device": config.get("device")},
-        **{"torch": config.get("packages", {}).get("torch"), "checkpoint": report.get("checkpoint")},
+        **{name: run and getattr(run, name) for name in ("host", "device")},
+        **{"commit": run and run.git_commit, "torch": run and run.packages.get("torch")},
+        "checkpoint": report.get("checkpoint"),
         **{"ranks": report.get("ranks"), "eval_device": report.get("device")},
         **series.costs(evaluation=report),
-        **series.curve(str(train.get("metric", "full_unseen/ndcg@10"))),
+        **series.curve(train.get("metric", "full_unseen/ndcg@10")),
         **_metrics(report),
     }
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_run(path: Path) -> _Run:
     try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        return read_json(path / "config.json", _Run)
+    except FileNotFoundError:
+        raise ReportError(f"{path}: has no config.json; leave the folder out") from None
+    except JsonFileError as error:
+        raise ReportError(f"{error}; restore the file, or leave the run out") from None
+
+
+def _train_settings(run: _Run | None) -> _Train:
+    """Return the settings of the training that are known."""
+    try:
+        return check_json(run.config.get("train") if run else {}, _Train, "config.json")
+    except JsonFileError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
-def _evaluation(file: Path) -> tuple[dict[str, Any] | None, str | None]:
+def _evaluation(file: Path) -> tuple[_Evaluation | None, str | None]:
     """Return the report of `longplay evaluate --out`, or the reason why it cannot be used."""
     try:
-        report = json.loads(file.read_text())
+        report = read_json(file, _Evaluation)
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError) as error:
-        return None, f"{file.parent.name}/{file.name}: cannot be read ({error})"
-    if not isinstance(report, dict) or not _metrics(report):
+    except JsonFileError as error:
+        return None, str(error).replace(f"{file.parent.parent}/", "")
+    if not _metrics(report):
         return None, f"{file.parent.name}/{file.name}: holds no metrics"
     return report, None
 
 
-def _metrics(report: dict[str, Any]) -> dict[str, float]:
+def _metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite metrics of an evaluation's report, by "kind/name"."""
     return {
         f"{kind}/{name}": value
         for kind, values in report.items()
         if re.fullmatch(r"full\w*|sampled\d+", kind) and isinstance(values, dict)
         for name, value in values.items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(value, int | float) and abs(value) < _INFINITE
     }
 
 

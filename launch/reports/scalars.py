@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class RunSeries:
         of = "" if max_epochs is None else f" of at most {max_epochs}"
         return f"step {step:,}, epoch {step / per_epoch:.3g}{of}"
 
-    def costs(self, *, evaluation: dict[str, Any]) -> dict[str, float | None]:
+    def costs(self, *, evaluation: Mapping[str, Any]) -> dict[str, float | None]:
         """Return the run's `COSTS`, None where unknown.
 
         Args:

@@ -6,10 +6,12 @@ does not import torch.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from longplay.common.atomic import write_text
+from longplay.common.json_files import JsonFileError, Natural, parse_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -17,26 +19,24 @@ Series = dict[int, float]
 """The values of one tag by step."""
 
 
-class Scalar(NamedTuple):
+@dataclass(frozen=True)
+class Scalar:
     """One line of the file."""
 
-    step: int
+    step: Natural
     tag: str
     value: float
 
     def line(self) -> str:
         """Return the scalar as a line of JSON."""
-        return json.dumps(self._asdict()) + "\n"
+        return json.dumps({"step": self.step, "tag": self.tag, "value": self.value}) + "\n"
 
 
 def parse_scalars(lines: Iterable[str]) -> Iterator[Scalar]:
     """Yield the scalars of these lines in order; skip incomplete and damaged lines."""
     for line in lines:
-        try:
-            entry = json.loads(line)
-            yield Scalar(int(entry["step"]), str(entry["tag"]), float(entry["value"]))
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
+        with suppress(JsonFileError):
+            yield parse_json(line.encode(errors="replace"), Scalar, METRICS_FILE)
 
 
 def read_scalars(run: Path) -> dict[str, Series]:
@@ -46,8 +46,8 @@ def read_scalars(run: Path) -> dict[str, Series]:
     except OSError:
         lines = []
     found: dict[str, Series] = {}
-    for step, tag, value in parse_scalars(lines):
-        found.setdefault(tag, {})[step] = value
+    for scalar in parse_scalars(lines):
+        found.setdefault(scalar.tag, {})[scalar.step] = scalar.value
     return found
 
 

@@ -8,16 +8,18 @@ checkpoints/       see longplay.distributed.checkpoints.checkpoint
 logs/              output of the jobs of a batch script, which creates it before the run begins
 """
 
-import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from longplay.common.atomic import write_json
+from longplay.common.json_files import Finite, JsonFileError, Natural, read_json
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_file
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, absolute
@@ -28,7 +30,17 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.imports import imported
 from longplay.launch.settings.resolving import to_json
-from longplay.launch.settings.saved import changed_settings, read_config
+from longplay.launch.settings.saved import changed_settings, read_config, read_saved_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The content of best.json: the best checkpoint's name, and its value of the metric `train.metric`."""
+
+    checkpoint: Annotated[str, Field(pattern=r"^step-[0-9]{1,18}$")]
+    metric: str
+    value: Finite
+    step: Natural
 
 
 class RunFolder:
@@ -55,10 +67,10 @@ class RunFolder:
                 raise ConfigError(f"--run {self.path}: is neither empty nor a run folder; give another one")
             return False
         original = read_config(self.path)
-        saved = json.loads(self.config_file.read_text())
-        if saved["dataset_id"] != dataset.dataset_id:
+        saved = read_saved_run(self.path)
+        if saved.dataset_id != dataset.dataset_id:
             raise ConfigError(
-                f"--run {self.path}: belongs to another dataset ({saved['data']}); "
+                f"--run {self.path}: belongs to another dataset ({saved.data}); "
                 "give that --data, or another --run folder"
             )
         changed = changed_settings(original, config)
@@ -125,8 +137,8 @@ class RunFolder:
         """
         if self._owner is not None:
             return self._owner
-        saved = json.loads(self.config_file.read_text())
-        return {"run_id": saved.get("run_id"), "dataset_id": saved["dataset_id"]}
+        saved = read_saved_run(self.path)
+        return {"run_id": saved.run_id, "dataset_id": saved.dataset_id}
 
     def release(self) -> None:
         """Unlock the folder. Idempotent."""
@@ -154,21 +166,18 @@ class RunFolder:
     def _cannot_write(self, error: OSError) -> ConfigError:
         return ConfigError(f"--run {self.path}: cannot be written ({error.strerror}); give another folder")
 
-    def read_best(self) -> dict[str, Any] | None:
-        """Return the best checkpoint as {"checkpoint", "metric", "value", "step"}; None before a validation.
+    def read_best(self) -> "Best | None":
+        """Return the best checkpoint; None before a validation.
 
         Raises:
             ConfigError: best.json is damaged.
         """
-        if not self.best_file.exists():
-            return None
         try:
-            best = json.loads(self.best_file.read_text())
-            return {name: best[name] for name in ("checkpoint", "metric", "value", "step")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self.best_file}: cannot be read ({error}); give a checkpoint, such as --checkpoint last"
-            ) from None
+            return read_json(self.best_file, Best)
+        except FileNotFoundError:
+            return None
+        except JsonFileError as error:
+            raise ConfigError(f"{error}; give a checkpoint, such as --checkpoint last") from None
 
 
 def _make_folder(path: Path, created: list[Path]) -> None:

@@ -3,7 +3,6 @@
 Everything goes into the run's own tensorboard/ folder, so that a run is one entry on every page.
 """
 
-import json
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -18,6 +17,8 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from longplay.launch.settings.overrides import flatten
+from longplay.launch.settings.resolving import to_json
+from longplay.launch.settings.saved import read_config, read_saved_run
 
 _MAMBA, _ATTENTION = "#D55E00", "#0072B2"
 _SAMPLED_ROWS = 4096
@@ -133,9 +134,9 @@ def gate_picture(gate_weights: Mapping[str, float]) -> np.ndarray:
 
 def _write_session(writer: SummaryWriter, run: Path, *, ended: bool) -> None:
     """Write the summaries of SummaryWriter.add_hparams, which would itself create another folder."""
-    saved = json.loads((run / "config.json").read_text())
-    settings = settings_of(saved["config"], saved["data"])
-    columns = dict.fromkeys(_final_tags(saved["config"]["evaluation"]), 0.0)
+    config = to_json(read_config(run))
+    settings = settings_of(config, read_saved_run(run).data)
+    columns = dict.fromkeys(_final_tags(config["evaluation"]), 0.0)
     experiment, start, end = hparams(settings, columns)
     _put_first(experiment, _SHOWN_FIRST)
     file_writer = writer._get_file_writer()

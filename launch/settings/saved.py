@@ -1,11 +1,12 @@
 """The configuration in a run folder, and which of its settings a later command may change."""
 
 import copy
-import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longplay.common.json_files import JsonFileError, JsonObject, read_json
 from longplay.common.kinds import not_a
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
@@ -32,6 +33,25 @@ _BEST_DEPENDS_ON = ("train.metric", "evaluation.max_validation_users")
 
 # Settings, or whole sections, that may change when a run is resumed, including those that bound its length.
 MAY_CHANGE = SAME_RESULT | {"train", "evaluation", "engine.zero_stage", "table.placement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """What commands read from the config.json of a run folder.
+
+    Attributes:
+        config: the settings, for `from_json`.
+        data: the folder or URL of the dataset.
+        dataset_id: the dataset's fingerprint.
+        run_id: random; None in a run of an earlier version.
+        imports: modules of the user that the run needs.
+    """
+
+    config: JsonObject
+    data: str
+    dataset_id: str
+    run_id: str | None = None
+    imports: tuple[str, ...] = ()
 
 
 def changed_settings(
@@ -89,21 +109,30 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         ConfigError: it is not a run folder, its config.json is damaged, or a module needs --import.
     """
+    saved = read_saved_run(run)
+    check_imports(saved.imports, run)
+    try:
+        return from_json(saved.config)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{run / 'config.json'}: {error}; another version of Longplay may have written it"
+        ) from None
+
+
+def read_saved_run(run: Path) -> SavedRun:
+    """Read the config.json of the run in folder `run`, without checking its settings.
+
+    Raises:
+        ConfigError: it is not a run folder, or its config.json is damaged.
+    """
     other = not_a("run", run)
     if other is not None:
         raise ConfigError(f"{other}; give the folder of `longplay train --run`")
-    file = run / "config.json"
     try:
-        saved = json.loads(file.read_text())
-        config, imports = saved["config"], saved.get("imports", ())
+        return read_json(run / "config.json", SavedRun)
     except FileNotFoundError:
         raise ConfigError(
             f"{run}: is not a run folder (no config.json); give the folder of `longplay train --run`"
         ) from None
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); give another run folder") from None
-    check_imports(imports, run)
-    try:
-        return from_json(config)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}; another version of Longplay may have written it") from None
+    except JsonFileError as error:
+        raise ConfigError(f"{error}; restore the file, or give another run folder") from None

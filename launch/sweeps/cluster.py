@@ -5,9 +5,12 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import submitit
+from pydantic import Field
+
+from longplay.common.json_files import Finite, Natural
 
 ClusterName = Literal["slurm", "local", "debug"]
 LOST = "LOST"
@@ -67,11 +70,11 @@ class Submission:
     """
 
     cluster: ClusterName
-    job_id: str
+    job_id: Annotated[str, Field(pattern=r"^[0-9]+(_[0-9]+)?$")]
     host: str
-    time: float
+    time: Finite
     name: str = ""
-    uid: int | None = None
+    uid: Natural | None = None
     slurm_cluster: str = ""
 
 

@@ -11,14 +11,15 @@ submitit/       submitit's files; ID_RANK_log.out holds the output of a rank of 
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from longplay.common.atomic import write_json
+from longplay.common.json_files import JsonFileError, JsonObject, check_json, read_json
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
 from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.settings.errors import ConfigError
@@ -30,6 +31,46 @@ from longplay.launch.sweeps.job import SweepJob
 from longplay.launch.sweeps.job_log import logs_of_job
 
 _VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedJob(SweepJobSpec):
+    """A job in sweep.json: its settings, its run folder relative to the sweep's, and its submission."""
+
+    run: str
+    submission: Submission | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedSweep:
+    """What commands read from sweep.json."""
+
+    created: str
+    imports: tuple[str, ...] = ()
+    jobs: dict[str, SavedJob]
+
+    def __post_init__(self) -> None:
+        for name, job in self.jobs.items():
+            if job.name != name or job.run != f"runs/{name}":
+                raise ValueError(f"jobs.{name}: is named {job.name!r}, with the folder {job.run!r}")
+
+
+def read_sweep(path: Path) -> SavedSweep:
+    """Read the sweep.json of a sweep's folder.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of another version.
+    """
+    file = path / "sweep.json"
+    try:
+        saved = read_json(file, JsonObject)
+        if saved.get("version") != _VERSION:
+            raise ConfigError(f"{file}: was written by another version; give another --out")
+        return check_json(saved, SavedSweep, file)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: is missing; restore it") from None
+    except JsonFileError as error:
+        raise ConfigError(f"{error}; restore the file, or give another --out") from None
 
 
 class SweepFolder:
@@ -51,21 +92,14 @@ class SweepFolder:
         return (item for item in self.path.iterdir() if not is_lock_file(item))
 
     def _read(self) -> None:
-        try:
-            saved = json.loads(self.file.read_text())
-            if saved["version"] != _VERSION:
-                raise ConfigError(f"{self.file}: was written by another version; give another --out")
-            self.created = saved["created"]
-            imports = saved.get("imports", ())
-            for name, entry in saved["jobs"].items():
-                submission = entry.pop("submission")
-                entry.pop("run")
-                self.jobs[name] = SweepJobSpec(**{**entry, "overrides": tuple(entry["overrides"])})
-                if submission is not None:
-                    self.submissions[name] = Submission(**submission)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{self.file}: cannot be read ({error}); give another --out") from None
-        check_imports(imports, self.path)
+        saved = read_sweep(self.path)
+        self.created = saved.created
+        fields = [field.name for field in dataclasses.fields(SweepJobSpec)]
+        for name, job in saved.jobs.items():
+            self.jobs[name] = SweepJobSpec(**{field: getattr(job, field) for field in fields})
+            if job.submission is not None:
+                self.submissions[name] = job.submission
+        check_imports(saved.imports, self.path)
 
     def write(self) -> None:
         """Write sweep.json.
@@ -78,7 +112,7 @@ class SweepFolder:
             submission = self.submissions.get(name)
             entries[name] = {
                 **dataclasses.asdict(spec),
-                "run": str(spec.run(self.path).relative_to(self.path)),
+                "run": str(spec.run_folder(self.path).relative_to(self.path)),
                 "submission": None if submission is None else dataclasses.asdict(submission),
             }
         try:
@@ -117,7 +151,7 @@ class SweepFolder:
 
     def job(self, spec: SweepJobSpec) -> SweepJob:
         """Return the job to submit for a run."""
-        return SweepJob(spec=spec, run=spec.run(self.path), imports=tuple(imported()))
+        return SweepJob(spec=spec, run=spec.run_folder(self.path), imports=tuple(imported()))
 
     def logs(self, name: str) -> list[Path]:
         """Return the logs of the ranks of a job's last submission, rank 0's first."""

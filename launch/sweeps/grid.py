@@ -5,7 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from longplay.common.settings import Count, NonNegativeInt
 from longplay.data_shards.storage.locations import Location, absolute, parse_location
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
@@ -107,13 +111,13 @@ class SweepGrid:
 class SweepJobSpec:
     """One run of a sweep; `overrides` holds all its settings on top of the recipe."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     recipe: str
     model: str
-    context_length: int
+    context_length: Count
     dataset: str
     data: str
-    seed: int
+    seed: NonNegativeInt
     grid: str
     variant: str | None
     overrides: tuple[str, ...]
@@ -122,7 +126,7 @@ class SweepJobSpec:
     def config(self) -> RunConfig:
         return resolve(self.recipe, get_recipe(self.recipe), self.overrides)
 
-    def run(self, sweep: Path) -> Path:
+    def run_folder(self, sweep: Path) -> Path:
         """Return the run folder."""
         return sweep / "runs" / self.name
 

@@ -1,14 +1,16 @@
 """The status of a sweep's runs, from their folders and, for unfinished ones, from their cluster."""
 
-import json
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.launch.console.durations import duration
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.cluster import LOST, QueueState, Submission
 from longplay.launch.sweeps.folder import SweepFolder
 from longplay.launch.sweeps.grid import SweepJobSpec
@@ -67,14 +69,14 @@ def sweep_status(folder: SweepFolder) -> list[JobStatus]:
     unfinished = [
         submission
         for name, submission in folder.submissions.items()
-        if not is_finished(folder.jobs[name].run(folder.path))
+        if not is_finished(folder.jobs[name].run_folder(folder.path))
     ]
     known = queue_states(unfinished, folder.submitit)
     return [_status(folder, spec, known) for spec in folder.jobs.values()]
 
 
 def _status(folder: SweepFolder, spec: SweepJobSpec, known: dict[Submission, QueueState]) -> JobStatus:
-    run = spec.run(folder.path)
+    run = spec.run_folder(folder.path)
     submission = folder.submissions.get(spec.name)
     queued = known.get(submission) if submission else None
     live, error = False, None
@@ -144,11 +146,11 @@ class Progress:
     def read(cls, run: Path, spec: SweepJobSpec) -> "Progress":
         """Read the end of metrics.jsonl, and best.json."""
         scalars = parse_scalars(tail(run / METRICS_FILE).splitlines())
-        last = {tag: (step, value) for step, tag, value in scalars}
-        try:
-            metric = float(json.loads((run / "best.json").read_text())["value"])
-        except (OSError, ValueError, KeyError, TypeError):
-            metric = None
+        last = {scalar.tag: (scalar.step, scalar.value) for scalar in scalars}
+        metric = None
+        with suppress(ConfigError):
+            best = RunFolder(run).read_best()
+            metric = best and best.value
         if "train/epoch" not in last:
             return cls(metric=metric)
         step, epoch = last["train/epoch"]

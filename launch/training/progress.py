@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from longplay.common.json_files import Finite, JsonObject, Natural
+from longplay.distributed.checkpoints.checkpoint import CheckpointState
 from longplay.launch.settings.config import TrainConfig
 
 
@@ -17,13 +19,13 @@ class Progress:
         validations_since_best: validations in a row that did not improve the metric.
     """
 
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    train_seconds: float = 0.0
-    best_value: float | None = None
-    best_step: int | None = None
-    validations_since_best: int = 0
+    step: Natural = 0
+    epoch: Natural = 0
+    step_in_epoch: Natural = 0
+    train_seconds: Finite = 0.0
+    best_value: Finite | None = None
+    best_step: Natural | None = None
+    validations_since_best: Natural = 0
 
     def advance(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int, seconds: float) -> None:
         """Count one step.
@@ -77,3 +79,10 @@ class Progress:
         if train.patience is not None and self.validations_since_best >= train.patience:
             return f"no better {train.metric} in {train.patience} validations"
         return None
+
+
+class RunState(CheckpointState):
+    """The state.json of a run's checkpoint: progress and settings, beside what every checkpoint has."""
+
+    progress: Progress
+    config: JsonObject

@@ -23,7 +23,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.resolving import to_json
 from longplay.launch.settings.saved import changed_on_resume
 from longplay.launch.training.model import Model
-from longplay.launch.training.progress import Progress
+from longplay.launch.training.progress import Progress, RunState
 
 
 class RunCheckpoints:
@@ -109,7 +109,7 @@ class RunCheckpoints:
         """Return the newest intact checkpoint, and the problem of each newer one that cannot be loaded."""
         root = self._folder.checkpoints
         try:
-            newest, damaged = latest_checkpoint(root, self._world, owner=self._owner)
+            newest, damaged = latest_checkpoint(root, self._world, owner=self._owner, shape=RunState)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}. Nothing was changed; restore one, or remove {root} to start from the beginning"

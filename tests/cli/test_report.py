@@ -323,10 +323,15 @@ def test_a_metric_that_an_evaluation_lacks_is_a_dash(tmp_path: Path) -> None:
         (lambda path: None, "is not a sweep (no sweep.json) and not a run folder"),
         (lambda path: (path / "sweep.json").write_text("{"), "sweep.json: cannot be read"),
         (
-            lambda path: (path / "sweep.json").write_text('{"jobs": {"x": {"run": "r"}}}'),
-            "job x cannot be read",
+            lambda path: (path / "sweep.json").write_text(
+                '{"version": 1, "created": "", "jobs": {"x": {"run": "r"}}}'
+            ),
+            "sweep.json: is damaged (jobs.x.",
         ),
-        (lambda path: (path / "sweep.json").write_text('{"jobs": {}}'), ": no runs; start some"),
+        (
+            lambda path: (path / "sweep.json").write_text('{"version": 1, "created": "", "jobs": {}}'),
+            ": no runs; start some",
+        ),
         (lambda path: (path / "config.json").write_text("{}"), "config.json: is damaged"),
     ],
 )

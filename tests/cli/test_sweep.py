@@ -210,7 +210,7 @@ def test_the_debug_cluster_runs_each_job_once_in_one_process(small: None, data: 
     assert [status.state for status in sweep_status(folder)] == ["finished", "finished"]
     for spec in folder.jobs.values():
         for split in ("validation", "test"):
-            saved = json.loads(evaluation_file(spec.run(out), split).read_text())
+            saved = json.loads(evaluation_file(spec.run_folder(out), split).read_text())
             assert saved["step"] == 6
             assert saved["split"] == split
             assert saved["peak_gib"] > 0

@@ -119,9 +119,9 @@ def test_a_sweep_is_one_array_and_repeating_it_finishes_canceled_and_killed_jobs
     assert again == {canceled, killed}
     assert "finished all 10 runs" in printed
     for spec in after.jobs.values():
-        saved = json.loads(evaluation_file(spec.run(out), "test").read_text())
+        saved = json.loads(evaluation_file(spec.run_folder(out), "test").read_text())
         assert (saved["split"], saved["ranks"]) == ("test", 1)
-        assert max(read_metrics(spec.run(out), "train/loss")) == 30
+        assert max(read_metrics(spec.run_folder(out), "train/loss")) == 30
 
     code, printed = sweep(*words)
     assert code == 0

@@ -33,7 +33,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 def begun_run(path: Path, model: str) -> Path:
     path.mkdir(parents=True)
-    about = {"config": to_json(small_config(model=model)), "data": "/data/ml1m"}
+    about = {"config": to_json(small_config(model=model)), "data": "/data/ml1m", "dataset_id": "id"}
     (path / "config.json").write_text(json.dumps(about))
     return path
 
