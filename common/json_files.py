@@ -2,6 +2,7 @@
 
 import functools
 import json
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -103,4 +104,6 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "json_invalid":
         return f"cannot be read (not JSON: {reason})"
     place = ".".join(map(str, first["loc"]))
+    if place and first["type"] != "missing":
+        place += f"={reprlib.repr(first['input'])}"
     return f"is damaged ({place}: {reason})" if place else f"is damaged ({reason})"

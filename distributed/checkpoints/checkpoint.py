@@ -199,13 +199,15 @@ def open_checkpoint(
 def is_own_checkpoint(path: Path, owner: Mapping[str, Any]) -> bool:
     """Return whether the run wrote this folder under this name. Its tensor files may be damaged."""
     try:
-        state = _read_state(path, owner, CheckpointState)
+        state = _read_state(path, owner)
     except CheckpointError:
         return False
-    return state["step"] == checkpoint_step(path) and not path.is_symlink()
+    return state.get("step") == checkpoint_step(path) and not path.is_symlink()
 
 
-def _read_state(path: Path, owner: Mapping[str, Any], shape: type[CheckpointState]) -> dict[str, Any]:
+def _read_state(
+    path: Path, owner: Mapping[str, Any], shape: type[CheckpointState] | None = None
+) -> dict[str, Any]:
     file = path / "state.json"
     try:
         content = read_content(file)
@@ -215,16 +217,17 @@ def _read_state(path: Path, owner: Mapping[str, Any], shape: type[CheckpointStat
             raise CheckpointError(f"{path}: schema version {found}, but this version reads {SCHEMA_VERSION}")
         if state.pop("sha256", None) != state_sha256(state):
             raise CheckpointError(f"{file}: is damaged, its sha256 differs")
-        parse_json(content, shape, file)
+        for field, value in owner.items():
+            if state.get(field) != value:
+                raise CheckpointError(
+                    f"{path}: is another run's checkpoint, its {field} is {state.get(field)}, not {value}"
+                )
+        if shape is not None:
+            parse_json(content, shape, file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is not a checkpoint, because it has no state.json") from None
     except JsonFileError as error:
         raise CheckpointError(str(error)) from None
-    for field, value in owner.items():
-        if state.get(field) != value:
-            raise CheckpointError(
-                f"{path}: is another run's checkpoint, its {field} is {state.get(field)}, not {value}"
-            )
     return state
 
 

@@ -93,13 +93,17 @@ class SweepFolder:
 
     def _read(self) -> None:
         saved = read_sweep(self.path)
+        check_imports(saved.imports, self.path)
         self.created = saved.created
         fields = [field.name for field in dataclasses.fields(SweepJobSpec)]
         for name, job in saved.jobs.items():
             self.jobs[name] = SweepJobSpec(**{field: getattr(job, field) for field in fields})
             if job.submission is not None:
                 self.submissions[name] = job.submission
-        check_imports(saved.imports, self.path)
+            try:
+                _ = self.jobs[name].config
+            except ConfigError as error:
+                raise ConfigError(f"{self.file}: jobs.{name}: {error}; give another --out") from None
 
     def write(self) -> None:
         """Write sweep.json.

@@ -142,6 +142,7 @@ def test_a_checkpoint_contains_no_pickle(tmp_path: Path) -> None:
 def write_checkpoint(path: Path, step: int, **owner: Any) -> Path:
     """Write a checkpoint without files."""
     state = {"schema_version": SCHEMA_VERSION, "step": step, "files": {}, **owner}
+    state |= {"num_items": NUM_ITEMS, "width": WIDTH, "table_update": "row_sparse", "table_steps": step}
     path.mkdir(parents=True)
     (path / "state.json").write_text(json.dumps({**state, "sha256": state_sha256(state)}))
     return path

@@ -103,13 +103,13 @@ def test_a_dataset_with_features_has_no_problems(intact: Dataset) -> None:
         ({"features": [{"name": "Hour", "kind": "float"}]}, "feature 'Hour': a name matches"),
         (
             {"features": [{"name": "a", "kind": "text"}]},
-            "feature a: kind is 'text', not categorical or float",
+            "kind='text'",
         ),
         ({"features": [{"name": "a", "kind": "float"}] * 2}, "a feature occurs twice"),
         ({"features": [{"name": "a", "kind": "categorical"}]}, "num_values is None"),
         ({"features": [{"name": "a", "kind": "float", "least": 1}]}, "least, most, mean, std are"),
         ({"features": [{"name": "a"}]}, "kind"),
-        ({"time_unit": "minutes"}, "time_unit is 'minutes', not one of ns, us, ms, s, index"),
+        ({"time_unit": "minutes"}, "time_unit='minutes'"),
     ],
 )
 def test_an_impossible_manifest_is_refused(folder: Path, change: dict[str, object], problem: str) -> None:

@@ -1,0 +1,256 @@
+"""JSON files with any content: one clear line that names the file, or the checkpoint before is taken."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from support.commands import longplay
+from support.made_up_sweeps import MadeUpSweep, made_up_run
+from support.runs import small_config, small_dataset
+from support.wrong_json import NOT_OBJECTS, contents, edits
+
+from longplay.common.tensor_file import TensorFile
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.inspection import inspect_dataset
+from longplay.distributed.checkpoints.checkpoint import latest_checkpoint, state_sha256
+from longplay.launch.cli import main
+from longplay.launch.evaluation.loading import find_checkpoint, open_dataset
+from longplay.launch.reports.data import collect
+from longplay.launch.run_folders.metrics_file import METRICS_FILE, drop_scalars_after, read_scalars
+from longplay.launch.run_folders.run_folder import RunFolder
+from longplay.launch.settings.saved import changed_on_resume, read_config
+from longplay.launch.sweeps.folder import open_sweep
+from longplay.launch.sweeps.status import sweep_status
+from longplay.launch.training.progress import Progress, RunState
+from longplay.serving.export_format import read_export_config
+
+EXAMPLES = hypothesis.settings(max_examples=100)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, an evaluated run of two epochs, its export and a sweep of two runs."""
+    folder = tmp_path_factory.mktemp("json")
+    data, run = small_dataset(folder), folder / "run"
+    words = ["train", "small", "--data", str(data), "--run", str(run), "--train.max_epochs", "2"]
+    longplay([*words, "--train.keep_checkpoints", "2"], folder / "log")
+    longplay(["evaluate", str(run)], folder / "log")
+    longplay(["export", str(run), "--out", str(folder / "export")], folder / "log")
+    sweep = MadeUpSweep(folder / "sweep")
+    made_up_run(sweep.add(seed=0, job_id="4000000"), seed=0)
+    made_up_run(sweep.add(seed=1), seed=1, hit10=None)
+    sweep.write()
+    return folder
+
+
+def check_refusal(use: Callable[[], Any], file: Path) -> None:
+    """Check that `use` succeeds, or raises what a command prints as one line with the file's name."""
+    try:
+        use()
+    except ValueError as error:
+        message = str(error)
+        assert file.name in message or file.parent.name in message
+        assert len(message) < 3000
+        assert "\n" not in message
+
+
+def damaged(file: Path, content: bytes, use: Callable[[], Any]) -> None:
+    """Check `use` while `file` has another content."""
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        check_refusal(use, file)
+    finally:
+        file.write_bytes(before)
+
+
+# ---------------------------------------------------------------------- the commands
+
+FILES = {
+    "data/manifest.json": (["inspect", "data"], ["train", "demo", "--data", "data", "--run", "new"]),
+    "run/config.json": (
+        ["evaluate", "run"],
+        ["recommend", "run", "--user", "1"],
+        ["export", "run", "--out", "new"],
+        ["train", "mambarec", "--data", "data", "--run", "run"],
+        ["report", "run"],
+    ),
+    "run/best.json": (["evaluate", "run"], ["export", "run", "--out", "new"]),
+    "sweep/sweep.json": (
+        ["sweep", "--out", "sweep", "--status"],
+        ["sweep", "--out", "sweep", "--cancel"],
+        ["report", "sweep"],
+    ),
+}
+
+
+@pytest.mark.parametrize("content", NOT_OBJECTS)
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_that_is_not_the_expected_json_is_named_in_one_line(
+    folders: Path,
+    file: str,
+    content: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folders)
+    before = Path(file).read_bytes()
+    Path(file).write_bytes(NOT_OBJECTS[content])
+    try:
+        for words in FILES[file]:
+            capsys.readouterr()
+            assert main(words) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("longplay: error: ")
+            assert file.split("/")[0] in line
+            assert len(line) < 500
+    finally:
+        Path(file).write_bytes(before)
+
+
+# ---------------------------------------------------------------------- any value in any field
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_config_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
+    run = folders / "run"
+    dataset, config = Dataset.open(folders / "data"), read_config(run)
+
+    def use() -> None:
+        RunFolder(run).check(config, dataset)
+        read_config(run)
+        open_dataset(run, None)
+        find_checkpoint(run, "best")
+
+    file = run / "config.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, use)
+    damaged(file, content, lambda: collect([run]))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_manifest_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
+    file = folders / "data" / "manifest.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, lambda: inspect_dataset(Dataset.open(file.parent)))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_sweep_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
+    file = folders / "sweep" / "sweep.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, lambda: sweep_status(open_sweep(file.parent)))
+    damaged(file, content, lambda: collect([file.parent]))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_best_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
+    file = folders / "run" / "best.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, lambda: find_checkpoint(file.parent, "best"))
+    damaged(file, content, lambda: collect([file.parent]))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_evaluation_is_read_or_reported_as_damaged(folders: Path, data: st.DataObject) -> None:
+    file = folders / "run" / "evaluation" / "test.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, lambda: collect([folders / "run"]))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_line_of_metrics_jsonl_is_read_or_skipped(folders: Path, data: st.DataObject) -> None:
+    run = folders / "run"
+    file = run / METRICS_FILE
+    lines = file.read_bytes().splitlines(keepends=True)
+    expected = read_scalars(run)
+    new = data.draw(contents(json.loads(lines[0])))
+
+    def use() -> None:
+        found = read_scalars(run)
+        assert all(found[tag].items() >= series.items() for tag, series in expected.items())
+        collect([run])
+        drop_scalars_after(run, 10**9)
+
+    damaged(file, b"".join([*lines, new.replace(b"\n", b" "), b"\n", *lines]), use)
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_config_json_of_an_export_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
+    file = folders / "export" / "config.json"
+    content = data.draw(contents(json.loads(file.read_text())))
+    damaged(file, content, lambda: read_export_config(file.parent))
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data())
+def test_any_header_of_a_tensor_file_is_read_or_refused(tmp_path_factory: Any, data: st.DataObject) -> None:
+    file = tmp_path_factory.mktemp("tensors") / "x.safetensors"
+    header = {"__metadata__": {"format": "pt"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    content = data.draw(contents(header))
+    file.write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
+
+    def use() -> None:
+        with TensorFile(file) as opened:
+            for name in opened.names():
+                opened.read(name)
+
+    check_refusal(use, file)
+
+
+# ---------------------------------------------------------------------- state.json
+
+
+@EXAMPLES
+@hypothesis.given(data=st.data(), signed=st.booleans())
+def test_a_damaged_state_json_gives_the_checkpoint_before(
+    folders: Path, data: st.DataObject, signed: bool
+) -> None:
+    """`signed`: the checksum in the file fits the damaged content."""
+    root = folders / "run" / "checkpoints"
+    first, last = sorted(root.iterdir())
+    owner = RunFolder(folders / "run").owner()
+    file = last / "state.json"
+    before = file.read_bytes()
+    state = json.loads(before)
+    del state["sha256"]
+    edited = data.draw(edits(state))
+    if signed and edited != state:
+        file.write_text(json.dumps({**edited, "sha256": state_sha256(edited)}))
+    else:
+        file.write_bytes(data.draw(contents(json.loads(before))))
+    try:
+        found, problems = latest_checkpoint(root, owner=owner, shape=RunState)
+        assert found is not None
+        assert found.path in (first, last)
+        assert (found.path == first) == (last in problems)
+        Progress(**found.state["progress"])
+        changed_on_resume(found.state["config"], small_config())
+    finally:
+        file.write_bytes(before)
+
+
+@pytest.mark.parametrize("content", ["a list", "nested lists", "not text"])
+def test_training_resumes_from_the_checkpoint_before_a_damaged_state(
+    folders: Path, tmp_path: Path, content: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folders / "run", run)
+    first, last = sorted((run / "checkpoints").iterdir())
+    (last / "state.json").write_bytes(NOT_OBJECTS[content])
+    words = ["train", "small", "--data", str(folders / "data"), "--run", str(run), "--train.max_epochs", "2"]
+    printed = longplay(words, tmp_path / "log")
+    assert f"resuming from {first}" in printed
+    assert f"warning: {last}" in printed
