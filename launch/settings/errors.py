@@ -54,18 +54,24 @@ def one_line(error: ValidationError) -> str:
         place.pop()
     value = first["input"]
     if kind == "literal_error":
-        reason = _choices(value, context["expected"])
+        reason = _choices(str(value), context["expected"])
     elif kind in _RULES:
         if kind.startswith(("less_than", "greater_than")) and str(value).lower() in _NOT_FINITE:
             kind = "finite_number"
         spelled = {key: f"{it:g}" if isinstance(it, float) else it for key, it in context.items()}
         reason = _RULES[kind].format_map(spelled)
-    return f"{'.'.join(place)}={value!r}: {reason}"
+    return f"{'.'.join(place)}={_short(value)}: {reason}"
 
 
-def _choices(value: object, expected: str) -> str:
+def _short(value: object) -> str:
+    """Return the value as Python spells it, cut to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:70]}...{text[-27:]}"
+
+
+def _choices(value: str, expected: str) -> str:
     names = expected.replace("'", "").replace(" or ", ", ").split(", ")
-    return f"must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+    return f"must be one of {', '.join(names)}{did_you_mean(value[:100], names)}"
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5, prefix: str = "") -> str:

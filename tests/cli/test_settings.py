@@ -168,7 +168,8 @@ def test_settings_that_may_change_exist() -> None:
 
 
 def test_a_run_with_user_modules_names_the_missing_import(tmp_path: Path) -> None:
-    about = {"config": to_json(configured()), "imports": ["my_package.my_encoder"]}
+    about = {"config": to_json(configured()), "data": "/data", "dataset_id": "id"}
+    about["imports"] = ["my_package.my_encoder"]
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(
         ConfigError, match=r"modules that are not imported; add --import my_package\.my_encoder$"

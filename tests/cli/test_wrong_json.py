@@ -55,7 +55,7 @@ def check_refusal(use: Callable[[], Any], file: Path) -> None:
     except ValueError as error:
         message = str(error)
         assert file.name in message or file.parent.name in message
-        assert len(message) < 3000
+        assert len(message) < 800
         assert "\n" not in message
 
 
