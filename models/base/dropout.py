@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from longplay.models.base.keyed_random import keyed_bits
+from longplay.native.tracing import not_traced
 from longplay.native.triton_runtime import can_run_triton
 
 _LEVELS = 1 << 16  # thresholds have 16 bits, so that one 64-bit word serves four elements
@@ -54,7 +55,7 @@ class KeyedDropout(nn.Module):
             from longplay.models.base.dropout_kernel import dropout
 
             return dropout(x, dropout_keys, layer_id=self.layer_id, threshold=self._threshold, scale=scale)
-        return _MaskedScale.apply(x, self._dropped(dropout_keys, x.shape), scale)
+        return _masked_scale(x, self._dropped(dropout_keys, x.shape), scale)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer_id={self.layer_id}"
@@ -66,6 +67,11 @@ class KeyedDropout(nn.Module):
         words = keyed_bits(dropout_keys, self.layer_id, num_slots * words_per_slot)
         levels = words.view(torch.int16).view(num_rows, num_slots, 4 * words_per_slot)[..., :width]
         return levels < self._threshold - _LEVELS // 2
+
+
+@not_traced
+def _masked_scale(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    return _MaskedScale.apply(x, dropped, scale)
 
 
 class _MaskedScale(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longplay.models.base.keyed_random_kernels import keyed_word, load_keys
+from longplay.native.tracing import not_traced
 
 _WORDS = 256  # words of random bits per program; each serves four elements
 
@@ -50,6 +51,7 @@ def _dropout(
     tl.store(out + element, kept.to(out.dtype.element_ty), mask=inside)
 
 
+@not_traced
 def dropout(x: Tensor, keys: Tensor, *, layer_id: int, threshold: int, scale: float) -> Tensor:
     """Apply `KeyedDropout`.
 

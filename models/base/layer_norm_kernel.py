@@ -15,6 +15,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] -- optiona
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longplay.native.tracing import not_traced
 from longplay.native.triton_runtime import power_of_two
 
 _TILE_ELEMENTS = 2048
@@ -93,6 +94,7 @@ def _backward(
     tl.store(sums + WIDTH, tl.sum(bias_grad, 0), mask=column < WIDTH)
 
 
+@not_traced
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Compute `F.layer_norm` over the last dimension.
 

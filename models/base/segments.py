@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longplay.native.tracing import not_traced
+
 SMALLEST_BUCKET = 16  # slots; shorter segments share one bucket
 
 
@@ -52,11 +54,11 @@ class PaddedBuckets:
 
     def gather(self, flat: Tensor) -> Tensor:
         """Copy flat slots (B * L, D) to padded slots (P, D). Forward and backward are deterministic."""
-        return _Regroup.apply(flat, self.source, self.target, None)
+        return _regroup(flat, self.source, self.target, None)
 
     def scatter(self, padded: Tensor) -> Tensor:
         """Copy padded slots (P, D) to flat slots (B * L, D). Padding is discarded and has zero gradient."""
-        return _Regroup.apply(padded, self.target, self.source, self.is_padding)
+        return _regroup(padded, self.target, self.source, self.is_padding)
 
 
 class SegmentLayout:
@@ -123,6 +125,11 @@ class SegmentLayout:
 def select_slots(x: Tensor, at: Tensor | None) -> Tensor:
     """Return x (B, L, ...) at the flat slots `at` (Q,) as (Q, ...), or x itself if `at` is None."""
     return x if at is None else x.flatten(0, 1)[at]
+
+
+@not_traced
+def _regroup(x: Tensor, index: Tensor, inverse: Tensor, zero_grad_rows: Tensor | None) -> Tensor:
+    return _Regroup.apply(x, index, inverse, zero_grad_rows)
 
 
 class _Regroup(torch.autograd.Function):

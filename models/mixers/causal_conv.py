@@ -12,12 +12,14 @@ from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.scans.packages import PackageFunction, requested_backend, uses_packages
 from longplay.native.loading import call_native, load_native
+from longplay.native.tracing import not_traced
 from longplay.native.triton_runtime import can_run_triton
 
 _SOURCE = Path(__file__).with_name("causal_conv.cpp")
 KERNEL = PackageFunction("causal-conv1d", "causal_conv1d", "causal_conv1d_fn")
 
 
+@not_traced
 def causal_conv_silu(
     x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout, scan: ScanName = "auto"
 ) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longplay.native.loading import call_native, load_native
+from longplay.native.tracing import not_traced
 
 _SOURCE = Path(__file__).with_name("elementwise.cpp")
 _LANES, _BLOCK = 8, 512  # kLanes of vectors.h, kBlock of elementwise.cpp
@@ -19,6 +20,7 @@ def is_available(num_channels: int) -> bool:
     return num_channels % _LANES == 0 and load_native(_SOURCE) is not None
 
 
+@not_traced
 def softplus(x: Tensor, bias: Tensor) -> Tensor:
     """Return log(1 + exp(x + bias)), (..., E), for x (..., E) and bias (E,) of one dtype."""
     if _runs_in_cpp(x, bias):
@@ -26,6 +28,7 @@ def softplus(x: Tensor, bias: Tensor) -> Tensor:
     return F.softplus(x + bias)
 
 
+@not_traced
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
     """Return (y + D u) silu(z), (..., E), for y, u, z (..., E) and D (E,) of one dtype."""
     if _runs_in_cpp(y, u, D, z):

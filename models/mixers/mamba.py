@@ -17,6 +17,7 @@ from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans import triton_scan
 from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
 from longplay.models.scans.selective_scan import choose_backend, selective_scan, selective_step
+from longplay.native.tracing import not_traced
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -79,6 +80,7 @@ class Mamba(nn.Module):
             scan=config.scan_backend,
         )
 
+    @not_traced
     def forward(self, x: Tensor, layout: SegmentLayout, at: Tensor | None = None) -> Tensor:
         """Map x (B, L, D), of the parameters' dtype, to (B, L, D), or to (Q, D) at the flat slots `at`.
 

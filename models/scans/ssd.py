@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from longplay.models.base.config import ScanName
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.scans.packages import PackageFunction, requested_backend
+from longplay.native.tracing import not_traced
 
 CHUNK_LENGTH = 32  # slots; fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
 _KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
@@ -83,6 +84,7 @@ def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tens
     return state, (state @ C[:, None, :, None]).squeeze(3)
 
 
+@not_traced
 def ssd_kernel(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, layout: SegmentLayout) -> Tensor:
     """Compute `ssd` with mamba-ssm's Triton kernels.
 
