@@ -1,4 +1,18 @@
-"""Collectives over deepspeed.comm; with one rank they return without communication."""
+"""Collectives over deepspeed.comm; with one rank they return without communication.
+
+Ranks that launch collectives in different orders wait for each other forever. The order is the same on all
+ranks, on GPUs and whatever the stream, because:
+
+* There is one process group, and so one NCCL communicator, which runs its collectives in the order in which
+  the host launches them. DeepSpeed uses the same group (`use_default_group`).
+* Only the main thread launches collectives, and autograd's threads while the main thread waits in `backward`.
+  Threads that read data, write checkpoints or watch the ranks use files and the rendezvous store.
+* The side stream does not change the order: the step that is planned on it is planned by the main thread, at
+  fixed places of the current step.
+* No branch around a collective depends on anything but the settings and on values that all ranks share.
+
+tests/distributed/test_collective_order.py records the order over training, validation, saving and resuming.
+"""
 
 from collections.abc import Sequence
 from typing import Any

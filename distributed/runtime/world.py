@@ -10,7 +10,7 @@ import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
 from longplay.distributed.runtime.rendezvous import free_port, read_port, slurm_rendezvous
-from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed
+from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _variables_before: dict[str, str | None] = {}
@@ -133,6 +133,7 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
         rank=rank,
         world_size=world_size,
     )
+    use_default_group()
     return World(rank=rank, local_rank=local_rank, world_size=world_size, device=where, launcher=launcher)
 
 

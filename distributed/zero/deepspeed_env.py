@@ -11,6 +11,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 _MODULES = (
     "deepspeed",
     "deepspeed.comm",
@@ -18,6 +20,7 @@ _MODULES = (
     "deepspeed.runtime.zero.parameter_offload",
     "deepspeed.runtime.zero.partition_parameters",
     "deepspeed.runtime.zero.partitioned_param_coordinator",
+    "deepspeed.utils.groups",
 )
 
 
@@ -48,6 +51,14 @@ def load_deepspeed(device_type: str) -> None:
     vars(sys.modules["deepspeed.ops"])["__compatible_ops__"] = {}
 
 
+def use_default_group() -> None:
+    """Let DeepSpeed's engines use the default process group; call it once the group exists.
+
+    Otherwise they clone the group, which on GPUs is a second NCCL communicator. See `runtime.collectives`.
+    """
+    vars(sys.modules["deepspeed.utils.groups"])["_WORLD_GROUP"] = torch.distributed.group.WORLD
+
+
 class _Loaded:
     """A module that `load_deepspeed` has imported when an attribute of it is read."""
 
@@ -66,4 +77,4 @@ if TYPE_CHECKING:
 else:
     deepspeed, comm = _Loaded("deepspeed"), _Loaded("deepspeed.comm")
 
-__all__ = ["comm", "deepspeed", "load_deepspeed"]
+__all__ = ["comm", "deepspeed", "load_deepspeed", "use_default_group"]
