@@ -1,8 +1,15 @@
 """Show text of any origin on a terminal."""
 
+import sys
 
-def printable(text: str) -> str:
-    """Return text with its control characters, line breaks and invisible characters as Python escapes."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """Return text with control, invisible and unknown characters as Python escapes, in one line.
+
+    Args:
+        text: any text.
+        encoding: what the characters must be known to; None: the encoding of stdout.
+    """
+    encoding = encoding or sys.stdout.encoding or "utf-8"
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
