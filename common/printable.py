@@ -13,3 +13,9 @@ def printable(text: str, encoding: str | None = None) -> str:
     encoding = encoding or sys.stdout.encoding or "utf-8"
     shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def short_repr(value: object) -> str:
+    """Return `repr(value)`, cut after 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longplay.common.kinds import not_a
-from longplay.common.printable import printable
+from longplay.common.printable import printable, short_repr
 from longplay.data_shards.audit.audit import audit_dataset
 from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.errors import DataError
@@ -181,7 +181,9 @@ def _source_lines(found: Inspection) -> list[tuple[str, str]]:
 def _id_lines(found: Inspection) -> list[tuple[str, str]]:
     """Describe string ids; without these lines, ids are integers."""
     strings = {name: ids["example"] for name, ids in found.original_ids.items() if ids["type"] == "string"}
-    return [(f"  ids of {name}", f"strings such as {example!r}") for name, example in strings.items()]
+    return [
+        (f"  ids of {name}", f"strings such as {short_repr(example)}") for name, example in strings.items()
+    ]
 
 
 def _time_lines(found: Inspection) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from longplay.common.printable import short_repr
 from longplay.data_shards.errors import DataError
 
 _EXACT_FLOAT = float(2**53)
@@ -57,9 +58,9 @@ class IdColumn:
 
     @property
     def description(self) -> str:
-        """The type of the ids with an example: "strings such as 'B00ABC'"."""
+        """The type of the ids with an example, which is cut if it is long: "strings such as 'B00ABC'"."""
         kind = "strings" if self.is_text else "integers"
-        return f"{kind} such as {self.values[0]!r}" if len(self) else kind
+        return f"{kind} such as {short_repr(self.values[0])}" if len(self) else kind
 
     @property
     def padding(self) -> Any:

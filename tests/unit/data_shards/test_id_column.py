@@ -109,6 +109,15 @@ def test_lists_and_arrays_of_strings_are_equal(ids: Any) -> None:
     assert IdColumn(pl.Series(["a"])).typed(np.array(ids, np.dtypes.StringDType())).to_list() == ["a", "bb"]
 
 
+def test_an_example_is_one_short_line() -> None:
+    for value in ("x" * 10**6, "\n" * 10**6):
+        description = IdColumn(pl.Series([value])).description
+        assert len(description) < 99
+        assert "\n" not in description
+    assert IdColumn(pl.Series(["B00ABC"])).description == "strings such as 'B00ABC'"
+    assert IdColumn(pl.Series([2**62])).description == f"integers such as {2**62}"
+
+
 def test_an_id_column_holds_integers_or_strings() -> None:
     for values in ([1.5], [b"a"], [None, "a"], [None, 1]):
         with pytest.raises(DataError, match="original_id"):
