@@ -1,6 +1,7 @@
 """Checksums of files."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -17,8 +18,11 @@ class FileInfo(TypedDict):
     sha256: str
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, progress: Callable[[], None] = lambda: None) -> str:
     """Return the SHA-256 of a file's content in hexadecimal, reading it in blocks of constant size.
+
+    Args:
+        progress: called after each block.
 
     Raises:
         OSError: the file cannot be read.
@@ -28,4 +32,5 @@ def sha256_of(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while num_read := file.readinto(block):
             digest.update(block[:num_read])
+            progress()
     return digest.hexdigest()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,7 @@ def write_tensors(
     *,
     block_bytes: int = _BLOCK_BYTES,
     flush_bytes: int = _FLUSH_BYTES,
+    progress: Callable[[], None] = lambda: None,
 ) -> WrittenFile:
     """Write `tensors` and wait until they are on disk. They must not change during the call.
 
@@ -91,6 +92,7 @@ def write_tensors(
         block_bytes: bytes hashed and written at a time.
         flush_bytes: bytes between flushes to disk. Flushes run in parallel with writing, so that the last
             one is short.
+        progress: called whenever a block is written or flushed.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.
@@ -108,10 +110,12 @@ def write_tensors(
             while block:
                 block = block[file.write(block) :]
             hashed.result()
+            progress()
             if num_bytes >= (len(flushes) + 1) * flush_bytes:
                 flushes.append(flusher.submit(os.fdatasync, file.fileno()))
         for flush in flushes:
             flush.result()  # re-raises: the kernel reports a write error once, so the last fsync may succeed
+            progress()
         os.fsync(file.fileno())
     return WrittenFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
 
@@ -159,13 +163,16 @@ class TensorFile:
         self._fill(_bytes_of(out), self._begin(name))
         return out
 
-    def read_rows(self, name: str, start: int, out: Tensor) -> None:
+    def read_rows(
+        self, name: str, start: int, out: Tensor, progress: Callable[[], None] = lambda: None
+    ) -> None:
         """Read rows [start, start + n) of a tensor into `out`.
 
         Args:
             name: name of the tensor.
             start: first row to read.
             out: (n, ...), on any device, with the tensor's dtype and row shape.
+            progress: called after each block.
 
         Raises:
             TensorFileError: the tensor has another dtype or row shape, or the file is truncated.
@@ -184,6 +191,7 @@ class TensorFile:
             at += self._fill(_bytes_of(buffer), at)
             if not direct:
                 part.copy_(buffer)
+            progress()
 
     def map(self, name: str) -> Tensor:
         """Memory-map a tensor. Pages are read on first access.

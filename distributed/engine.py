@@ -18,6 +18,7 @@ from longplay.common.settings import (
 from longplay.distributed.runtime.collectives import all_reduce_sum
 from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.phases import phase
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.parameter import forbid_gather
@@ -163,7 +164,8 @@ class EncoderEngine:
         with phase("dense update"):
             norm = self._zero.grad_norm().double()
             # The step's only wait for the device, before which all its work but the updates is queued.
-            total_loss, table_norm_sq, flags, encoder_norm = torch.cat([summed, norm.view(1)]).tolist()
+            with waiting("the loss and the norms"):
+                total_loss, table_norm_sq, flags, encoder_norm = torch.cat([summed, norm.view(1)]).tolist()
         if not (math.isfinite(total_loss) and math.isfinite(table_norm_sq)):
             raise NonFiniteError(
                 _non_finite(f"loss {total_loss}, squared table gradient {table_norm_sq}", at)
@@ -181,7 +183,8 @@ class EncoderEngine:
 
     def state(self) -> dict[str, Tensor]:
         """Return the encoder's fp32 weights and Adam moments, whole, on the CPU, by name. Collective."""
-        return self._zero.state(self.parameters)
+        with waiting("the encoder's state"):
+            return self._zero.state(self.parameters)
 
     def load_state(self, state: dict[str, Tensor], *, steps: int) -> None:
         """Load what `state()` returned after `steps` steps, at any world size. Collective."""

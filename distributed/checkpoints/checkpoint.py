@@ -29,7 +29,9 @@ from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, Natural, parse_json, read_content
 from longplay.common.tensor_file import TensorFile, read_tensors
 from longplay.distributed.engine import EncoderEngine
+from longplay.distributed.runtime.collectives import all_gather_object, broadcast_object
 from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.runtime.watchdog import Progress, no_progress
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 
@@ -63,11 +65,18 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table: ItemTable) -> None:
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    engine: EncoderEngine | None,
+    table: ItemTable,
+    *,
+    progress: Progress = no_progress,
+) -> None:
     """Load a checkpoint of any world size. Collective.
 
     Args:
         engine: loads the encoder and the optimizer states; None loads only the table's weights.
+        progress: the watchdog's; called after each block of rows.
 
     Raises:
         CheckpointError: it belongs to another table, or rows or tensors are missing.
@@ -83,7 +92,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: EncoderEngine | None, table:
                 f"not {table.config.update}; use the same update, or another --run folder"
             )
         engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
-    _read_rows(checkpoint, table, weights_only=engine is None)
+    _read_rows(checkpoint, table, weights_only=engine is None, progress=progress)
     table.finish_loading(int(state["table_steps"]))
 
 
@@ -131,6 +140,7 @@ def latest_checkpoint(
     *,
     owner: Mapping[str, Any] | None = None,
     shape: type[CheckpointState] = CheckpointState,
+    progress: Progress = no_progress,
 ) -> tuple[Checkpoint | None, dict[Path, str]]:
     """Find the run's newest intact checkpoint under `root`. Collective if `world` is given.
 
@@ -138,6 +148,7 @@ def latest_checkpoint(
         world: the ranks that share the work: each checks some of the files, and all return the same result.
         owner: values of state.json that the run's checkpoints have; None accepts any run's.
         shape: the fields that state.json must have.
+        progress: the watchdog's; called after each block that is checked.
     Returns:
         The checkpoint, or None if there are no checkpoints; and path -> problem of each newer one that is
         damaged or another run's.
@@ -146,13 +157,10 @@ def latest_checkpoint(
     """
     problems: dict[Path, str] = {}
     paths = _checkpoint_folders(root)[::-1]
-    if world is not None and world.world_size > 1:
-        listings: list[Any] = [None] * world.world_size
-        torch.distributed.all_gather_object(listings, paths)
-        paths = listings[0]
+    paths = broadcast_object(paths, world or World())
     for path in paths:
         try:
-            checkpoint = open_checkpoint(path, world, owner=owner, shape=shape)
+            checkpoint = open_checkpoint(path, world, owner=owner, shape=shape, progress=progress)
         except CheckpointError as error:
             problems[path] = str(error)
             continue
@@ -170,11 +178,12 @@ def open_checkpoint(
     *,
     owner: Mapping[str, Any] | None = None,
     shape: type[CheckpointState] = CheckpointState,
+    progress: Progress = no_progress,
 ) -> Checkpoint:
     """Read a checkpoint's state and compare every file with its recorded size and sha256.
 
     Args:
-        world, owner, shape: as in `latest_checkpoint`. Collective if `world` is given.
+        world, owner, shape, progress: as in `latest_checkpoint`. Collective if `world` is given.
     Raises:
         CheckpointError: it is missing, of another format version, damaged or another run's. Raised on every
             rank.
@@ -183,13 +192,10 @@ def open_checkpoint(
     state, problem = None, None
     try:
         state = _read_state(path, owner or {}, shape)
-        _check_files(path, sorted(state["files"].items())[world.rank :: world.world_size])
+        _check_files(path, sorted(state["files"].items())[world.rank :: world.world_size], progress)
     except CheckpointError as error:
         problem = str(error)
-    if world.world_size > 1:
-        found: list[Any] = [None] * world.world_size
-        torch.distributed.all_gather_object(found, problem)
-        problem = next((each for each in found if each is not None), None)
+    problem = next((each for each in all_gather_object(problem, world) if each is not None), None)
     if problem is not None:
         raise CheckpointError(problem)
     assert state is not None
@@ -231,13 +237,13 @@ def _read_state(
     return state
 
 
-def _check_files(path: Path, files: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+def _check_files(path: Path, files: Iterable[tuple[str, Mapping[str, Any]]], progress: Progress) -> None:
     for name, recorded in files:
         file = path / name
         if not file.is_file() or file.stat().st_size != recorded["bytes"]:
             raise CheckpointError(f"{file}: is missing or not {recorded['bytes']} bytes long")
         try:
-            found = sha256_of(file)
+            found = sha256_of(file, progress)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
         if found != recorded["sha256"]:
@@ -276,7 +282,7 @@ def _checkpoint_folders(root: Path) -> list[Path]:
     return [path for _, path in sorted(named)]
 
 
-def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool) -> None:
+def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool, progress: Progress) -> None:
     """Copy this rank's rows from those of the checkpoint's files that hold them."""
     targets = table.state()
     if weights_only:
@@ -294,7 +300,7 @@ def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool) 
                     f"{file}: has no {', '.join(absent)}; use the row optimizer that the run was trained with"
                 )
             for name, target in targets.items():
-                tensors.read_rows(name, low - start, target[low - first : high - first])
+                tensors.read_rows(name, low - start, target[low - first : high - first], progress)
         filled += high - low
     if filled != table.num_rows:
         raise CheckpointError(

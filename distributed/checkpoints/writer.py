@@ -1,4 +1,4 @@
-"""Saving in the background: a copy in host memory, then files written by one thread per rank.
+"""Saving: one thread per rank writes its files, in the background from a copy in host memory.
 
 The threads use no collectives, which would interleave with those of training. Each rank writes its files and
 a small report of them to one folder. Rank 0's thread waits for all reports, adds state.json and renames the
@@ -12,7 +12,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +33,10 @@ from longplay.distributed.checkpoints.checkpoint import (
     state_sha256,
 )
 from longplay.distributed.engine import EncoderEngine
+from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.runtime.waiting import waiting
+from longplay.distributed.runtime.watchdog import Progress, no_progress
 from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.deepspeed_env import comm
@@ -39,6 +44,7 @@ from longplay.distributed.zero.deepspeed_env import comm
 Background = Literal["auto", "always", "never"]
 _SHARE_OF_FREE_MEMORY = 0.5
 _POLL_S = 0.05
+_AGREE_S = 1.0
 _REPORT = "written-by-rank-{:05d}.json"
 _PARTIAL = re.compile(r"\.writing-step-[0-9]{9,}-[0-9a-f]{16}")
 
@@ -62,9 +68,10 @@ class CheckpointWriter:
         background: whether a thread writes the files while training continues. This needs a copy of the
             rank's rows and their state in host memory; `auto` does it if half of the free memory can hold the
             copy.
-        timeout_s: time that rank 0 waits for the other ranks' files.
+        timeout_s: time that rank 0 waits for the other ranks' files while none of them grows.
         owner: values of state.json that identify the run. A folder that has the name of a new checkpoint but
             is not the run's is moved to `step-NNN.moved-1`.
+        progress: the watchdog's; called whenever a block is written, so that a long save is no hang.
     """
 
     def __init__(
@@ -75,16 +82,19 @@ class CheckpointWriter:
         background: Background = "auto",
         timeout_s: float = 600.0,
         owner: Mapping[str, Any] | None = None,
+        progress: Progress = no_progress,
     ) -> None:
-        self.root, self.world, self._owner = root, world, owner or {}
+        self.root, self.world, self._owner, self._progress = root, world, owner or {}, progress
         self._background, self._timeout_s = background, timeout_s
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._waits_for_others = False
         nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
         if world.world_size > 1:
             comm.broadcast(nonce, 0)
         # Distinguishes this run's unfinished saves from those of earlier runs.
-        self._suffix = f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+        with waiting("the name of the saves"):
+            self._suffix = f"{int(nonce) & 0xFFFF_FFFF_FFFF_FFFF:016x}"
         if world.is_rank0:
             for path in root.glob(".writing-*"):
                 if _PARTIAL.fullmatch(path.name):
@@ -113,7 +123,8 @@ class CheckpointWriter:
         rows = table.state() if table.num_rows else {}
         background = self._in_background(rows)
         if background:
-            rows = {name: value.detach().to("cpu", copy=True) for name, value in rows.items()}
+            with waiting("the copy of the rows"):
+                rows = {name: value.detach().to("cpu", copy=True) for name, value in rows.items()}
         first, last = table.first_row, table.first_row + table.num_rows
         tensors = {f"table-{first:09d}-{last:09d}.safetensors": rows} if rows else {}
         if self.world.is_rank0:
@@ -130,13 +141,12 @@ class CheckpointWriter:
             **extra,
             **self._owner,
         }
-        partial = self.root / f".writing-{name}-{self._suffix}"
-        job = _Job(self.root / name, partial, tensors, state, on_commit)
-        if background:
-            self._thread = threading.Thread(target=self._run, args=(job,), name="longplay-save", daemon=True)
-            self._thread.start()
-        else:
-            self._write(job)
+        unfinished = self.root / f".writing-{name}-{self._suffix}"
+        job = _Job(self.root / name, unfinished, tensors, state, on_commit)
+        self._thread = threading.Thread(target=self._run, args=(job,), name="longplay-save", daemon=True)
+        self._thread.start()
+        if not background:
+            self.wait()
 
     def check(self) -> None:
         """Raise the error of a background save that has failed; do not wait for one that runs.
@@ -149,14 +159,21 @@ class CheckpointWriter:
             raise failure
 
     def wait(self) -> None:
-        """Wait until this rank has written its files; on rank 0, until the save is complete.
+        """Wait until every rank has written its files and the save is complete. Collective.
+
+        The ranks agree every second, so that none waits in a collective for longer than it may.
 
         Raises:
             OSError, CheckpointError: the save failed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._thread is not None:
+            with waiting("the files of the other ranks") if self._waits_for_others else nullcontext():
+                self._thread.join(_AGREE_S)
+            self.check()
+            writing = torch.tensor([float(self._thread.is_alive())], device=self.world.device)
+            with waiting("the files of the other ranks"):
+                if not all_reduce_max(writing, self.world).item():
+                    self._thread = None
         self.check()
 
     def _in_background(self, rows: Mapping[str, Tensor]) -> bool:
@@ -167,6 +184,7 @@ class CheckpointWriter:
         return needed <= _SHARE_OF_FREE_MEMORY * free
 
     def _run(self, job: _Job) -> None:
+        self._waits_for_others = False
         try:
             self._write(job)
         except BaseException as error:
@@ -176,7 +194,12 @@ class CheckpointWriter:
         """Write this rank's files; on rank 0 also commit the checkpoint."""
         self._check_root()
         job.partial.mkdir(exist_ok=True)
-        written = [write_tensors(job.partial / name, tensors) for name, tensors in job.tensors.items()]
+        written = [
+            write_tensors(
+                job.partial / name, tensors, progress=partial(self._note_progress, job.partial / name)
+            )
+            for name, tensors in job.tensors.items()
+        ]
         report = {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in written}
         write_json(job.partial / _REPORT.format(self.world.rank), report)
         if not self.world.is_rank0:
@@ -188,6 +211,12 @@ class CheckpointWriter:
         self._move_away(job.final)
         replace_folder(job.partial, job.final)
         job.on_commit()
+
+    def _note_progress(self, file: Path) -> None:
+        """Note progress here, and by the file's time for rank 0: flushing does not change the size."""
+        self._progress()
+        with suppress(OSError):
+            os.utime(file)
 
     def _move_away(self, path: Path) -> None:
         """Rename what has a new checkpoint's name, unless it is the run's own earlier save of this step."""
@@ -201,21 +230,36 @@ class CheckpointWriter:
                 f"{self.root}: the folder was removed during the run; no checkpoint can be saved"
             )
 
-    def _gather(self, partial: Path) -> dict[str, Any]:
+    def _gather(self, folder: Path) -> dict[str, Any]:
         """Wait for all ranks; return every file's size and checksum."""
         files: dict[str, Any] = {}
-        deadline = time.monotonic() + self._timeout_s
+        seen, since = None, time.monotonic()
+        self._waits_for_others = True
         for rank in range(self.world.world_size):
-            path = partial / _REPORT.format(rank)
+            path = folder / _REPORT.format(rank)
             while not path.exists():
-                if time.monotonic() > deadline:
+                self._check_root()
+                if not folder.exists():
+                    raise CheckpointError(f"{folder}: the folder was removed during the save")
+                now = _sizes_and_times(folder)
+                if now != seen:
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() - since > self._timeout_s:
                     raise CheckpointError(
-                        f"{partial}: rank {rank} has not written its files within {self._timeout_s:g} s; "
+                        f"{folder}: rank {rank} has written nothing for {self._timeout_s:g} s; "
                         "put the run folder on a file system that all nodes share"
                     )
-                self._check_root()
-                if not partial.exists():
-                    raise CheckpointError(f"{partial}: the folder was removed during the save")
                 time.sleep(_POLL_S)
             files |= read_json(path, dict[str, FileInfo])
+        self._waits_for_others = False
         return files
+
+
+def _sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the size and the modification time of each file; files that vanish meanwhile are left out."""
+    found = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found[path.name] = status.st_size, status.st_mtime_ns
+    return found

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.zero.deepspeed_env import comm
 
@@ -62,8 +63,18 @@ def broadcast_object(value: Any, world: World) -> Any:
     """Return rank 0's `value`, which pickle can copy, on every rank. Collective."""
     values = [value]
     if world.world_size > 1:
-        torch.distributed.broadcast_object_list(values, src=0)
+        with waiting("broadcast_object"):
+            torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def all_gather_object(value: Any, world: World) -> list[Any]:
+    """Return every rank's `value`, which pickle can copy, in rank order. Collective."""
+    values = [value] * world.world_size
+    if world.world_size > 1:
+        with waiting("all_gather_object"):
+            torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
@@ -79,7 +90,8 @@ def all_gather_rows(rows: Tensor, world: World) -> tuple[Tensor, list[int]]:
     mine = torch.tensor([rows.shape[0]], device=rows.device)
     counts = torch.empty(world.world_size, dtype=mine.dtype, device=rows.device)
     comm.all_gather_into_tensor(counts, mine)
-    sizes = [int(n) for n in counts.tolist()]
+    with waiting("the sizes of all ranks"):
+        sizes = counts.tolist()
     longest = max(sizes)
     if longest == 0:
         return rows, sizes

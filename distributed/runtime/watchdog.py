@@ -7,6 +7,7 @@ failures of other ranks:
 * a rank that was killed is detected by the ranks of its host, or by its missing heartbeats;
 * if no rank makes progress for the timeout, the rank with the least progress is assumed to hang.
 
+A single process is watched too: a read from a network file system or a GPU can hang without an error.
 The watchdog uses no collectives after its construction, because a failed rank makes them hang.
 """
 
@@ -22,26 +23,37 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
 
-from longplay.distributed.runtime import collectives
+from longplay.distributed.runtime.hang import STARTING, AwakeClock, HangDetector, RankState
+from longplay.distributed.runtime.processes import exit_now, is_alive
+from longplay.distributed.runtime.waiting import (
+    current_wait,
+    mark_collectives,
+    num_collectives,
+    unmark_collectives,
+)
 from longplay.distributed.runtime.world import World
 
 _INTERVAL_S = 0.5
 _SILENCE_S = 30.0
-_STARTING, _START_S = "starting", 180.0  # imports and the first engine can take a minute on a busy machine
 _EXIT_S = 5.0
-_FAILURE, _CLOSED, _WAITING = "failure", "closed", "waiting"
-_COLLECTIVES = ("distributed_c10d.py", os.path.join("deepspeed", "comm", ""), str(collectives.__file__))
+_FAILURE, _CLOSED = "failure", "closed"
 _BROKEN_CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "timed out", "socket")
 
 Heartbeat = Callable[[str], None]
 """Called with the work that starts now, whenever there is progress."""
 
+Progress = Callable[[], None]
+"""Called when there is progress within the current work, or in another thread."""
+
 
 def no_heartbeat(doing: str) -> None:
     """Do nothing; the heartbeat of code that runs without a watchdog."""
+
+
+def no_progress() -> None:
+    """Do nothing; the progress of code that runs without a watchdog."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class _Fault:
 
 @dataclass
 class _Seen:
-    """The last heartbeat of a rank, and its time of arrival by this process's monotonic clock."""
+    """The last heartbeat of a rank, and its time of arrival by this process's clock."""
 
     text: str
     at: float
@@ -71,28 +83,39 @@ class Watchdog:
     """
 
     def __init__(self, world: World, *, timeout_s: float) -> None:
-        self.world, self._timeout_s = world, timeout_s
+        self.world, self._hangs, self._clock = world, HangDetector(timeout_s), AwakeClock()
         self._silence_s = min(timeout_s, _SILENCE_S)
-        self._progress, self._doing, self._rounds = 0, _STARTING, 0
+        self._steps, self._progress, self._doing, self._rounds = 0, 0, STARTING, 0
+        self._first_collective = num_collectives()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        if world.world_size == 1:
-            return
+        if world.world_size > 1:
+            self._meet()
+        watch = self._watch if world.world_size > 1 else self._watch_alone
+        self._thread: threading.Thread | None = threading.Thread(
+            target=watch, name="longplay-watchdog", daemon=True
+        )
+        self._thread.start()
+
+    def _meet(self) -> None:
+        """Exchange the process ids and connect to the store. Collective."""
+        world = self.world
         mine = socket.gethostname(), os.getpid(), time.time_ns()
         processes = [mine] * world.world_size
         torch.distributed.all_gather_object(processes, mine)
         self._store = self._connect(f"longplay-watchdog-{processes[0]}")
         self._pids = {rank: pid for rank, (host, pid, _) in enumerate(processes) if host == mine[0]}
         self._seen: dict[int, _Seen] = {}
-        self._total = _Seen("", time.monotonic())
+        mark_collectives()
         self._send_heartbeat()
-        self._thread = threading.Thread(target=self._watch, name="longplay-watchdog", daemon=True)
-        self._thread.start()
 
     def heartbeat(self, doing: str) -> None:
         """Record progress, and the work that starts now."""
-        self._progress += 1
+        self._steps += 1
         self._doing = doing
+
+    def progress(self) -> None:
+        """Record progress within the current work, or in another thread."""
+        self._progress += 1
 
     def close(self) -> None:
         """Stop watching, and announce that this rank sends no more heartbeats."""
@@ -101,6 +124,9 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         self._thread = None
+        if self.world.world_size == 1:
+            return
+        unmark_collectives()
         try:
             self._store.set(self._key(self.world.rank), _CLOSED)
         except RuntimeError:
@@ -112,7 +138,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or self._thread is None:
+        if error is None or self._thread is None or self.world.world_size == 1:
             self.close()
             return
         text = f"{type(error).__name__}: {error}".lower()
@@ -122,12 +148,19 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         self._thread = None
-        if self._announce(f"rank {self.world.rank} failed") and self.world.world_size > 1:
+        if self._announce(f"rank {self.world.rank} failed"):
             self._wait_for_others()
             return  # Python prints the exception
-        _exit()
+        exit_now()
 
     # ------------------------------------------------------------------ the thread
+
+    def _watch_alone(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            hang = self._hangs.check({0: self._state()}, self._clock.now())
+            if hang is not None:
+                sys.stderr.write(f"longplay: error: {hang.cause}\n")
+                exit_now()
 
     def _watch(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
@@ -150,8 +183,16 @@ class Watchdog:
 
     def _send_heartbeat(self) -> None:
         self._rounds += 1
-        state = _WAITING if _in_collective() else "busy"
-        self._store.set(self._key(self.world.rank), f"{self._rounds} {self._progress} {state} {self._doing}")
+        self._store.set(self._key(self.world.rank), f"{self._rounds} {self._state().to_text()}")
+
+    def _state(self) -> RankState:
+        return RankState(
+            steps=self._steps,
+            collectives=num_collectives() - self._first_collective,
+            progress=self._progress,
+            waits_for=current_wait(),
+            doing=self._doing,
+        )
 
     def _find_fault(self) -> _Fault | None:
         """Return the first fault found in another rank, or None.
@@ -159,14 +200,14 @@ class Watchdog:
         Each rank checks the processes of its host; rank 0 also checks the heartbeats of all ranks.
         """
         ranks = range(self.world.world_size) if self.world.is_rank0 else self._pids
-        now = time.monotonic()
+        now = self._clock.now()
         texts = {rank: self._store.get(self._key(rank)).decode() for rank in ranks if self._has_started(rank)}
         for rank, text in texts.items():
             if rank not in self._seen or self._seen[rank].text != text:
                 self._seen[rank] = _Seen(text, now)
             if text == _CLOSED or rank == self.world.rank:
                 continue
-            if rank in self._pids and not _is_alive(self._pids[rank]):
+            if rank in self._pids and not is_alive(self._pids[rank]):
                 return _Fault(f"rank {rank} was killed, perhaps because memory ran out")
             if now - self._seen[rank].at > self._silence_s:
                 return _Fault(
@@ -178,28 +219,15 @@ class Watchdog:
 
     def _find_hanging(self, texts: dict[int, str], now: float) -> _Fault | None:
         """Return the rank that is behind if no rank has made progress for the timeout, else None."""
-        running = {rank: text.split(" ", 3) for rank, text in texts.items() if text != _CLOSED}
-        if len(running) < self.world.world_size:
+        states = {
+            rank: RankState.from_text(text.partition(" ")[2])
+            for rank, text in texts.items()
+            if text != _CLOSED
+        }
+        if len(states) < self.world.world_size:
             return None
-        progress = {rank: int(parts[1]) for rank, parts in running.items()}
-        total = str(sum(progress.values()))
-        if self._total.text != total:
-            self._total = _Seen(total, now)
-        starting = any(parts[3] == _STARTING for parts in running.values())
-        allowed_s = max(self._timeout_s, _START_S) if starting else self._timeout_s
-        if now - self._total.at <= allowed_s:
-            return None
-        least = min(progress.values())
-        behind = [rank for rank in running if progress[rank] == least]
-        busy = [rank for rank in behind if running[rank][2] != _WAITING]
-        if len(busy) != 1 and len(behind) != 1:
-            return _Fault(f"no rank made progress for {allowed_s:g} s while {running[behind[0]][3]}")
-        culprit = busy[0] if len(busy) == 1 else behind[0]
-        return _Fault(
-            f"no rank made progress for {self._timeout_s:g} s: rank {culprit} hangs while "
-            f"{running[culprit][3]}",
-            to_kill=culprit,
-        )
+        hang = self._hangs.check(states, now)
+        return None if hang is None else _Fault(hang.cause, to_kill=hang.rank)
 
     def _kill(self, rank: int) -> None:
         """Kill another rank of this host."""
@@ -222,7 +250,7 @@ class Watchdog:
         if first:
             self._wait_for_others()
             sys.stderr.write(f"longplay: error: {cause}\n")
-        _exit()
+        exit_now()
 
     def _exit_after_failure(self) -> None:
         """Exit because another rank failed. Rank 0, which holds the store, exits after all but that rank."""
@@ -231,7 +259,7 @@ class Watchdog:
             failed = int(self._store.get(_FAILURE).decode().split()[0])
             self._wait_for_others(but=failed)
             time.sleep(_INTERVAL_S)  # the failed rank still reads this rank's mark from the store
-        _exit()
+        exit_now()
 
     def _wait_for_others(self, but: int | None = None) -> None:
         """Wait until every other rank has exited; kill those that take too long."""
@@ -242,7 +270,7 @@ class Watchdog:
                 others = [rank for rank in others if not self._store.check([f"left/{rank}"])]
             except RuntimeError:
                 return
-            others = [rank for rank in others if rank not in self._pids or _is_alive(self._pids[rank])]
+            others = [rank for rank in others if rank not in self._pids or is_alive(self._pids[rank])]
             time.sleep(_INTERVAL_S / 5)
         for rank in others:
             self._kill(rank)
@@ -266,28 +294,3 @@ class Watchdog:
     @staticmethod
     def _key(rank: int) -> str:
         return f"rank/{rank}"
-
-
-def _in_collective() -> bool:
-    """Return whether the main thread is inside a collective."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if any(part in frame.f_code.co_filename for part in _COLLECTIVES):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _is_alive(pid: int) -> bool:
-    """Return whether a process of this host runs; a zombie does not."""
-    try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _exit() -> None:
-    """End this process at once, even while its main thread is blocked."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

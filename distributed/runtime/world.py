@@ -10,6 +10,7 @@ import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
 from longplay.distributed.runtime.rendezvous import free_port, read_port, slurm_rendezvous
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -158,7 +159,8 @@ def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> 
 def barrier(world: World) -> None:
     """Wait until every rank is here. Collective."""
     if world.world_size > 1:
-        comm.barrier(device_ids=None if world.device.index is None else [world.device.index])
+        with waiting("the other ranks"):
+            comm.barrier(device_ids=None if world.device.index is None else [world.device.index])
 
 
 def close_world(world: World) -> None:

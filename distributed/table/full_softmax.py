@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.runtime.collectives import all_gather_rows, all_reduce_max, all_reduce_sum
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 
@@ -78,7 +79,8 @@ def _chunk_loss(
     """
     world, shard = table.world, table.shard
     logits = hidden @ shard.T
-    here = mine.nonzero().squeeze(1)
+    with waiting("the targets of this rank"):
+        here = mine.nonzero().squeeze(1)
     target_logit = logits.new_zeros(logits.shape[0])
     target_logit[here] = logits[here, owned[here]]
     low = torch.finfo(logits.dtype).min

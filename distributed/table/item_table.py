@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from longplay.common.settings import PositiveFloat, settings_class
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.host_memory import page_lock
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
@@ -161,8 +162,10 @@ class ItemTable:
         if can_run_triton(items.device.type):
             unique, index, entries = find_entries(positions)
         else:
-            unique, index = torch.unique(positions, return_inverse=True)
-            if unique.numel() and unique[0] == -1:
+            with waiting("the distinct rows"):
+                unique, index = torch.unique(positions, return_inverse=True)
+                has_padding = bool(unique.numel() and unique[0] == -1)
+            if has_padding:
                 unique = unique[1:]
             else:
                 index = index + 1
@@ -238,7 +241,8 @@ class ItemTable:
         if not pending:
             nothing = torch.zeros(0, self.width, device=self.world.device)
             return torch.empty(0, dtype=torch.int64, device=nothing.device), nothing
-        rows, where = torch.unique(torch.cat([rows for rows, _ in pending]), return_inverse=True)
+        with waiting("the distinct rows"):
+            rows, where = torch.unique(torch.cat([rows for rows, _ in pending]), return_inverse=True)
         total = pending[0][1].new_zeros(rows.shape[0], self.width)
         for at, (_, grads) in zip(where.split([r.shape[0] for r, _ in pending]), pending, strict=True):
             total.index_add_(0, at, grads)
@@ -262,7 +266,8 @@ class ItemTable:
     def state(self) -> dict[str, Tensor]:
         """Return this rank's rows and optimizer state by name: views (num_rows, ...), to read or to fill."""
         if self.world.device.type == "cuda" and self.config.placement == "host":
-            torch.cuda.synchronize(self.world.device)  # kernels may still write the rows that the CPU reads
+            with waiting("the device"):  # kernels may still write the rows that the CPU reads
+                torch.cuda.synchronize(self.world.device)
         if not self.zero_dense:
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         kinds = {"weight": None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}

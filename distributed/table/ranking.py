@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.runtime.collectives import all_gather_rows, all_reduce_sum
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.host_memory import take_rows
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.score_counts import count_beating_pairs, count_beating_rows
@@ -102,7 +103,8 @@ def owned_pairs(pairs: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
         Query numbers (N,) and rows of this rank's shard (N,).
     """
     rows = table.order.positions(pairs[:, 1]) - table.first_row
-    owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
+    with waiting("the pairs of this rank"):
+        owned = ((rows >= 0) & (rows < table.num_rows)).nonzero().squeeze(1)
     return pairs[owned, 0], rows[owned]
 
 

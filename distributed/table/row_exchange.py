@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.runtime.collectives import PendingCollective, all_to_all_rows, start_all_to_all_rows
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.host_memory import take_rows
 
@@ -80,7 +81,8 @@ class RowExchange:
         """
         if self.world.world_size == 1:
             return self.local_rows, grads
-        rows, where = torch.unique(self.local_rows, return_inverse=True)
+        with waiting("the distinct rows"):
+            rows, where = torch.unique(self.local_rows, return_inverse=True)
         total = grads.new_zeros(rows.shape[0], grads.shape[1])
         for at, part in zip(where.split(self.recv), grads.split(self.recv), strict=True):
             total.index_add_(0, at, part)  # no row occurs twice within one rank's part
@@ -120,7 +122,8 @@ class PendingRowExchange:
             return
         send, recv = self._counts
         self._counts = None
-        self._send, self._recv = send.tolist(), recv.wait().tolist()
+        with waiting("the numbers of rows"):
+            self._send, self._recv = send.tolist(), recv.wait().tolist()
         requested = self._positions.new_empty(sum(self._recv))
         self._requested = start_all_to_all_rows(self._positions, self._send, self._recv, requested)
 

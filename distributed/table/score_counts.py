@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table import score_kernel
 from longplay.distributed.table.host_memory import take_rows
 from longplay.distributed.table.triton_kernels import works
@@ -52,7 +53,7 @@ def count_beating_pairs(hidden: Tensor, query: Tensor, rows: Tensor, row: Tensor
         theirs_score, norm = _pair_scores(hidden, of, rows, theirs)
         lead = theirs_score.double() - score[of]
         wins = (lead > 0).double()
-        unsure = (lead.abs() <= slack[of] * norm + _TINY).nonzero().squeeze(1)
+        unsure = _where(lead.abs() <= slack[of] * norm + _TINY)
         exact = exact_dot(hidden[of[unsure]], take_rows(rows, theirs[unsure]))
         wins[unsure] = half_wins(exact, score[of[unsure]])
         beaten.index_add_(0, of, wins)
@@ -122,18 +123,25 @@ def _count_blocks(
         yield _count(hidden, rows, begin, begin + step, above, below, own)
 
 
+def _where(condition: Tensor) -> Tensor:
+    """Return the indices (N,) at which `condition` (n,) is true; waits for the device."""
+    with waiting("the scores"):
+        return condition.nonzero().squeeze(1)
+
+
 def _count(
     hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Count scores of rows[begin:end], without the targets' own rows."""
     scores = hidden @ rows[begin:end].T
-    inside = ((own >= begin) & (own < begin + scores.shape[1])).nonzero().squeeze(1)
+    inside = _where((own >= begin) & (own < begin + scores.shape[1]))
     scores[inside, own[inside] - begin] = -torch.inf
     surely, perhaps = _count_scores(scores, above, below)
-    unsure = (perhaps > surely).nonzero().squeeze(1)
+    unsure = _where(perhaps > surely)
     near = scores[unsure]
     is_near = (near >= below[unsure].unsqueeze(1)) & (near <= above[unsure].unsqueeze(1))
-    query, row = is_near.nonzero(as_tuple=True)
+    with waiting("the scores"):
+        query, row = is_near.nonzero(as_tuple=True)
     return surely, unsure[query], begin + row
 
 

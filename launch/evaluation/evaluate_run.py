@@ -15,8 +15,9 @@ from longplay.data_shards.stream.splits import Part
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
 from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.memory import peak_memory_gib
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.watchdog import Watchdog
-from longplay.distributed.runtime.world import close_world, init_world
+from longplay.distributed.runtime.world import barrier, close_world, init_world
 from longplay.launch.console.progress import StageProgress
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
@@ -79,19 +80,23 @@ def evaluate_run(
             result = evaluate(
                 encoder, table, dataset, config, split, progress=progress, heartbeat=watchdog.heartbeat
             )
-    peak_gib = all_reduce_max(torch.tensor([peak_memory_gib(world)], device=world.device), world).item()
-    popularity = evaluate_popularity(dataset, config, split) if baseline else None
-    report = _as_json(result, popularity, loaded, split)
-    report |= {"peak_gib": round(peak_gib, 4), "ranks": world.world_size, "device": world.device.type}
-    if dataset.store.on_bad_shard == "skip":
-        report["skipped_shards"] = len(dataset.store.skipped)
-        report["skipped_events"] = dataset.store.num_skipped_events
-    if world.is_rank0:
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(out, report)
-        if checkpoint == "best":
-            write_final_metrics(run, split, loaded.step, result.metrics)
+        with waiting("the memory of all ranks"):
+            peak = torch.tensor([peak_memory_gib(world)], device=world.device)
+            peak_gib = all_reduce_max(peak, world).item()
+        popularity = evaluate_popularity(dataset, config, split, watchdog.heartbeat) if baseline else None
+        report = _as_json(result, popularity, loaded, split)
+        report |= {"peak_gib": round(peak_gib, 4), "ranks": world.world_size, "device": world.device.type}
+        if dataset.store.on_bad_shard == "skip":
+            report["skipped_shards"] = len(dataset.store.skipped)
+            report["skipped_events"] = dataset.store.num_skipped_events
+        if world.is_rank0:
+            watchdog.heartbeat("writing the metrics")
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_json(out, report)
+            if checkpoint == "best":
+                write_final_metrics(run, split, loaded.step, result.metrics)
+        barrier(world)
     close_world(world)
     if not world.is_rank0:
         return None

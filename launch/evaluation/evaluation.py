@@ -14,6 +14,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.collectives import all_gather_rows
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
@@ -112,7 +113,7 @@ def evaluate(
         rank=world.rank,
         world_size=world.world_size,
     )
-    batches, collected, waiting = iter(stream), [], []
+    batches, collected, pending = iter(stream), [], []
     num_rounds = min(stream.num_rounds, max_rounds or stream.num_rounds)
     rounds_per_pass = max(1, stream.num_rounds * settings.queries_per_pass // stream.num_users)
     for number in range(1, num_rounds + 1):
@@ -120,16 +121,18 @@ def evaluate(
         batch = next(batches, None)
         with torch.no_grad():  # In inference_mode ZeRO-3 would keep gathered weights as inference tensors.
             queries = make_queries(encoder, table, batch, config)
-            waiting.append((_users_and_unseen(batch, dataset.num_items), queries))
+            pending.append((_users_and_unseen(batch, dataset.num_items), queries))
             if number % rounds_per_pass == 0 or number == num_rounds:
-                positions = target_positions(join_queries([queries for _, queries in waiting]), table)
-                users = torch.cat([users for users, _ in waiting])
-                collected.append(torch.cat([users.double(), _columns(positions).cpu()], 1))
-                waiting.clear()
+                positions = target_positions(join_queries([queries for _, queries in pending]), table)
+                users = torch.cat([users for users, _ in pending])
+                with waiting("the positions"):
+                    collected.append(torch.cat([users.double(), _columns(positions).cpu()], 1))
+                pending.clear()
         if progress is not None:
             progress("evaluating", number, num_rounds)
     everyone, _ = all_gather_rows(torch.cat(collected).to(world.device), world)
-    everyone = everyone.cpu()
+    with waiting("all positions"):
+        everyone = everyone.cpu()
     everyone = everyone[everyone[:, 0].argsort()]
     share_skipped(dataset, world)
     assert everyone.shape[0] == stream.num_users or dataset.store.skipped or num_rounds < stream.num_rounds

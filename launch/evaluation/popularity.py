@@ -9,13 +9,16 @@ from torch import Tensor
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.stream.splits import Part, train_item_counts
+from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.score_counts import half_wins
 from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.evaluation.queries import sampled_pairs, seen_pairs
 from longplay.launch.settings.config import RunConfig
 
 
-def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Evaluation:
+def evaluate_popularity(
+    dataset: Dataset, config: RunConfig, part: Part, heartbeat: Heartbeat = no_heartbeat
+) -> Evaluation:
     """Compute the metrics of a ranking by popularity, with the same candidates and ties rule as for a model.
 
     Every rank evaluates all users; no communication.
@@ -24,6 +27,7 @@ def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Eval
         dataset: the dataset, opened on every rank with the same skipped shards.
         config: the run whose split and evaluation settings apply.
         part: "validation" or "test".
+        heartbeat: the watchdog's; called at the start of each batch.
     """
     began = time.perf_counter()
     stream = EvalStream(
@@ -33,6 +37,7 @@ def evaluate_popularity(dataset: Dataset, config: RunConfig, part: Part) -> Eval
     ordered = counts[1:].sort().values
     positions, num_unseen = [], []
     for batch in stream:
+        heartbeat(f"ranking by popularity, batch {len(positions) + 1} of {stream.num_batches}")
         positions.append(_target_positions(batch, counts, ordered, config))
         num_unseen.append(dataset.num_items - 1 - batch.seen_ptr.diff())
     return Evaluation.of(

@@ -8,6 +8,7 @@ from torch import Tensor
 from longplay.data_shards.stream.eval_stream import EvalBatch
 from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.errors import NonFiniteError
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import Queries
 from longplay.launch.evaluation.sampled_negatives import sample_unseen
@@ -75,5 +76,7 @@ def check_finite(hidden: Tensor, table: ItemTable) -> None:
         NonFiniteError: the output of some rank is not finite.
     """
     broken = (~torch.isfinite(hidden)).any().float().reshape(1)
-    if all_reduce_max(broken, table.world).item():
+    with waiting("the check of the hidden states"):
+        found = all_reduce_max(broken, table.world).item()
+    if found:
         raise NonFiniteError("the encoder's output is not finite; the checkpoint cannot be evaluated")

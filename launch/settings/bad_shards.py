@@ -6,6 +6,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.splits import split_bounds
 from longplay.distributed.runtime.collectives import all_reduce_max
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.launch.settings.config import RunConfig
 
@@ -51,7 +52,9 @@ def share_skipped(dataset: Dataset, world: World) -> None:
         return
     bad = torch.zeros(dataset.num_shards, dtype=torch.int32, device=world.device)
     bad[list(store.skipped)] = 1
-    for index in all_reduce_max(bad, world).nonzero().flatten().tolist():
+    with waiting("the bad shards of the other ranks"):
+        found = all_reduce_max(bad, world).nonzero().flatten().tolist()
+    for index in found:
         store.skip(index, f"{dataset.manifest.shards[index].name}: shard cannot be read by another rank")
 
 

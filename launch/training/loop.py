@@ -7,6 +7,7 @@ import torch
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.phases import STEP, phase
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.distributed.runtime.world import World
 from longplay.launch.settings.config import TrainConfig
@@ -95,5 +96,6 @@ def is_finished(progress: Progress, train: TrainConfig, world: World) -> bool:
     if train.max_minutes is None or world.world_size == 1:
         return finished
     answer = torch.tensor([float(finished)], device=world.device)
-    torch.distributed.broadcast(answer, 0)
-    return bool(answer.item())
+    with waiting("rank 0's clock"):
+        torch.distributed.broadcast(answer, 0)
+        return bool(answer.item())

@@ -14,7 +14,7 @@ from longplay.distributed.checkpoints.checkpoint import (
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.distributed.runtime.watchdog import Heartbeat
+from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import World
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.run_folders.provenance import git_commit
@@ -43,11 +43,11 @@ class RunCheckpoints:
         config: RunConfig,
         world: World,
         *,
-        heartbeat: Heartbeat,
+        watchdog: Watchdog,
         display: ProgressDisplay,
     ) -> None:
         self._folder, self._config, self._world = folder, config, world
-        self._heartbeat, self._display = heartbeat, display
+        self._watchdog, self._display = watchdog, display
         self._owner = folder.owner()
         self._recorded = {
             "config": to_json(config),
@@ -62,12 +62,14 @@ class RunCheckpoints:
             background=config.train.background_save,
             timeout_s=config.train.timeout_s,
             owner=self._owner,
+            progress=watchdog.progress,
         )
 
     def load(self, checkpoint: Checkpoint, model: Model) -> Progress:
         """Fill the model from the checkpoint and return the progress that it records. Collective."""
         began = time.perf_counter()
-        load_checkpoint(checkpoint, model.engine, model.table)
+        self._watchdog.heartbeat(f"loading step {checkpoint.step}")
+        load_checkpoint(checkpoint, model.engine, model.table, progress=self._watchdog.progress)
         progress = Progress(**checkpoint.state["progress"])
         changed, restart = changed_on_resume(checkpoint.state["config"], self._config)
         if restart:
@@ -85,7 +87,7 @@ class RunCheckpoints:
 
     def save(self, model: Model, progress: Progress) -> float:
         """Save now or start a background save; return the seconds that training waited. Collective."""
-        self._heartbeat(f"saving step {progress.step}")
+        self._watchdog.heartbeat(f"saving step {progress.step}")
         began = time.perf_counter()
         at = dataclasses.replace(progress)  # training continues while the checkpoint is written
         self._writer.save(
@@ -109,7 +111,9 @@ class RunCheckpoints:
         """Return the newest intact checkpoint, and the problem of each newer one that cannot be loaded."""
         root = self._folder.checkpoints
         try:
-            newest, damaged = latest_checkpoint(root, self._world, owner=self._owner, shape=RunState)
+            newest, damaged = latest_checkpoint(
+                root, self._world, owner=self._owner, shape=RunState, progress=self._watchdog.progress
+            )
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}. Nothing was changed; restore one, or remove {root} to start from the beginning"

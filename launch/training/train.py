@@ -6,8 +6,8 @@ from pathlib import Path
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
-from longplay.distributed.runtime.watchdog import Heartbeat, Watchdog
-from longplay.distributed.runtime.world import World, close_world, init_world, read_environment
+from longplay.distributed.runtime.watchdog import Watchdog
+from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.estimate_run import estimate_run
@@ -47,8 +47,9 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
-        heartbeat = watchdog.heartbeat
-        code = _train(config, dataset, data, folder, world, stop, heartbeat, profile_steps)
+        code = _train(config, dataset, data, folder, world, stop, watchdog, profile_steps)
+        watchdog.heartbeat("ending the run")
+        barrier(world)
     close_world(world)
     return code
 
@@ -60,7 +61,7 @@ def _train(
     folder: RunFolder,
     world: World,
     stop: StopRequest,
-    heartbeat: Heartbeat,
+    watchdog: Watchdog,
     profile_steps: int,
 ) -> int:
     """Build the model or load the newest checkpoint, run the loop and return the exit code. Collective."""
@@ -77,12 +78,12 @@ def _train(
         _check_memory(config, dataset, stream, world, display)
 
     with folder.claimed(config, dataset, world):
-        checkpoints = RunCheckpoints(folder, config, world, heartbeat=heartbeat, display=display)
+        checkpoints = RunCheckpoints(folder, config, world, watchdog=watchdog, display=display)
         newest = checkpoints.newest
         model = build_model(config, dataset, world, initial_rows=newest is None)
         check_agreement(dataset, skipped_by_all, config, world)
         progress = Progress() if newest is None else checkpoints.load(newest, model)
-        validation = Validation(model, dataset, heartbeat)
+        validation = Validation(model, dataset, watchdog.heartbeat)
         finished = progress.why_finished(config.train)
         if finished is None:
             for line in describe(config, dataset, model, stream.order(progress.epoch), folder.path):
@@ -107,9 +108,9 @@ def _train(
             log=log,
             profile=profile,
             stop=stop,
-            heartbeat=heartbeat,
+            heartbeat=watchdog.heartbeat,
         )
-        heartbeat("finishing the last checkpoint")
+        watchdog.heartbeat("finishing the last checkpoint")
         checkpoints.wait()
     log.print(profile.close())
     share_skipped(dataset, world)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.runtime.phases import phase
+from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.full_softmax import full_softmax_loss
 from longplay.distributed.table.row_exchange import RowExchange
 from longplay.launch.training.model import Model
@@ -53,7 +54,8 @@ def train_step(
     """
     model.side.mark()
     with model.side.stream(), phase("exchange"):
-        num_targets = int(planned.num_targets.wait())
+        with waiting("the number of targets"):
+            num_targets = int(planned.num_targets.wait())
         exchanges = [micro_batch.exchange.wait() for micro_batch in planned.micro_batches]
     model.side.join()
     divisor = max(1, num_targets)  # 0 if all rows of the step lie in skipped shards

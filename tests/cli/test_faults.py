@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import Command, longplay
-from support.faults import FAULTS, AtStep, kill_self, sleep_long
+from support.faults import FAULTS, AtStep, HangsInBaseline, SlowDisk, UnmarkedReads, kill_self, sleep_long
 from support.runs import read_metrics, small_dataset
 from support.soak import Soak, largest_difference, soak_settings
 
@@ -70,6 +70,44 @@ def test_killing_rank_0_ends_the_other_ranks(tmp_path: Path, data: Path) -> None
     )
     assert command.wait(timeout_s=90) not in (0, 75)
     assert "rank 0 was killed" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+def test_a_single_process_that_hangs_ends_with_its_work_named(tmp_path: Path, data: Path) -> None:
+    command = Command(words(data, tmp_path / "run"), tmp_path / "log", fault=AtStep(12, 0, sleep_long))
+    assert command.wait(timeout_s=90) == 1
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "no progress for 8 s while training step 12; if it is only slow, raise --train.timeout_s" in last
+
+
+@pytest.mark.parametrize("background", ["never", "always"])
+def test_a_save_that_takes_longer_than_the_timeout_is_no_hang(
+    tmp_path: Path, data: Path, background: str
+) -> None:
+    slow = SlowDisk(rank=1, parts=6, seconds=2)  # longer than a collective may take, too
+    run = [*words(data, tmp_path / "run"), "--train.checkpoint_every_steps", "100"]
+    run += ["--train.timeout_s", "5", "--train.max_steps", "4", "--train.background_save", background]
+    command = Command(run, tmp_path / "log", world_size=2, fault=slow)
+    assert command.wait(timeout_s=120) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "run" / "checkpoints" / "step-000000004").is_dir()
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "full_softmax"])
+def test_every_read_of_a_tensor_in_distributed_is_marked_as_waiting(
+    tmp_path: Path, data: Path, loss: str
+) -> None:
+    found = tmp_path / "unmarked"
+    run = [*words(data, tmp_path / "run"), "--loss.name", loss, "--train.max_steps", "6"]
+    assert Command(run, tmp_path / "log", world_size=2, fault=UnmarkedReads(found)).wait() == 0
+    assert not found.exists(), "\n".join(sorted(set(found.read_text().splitlines())))
+
+
+def test_a_rank_that_hangs_at_the_end_of_evaluate_is_named(tmp_path: Path, data: Path) -> None:
+    run = [*words(data, tmp_path / "run"), "--train.max_steps", "4"]
+    longplay(run, tmp_path / "log")
+    evaluate = ["evaluate", str(tmp_path / "run"), "--baseline", "--device", "cpu"]
+    command = Command(evaluate, tmp_path / "log", world_size=2, fault=HangsInBaseline(1))
+    assert command.wait(timeout_s=90) == 1
+    assert "rank 1 hangs while evaluating" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
 def test_a_removed_checkpoint_folder_is_named(tmp_path: Path, data: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,10 +63,73 @@ def fill_the_disk() -> None:
     """Make every later write of tensors fail with a full disk."""
     from longplay.distributed.checkpoints import writer as checkpoint_writer
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     checkpoint_writer.write_tensors = full  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """Make every tensor file of `rank` take `parts` times `seconds`, with a sign of progress after each."""
+
+    rank: int
+    parts: int
+    seconds: float
+
+    def __call__(self, this_rank: int) -> None:
+        from longplay.distributed.checkpoints import writer as checkpoint_writer
+
+        original = checkpoint_writer.write_tensors
+
+        def slow(path: Path, tensors: Any, *, progress: Callable[[], None]) -> Any:
+            path.touch()
+            for _ in range(self.parts):
+                time.sleep(self.seconds)
+                progress()
+            return original(path, tensors, progress=progress)
+
+        if this_rank == self.rank:
+            checkpoint_writer.write_tensors = slow
+
+
+@dataclass(frozen=True)
+class UnmarkedReads:
+    """Write to `file` each place in distributed/ that reads a tensor on the host without `waiting`."""
+
+    file: Path
+
+    def __call__(self, this_rank: int) -> None:
+        import torch
+
+        from longplay.distributed.runtime.waiting import current_wait
+
+        for name in ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+            setattr(torch.Tensor, name, self._recorded(getattr(torch.Tensor, name), current_wait))
+
+    def _recorded(self, original: Any, current_wait: Callable[[], str]) -> Any:
+        def read(tensor: Any, *args: Any, **settings: Any) -> Any:
+            caller = sys._getframe(1).f_code
+            main = threading.current_thread() is threading.main_thread()
+            if main and "/longplay/distributed/" in caller.co_filename and not current_wait():
+                with self.file.open("a") as file:
+                    file.write(f"{caller.co_filename}: {caller.co_name} calls {original.__name__}\n")
+            return original(tensor, *args, **settings)
+
+        return read
+
+
+@dataclass(frozen=True)
+class HangsInBaseline:
+    """Make `rank` hang in the baseline of `longplay evaluate`, after the evaluation of the model."""
+
+    rank: int
+
+    def __call__(self, this_rank: int) -> None:
+        from longplay.launch.evaluation import evaluate_run
+
+        if this_rank == self.rank:
+            evaluate_run.evaluate_popularity = lambda *_: sleep_long()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def spoil_the_loss() -> None:
