@@ -9,7 +9,8 @@ ranks, on GPUs and whatever the stream, because:
   Threads that read data, write checkpoints or watch the ranks use files and the rendezvous store.
 * The side stream does not change the order: the step that is planned on it is planned by the main thread, at
   fixed places of the current step.
-* No branch around a collective depends on anything but the settings and on values that all ranks share.
+* No branch around a collective depends on anything but the settings and on values that all ranks share. How
+  often ranks agree that a save has ended depends on the disk, and is the same on all of them.
 
 tests/distributed/test_collective_order.py records the order over training, validation, saving and resuming.
 """
