@@ -10,9 +10,9 @@ def printable(text: str, encoding: str | None = None) -> str:
         text: any text.
         encoding: what the characters must be known to; None: the encoding of stdout.
     """
-    encoding = encoding or sys.stdout.encoding or "utf-8"
+    known = encoding or sys.stdout.encoding or "utf-8"
     shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-    return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
+    return "".join(shown).encode(known, "backslashreplace").decode(known)
 
 
 def short_repr(value: object) -> str:
