@@ -8,8 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.data_server import DataServer
 from support.datasets import log_normal_lengths, make_dataset
-from support.string_ids import add_item_columns
+from support.string_ids import add_item_columns, give_string_ids
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.dataset import Dataset
@@ -38,6 +39,19 @@ def test_titles_are_those_of_the_items(folder: Path) -> None:
     assert dataset.items.columns.column("vector").equals(table["vector"])
     assert list(dataset.items.columns.types) == ["title", "year", "vector"]
     assert find_problems(folder) == []
+
+
+def test_ids_and_titles_are_read_from_a_url(folder: Path) -> None:
+    give_string_ids(folder)
+    server = DataServer(folder)
+    try:
+        remote, local = Dataset.open(server.url), Dataset.open(folder)
+        assert remote.items.original_ids.tolist() == local.items.original_ids.tolist()
+        assert remote.user_original_ids.tolist() == local.user_original_ids.tolist()
+        every = np.arange(1, local.num_items + 1)
+        assert remote.items.columns.titles(every) == local.items.columns.titles(every)
+    finally:
+        server.close()
 
 
 def test_titles_may_be_numbers_and_a_dataset_without_titles_has_none(folder: Path) -> None:
