@@ -53,6 +53,17 @@ def check_packages(encoder: nn.Module, device: torch.device) -> None:
             module.require_packages()
 
 
+def check_deterministic(encoder: nn.Module, device: torch.device) -> None:
+    """Check that the gradients of `encoder` repeat bitwise on `device`.
+
+    Raises:
+        ValueError: they do not; names the part and what replaces it.
+    """
+    for module in encoder.modules():
+        if device.type == "cuda" and isinstance(module, Mamba | Mamba2 | EncoderBlock):
+            module.require_deterministic()
+
+
 @dataclass(frozen=True)
 class EncoderState:
     """State of a recurrent encoder between events.

@@ -18,7 +18,7 @@ def not_traced(function: Callable[P, R]) -> Callable[P, R]:
     """
     # torch.compiler.disable would import the compiler here, which takes seconds. This one imports it at its
     # first call, which only a compiled caller makes.
-    untraced = torch._disable_dynamo(function)
+    untraced = torch._disable_dynamo(function)  # pyright: ignore[reportPrivateImportUsage] -- see above
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -45,6 +45,8 @@ class TrainConfig:
             half of the free memory can hold the copy.
         log_every_steps: Steps between the scalars in metrics.jsonl and TensorBoard.
         device: Device of the encoder and the item table. auto = cuda if it is available.
+        deterministic: Repeat runs bitwise on a GPU, more slowly. Algorithms that cannot are refused. On a CPU
+            runs always repeat bitwise.
         timeout_s: Seconds without progress after which a rank counts as hung and the run ends.
     """
 
@@ -63,6 +65,7 @@ class TrainConfig:
     background_save: Background = "auto"
     log_every_steps: Count = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
     timeout_s: Seconds = 600.0
 
 

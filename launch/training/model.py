@@ -12,7 +12,7 @@ from longplay.distributed.runtime.side_stream import SideStream
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.settings.config import RunConfig
-from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
+from longplay.models.encoder import SequenceEncoder, build_encoder, check_deterministic, check_packages
 from longplay.models.losses.base import LOSSES, Loss
 from longplay.models.losses.negatives import shared_negatives
 
@@ -47,10 +47,13 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
         initial_rows: False if a checkpoint will fill the table; see `ItemTable`.
 
     Raises:
-        ValueError: a package with kernels for this device is not installed.
+        ValueError: a package with kernels for this device is not installed, or the encoder has no
+            deterministic backward on this device and `train.deterministic` is set.
     """
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
     check_packages(encoder, world.device)
+    if config.train.deterministic:
+        check_deterministic(encoder, world.device)
     table = ItemTable(
         config.table,
         num_items=dataset.num_items,

@@ -6,6 +6,7 @@ from pathlib import Path
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
+from longplay.distributed.runtime.determinism import use_deterministic_algorithms
 from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
@@ -45,6 +46,8 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     stop = StopRequest()
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
     world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
+    if config.train.deterministic:
+        use_deterministic_algorithms(world.device)
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
         code = _train(config, dataset, data, folder, world, stop, watchdog, profile_steps)

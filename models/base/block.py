@@ -41,6 +41,13 @@ class EncoderBlock(nn.Module):
         """
         raise NotImplementedError
 
+    def require_deterministic(self) -> None:
+        """Check that the gradients repeat bitwise on a GPU, apart from those of the block's mixer.
+
+        Raises:
+            ValueError: they do not.
+        """
+
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
         """Return the activations of one block, from which `longplay plan` estimates the memory of a step.

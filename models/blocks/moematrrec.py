@@ -56,6 +56,17 @@ class MoEMaTrRecBlock(EncoderBlock):
         x = self.mix_join(select_slots(x, at), self.mix_dropout(mixed, dropout_keys))
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
+    def require_deterministic(self) -> None:
+        """Refuse: see the message.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "train.deterministic: moematrrec needs cumulative sums, for which PyTorch has no deterministic "
+            "algorithm on a GPU; use another model, or --train.device cpu"
+        )
+
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
         """Return the activations of one block. The gate saves its input twice and the branch outputs."""

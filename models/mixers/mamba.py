@@ -16,6 +16,7 @@ from longplay.models.mixers.elementwise import skip_and_gate, softplus
 from longplay.models.scans import kernel as scan_kernel
 from longplay.models.scans import triton_scan
 from longplay.models.scans.chunk import BACKWARD_TENSORS, CHUNK_LENGTH
+from longplay.models.scans.packages import require_no_atomics
 from longplay.models.scans.selective_scan import choose_backend, selective_scan, selective_step
 from longplay.native.tracing import not_traced
 
@@ -107,10 +108,18 @@ class Mamba(nn.Module):
         Raises:
             ValueError: one cannot, and `scan` needs it.
         """
-        scan = choose_backend(self.scan, device_type="cuda", dtype=torch.float32, d_state=self.d_state)
+        scan = self._cuda_backend()
         if scan == "kernel":
             scan_kernel.KERNEL.require()
         require_conv_package(self.conv1d, scan)
+
+    def require_deterministic(self) -> None:
+        """Check that the gradients repeat bitwise on a GPU.
+
+        Raises:
+            ValueError: `scan` selects kernels with atomic additions.
+        """
+        require_no_atomics(self._cuda_backend())
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Return the state before the first event. `dtype` is the parameters' dtype."""
@@ -158,6 +167,9 @@ class Mamba(nn.Module):
             narrow=(6 if fused_gate else 7) * E + math.ceil(config.d_model / 16) + 2 * N,
             transient=transient,
         )
+
+    def _cuda_backend(self) -> ScanName:
+        return choose_backend(self.scan, device_type="cuda", dtype=torch.float32, d_state=self.d_state)
 
     def _conv_bias(self) -> Tensor:
         assert self.conv1d.bias is not None

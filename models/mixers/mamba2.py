@@ -11,8 +11,8 @@ from longplay.models.base.config import EncoderConfig, ScanName
 from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.causal_conv import causal_conv_silu, causal_conv_step, require_conv_package
 from longplay.models.mixers.mamba import MambaState, initial_dt_bias
-from longplay.models.scans.packages import uses_packages
-from longplay.models.scans.ssd import CHUNK_LENGTH, KERNEL, runs_kernel, ssd, ssd_step
+from longplay.models.scans.packages import requested_backend, require_no_atomics, uses_packages
+from longplay.models.scans.ssd import CHUNK_LENGTH, DETERMINISTIC_MODE, KERNEL, runs_kernel, ssd, ssd_step
 
 _A_INIT_RANGE = (1.0, 16.0)
 
@@ -92,6 +92,19 @@ class Mamba2(nn.Module):
         if uses_packages(self.scan):
             KERNEL.require()
         require_conv_package(self.conv1d, self.scan)
+
+    def require_deterministic(self) -> None:
+        """Check that the gradients repeat bitwise on a GPU.
+
+        Raises:
+            ValueError: `scan` selects kernels with atomic additions, or mamba-ssm has no deterministic mode.
+        """
+        require_no_atomics(requested_backend(self.scan))
+        if uses_packages(self.scan) and DETERMINISTIC_MODE.find() is None:
+            raise ValueError(
+                "train.deterministic: the installed mamba-ssm has no deterministic mode; install it with "
+                "`pip install 'longplay[cuda]'`, or use --encoder.scan_backend chunk"
+            )
 
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Return the state before the first event. `dtype` is the parameters' dtype."""

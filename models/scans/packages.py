@@ -32,6 +32,20 @@ def uses_packages(scan: ScanName) -> bool:
     return requested_backend(scan) not in _WITHOUT_PACKAGES
 
 
+def require_no_atomics(backend: ScanName) -> None:
+    """Check that a backend's gradients repeat bitwise on CUDA.
+
+    Raises:
+        ValueError: the backend is "kernel".
+    """
+    if backend == "kernel":
+        raise ValueError(
+            "train.deterministic: encoder.scan_backend kernel does not repeat on a GPU, because mamba-ssm's "
+            "selective_scan_fn and older releases of causal-conv1d add gradients by atomic operations, in an "
+            "order that varies; use --encoder.scan_backend auto, or chunk without Triton"
+        )
+
+
 @dataclass(frozen=True)
 class PackageFunction:
     """A function of an optional package.

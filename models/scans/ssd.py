@@ -17,6 +17,8 @@ from longplay.native.tracing import not_traced
 CHUNK_LENGTH = 32  # slots; fastest of 16, 32, 64 on a CPU at H=2..8, P=32..64, N=32
 _KERNEL_CHUNK_LENGTH = 256  # mamba-ssm's default
 KERNEL = PackageFunction("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
+# With it, the kernels add without atomics if torch.use_deterministic_algorithms is set.
+DETERMINISTIC_MODE = PackageFunction("mamba-ssm", "mamba_ssm.utils.determinism", "use_deterministic_mode")
 
 
 def ssd(

@@ -62,7 +62,8 @@ def assert_bitwise_equal(run: Path, expected: Path) -> None:
 def test_same_seed_is_bitwise_identical_and_another_seed_is_not(
     data: Path, finished: Path, tmp_path: Path
 ) -> None:
-    longplay(train_words(data, tmp_path / "again", *EVERY), tmp_path / "log")
+    on_a_cpu_no_change = ["--train.deterministic", "true"]
+    longplay(train_words(data, tmp_path / "again", *EVERY, *on_a_cpu_no_change), tmp_path / "log")
     assert_bitwise_equal(tmp_path / "again", finished)
     longplay(train_words(data, tmp_path / "other", "--seed", "8", "--train.max_steps", "2"), tmp_path / "log")
     assert read_metrics(tmp_path / "other", "train/loss")[2] != read_metrics(finished, "train/loss")[2]
@@ -261,6 +262,16 @@ def test_gpu_matches_cpu(data: Path, tmp_path: Path, placement: str, optimizer: 
     for tag in ("train/loss", "optim/grad_norm", "eval_full/ndcg@10"):
         on_cpu, on_gpu = (read_metrics(tmp_path / name, tag) for name in ("cpu", "gpu"))
         assert on_gpu == pytest.approx(on_cpu, rel=2e-2, abs=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model", ["mambarec", "sasrec", "gru4rec"])
+def test_deterministic_runs_on_a_gpu_are_bitwise_identical(data: Path, tmp_path: Path, model: str) -> None:
+    settings = ["--encoder.model", model, "--train.device", "cuda", "--train.deterministic", "true", *EVERY]
+    for name in ("first", "second"):
+        longplay(train_words(data, tmp_path / name, *settings), tmp_path / "log", fresh=True)
+    assert_bitwise_equal(tmp_path / "second", tmp_path / "first")
 
 
 def test_run_stops_after_patience_validations(data: Path, tmp_path: Path) -> None:
