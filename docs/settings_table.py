@@ -88,7 +88,7 @@ def default(field: dataclasses.Field[Any]) -> str:
         return "by recipe"
     else:
         value = field.default
-    if value == {}:
+    if value in ({}, ()):
         return "none"
     if isinstance(value, tuple):
         return ",".join(map(str, value))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.text import Text
 from torch import Tensor
@@ -15,8 +16,9 @@ from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
-from longplay.launch.evaluation.histories import read_history, user_history
+from longplay.launch.evaluation.histories import find_user, read_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
+from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.common_arguments import (
     Once,
     add_device_argument,
@@ -24,6 +26,7 @@ from longplay.launch.settings.common_arguments import (
     at_least,
 )
 from longplay.launch.settings.saved import read_config
+from longplay.models.inputs.stage import Inputs
 
 
 def register(subparsers: Any) -> None:
@@ -59,15 +62,22 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     config = read_config(args.run)
     dataset = open_dataset(args.run, args.data)
-    history = (
-        user_history(dataset, args.user) if args.history is None else read_history(dataset, args.history)
-    )
+    inputs, user = load_inputs(config.inputs, dataset), None
+    if args.history is None:
+        user = find_user(dataset, args.user)
+        history = torch.from_numpy(dataset.sequence(user)[0].astype(np.int64))
+    else:
+        history = read_history(dataset, args.history)
     checkpoint = find_checkpoint(args.run, args.checkpoint)
     world = init_world(device=args.device)
     encoder, table = load_model(config, dataset, checkpoint, world)
-    recent = history[-config.context_length :].to(world.device)
+    recent = history[-config.context_length :]
     with torch.inference_mode():
-        hidden = encode(encoder, table, recent)
+        if user is None:
+            known = inputs.of_items(recent.unsqueeze(0), world.device)
+        else:
+            known = inputs.of_user(dataset, user, len(recent), world.device)
+        hidden = encode(encoder, table, recent.to(world.device), known)
         excluded = None
         if not args.keep_seen:
             seen = history.unique().to(world.device)
@@ -86,13 +96,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor) -> Tensor:
-    """Return the hidden state (1, D) after a history (n,) of item ids. Collective."""
+def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor, inputs: Inputs | None) -> Tensor:
+    """Return the hidden state (1, D) after a history (n,) of item ids with inputs (1, n). Collective."""
     exchange, index = table.make_exchange(history)
     rows = exchange.fetch_rows(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
     last = seq_idx.new_tensor([seq_idx.numel() - 1], dtype=torch.int64)
-    return encoder(torch.nn.functional.embedding(index.unsqueeze(0), rows), seq_idx, None, last).float()
+    embedded = torch.nn.functional.embedding(index.unsqueeze(0), rows)
+    return encoder(embedded, seq_idx, None, last, inputs).float()
 
 
 def as_objects(

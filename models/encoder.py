@@ -15,14 +15,21 @@ from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.blocks.layers import build_norm
+from longplay.models.inputs.spec import NO_TIME, TIMES, InputSpec
+from longplay.models.inputs.stage import Inputs, InputStage, previous_times
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 
 _POSITION_STD = 0.02
+_ITEMS_ONLY = InputSpec()
 
 
 def build_encoder(
-    config: EncoderConfig, generator: torch.Generator | None = None, *, device: str = "cpu"
+    config: EncoderConfig,
+    generator: torch.Generator | None = None,
+    *,
+    inputs: InputSpec = _ITEMS_ONLY,
+    device: str = "cpu",
 ) -> "SequenceEncoder":
     """Build an encoder with float32 parameters initialized from `generator`.
 
@@ -31,6 +38,7 @@ def build_encoder(
     Args:
         config: configuration of the encoder.
         generator: CPU generator, advanced by one draw; None = a generator seeded with 0.
+        inputs: what the encoder sees of an event besides its item.
         device: device of the parameters; "meta" allocates no memory.
     """
     generator = generator or torch.Generator().manual_seed(0)
@@ -39,7 +47,7 @@ def build_encoder(
         torch.default_generator.manual_seed(seed)
         blocks = [config.entry.block(config, index) for index in range(config.num_blocks)]
         final_norm = nn.Identity() if config.entry.ends_normalized else build_norm(config)
-        return SequenceEncoder(config, blocks, final_norm)
+        return SequenceEncoder(config, blocks, final_norm, inputs)
 
 
 def check_packages(encoder: nn.Module, device: torch.device) -> None:
@@ -71,10 +79,12 @@ class EncoderState:
     Attributes:
         position: (B,) int64, number of events so far.
         blocks: the state of each block.
+        time: (B,) int64, time of the latest event; None if the encoder does not read times.
     """
 
     position: Tensor
     blocks: list[Any]
+    time: Tensor | None = None
 
 
 class SequenceEncoder(nn.Module):
@@ -87,16 +97,25 @@ class SequenceEncoder(nn.Module):
         config: configuration of the encoder.
         blocks: blocks in order of application.
         final_norm: norm of the last block's output.
+        inputs: what the encoder sees of an event besides its item.
     """
 
-    def __init__(self, config: EncoderConfig, blocks: list[EncoderBlock], final_norm: nn.Module) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        blocks: list[EncoderBlock],
+        final_norm: nn.Module,
+        inputs: InputSpec = _ITEMS_ONLY,
+    ) -> None:
         super().__init__()
         self.config = config
         self.input_dropout = KeyedDropout(config.input_dropout_p, layer_id=0)
+        std = _POSITION_STD * config.embedding_scale
         self.position_embedding: nn.Embedding | None = None
         if config.has_positions:
             self.position_embedding = nn.Embedding(config.context_length, config.d_model)
-            nn.init.normal_(self.position_embedding.weight, std=_POSITION_STD * config.embedding_scale)
+            nn.init.normal_(self.position_embedding.weight, std=std)
+        self.input_stage = InputStage(inputs, config.d_model, std) if inputs else None
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
 
@@ -106,6 +125,7 @@ class SequenceEncoder(nn.Module):
         seq_idx: Tensor,
         dropout_keys: Tensor | None = None,
         at: Tensor | None = None,
+        inputs: Inputs | None = None,
     ) -> Tensor:
         """Encode packed rows.
 
@@ -117,12 +137,14 @@ class SequenceEncoder(nn.Module):
                 in eval mode.
             at: (Q,) int64, flat slots b * L + t to return; eval mode only. The slot-wise layers of the last
                 block then run for these slots only, which saves up to half of a shallow encoder's compute.
+            inputs: tensors (B, L) of the input stage; None for an encoder of items only.
 
         Returns:
             Hidden states (B, L, D) of the parameters' dtype, or (Q, D) at the slots `at`.
 
         Raises:
-            ValueError: shapes do not match, dropout is active without keys, or `at` is given in training.
+            ValueError: shapes do not match, dropout is active without keys, `at` is given in training, or
+                `inputs` are missing.
         """
         if at is not None and self.training:
             raise ValueError("at: requires eval mode; in training mode, index the result instead")
@@ -133,7 +155,10 @@ class SequenceEncoder(nn.Module):
             )
         layout = SegmentLayout(seq_idx)
         positions = layout.positions if self.position_embedding is not None else None
-        hidden = self.input_dropout(self._embed(x, positions), dropout_keys)
+        previous = None
+        if inputs is not None and TIMES in inputs:
+            previous = previous_times(inputs[TIMES], layout)
+        hidden = self.input_dropout(self._embed(x, positions, inputs, previous), dropout_keys)
         for number, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, layout, dropout_keys, at if number == len(self.blocks) else None)
         return self.final_norm(hidden)
@@ -173,9 +198,13 @@ class SequenceEncoder(nn.Module):
         parameter = next(self.parameters())
         device, dtype = device or parameter.device, dtype or parameter.dtype
         states = [block.init_state(batch_size, device, dtype) for block in self._recurrent_blocks()]
-        return EncoderState(torch.zeros(batch_size, dtype=torch.int64, device=device), states)
+        position = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        reads_times = self.input_stage is not None and self.input_stage.spec.uses_times
+        return EncoderState(position, states, torch.full_like(position, NO_TIME) if reads_times else None)
 
-    def step(self, x_t: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+    def step(
+        self, x_t: Tensor, state: EncoderState, inputs: Inputs | None = None
+    ) -> tuple[Tensor, EncoderState]:
         """Advance each sequence by one event, in constant time.
 
         The result equals `forward` in eval mode: dropout is never applied.
@@ -183,48 +212,68 @@ class SequenceEncoder(nn.Module):
         Args:
             x_t: (B, D), embeddings of the new items.
             state: from `init_state`, `prefill` or the previous step.
+            inputs: tensors (B,) of the input stage; None for an encoder of items only.
 
         Returns:
             The hidden states (B, D) after the event and the new state.
 
         Raises:
             TypeError: the encoder is not recurrent.
+            ValueError: `inputs` are missing.
         """
-        hidden = self._embed(x_t, state.position)
+        hidden = self._embed(x_t, state.position, inputs, state.time)
         new_states = []
         for block, block_state in zip(self._recurrent_blocks(), state.blocks, strict=True):
             hidden, block_state = block.step(hidden, block_state)
             new_states.append(block_state)
-        return self.final_norm(hidden), EncoderState(state.position + 1, new_states)
+        time = None if inputs is None else inputs.get(TIMES)
+        return self.final_norm(hidden), EncoderState(state.position + 1, new_states, time)
 
-    def prefill(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, EncoderState]:
+    def prefill(
+        self, x: Tensor, lengths: Tensor, inputs: Inputs | None = None
+    ) -> tuple[Tensor, EncoderState]:
         """Run `step` over whole histories.
 
         Args:
             x: (B, L, D), item embeddings, padded at the end.
             lengths: (B,) int64, number of events of each history, at least 1.
+            inputs: tensors (B, L) of the input stage; None for an encoder of items only.
 
         Returns:
             The hidden states (B, D) after the last event of each history and the state for the next `step`.
 
         Raises:
             TypeError: the encoder is not recurrent.
+            ValueError: `inputs` are missing.
         """
         state = self.init_state(x.shape[0])
         last = torch.zeros_like(x[:, 0], dtype=self.dtype)
         for t in range(x.shape[1]):
             active = t < lengths
-            hidden, new_state = self.step(x[:, t], state)
+            inputs_t = inputs and {key: values[:, t] for key, values in inputs.items()}
+            hidden, new_state = self.step(x[:, t], state, inputs_t)
             last = torch.where(active.unsqueeze(1), hidden, last)
             state = _where_active(active, new_state, state)
         return last, state
 
-    def _embed(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Scale x and add position embeddings. Positions beyond context_length share the last embedding."""
+    def _embed(
+        self, x: Tensor, positions: Tensor | None, inputs: Inputs | None, previous: Tensor | None
+    ) -> Tensor:
+        """Scale x and add the embeddings of positions and inputs.
+
+        Positions beyond context_length share the last embedding.
+
+        Args:
+            previous: time of the event before each event; None if the encoder does not read times.
+        """
         hidden = x.to(self.dtype) * self.config.embedding_scale
-        if self.position_embedding is None or positions is None:
+        if self.position_embedding is not None and positions is not None:
+            hidden = hidden + self.position_embedding(positions.clamp(max=self.config.context_length - 1))
+        if self.input_stage is None:
             return hidden
-        return hidden + self.position_embedding(positions.clamp(max=self.config.context_length - 1))
+        if inputs is None:
+            raise ValueError("inputs=None: this encoder has an input stage; `missing_inputs` gives none")
+        return hidden + self.input_stage(inputs, previous)
 
     def _recurrent_blocks(self) -> Sequence[RecurrentBlock]:
         blocks = [block for block in self.blocks if isinstance(block, RecurrentBlock)]
@@ -243,7 +292,8 @@ def _where_active(active: Tensor, new: EncoderState, old: EncoderState) -> Encod
     blocks = [
         after._make(map(select, after, before)) for after, before in zip(new.blocks, old.blocks, strict=True)
     ]
-    return EncoderState(select(new.position, old.position), blocks)
+    time = None if new.time is None or old.time is None else select(new.time, old.time)
+    return EncoderState(select(new.position, old.position), blocks, time)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,18 +309,21 @@ class SlotBytes:
     transient: float
 
 
-def activation_bytes(config: EncoderConfig, execution: Execution) -> SlotBytes:
+def activation_bytes(
+    config: EncoderConfig, execution: Execution, inputs: InputSpec = _ITEMS_ONLY
+) -> SlotBytes:
     """Return the memory of an encoder's activations per slot of a training step."""
     D = config.d_model
     block = config.entry.block.activations(config, execution)
     first = Activations(masks=D if config.input_dropout_p > 0 else 0)
     last = Activations() if config.entry.ends_normalized else Activations(wide=D + 2)
     edges = total(first, last).saved_bytes(execution.bf16)
-    saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges
+    saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges + inputs.saved_bytes(execution.bf16)
     return SlotBytes(saved=saved, transient=4 * block.transient)
 
 
 @cache
-def num_parameters(config: EncoderConfig) -> int:
+def num_parameters(config: EncoderConfig, inputs: InputSpec = _ITEMS_ONLY) -> int:
     """Return the number of parameters of an encoder without allocating them."""
-    return sum(parameter.numel() for parameter in build_encoder(config, device="meta").parameters())
+    encoder = build_encoder(config, inputs=inputs, device="meta")
+    return sum(parameter.numel() for parameter in encoder.parameters())

@@ -122,8 +122,7 @@ class Dataset:
         table = _read_table(location, ("original_id",))
         if len(table) != self.num_items:
             raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        columns = ItemColumns(lambda: _open_table(location), location)
-        return ItemVocabulary(_ids(location, table), self.item_counts, columns)
+        return ItemVocabulary(_ids(location, table), self.item_counts, self.item_columns)
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
@@ -137,6 +136,12 @@ class Dataset:
         if len(counts) != self.num_items or counts.sum() != self.num_events:
             raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
         return counts
+
+    @functools.cached_property
+    def item_columns(self) -> ItemColumns:
+        """The columns of items.parquet beyond ids and counts."""
+        location = in_folder(self.path, ITEMS_NAME)
+        return ItemColumns(lambda: _open_table(location), location)
 
     def feature_values(self, name: str) -> pl.DataFrame:
         """Return the `value` and `count` of each code, from 1, of a categorical feature.
@@ -190,11 +195,21 @@ class Dataset:
 
     def sequence(self, user: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the item ids, (events,) int32, and times, (events,) int64, of one user."""
-        index = int(np.searchsorted(self.shard_ptr, user, side="right")) - 1
-        shard = self.shard(index)
+        shard, events = self._events_of(user, ())
         assert shard.times is not None
-        begin, end = shard.ptr[user - self.shard_ptr[index]], shard.ptr[user - self.shard_ptr[index] + 1]
-        return shard.items[begin:end], shard.times[begin:end]
+        return shard.items[events], shard.times[events]
+
+    def features_of(self, user: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return the values (events,) of features of one user's events."""
+        names = tuple(names)
+        shard, events = self._events_of(user, names)
+        return {name: shard.features[name][events] for name in names}
+
+    def _events_of(self, user: int, features: tuple[str, ...]) -> tuple[DecodedShard, slice]:
+        """Return the shard of a user and the place of the user's events in it."""
+        index = int(np.searchsorted(self.shard_ptr, user, side="right")) - 1
+        shard, number = self.shard(index, features=features), user - self.shard_ptr[index]
+        return shard, slice(shard.ptr[number], shard.ptr[number + 1])
 
     def verify(self) -> None:
         """Read every shard and check its checksum.

@@ -105,7 +105,7 @@ def _changes(
     touched_rows_only = table.update == "row_sparse" and not LOSSES[config.loss.name].dense_gradient
     if on_gpu and touched_rows_only and table.placement == "device":
         yield setting("table.placement", "host")
-    fewer = max(1 << 20, num_parameters(encoder))
+    fewer = max(1 << 20, num_parameters(encoder, workload.inputs))
     if on_gpu and fewer < engine.reduce_bucket_elements:
         yield setting("engine.reduce_bucket_elements", fewer)
     if on_gpu and engine.precision == "fp32":

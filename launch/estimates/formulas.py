@@ -41,7 +41,7 @@ def estimate_memory(
     else:
         persistent = _table_bytes(sizes) | persistent
     if device_type == "cuda":
-        persistent["batch"] = _SLOT_BYTES * sizes.slots
+        persistent["batch"] = (_SLOT_BYTES + 2 * sizes.workload.inputs.slot_bytes) * sizes.slots
     else:
         host[ALLOCATOR] = _ALLOCATOR_BYTES + int(_ALLOCATOR_SHARE * sum(transient.values()))
     return MemoryEstimate(
@@ -93,7 +93,7 @@ class _Sizes:
 
     @cached_property
     def weights(self) -> int:
-        return num_parameters(self.config.encoder)
+        return num_parameters(self.config.encoder, self.workload.inputs)
 
     @cached_property
     def loss(self) -> Loss:
@@ -129,7 +129,7 @@ def _transient_bytes(sizes: _Sizes) -> dict[str, int]:
         bf16=config.engine.precision == "bf16",
         padding=sizes.workload.padding,
     )
-    per_slot = activation_bytes(config.encoder, execution)
+    per_slot = activation_bytes(config.encoder, execution, sizes.workload.inputs)
     rows = int(sizes.distinct_items * config.encoder.d_model * 4)
     # The rows, their gradient and one that is added to it, and the gradients of earlier micro-batches.
     row_copies = 3 + (config.engine.gradient_accumulation_steps - 1)
@@ -184,13 +184,22 @@ def _host_bytes(sizes: _Sizes) -> dict[str, int]:
     data, workload = sizes.config.data, sizes.workload
     lanes = -(-workload.num_lanes // sizes.world_size)
     pool = min(data.pool_events(), workload.num_events // workload.num_lanes)
-    batch = sizes.rows_of_rank * sizes.config.context_length * _SLOT_BYTES
+    batch = sizes.rows_of_rank * sizes.config.context_length * (_SLOT_BYTES + workload.column_bytes)
     index = 8 * 5 * workload.num_items + 8 * 4 * workload.num_users
-    return {
+    event = 4 + workload.column_bytes
+    host = {
         "prefetched batches": (data.prefetch_steps + 2) * batch,
-        "stream: decoded shards": min(DEFAULT_CACHE_BYTES, 4 * workload.num_events) + 4 * pool * lanes,
+        "stream: decoded shards": min(DEFAULT_CACHE_BYTES, event * workload.num_events)
+        + event * pool * lanes,
         "stream: users, items, segments": index + 2 * _SEGMENT_BYTES * workload.num_segments,
     }
+    inputs = workload.inputs
+    item_bytes = 4 * (len(inputs.item_categories) + inputs.vector_width)
+    if item_bytes:
+        # The columns themselves, and those gathered for the steps of this rank in training and in planning.
+        gathered = 2 * sizes.rows_of_rank * sizes.config.context_length
+        host["item categories and vectors"] = item_bytes * (workload.num_items + gathered)
+    return host
 
 
 def _wire_bytes(sizes: _Sizes) -> dict[str, int]:

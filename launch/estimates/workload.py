@@ -7,8 +7,10 @@ import numpy as np
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import EpochOrder, usable_lanes
 from longplay.data_shards.stream.train_stream import TrainStream
+from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.config import RunConfig
 from longplay.models.base.segments import SMALLEST_BUCKET
+from longplay.models.inputs.spec import InputSpec
 
 _SAMPLED_ROWS = 20_000
 _COUNT_BLOCK = 1 << 20
@@ -24,6 +26,8 @@ class Workload:
         filled: fraction of the slots that have a target.
         padding: slots of the padded segment buckets per slot of the rows, at least 1.
         probabilities: (num_items,) float64, each item's share of the events.
+        inputs: what the encoder sees of an event besides its item.
+        column_bytes: bytes of the streamed columns per event, besides the items.
     """
 
     num_lanes: int
@@ -36,6 +40,8 @@ class Workload:
     filled: float
     padding: float
     probabilities: np.ndarray
+    inputs: InputSpec
+    column_bytes: int
 
 
 def measure_workload(
@@ -47,9 +53,11 @@ def measure_workload(
         epoch_order: order of epoch 0; None = compute it.
 
     Raises:
-        DataError: there are more ranks than lanes, or the split leaves nothing to train on.
+        DataError: there are more ranks than lanes, the split leaves nothing to train on, or the dataset lacks
+            an input.
     """
     order = epoch_order or TrainStream(dataset, config.data, world_size=world_size).order(0)
+    inputs = load_inputs(config.inputs, dataset)
     counts = dataset.item_counts.astype(np.float64)
     slots = order.num_rows * config.context_length
     return Workload(
@@ -63,6 +71,8 @@ def measure_workload(
         filled=order.num_targets / slots,
         padding=_rectangle_padding(order, config.context_length),
         probabilities=counts / counts.sum(),
+        inputs=inputs.spec,
+        column_bytes=inputs.columns.bytes_per_event,
     )
 
 

@@ -19,6 +19,7 @@ from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
 from longplay.launch.evaluation.queries import Encoder, make_queries
+from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.settings.config import EvaluationConfig, RunConfig
 from longplay.models.metrics import ranking_metrics
@@ -87,8 +88,8 @@ def evaluate(
     """Rank the held-out event of every user of `part`; every rank gets the same result. Collective.
 
     Args:
-        encoder: (embedded (B, L, D), seq_idx (B, L), None, flat slots (Q,)) -> hidden states (Q, D), in eval
-            mode. Every rank calls it once per round.
+        encoder: (embedded (B, L, D), seq_idx (B, L), None, flat slots (Q,), inputs) -> hidden states (Q, D),
+            in eval mode. Every rank calls it once per round.
         max_users: evaluate this many users, chosen by the seed; None = all.
         progress: called with ("evaluating", rounds done, total rounds).
         heartbeat: the watchdog's; called at the start of each round.
@@ -100,6 +101,7 @@ def evaluate(
     """
     world, settings = table.world, config.evaluation
     began = time.perf_counter()
+    inputs = load_inputs(config.inputs, dataset)
     stream = EvalStream(
         dataset,
         EvalConfig(
@@ -112,6 +114,7 @@ def evaluate(
         part,
         rank=world.rank,
         world_size=world.world_size,
+        columns=inputs.columns,
     )
     batches, collected, pending = iter(stream), [], []
     num_rounds = min(stream.num_rounds, max_rounds or stream.num_rounds)
@@ -120,7 +123,7 @@ def evaluate(
         heartbeat(f"evaluating, round {number} of {num_rounds}")
         batch = next(batches, None)
         with torch.no_grad():  # In inference_mode ZeRO-3 would keep gathered weights as inference tensors.
-            queries = make_queries(encoder, table, batch, config)
+            queries = make_queries(encoder, table, batch, config, inputs)
             pending.append((_users_and_unseen(batch, dataset.num_items), queries))
             if number % rounds_per_pass == 0 or number == num_rounds:
                 positions = target_positions(join_queries([queries for _, queries in pending]), table)

@@ -57,8 +57,8 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
     return torch.from_numpy(item_ids.astype(np.int64))
 
 
-def user_history(dataset: Dataset, typed: str) -> Tensor:
-    """Return the item ids (n,) int64 of a user's whole history.
+def find_user(dataset: Dataset, typed: str) -> int:
+    """Return the index of a user.
 
     Args:
         typed: the user's original id as text, read as in `read_history`.
@@ -76,8 +76,7 @@ def user_history(dataset: Dataset, typed: str) -> Tensor:
             f"--user {original!r}: is not a user of {dataset.path}, whose ids are {ids.description}; give an "
             "original user id, or --history FILE"
         )
-    items, _ = dataset.sequence(user)
-    return torch.from_numpy(items.astype(np.int64))
+    return user
 
 
 def _item_columns(dataset: Dataset) -> list[str]:

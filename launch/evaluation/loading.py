@@ -16,10 +16,11 @@ from longplay.distributed.checkpoints.checkpoint import (
 )
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
+from longplay.launch.inputs.event_inputs import check_recorded, load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.saved import read_saved_run
+from longplay.launch.settings.saved import from_json, read_saved_run
 from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
 
 
@@ -30,7 +31,7 @@ def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "s
         data: where the dataset is now; None = where it was in training.
 
     Raises:
-        ConfigError: the dataset is not there, or `data` is another dataset.
+        ConfigError: the dataset is not there, `data` is another dataset, or the run's inputs have changed.
     """
     saved = read_saved_run(run)
     location = data or trusted_location(saved.data, f"{run / 'config.json'}")
@@ -42,6 +43,8 @@ def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "s
             f"--data {dataset.path}: is not the dataset that {run} was trained on; give that dataset, which "
             f"was at {saved.data}"
         )
+    if saved.inputs is not None:
+        check_recorded(saved.inputs, load_inputs(from_json(saved.config).inputs, dataset), dataset)
     return dataset
 
 
@@ -82,7 +85,8 @@ def load_model(
     Raises:
         ValueError: a package with kernels for this device is not installed.
     """
-    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    inputs = load_inputs(config.inputs, dataset).spec
+    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed), inputs=inputs)
     check_packages(encoder, world.device)
     load_encoder_weights(checkpoint, encoder)
     table = ItemTable(

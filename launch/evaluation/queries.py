@@ -12,12 +12,20 @@ from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import Queries
 from longplay.launch.evaluation.sampled_negatives import sample_unseen
+from longplay.launch.inputs.event_inputs import EventInputs
 from longplay.launch.settings.config import RunConfig
+from longplay.models.inputs.stage import Inputs
 
-Encoder = Callable[[Tensor, Tensor, None, Tensor], Tensor]
+Encoder = Callable[[Tensor, Tensor, None, Tensor, Inputs | None], Tensor]
 
 
-def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, config: RunConfig) -> Queries:
+def make_queries(
+    encoder: Encoder,
+    table: ItemTable,
+    batch: EvalBatch | None,
+    config: RunConfig,
+    event_inputs: EventInputs,
+) -> Queries:
     """Encode the histories of a batch and gather what ranking needs. Collective.
 
     Args:
@@ -31,13 +39,15 @@ def make_queries(encoder: Encoder, table: ItemTable, batch: EvalBatch | None, co
         item_ids = torch.zeros(1, config.context_length, dtype=torch.int64, device=device)
         seq_idx = torch.zeros(1, config.context_length, dtype=torch.int32, device=device)
         at = torch.empty(0, dtype=torch.int64, device=device)
+        inputs = event_inputs.of_items(item_ids, device)
     else:
         item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
         at = (batch.query_rows * config.context_length + batch.query_slots).to(device)
+        inputs = event_inputs.of_batch(batch, device)
     exchange, index = table.make_exchange(item_ids.flatten())
     rows = exchange.fetch_rows(table.shard)
     embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
-    hidden = encoder(embedded, seq_idx, None, at).float()
+    hidden = encoder(embedded, seq_idx, None, at, inputs).float()
     check_finite(hidden, table)
     if batch is None:
         nothing = torch.empty(0, 2, dtype=torch.int64, device=device)

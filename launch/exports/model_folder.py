@@ -1,5 +1,6 @@
 """Write the folder of an exported model; its format is in `longplay.serving.export_format`."""
 
+import dataclasses
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from longplay.launch.exports.item_table import write_table
 from longplay.launch.run_folders.metrics_file import read_scalars
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.models.inputs.config import InputConfig
 from longplay.serving.export_format import (
     CONFIG_NAME,
     ENCODER_NAME,
@@ -44,6 +46,24 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out {out}: exists and is not an export; give another folder")
     if not overwrite:
         raise ConfigError(f"--out {out}: holds an export; add --overwrite, or give another folder")
+
+
+def check_exportable(config: RunConfig) -> None:
+    """Check that an export can hold the model of a run.
+
+    Raises:
+        ConfigError: its encoder sees more of an event than the item, which an export does not support.
+    """
+    changed = [
+        f"inputs.{item.name}"
+        for item in dataclasses.fields(InputConfig)
+        if getattr(config.inputs, item.name) != getattr(InputConfig(), item.name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: an export recommends from item ids alone, so it cannot hold a model with "
+            "inputs; use `longplay recommend`, or train without them"
+        )
 
 
 def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, checkpoint: Checkpoint) -> int:

@@ -25,6 +25,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, absolute
 from longplay.distributed.runtime.collectives import broadcast_object
 from longplay.distributed.runtime.world import World
+from longplay.launch.inputs.event_inputs import as_json, check_recorded, load_inputs
 from longplay.launch.run_folders.provenance import provenance
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
@@ -58,7 +59,8 @@ class RunFolder:
         """Check that a run may use the folder; return whether it holds a run to resume. Writes nothing.
 
         Raises:
-            ConfigError: the folder holds something else, a run on another dataset or one with other settings.
+            ConfigError: the folder holds something else, or a run on another dataset, with other settings or
+                with other inputs.
         """
         if not self.config_file.exists():
             if self.path.exists() and not self.path.is_dir():
@@ -79,6 +81,8 @@ class RunFolder:
                 f"--run {self.path}: was started with other settings ({'; '.join(changed[:3])}); "
                 "use those settings, or give another --run folder"
             )
+        if saved.inputs is not None:
+            check_recorded(saved.inputs, load_inputs(config.inputs, dataset), dataset)
         return True
 
     @contextmanager
@@ -116,12 +120,14 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be written.
         """
+        spec = load_inputs(config.inputs, dataset).spec
         try:
             write_json(
                 self.config_file,
                 {
                     **self.owner(),
                     "config": to_json(config),
+                    **({"inputs": as_json(spec)} if spec else {}),
                     "imports": imported(),
                     "data": absolute(data),
                     **provenance(device),

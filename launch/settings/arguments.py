@@ -91,7 +91,9 @@ def _default(item: dataclasses.Field[Any], config: Any) -> str:
         value = item.default_factory()
     else:
         value = item.default
-    return "by recipe" if value is dataclasses.MISSING else "none" if value == {} else spell_value(value)
+    return (
+        "by recipe" if value is dataclasses.MISSING else "none" if value in ({}, ()) else spell_value(value)
+    )
 
 
 def _spelling(kind: Any) -> str:

@@ -19,6 +19,7 @@ from longplay.distributed.engine import EngineConfig
 from longplay.distributed.table.item_table import ItemTableConfig
 from longplay.launch.settings.errors import did_you_mean
 from longplay.models.base.config import EncoderConfig
+from longplay.models.inputs.config import InputConfig
 from longplay.models.losses.base import LOSSES, LossConfig
 from longplay.models.metrics import metric_names
 
@@ -111,6 +112,7 @@ class RunConfig:
     seed: NonNegativeInt
     context_length: Count
     encoder: EncoderConfig
+    inputs: InputConfig = field(default_factory=InputConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     table: ItemTableConfig = field(default_factory=ItemTableConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

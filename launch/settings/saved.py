@@ -45,6 +45,7 @@ class SavedRun:
         dataset_id: the dataset's fingerprint.
         run_id: random; None in a run of an earlier version.
         imports: modules of the user that the run needs.
+        inputs: what the encoder sees of an event besides its item; None = nothing.
     """
 
     config: JsonObject
@@ -52,6 +53,7 @@ class SavedRun:
     dataset_id: str
     run_id: str | None = None
     imports: tuple[str, ...] = ()
+    inputs: JsonObject | None = None
 
 
 def changed_settings(

@@ -11,6 +11,7 @@ from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.side_stream import SideStream
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
+from longplay.launch.inputs.event_inputs import EventInputs, load_inputs
 from longplay.launch.settings.config import RunConfig
 from longplay.models.encoder import SequenceEncoder, build_encoder, check_deterministic, check_packages
 from longplay.models.losses.base import LOSSES, Loss
@@ -28,6 +29,7 @@ class Model:
         table: the item table, of which this rank holds a shard.
         engine: runs and updates the encoder under DeepSpeed, and updates the table in the same step.
         loss: the loss of one micro-batch, summed over its targets.
+        inputs: what the encoder sees of an event besides its item.
         side: the CUDA stream on which the next step is planned; on a CPU it does nothing.
     """
 
@@ -37,6 +39,7 @@ class Model:
     table: ItemTable
     engine: EncoderEngine
     loss: Loss
+    inputs: EventInputs
     side: SideStream
 
 
@@ -47,10 +50,12 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
         initial_rows: False if a checkpoint will fill the table; see `ItemTable`.
 
     Raises:
-        ValueError: a package with kernels for this device is not installed, or the encoder has no
-            deterministic backward on this device and `train.deterministic` is set.
+        ValueError: a package with kernels for this device is not installed, the dataset lacks an input, or
+            the encoder has no deterministic backward on this device and `train.deterministic` is set.
     """
-    encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed))
+    inputs = load_inputs(config.inputs, dataset)
+    generator = torch.Generator().manual_seed(config.seed)
+    encoder = build_encoder(config.encoder, generator, inputs=inputs.spec)
     check_packages(encoder, world.device)
     if config.train.deterministic:
         check_deterministic(encoder, world.device)
@@ -70,6 +75,7 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
         table=table,
         engine=engine,
         loss=build_loss(config, dataset, world.device),
+        inputs=inputs,
         side=SideStream(world.device),
     )
 

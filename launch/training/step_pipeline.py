@@ -34,6 +34,7 @@ class PlannedMicroBatch:
         positive_index: (V,) int64, the same for each target; (0,) for a loss without candidates.
         negative_index: (V, K), (M,) or (0,) int64, the same for the negatives; see `Candidates`.
         entries: the entries of each row, from the first input on; None where PyTorch sums row gradients.
+        inputs: (B, L) each, the tensors of the encoder's input stage; None for an encoder of items only.
     """
 
     seq_idx: Tensor
@@ -45,6 +46,7 @@ class PlannedMicroBatch:
     positive_index: Tensor
     negative_index: Tensor
     entries: RowEntries | None
+    inputs: dict[str, Tensor] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ def plan_micro_batch(model: Model, batch: Batch, shared: Tensor | None, step: in
         positive_index=positive_index,
         negative_index=negative_index.view(negatives.shape),
         entries=entries,
+        inputs=model.inputs.of_batch(batch, device),
     )
 
 

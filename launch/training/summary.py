@@ -1,5 +1,6 @@
 """Describe a run before its first step."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import EpochOrder
 from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.overrides import spell_value
 from longplay.launch.training.model import Model
 
 
@@ -20,6 +22,7 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, order: EpochOrde
         f"{dataset.num_events:,} events",
         f"model    {encoder.model}: {encoder.num_blocks} block(s) of width {encoder.d_model}, context length "
         f"{config.context_length}, {weights:,} encoder weights, loss {model.loss.display_name}",
+        *_inputs_line(model),
         f"table    {dataset.num_items:,} x {encoder.d_model}, {config.table.update}, per rank: "
         f"{', '.join(table)}",
         f"steps    {order.num_steps} per epoch, {config.data.rows_per_step} rows each; {order.num_targets:,} "
@@ -29,3 +32,14 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, order: EpochOrde
         f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
         f"run      {run}; watch it with: tensorboard --logdir {run}",
     ]
+
+
+def _inputs_line(model: Model) -> list[str]:
+    """Return one line that names what the encoder sees of an event besides its item, if anything."""
+    if not model.inputs.spec:
+        return []
+    settings = dataclasses.asdict(model.config.inputs).items()
+    shown = [
+        f"{name} {spell_value(value)}" for name, value in settings if value not in (None, False, (), "none")
+    ]
+    return [f"inputs   {', '.join(shown)}"]

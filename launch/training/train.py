@@ -13,6 +13,7 @@ from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.estimates.estimate_run import estimate_run
 from longplay.launch.estimates.fitting import check_fits
+from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.bad_shards import agree_on_bad_shards, check_agreement, share_skipped
 from longplay.launch.settings.config import RunConfig
@@ -42,6 +43,7 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     dataset = Dataset.open(data, on_bad_shard=config.data.on_bad_shard)
     folder = RunFolder(run)
     folder.check(config, dataset)  # before the ranks meet, so that a refusal is quick
+    load_inputs(config.inputs, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
     stop = StopRequest()
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
@@ -75,6 +77,7 @@ def _train(
         config.data,
         rank=world.rank,
         world_size=world.world_size,
+        columns=load_inputs(config.inputs, dataset).columns,
         pin_memory=world.device.type == "cuda",
     )
     if world.is_rank0:  # if it fails, the watchdog ends the other ranks

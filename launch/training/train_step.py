@@ -102,7 +102,7 @@ def micro_batch_loss(
         rows = model.table.lookup(exchange)
     with phase("encoder"):
         embedded = gather_rows(rows, micro_batch.input_index, micro_batch.entries)
-        hidden = model.engine(embedded, micro_batch.seq_idx, micro_batch.keys)
+        hidden = model.engine(embedded, micro_batch.seq_idx, micro_batch.keys, None, micro_batch.inputs)
         hidden = hidden.flatten(0, 1).index_select(0, micro_batch.slots).float()
     with phase("loss"):
         entries = micro_batch.entries

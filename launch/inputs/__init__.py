@@ -1,0 +1,1 @@
+"""The inputs of a run's encoder besides the items, from its settings and its dataset."""

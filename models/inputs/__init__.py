@@ -1,0 +1,1 @@
+"""What an encoder sees of an event in addition to its item."""
