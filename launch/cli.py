@@ -5,7 +5,6 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
 from typing import Any, NoReturn
 
 from longplay.launch.console.exit_codes import EXIT_USAGE, exit_code_of
@@ -71,19 +70,24 @@ def _run_without_command(words: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n" + "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items()),
     )
-    parser.add_argument("--version", action="version", version=f"longplay {metadata.version('longplay')}")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument(
         "--print-completion",
         choices=("bash", "zsh", "tcsh"),
         help="print a script that completes commands and settings in this shell",
     )
-    shell = parser.parse_args(words).print_completion
-    if shell is None:
+    args = parser.parse_args(words)
+    if args.version:
+        from importlib import metadata  # takes a tenth of a second
+
+        print(f"longplay {metadata.version('longplay')}")
+        return 0
+    if args.print_completion is None:
         parser.print_help()
         return EXIT_USAGE
     from longplay.launch.console.completion import completion_script
 
-    print(completion_script(build_parser(), shell))
+    print(completion_script(build_parser(), args.print_completion))
     return 0
 
 

@@ -74,14 +74,15 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
 
     Raises:
         CheckpointError: the checkpoint does not fit the run's configuration, or lacks rows.
+        ConfigError: the folder cannot be written.
     """
     for field, value in (("num_items", dataset.num_items), ("width", config.encoder.d_model)):
         if checkpoint.state[field] != value:
             raise CheckpointError(f"{checkpoint.path}: its {field} is {checkpoint.state[field]}, not {value}")
     partial = temporary_name(out)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         files = write_files(partial, checkpoint, dataset)
         described = ExportConfig(
             encoder=config.encoder,
@@ -98,6 +99,12 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
         )
         write_json(partial / CONFIG_NAME, described.to_json())
         replace_folder(partial, out)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(
+            f"--out {out}: cannot be written ({cause}); free disk space, or give another folder"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
