@@ -68,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
     if args.verify:
         problems = find_problems(args.data, track_shards)
         if problems:
-            print(json.dumps({"problems": problems}, indent=1) if args.json else "\n".join(problems))
+            print(
+                json.dumps({"problems": problems}, indent=1)
+                if args.json
+                else "\n".join(map(printable, problems))
+            )
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
     reader = READERS.get(dataset.manifest.source.get("format", ""))
@@ -146,7 +150,10 @@ def _as_text(found: Inspection) -> str:
         ],
     ]
     width = max(len(name) for lines in sections for name, _ in lines)
-    texts = ("".join(f"{f'{name:<{width}}  {value}'.rstrip()}\n" for name, value in it) for it in sections)
+    texts = (
+        "".join(f"{printable(f'{name:<{width}}  {value}'.rstrip())}\n" for name, value in it)
+        for it in sections
+    )
     return "\n".join(texts)
 
 

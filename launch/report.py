@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from longplay.common.printable import printable
 from longplay.launch.reports.data import ReportError, collect
 from longplay.launch.reports.writing import count_states, write_report
 from longplay.launch.settings.imports import add_import_argument
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror})") from None
     print(f"report   {len(runs)} run{'s' if len(runs) > 1 else ''}: {count_states(runs)}")
     for name, error in runs.filter(pl.col("state") == "failed").select("run", "error").rows():
-        print(f"         {name}: {error}")
+        print(printable(f"         {name}: {error}"))
     print(f"page     {out / 'report.html'} (also report.md, the CSV files, and plots/)")
     return 0
 

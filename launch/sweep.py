@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longplay.data_shards.storage.locations import trusted_location
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import (
     add_action_arguments,
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     resources = read_resources(args)
     folder = SweepFolder(out)
     grid = read_grid(args, overrides, exists=bool(folder.jobs))
-    specs = list(folder.jobs.values()) if grid is None else grid.jobs()
+    specs = _saved_jobs(folder) if grid is None else grid.jobs()
     if args.dry_run:
         return dry_run(folder, folder.add(specs), resources)
     cluster = choose_cluster(args.cluster)
@@ -69,6 +70,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             submit(folder, due, resources)
     print(f"watch    longplay sweep --out {out} --status --watch")
     return wait_for_end(folder, {spec.name for spec in specs}) if args.wait else 0
+
+
+def _saved_jobs(folder: SweepFolder) -> list[SweepJobSpec]:
+    """Return the jobs in sweep.json.
+
+    Raises:
+        DataError: the dataset of one is a command, which is only run if the user types it.
+    """
+    for spec in folder.jobs.values():
+        trusted_location(spec.data, folder.file)
+    return list(folder.jobs.values())
 
 
 def _due(folder: SweepFolder, specs: list[SweepJobSpec]) -> list[SweepJob]:

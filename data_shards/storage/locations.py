@@ -54,10 +54,10 @@ def parse_location(text: Path | str) -> Location:
             f"{text}: unsupported scheme; use one of {', '.join(sorted(_SCHEMES))}; "
             "pipe:COMMAND reads the output of a command"
         )
-    return text.rstrip("/")
+    return scheme[1].lower() + text[scheme.end(1) :].rstrip("/")
 
 
-def trusted_location(text: str, file: str) -> Location:
+def trusted_location(text: str, file: Path) -> Location:
     """Return the location that a file names; only a location that the user types may run a command.
 
     Args:
@@ -67,10 +67,10 @@ def trusted_location(text: str, file: str) -> Location:
         DataError: the location is a command, or as `parse_location`.
     """
     location = parse_location(text)
-    if isinstance(location, str) and location.lower().startswith("pipe:"):
+    if isinstance(location, str) and location.startswith("pipe:"):
         raise DataError(
-            f"{file}: its dataset is the command {text!r}, and commands in files are not run; to run it, "
-            f"give --data {shlex.quote(text)}"
+            f"{file}: its dataset is the command {location!r}, and commands in files are not run; to run it, "
+            f"give --data {shlex.quote(location)}"
         )
     return location
 

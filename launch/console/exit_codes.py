@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from longplay.common.printable import printable
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run received a stop signal and saved; the same command resumes it
@@ -44,5 +46,6 @@ def report(message: str, code: int) -> int:
     if rank == "0" or connected:
         sys.stdout.flush()
         where = f" on rank {rank}" if connected else ""
-        print(f"longplay: error{where}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        line = printable(" ".join(message.splitlines()), sys.stderr.encoding)
+        print(f"longplay: error{where}: {line}", file=sys.stderr, flush=True)
     return code

@@ -10,6 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from longplay.common.printable import printable
 from longplay.launch.console.durations import duration
 
 _REFRESH_PER_SECOND = 4.0
@@ -53,7 +54,8 @@ class ProgressDisplay:
         self._bar = self._task = None
 
     def print(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, above the bar if there is one; see `printable`."""
+        line = printable(line, self._file.encoding)
         if self._bar is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif self._enabled:

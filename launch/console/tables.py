@@ -1,15 +1,24 @@
 """Tables on stdout: drawn with lines on a terminal, aligned plain text elsewhere."""
 
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+
+from longplay.common.printable import printable
 
 # A line of dashes below the header and between sections, one space between columns, no frame.
 _PLAIN = box.Box("    \n    \n----\n    \n----\n    \n    \n    \n")
 _UNLIMITED_WIDTH = 1 << 16
+
+
+class PrintableTable(Table):
+    """A table whose cells may hold text of any origin; see `printable`."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
 def new_table(
@@ -20,7 +29,7 @@ def new_table(
     Args:
         widths: minimum width of each column, in characters.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table = PrintableTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     for column, header in enumerate(headers):
         table.add_column(
             header,

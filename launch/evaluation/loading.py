@@ -34,7 +34,7 @@ def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "s
         ConfigError: the dataset is not there, `data` is another dataset, or the run's inputs have changed.
     """
     saved = read_saved_run(run)
-    location = data or trusted_location(saved.data, f"{run / 'config.json'}")
+    location = data or trusted_location(saved.data, run / "config.json")
     if data is None and isinstance(location, Path) and not location.is_dir():
         raise ConfigError(f"{saved.data}: the dataset of {run} is not there; give its folder with --data")
     dataset = Dataset.open(location, on_bad_shard=on_bad_shard)

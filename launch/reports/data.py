@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from longplay.common.json_files import Finite, JsonFileError, Natural, check_json, read_json
 from longplay.common.kinds import kind_of, not_a
 from longplay.common.locks import is_locked
+from longplay.common.printable import printable
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_outdated
 from longplay.launch.reports.scalars import COSTS, read_series
 from longplay.launch.settings.errors import ConfigError
@@ -97,11 +98,16 @@ def collect(paths: Sequence[Path]) -> pl.DataFrame:
         ReportError: a path is not a sweep, a run folder or a folder of run folders, or holds no intact run.
     """
     rows = [row for path in dict.fromkeys(path.absolute() for path in paths) for row in _runs_of(path)]
+    rows = [{name: _shown(value) for name, value in row.items()} for row in rows]
     if not rows:
         raise ReportError(f"{', '.join(map(str, paths))}: no runs; start some with longplay sweep")
     metrics = sorted({tuple(name.split("/")) for row in rows for name in row if "/" in name})
     schema = _SCHEMA | dict.fromkeys(map("/".join, metrics), pl.Float64)
     return pl.DataFrame(rows, schema=schema, strict=False)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value, "utf-8") if isinstance(value, str) else value
 
 
 def _runs_of(path: Path) -> Iterator[Row]:

@@ -21,7 +21,10 @@ _MARKERS = ("s", "D", "v", "^", "o", "P", "X", "*")
 _LINES: tuple[LineStyleType, ...] = ("-", "--", ":", "-.")
 _DODGE = 0.012  # relative shift between models along the length axis, so that error bars do not overlap
 _CHARACTERS_PER_INCH = 12
-MATPLOTLIB: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "longplay", "font.size": 10}
+MATPLOTLIB: dict[Any, Any] = {
+    **{"svg.fonttype": "path", "svg.hashsalt": "longplay", "font.size": 10},
+    "text.parse_math": False,  # names may hold $
+}
 """Settings under which figures are drawn and saved, so that the same runs give the same bytes."""
 
 

@@ -45,13 +45,28 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(markdown=_markdown, code=_code)
+    environment.filters.update(cell=_cell, text=_text, code=_code)
     return environment
 
 
-def _markdown(cell: Cell) -> str:
-    text = re.sub(r"([\\|*<`])", r"\\\1", " ".join(cell.text.split()))
+def _cell(cell: Cell) -> str:
+    """Return a cell as Markdown without markup of its own."""
+    text = _escaped(cell.text)
     return f"**{text}**" if cell.bold else text
+
+
+def _text(text: str) -> str:
+    """Escape text for Markdown, except for `words` between backticks."""
+    return "".join(
+        part if part.startswith("`") else _escaped(part)
+        for part in re.split(r"(`[^`|]+`)", " ".join(text.split()))
+    )
+
+
+def _escaped(text: str) -> str:
+    """Escape what Markdown reads as emphasis, code, links, tables or HTML; snake_case needs no escape."""
+    spaced = re.sub(r"\s+", " ", text)
+    return re.sub(r"[\\|*<`&~\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", spaced)
 
 
 def _code(text: str) -> Markup:

@@ -78,7 +78,8 @@ class SweepJob:
 
     def _evaluate(self, split: Part, file: Path) -> int:
         device = self.spec.config.train.device
-        if evaluate_run(self.run, split=split, device=device, out=file) is not None:
+        data = parse_location(self.spec.data)
+        if evaluate_run(self.run, split=split, data=data, device=device, out=file) is not None:
             print(f"evaluated the {split} split: {file}", flush=True)
         return 0
 

@@ -4,6 +4,7 @@ import itertools
 import re
 import uuid
 
+from longplay.common.printable import printable
 from longplay.launch.console.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from longplay.launch.console.signals import terminable
 from longplay.launch.settings.errors import ConfigError
@@ -56,7 +57,7 @@ def run_in_processes(folder: SweepFolder, jobs: list[SweepJob], resources: Resou
     def ended(job: SweepJob) -> None:
         status = next(each for each in sweep_status(folder) if each.spec.name == job.spec.name)
         metric = "" if status.at.metric is None else f", best validation {status.at.metric:.4f}"
-        error = f": {status.error}" if status.error else ""
+        error = f": {printable(status.error)}" if status.error else ""
         print(f"{status.state:<8} {job.spec.name}{metric}{error}", flush=True)
 
     try:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from longplay.common.printable import printable
 from longplay.launch.console.durations import duration
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, parse_scalars
@@ -180,7 +181,7 @@ def print_status(statuses: list[JobStatus]) -> None:
     print_table(table)
     for status in statuses:
         if status.error:
-            print(f"{status.spec.name}: {status.error}")
+            print(printable(f"{status.spec.name}: {status.error}"))
     print(summary(statuses), flush=True)
 
 

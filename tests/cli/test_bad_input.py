@@ -320,6 +320,18 @@ def test_evaluate_refuses_another_dataset(tmp_path: Path, data: Path, run: Path,
     refuse("evaluate", run, pattern="set: the dataset of .*run is not there; give its folder with --data")
 
 
+@pytest.mark.parametrize("scheme", ["pipe:", "PIPE:"])
+def test_a_command_in_config_json_is_not_run(
+    tmp_path: Path, data: Path, run: Path, refuse: Refuse, scheme: str
+) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    command = f"{scheme}touch {tmp_path / 'hacked'}; cat {data}"
+    (run / "config.json").write_text(json.dumps(saved | {"data": command}))
+    pattern = "config.json: its dataset is the command .*not run; to run it, give --data '"
+    for words in (["evaluate"], ["recommend", "--user", 1], ["export", "--out", tmp_path / "new"]):
+        refuse(*words, run, pattern=pattern)
+
+
 def test_recommend_refuses_a_bad_history(tmp_path: Path, run: Path, refuse: Refuse) -> None:
     history = tmp_path / "history.txt"
     words = ("recommend", run, "--history", history)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
+from longplay.launch.cli import main
 from longplay.launch.exports.item_table import write_table
 from longplay.serving.export_format import ExportError
 from longplay.serving.exported_model import ExportedModel
@@ -291,6 +293,24 @@ def test_overwrite_replaces_an_export_and_nothing_else(run: Path, exported: Path
 def edit_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("kib", [1, 8, 16])
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, kib: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit of the size of files stands for the full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, limits[1]))
+    try:
+        assert main(["export", str(run), "--out", str(tmp_path / "model")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(
+        r"--out .*model: cannot be written \(.*File too large.*\); free disk space, or give", line
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,34 @@ class Resources(HTMLParser):
         ]
 
 
+HOSTILE = "<img src=x onerror=alert(1)> [a](javascript:b) ![c](d) **e** `f` |g| $h$ \x1b[31m\u202e"
+
+
+def test_names_and_log_lines_are_no_markup_and_no_escape_codes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = MadeUpSweep(tmp_path / "sweep")
+    made_up_run(sweep.add(seed=0, dataset="m", job_id="1"))
+    made_up_run(sweep.add(seed=1, dataset="m", job_id="2"), seed=1, hit10=None)
+    for job in sweep.jobs.values():
+        job["dataset"] = HOSTILE
+    sweep.write()
+    (sweep.path / "submitit" / "2_0_log.out").write_text(f"longplay: error: {HOSTILE}\n")
+    for file in sweep.path.glob("runs/*/config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"host": HOSTILE, "device": HOSTILE}))
+    out = report(sweep.path, out=tmp_path / "out")
+    printed = capsys.readouterr().out
+    page, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    for text in (printed, page, markdown):
+        assert "onerror" in text
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert not re.search(r"(?<!\\)<img|(?<!\\)\[(a|c)\]|(?<!\\)\*\*e|(?<!\\)\|g", markdown)
+    parser = Resources()
+    parser.feed(page)
+    assert "img" not in parser.tags
+
+
 def test_the_html_page_loads_nothing(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     page = Resources()

@@ -119,6 +119,20 @@ def test_a_sweep_folder_reads_what_it_wrote(data: Path, tmp_path: Path) -> None:
     assert SweepFolder(tmp_path / "sweep").jobs == folder.jobs
 
 
+def test_a_command_in_sweep_json_is_not_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.add(grid(data).jobs())
+    folder.write()
+    text = folder.file.read_text()
+    folder.file.write_text(text.replace(str(data), f"pipe:touch {tmp_path / 'hacked'};"))
+    for words in (["--dry-run"], ["--cluster", "debug"]):
+        assert main(["sweep", "--out", str(folder.path), *words]) == 2
+        assert "sweep.json: its dataset is the command" in capsys.readouterr().err
+    assert not (tmp_path / "hacked").exists()
+
+
 def test_a_larger_grid_adds_jobs_and_other_settings_are_refused(data: Path, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     folder.add(grid(data, recipes=("sasrec",)).jobs())

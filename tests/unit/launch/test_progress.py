@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longplay.launch.console.durations import duration
+from longplay.launch.console.exit_codes import report
 from longplay.launch.console.progress import ProgressDisplay, StageProgress, track_shards
+from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.settings.config import TrainConfig
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.step_display import StepDisplay
@@ -37,6 +39,24 @@ class Clock:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> FakeTerminal:
     monkeypatch.setenv("TERM", "xterm")
     return FakeTerminal()
+
+
+def test_escape_codes_in_lines_and_tables_are_not_sent_to_the_terminal(
+    terminal: FakeTerminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressDisplay(terminal) as display:
+        display.print("\x1b[31mred")
+        display.update("step", 1, 2, "loss")
+        display.print("\x1b[32mgreen")
+    table = new_table("name")
+    table.add_row("\x1b]0;title\x07")
+    print_table(table)
+    report("\x1b[33myellow\nsecond", 2)
+    assert r"\x1b[31mred" in terminal.getvalue()
+    assert r"\x1b[32mgreen" in terminal.getvalue()
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].strip() == r"\x1b]0;title\x07"
+    assert printed.err == "longplay: error: \\x1b[33myellow second\n"
 
 
 def test_a_terminal_shows_a_bar_and_lines_above_it(terminal: FakeTerminal) -> None:
