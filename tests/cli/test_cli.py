@@ -49,7 +49,7 @@ def test_without_a_command_nothing_heavy_is_imported(words: list[str]) -> None:
 
 
 def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_to_exit(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"longplay {metadata.version('longplay')}\n"
 
 
