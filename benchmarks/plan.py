@@ -110,7 +110,8 @@ def main() -> None:
 
 def make_data(folder: Path) -> Path:
     """Prepare a dataset of 600 users, 20,000 items and 120,000 events."""
-    from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+    from longplay.data_shards.preparation.options import PrepareOptions
+    from longplay.data_shards.preparation.pipeline import prepare_dataset
     from longplay.data_shards.readers.synthetic import SyntheticSource
 
     source = SyntheticSource(users=600, items=20_000, events=120_000, seed=5)

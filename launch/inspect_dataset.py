@@ -14,7 +14,6 @@ from longplay.common.printable import printable, short_repr
 from longplay.data_shards.audit.audit import audit_dataset
 from longplay.data_shards.audit.findings import findings
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import (
     Distribution,
@@ -75,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
             )
             return _EXIT_PROBLEMS
     dataset = Dataset.open(args.data, cache_bytes=0)
-    reader = READERS.get(dataset.manifest.source.get("format", ""))
-    time_unit_s = dataset.manifest.time_unit_s or (reader and reader.time_unit_s)
-    found = inspect_dataset(dataset, track_shards, time_unit_s=time_unit_s)
+    found = inspect_dataset(dataset, track_shards, time_unit_s=dataset.manifest.time_unit_s)
     audit = audit_dataset(dataset, track_steps) if args.audit else None
     if args.json:
         content = dataclasses.asdict(found)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from longplay.common.sizes import parse_bytes
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import (
     SCRATCH_BYTES_PER_EVENT,
     Prepared,
-    PrepareOptions,
     check_output,
     prepare_dataset,
 )
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.readers.sources import Source
+from longplay.data_shards.readers.tables import FileSource
 from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
 from longplay.launch.settings.imports import ImportAction
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def register(subparsers: Any) -> None:
@@ -127,21 +130,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: the input, an option or the output path is unusable.
     """
-    reader = READERS[args.format]
-    source = reader.open(args)
+    source = READERS[args.format].open(args)
     options = PrepareOptions(
         min_user_events=args.min_user_events,
         min_item_events=args.min_item_events,
         max_user_events=args.max_user_events,
         dedup_latest=args.dedup == "latest",
-        from_time=_parse_time(args.from_time, "--from", reader.time_unit_s),
-        until_time=_parse_time(args.until_time, "--until", reader.time_unit_s),
+        from_time=_parse_time(args.from_time, "--from", source),
+        until_time=_parse_time(args.until_time, "--until", source),
         max_bad_fraction=args.max_bad_fraction,
         num_shards=args.shards,
         seed=args.seed,
         overwrite=args.overwrite,
         memory_bytes=args.memory,
         scratch=args.scratch,
+        **_item_table(args, source),
     )
     check_output(args.out, overwrite=args.overwrite)
     _print_plan(source, options, args.out)
@@ -149,6 +152,13 @@ def run(args: argparse.Namespace) -> int:
         prepared = prepare_dataset(source, args.out, options, progress)
     _print_summary(prepared, args.out)
     return 0
+
+
+def _item_table(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Return the options of the item table."""
+    if not isinstance(source, FileSource) or getattr(args, "items", None) is None:
+        return {}
+    return {"item_table": args.items, "item_table_id": args.items_id or source.columns.item}
 
 
 def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
@@ -160,14 +170,15 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
     scratch = options.scratch or out.absolute().parent
     print(
         f"prepare {described['format']}: {origin} -> {out}{replacing}\n"
+        f"{source.summary()}\n"
         f"drops users with fewer than {options.min_user_events} events, numbers items by frequency\n"
         f"at most {most:,} events, {options.memory_bytes / 2**30:g} GiB of memory, up to "
         f"{most * SCRATCH_BYTES_PER_EVENT / 2**30:.1f} GiB of temporary files in {scratch}"
     )
 
 
-def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None:
-    """Parse an integer in the source's time unit or, if that unit is known, a date.
+def _parse_time(text: str | None, flag: str, source: Source) -> int | None:
+    """Parse an integer in the unit of the stored times or, if that unit is known, an ISO 8601 date.
 
     A date without a time zone is UTC.
 
@@ -176,6 +187,9 @@ def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None
     """
     if text is None:
         return None
+    unit = source.time_unit()
+    if unit == "index":
+        raise DataError(f"{flag} needs times, but this source has none (--time none); leave it out")
     try:
         return int(text)
     except ValueError:
@@ -184,12 +198,13 @@ def _parse_time(text: str | None, flag: str, unit_s: float | None) -> int | None
         date = datetime.fromisoformat(text)
     except ValueError:
         raise DataError(f"{flag} is {text!r}, but must be a date such as 2013-06-30 or an integer") from None
-    if unit_s is None:
+    if unit is None:
         raise DataError(
-            f"{flag} is the date {text!r}, but the time unit of this format is unknown; pass an "
+            f"{flag} is the date {text!r}, but the unit of the times is unknown; pass --time-unit, or an "
             "integer in the unit of the time column"
         )
-    return round((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() / unit_s)
+    since = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1) * _PER_SECOND[unit] // 10**6
 
 
 def _print_summary(prepared: Prepared, out: Path) -> None:
@@ -197,6 +212,8 @@ def _print_summary(prepared: Prepared, out: Path) -> None:
     if prepared.bad_rows.first:
         print(f"{prepared.bad_rows.num_bad} unusable rows were dropped; the first ones:")
         print("".join(f"  {row}\n" for row in prepared.bad_rows.first), end="")
+    if prepared.num_unnamed:
+        print(f"{prepared.num_unnamed:,} of {manifest.num_items:,} items are not in --items")
     lines = [
         ("rows in", manifest.rows_in),
         *((f"  dropped, {reason}", count) for reason, count in manifest.rows_dropped.items()),

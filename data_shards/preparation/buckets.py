@@ -1,8 +1,8 @@
 """The second pass of `prepare`: sort the events of each bucket into sequences.
 
 A user is in one bucket only, so work on single users is done here, in memory: order by time, remove repeats,
-limit the length. Items become codes: their distance from the smallest id if ids are dense, otherwise their
-index among the distinct ids.
+limit the length. Items become codes: their distance from the smallest id if ids are dense, their rank if they
+are strings, otherwise their index among the distinct ids.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.array_file import ArrayFile
+from longplay.data_shards.preparation.names import Names
 from longplay.data_shards.preparation.partition import RunTotals, bucket_parts, open_runs
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
@@ -37,6 +38,7 @@ class BucketOptions:
         dedup_latest: keep only a user's latest event with each item.
         max_user_events: maximum number of latest events kept of each user; None: all.
         memory_bytes: memory limit of one thread.
+        features: names of the event features.
     """
 
     num_buckets: int
@@ -44,6 +46,7 @@ class BucketOptions:
     dedup_latest: bool
     max_user_events: int | None
     memory_bytes: int
+    features: tuple[str, ...] = ()
 
 
 class Buckets:
@@ -89,6 +92,12 @@ class Buckets:
         times = self._part(self._files[bucket], "time", begins, lengths)
         return times.astype(np.int64) + self.time_least if times.dtype == np.uint32 else times
 
+    def feature(
+        self, name: str, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the values of a feature of all events, or of those in some ranges."""
+        return self._part(self._files[bucket], f"feature-{name}", begins, lengths)
+
     def time_offsets(self, bucket: int) -> np.ndarray:
         """Return (events,) uint64 distances of the times from the smallest time."""
         times = self._files[bucket].read("time")
@@ -114,26 +123,37 @@ class ItemCodes:
     Attributes:
         least: smallest original id, with code 0, if the ids are dense.
         num_codes: codes are 0..num_codes - 1.
-        distinct: (items,) int64 ascending original ids, indexed by code; None if the ids are dense.
+        distinct: (items,) int64 ascending original ids, indexed by code; None if they are dense or strings.
+        names: the strings, whose ranks are the codes; None if the ids are integers.
     """
 
     least: int
     num_codes: int
     distinct: np.ndarray | None = None
+    names: Names | None = None
 
     @property
     def dense(self) -> bool:
-        return self.distinct is None
+        return self.distinct is None and self.names is None
+
+    def find(self, items: np.ndarray) -> np.ndarray:
+        """Return the (N,) codes of (N,) ascending items, if they are not dense."""
+        if self.names is not None:
+            return self.names.ranks(items)
+        assert self.distinct is not None
+        return np.searchsorted(self.distinct, items)
 
     def originals(self, codes: np.ndarray) -> np.ndarray:
-        """Return the (N,) int64 original ids of (N,) codes."""
+        """Return the (N,) int64 original ids of (N,) codes, or the ranks of strings."""
         return codes.astype(np.int64) + self.least if self.distinct is None else self.distinct[codes]
 
 
 def ids_are_dense(totals: RunTotals) -> bool:
     """Return whether a table over the whole range of item ids is small compared with the events."""
     low, high = totals.item_range
-    return high - low < max(_ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31))
+    return "item" not in totals.named and high - low < max(
+        _ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31)
+    )
 
 
 def sort_buckets(
@@ -153,7 +173,7 @@ def sort_buckets(
     def work(bucket: int) -> int:
         path = folder / f"bucket-{bucket:05d}"
         if not path.exists():
-            _sort_bucket(path, _load(runs, bucket, options), totals, options)
+            _sort_bucket(path, _load(runs, totals, bucket, options), totals, options)
         return ArrayFile(path).meta["num_read"]
 
     for num_read in in_order(work, range(options.num_buckets), options.num_workers):
@@ -169,15 +189,17 @@ class _Events:
         users: (users,) int64 ascending original ids.
         user: (events,) index of each event's user in `users`.
         item, time: (events,) int64.
+        features: name -> (events,) int64 or float32.
     """
 
     users: np.ndarray
     user: np.ndarray
     item: np.ndarray
     time: np.ndarray
+    features: dict[str, np.ndarray]
 
 
-def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events:
+def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, options: BucketOptions) -> _Events:
     """Read a bucket from all runs.
 
     Raises:
@@ -185,23 +207,25 @@ def _load(runs: list[ArrayFile], bucket: int, options: BucketOptions) -> _Events
     """
     sizes = [run.meta["event_ptr"][bucket + 1] - run.meta["event_ptr"][bucket] for run in runs]
     num_events = sum(sizes)
-    if num_events * SORT_BYTES_PER_EVENT > max(options.memory_bytes, 1 << 20):
-        needed = -(-num_events * SORT_BYTES_PER_EVENT * options.num_workers * 2 >> 30)
+    event_bytes = SORT_BYTES_PER_EVENT + 16 * len(options.features)
+    if num_events * event_bytes > max(options.memory_bytes, 1 << 20):
+        needed = -(-num_events * event_bytes * options.num_workers * 2 >> 30)
         raise DataError(
             f"{num_events} events of users that must be sorted together do not fit into --memory; pass "
             f"--memory {needed}GiB, or check that --user is the column of the user"
         )
-    item, time = np.empty(num_events, np.int64), np.empty(num_events, np.int64)
-    users, counts, at = [], [], 0
-    for part_users, part_counts, part_items, part_times in bucket_parts(runs, bucket):
-        item[at : at + len(part_items)], time[at : at + len(part_items)] = part_items, part_times
-        at += len(part_items)
-        users.append(part_users)
-        counts.append(part_counts)
-    if not users:
-        return _Events(*(np.empty(0, np.int64) for _ in range(4)))
-    distinct, place = np.unique(np.concatenate(users), return_inverse=True)
-    return _Events(distinct, np.repeat(place, np.concatenate(counts)), item, time)
+    parts = list(bucket_parts(runs, totals, bucket, options.features))
+    if not parts:
+        nothing = np.empty(0, np.int64)
+        return _Events(nothing, nothing, nothing, nothing, dict.fromkeys(options.features, nothing))
+    distinct, place = np.unique(np.concatenate([part.users for part in parts]), return_inverse=True)
+    return _Events(
+        distinct,
+        np.repeat(place, np.concatenate([part.counts for part in parts])),
+        np.concatenate([part.item for part in parts]),
+        np.concatenate([part.time for part in parts]),
+        {name: np.concatenate([part.features[name] for part in parts]) for name in options.features},
+    )
 
 
 def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: BucketOptions) -> None:
@@ -229,6 +253,7 @@ def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: Bucket
         "length": length,
         "item": narrowest(item, *totals.item_range) if ids_are_dense(totals) else item,
         "time": narrowest(time, *totals.time_range),
+        **{f"feature-{name}": values[order] for name, values in events.features.items()},
     }
     ArrayFile.write(path, arrays, {"num_read": num_read, "dropped": dropped})
 
@@ -243,30 +268,38 @@ def latest_of_each_item(user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 
 def number_items(
-    folder: Path, totals: RunTotals, options: BucketOptions, progress: Progress = no_progress
+    folder: Path,
+    totals: RunTotals,
+    options: BucketOptions,
+    names: Names | None,
+    progress: Progress = no_progress,
 ) -> ItemCodes:
-    """Choose the items' codes. If ids are sparse, write `codes-00000`... into `folder`."""
+    """Choose the items' codes. If ids are sparse or strings, write `codes-00000`... into `folder`."""
     low, high = totals.item_range
     if ids_are_dense(totals):
         return ItemCodes(low, high - low + 1)
-    path = folder / "distinct-items"
-    if not path.exists():
-        ArrayFile.write(path, {"item": _distinct_items(folder, options)})
-    distinct, done = ArrayFile(path).read("item"), 0
+    if names is not None:
+        codes = ItemCodes(0, len(names), names=names)
+    else:
+        path = folder / "distinct-items"
+        if not path.exists():
+            ArrayFile.write(path, {"item": _distinct_items(folder, options)})
+        distinct = ArrayFile(path).read("item")
+        codes = ItemCodes(0, len(distinct), distinct)
 
     def work(bucket: int) -> int:
         coded = folder / f"codes-{bucket:05d}"
         items = ArrayFile(folder / f"bucket-{bucket:05d}")
         if not coded.exists():
             found, place = np.unique(items.read("item"), return_inverse=True)
-            codes = np.searchsorted(distinct, found)[place].astype(np.uint32)
-            ArrayFile.write(coded, {"item": codes})
+            ArrayFile.write(coded, {"item": codes.find(found)[place].astype(np.uint32)})
         return items.length("item")
 
+    done = 0
     for num_read in in_order(work, range(options.num_buckets), options.num_workers):
         done += num_read
         progress("numbering items", done, totals.num_events)
-    return ItemCodes(0, len(distinct), distinct)
+    return codes
 
 
 def _distinct_items(folder: Path, options: BucketOptions) -> np.ndarray:

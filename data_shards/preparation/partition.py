@@ -6,7 +6,7 @@ runs in order, which restores the source's order of each user's events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from longplay.data_shards.preparation.array_file import ArrayFile
+from longplay.data_shards.preparation.names import integers_of, write_names
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
@@ -36,6 +37,8 @@ class RunTotals:
         bad_rows: unusable rows.
         dropped: reason -> usable rows that the options exclude.
         item_range, time_range: smallest and largest value; (0, 0) without events.
+        named: the columns that hold strings.
+        first_rows: number of the first row of each run.
     """
 
     num_runs: int = 0
@@ -45,6 +48,8 @@ class RunTotals:
     dropped: dict[str, int] = field(default_factory=dict)
     item_range: tuple[int, int] = (0, 0)
     time_range: tuple[int, int] = (0, 0)
+    named: list[str] = field(default_factory=list)
+    first_rows: list[int] = field(default_factory=list)
 
     def account(self) -> str:
         """Return the dropped rows by reason, as one line."""
@@ -72,6 +77,8 @@ class RunOptions:
         num_workers: number of threads.
         from_time, until_time: keep only events at or after `from_time` and before `until_time`.
         max_bad_fraction: reading stops early if clearly more than this share of the rows is unusable.
+        by_row: times are numbers of rows in the block, which become numbers of rows in the source.
+        seed: seed of the hash of strings.
     """
 
     block_bytes: int
@@ -80,6 +87,8 @@ class RunOptions:
     from_time: int | None
     until_time: int | None
     max_bad_fraction: float
+    by_row: bool = False
+    seed: int = 0
 
 
 def write_runs(
@@ -108,7 +117,7 @@ def write_runs(
             part, rows_before = block.part, 0
         totals.bad_rows.add(BadRows.from_json(meta["bad_rows"]), rows_before)
         rows_before += meta["rows_in"]
-        _add(totals, meta)
+        _add(totals, meta, totals.rows_in if options.by_row else 0)
         weight += block.weight
         expected = max(totals.rows_in, totals.rows_in * total_weight // max(1, weight))
         if weight < total_weight:
@@ -123,15 +132,24 @@ def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
 
 
 def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
-    """Group the events of a block by bucket and user, and write them."""
-    user, item, time, dropped = block.user, block.item, block.time, dict(block.dropped)
+    """Group the events of a block by bucket and user, and write them, and the names of its strings."""
+    dropped, columns, named = dict(block.dropped), {"time": block.time}, []
+    for role, values in {"user": block.user, "item": block.item, **block.features}.items():
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            columns[role] = values
+            continue
+        columns[role], names = integers_of(values, options.seed)
+        if names is not None:
+            named.append(role)
+            write_names(path.with_name(f"names-{role}-{path.name}.parquet"), names)
     for limit, reason in ((options.from_time, BEFORE_FROM), (options.until_time, AFTER_UNTIL)):
         if limit is None:
             continue
-        kept = time >= limit if reason == BEFORE_FROM else time < limit
+        kept = columns["time"] >= limit if reason == BEFORE_FROM else columns["time"] < limit
         if not kept.all():
             dropped[reason] = int(np.count_nonzero(~kept))
-            user, item, time = user[kept], item[kept], time[kept]
+            columns = {role: values[kept] for role, values in columns.items()}
+    user, item, time = (columns.pop(role) for role in ("user", "item", "time"))
     by_user = stable_order(user)
     user = user[by_user]
     first = np.flatnonzero(np.diff(user, prepend=user[:1] - 1)) if len(user) else np.empty(0, np.int64)
@@ -149,6 +167,7 @@ def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
         "dropped": dropped,
         "item_range": item_range,
         "time_range": time_range,
+        "named": named,
         "user_ptr": user_ptr.tolist(),
         "event_ptr": event_ptr.tolist(),
     }
@@ -157,6 +176,7 @@ def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
         "count": counts[order],
         "item": narrowest(item[events], *item_range),
         "time": narrowest(time[events], *time_range),
+        **{f"feature-{name}": values[events] for name, values in columns.items()},
     }
     ArrayFile.write(path, arrays, meta)
 
@@ -167,20 +187,38 @@ def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
     return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class BucketPart:
+    """The events of one bucket in one run, in the order of the source.
+
+    Attributes:
+        users, counts: (users,) int64 users, and their numbers of events.
+        item, time: (events,) int64.
+        features: name -> (events,) int64 or float32.
+    """
+
+    users: np.ndarray
+    counts: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    features: dict[str, np.ndarray]
+
+
 def bucket_parts(
-    runs: list[ArrayFile], bucket: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield users, their numbers of events, items and times (int64 each) of every run that has events."""
-    for run in runs:
+    runs: list[ArrayFile], totals: RunTotals, bucket: int, features: Sequence[str]
+) -> Iterator[BucketPart]:
+    """Yield the events of a bucket from every run that has some."""
+    for run, first_row in zip(runs, totals.first_rows, strict=True):
         (first, end), (begin, stop) = (
             run.meta[name][bucket : bucket + 2] for name in ("user_ptr", "event_ptr")
         )
         if first < end:
-            yield (
+            yield BucketPart(
                 run.read("user", first, end),
                 run.read("count", first, end),
                 _widened(run.read("item", begin, stop), run.meta["item_range"][0]),
-                _widened(run.read("time", begin, stop), run.meta["time_range"][0]),
+                _widened(run.read("time", begin, stop), run.meta["time_range"][0]) + first_row,
+                {name: run.read(f"feature-{name}", begin, stop) for name in features},
             )
 
 
@@ -193,14 +231,17 @@ def _range(values: np.ndarray) -> tuple[int, int]:
     return (int(values.min()), int(values.max())) if len(values) else (0, 0)
 
 
-def _add(totals: RunTotals, meta: dict) -> None:
-    """Add the counts of one run to the totals."""
+def _add(totals: RunTotals, meta: dict, first_row: int) -> None:
+    """Add the counts of one run to the totals. `first_row` is added to its times."""
     totals.num_runs += 1
+    totals.first_rows.append(first_row)
+    totals.named = sorted({*totals.named, *meta["named"]})
     totals.rows_in += meta["rows_in"]
     for reason, count in meta["dropped"].items():
         totals.dropped[reason] = totals.dropped.get(reason, 0) + count
     if meta["num_events"]:
         for name in ("item_range", "time_range"):
             low, high = getattr(totals, name) if totals.num_events else (_MOST_INT64, _LEAST_INT64)
-            setattr(totals, name, (min(low, meta[name][0]), max(high, meta[name][1])))
+            added = first_row if name == "time_range" else 0
+            setattr(totals, name, (min(low, meta[name][0] + added), max(high, meta[name][1] + added)))
     totals.num_events += meta["num_events"]

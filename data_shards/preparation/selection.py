@@ -15,6 +15,7 @@ import numpy as np
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.buckets import Buckets
+from longplay.data_shards.preparation.names import Names
 from longplay.data_shards.preparation.sorting import stable_order
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
@@ -31,11 +32,11 @@ class Selection:
     """The users and items that are kept.
 
     Attributes:
-        user_original_ids: (users,) int64, ascending.
+        user_original_ids: (users,) int64, ascending; ranks if the ids are strings.
         lengths: (users,) int64 number of kept events of each user.
         bucket, begin, stored: (users,) int64 bucket, first event and number of events of each user on disk.
         item_original_ids, item_counts: (items,) int64; entry i belongs to item id i + 1, counts are
-            descending.
+            descending. The ids are ranks if they are strings.
         item_ids: (codes,) int32 item id of each code, 0 for dropped items.
         dropped: reason -> events.
     """
@@ -53,6 +54,15 @@ class Selection:
     @property
     def num_events(self) -> int:
         return int(self.lengths.sum())
+
+    def stays(self, buckets: Buckets, bucket: int) -> np.ndarray:
+        """Return (events,) bool: which of a bucket's events are kept."""
+        _, stored = buckets.users(bucket)
+        of_users = np.zeros(int(stored.sum()) + 1, np.int64)
+        here = self.bucket == bucket
+        np.add.at(of_users, self.begin[here], 1)
+        np.add.at(of_users, self.begin[here] + self.stored[here], -1)
+        return (np.cumsum(of_users[:-1]) > 0) & (self.item_ids[buckets.item_codes(bucket)] > 0)
 
     def write(self, path: Path) -> None:
         """Save the selection for a process that resumes."""
@@ -76,10 +86,13 @@ class _Counter:
         item_stays, item_counts: (codes,) bool flag of each item, and int64 number of its kept events.
     """
 
-    def __init__(self, buckets: Buckets, num_workers: int, progress: Progress) -> None:
+    def __init__(
+        self, buckets: Buckets, user_names: Names | None, num_workers: int, progress: Progress
+    ) -> None:
         self._buckets, self._num_workers, self._progress = buckets, num_workers, progress
         tables = [buckets.users(bucket) for bucket in range(len(buckets))]
-        self.users = np.concatenate([users for users, _ in tables])
+        users = np.concatenate([users for users, _ in tables])
+        self.users = users if user_names is None else user_names.ranks(users)
         self.stored = np.concatenate([lengths for _, lengths in tables])
         self.lengths = self.stored.copy()
         self.user_ptr = np.cumsum([0, *(len(users) for users, _ in tables)])
@@ -141,6 +154,7 @@ def select(
     *,
     min_user_events: int,
     min_item_events: int,
+    user_names: Names | None = None,
     num_workers: int,
     progress: Progress = no_progress,
 ) -> tuple[Selection, np.ndarray]:
@@ -153,7 +167,7 @@ def select(
     Raises:
         DataError: no event remains.
     """
-    counter = _Counter(buckets, num_workers, progress)
+    counter = _Counter(buckets, user_names, num_workers, progress)
     dropped = {ITEM_TOO_RARE: 0, USER_TOO_SHORT: 0}
     if min_item_events <= 1:
         dropped[USER_TOO_SHORT] = counter.drop_short(min_user_events)

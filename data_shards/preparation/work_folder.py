@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,16 @@ class WorkFolder:
 
     Attributes:
         path: folder of intermediate files.
-        output: folder of the unfinished dataset, next to its final place.
+        partial: folder next to the final place of the dataset, which contains the unfinished one.
     """
 
     path: Path
-    output: Path
+    partial: Path
+
+    @property
+    def output(self) -> Path:
+        """The unfinished dataset."""
+        return self.partial / "dataset"
 
     def is_done(self, stage: str) -> bool:
         """Return whether this or an earlier process has marked `stage` as done."""
@@ -52,51 +57,68 @@ def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolde
     The folders remain after an interruption. Call `remove` when they are no longer needed.
 
     Raises:
-        DataError: a folder cannot be created, or another process uses it.
+        DataError: a folder cannot be created, holds files of the user, or is in use by another process.
     """
     name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
     path = (out.parent if scratch is None else scratch) / name
     work = WorkFolder(path, out.with_name(f"{out.name}.partial"))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(path)
-    except FolderLockedError:
-        raise DataError(
-            f"{path}: another process is preparing {out}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be created ({error.strerror}); choose another --out or --scratch"
-        ) from error
-    with lock:
-        if _read_key(path) != json.loads(json.dumps(key)):
-            _clear(work)
-            write_bytes(path / _KEY_NAME, json.dumps(key).encode(), sync=False)
+    with ExitStack() as locks:
+        for folder in (work.partial, work.path):
+            locks.enter_context(_locked(folder, out))
+        stale = any(_read_key(folder) != json.loads(json.dumps(key)) for folder in (work.path, work.partial))
+        if stale:
+            for folder in (work.path, work.partial):
+                _clear(folder)
+            for folder in (work.path, work.partial):
+                write_bytes(folder / _KEY_NAME, json.dumps(key).encode(), sync=False)
         work.output.mkdir(exist_ok=True)
         yield work
 
 
+def _locked(folder: Path, out: Path) -> FolderLock:
+    """Create and lock a folder.
+
+    Raises:
+        DataError: it cannot be created, is not one that `prepare` made, or is in use by another process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in folder.iterdir() if not is_lock_file(entry)}
+        if names and _KEY_NAME not in names:
+            raise DataError(
+                f"{folder}: exists and holds {sorted(names)[0]}, which `longplay prepare` did not write; "
+                "move the folder away, or choose another --out"
+            )
+        return FolderLock(folder)
+    except FolderLockedError:
+        raise DataError(
+            f"{folder}: another process is preparing {out}; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be created ({error.strerror}); choose another --out or --scratch"
+        ) from error
+
+
 def remove(work: WorkFolder) -> None:
-    """Delete the temporary folders, the key first, so that a partial deletion is not resumed."""
-    (work.path / _KEY_NAME).unlink(missing_ok=True)
-    shutil.rmtree(work.output, ignore_errors=True)
-    shutil.rmtree(work.path, ignore_errors=True)
+    """Delete the temporary folders. If this is interrupted, the next job deletes the rest."""
+    for folder in (work.path, work.partial):
+        _clear(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clear(work: WorkFolder) -> None:
-    """Delete the files of another job, its key first."""
-    (work.path / _KEY_NAME).unlink(missing_ok=True)
-    shutil.rmtree(work.output, ignore_errors=True)
-    for entry in work.path.iterdir():
+def _clear(folder: Path) -> None:
+    """Delete the files of a job. The key is invalidated first, so that a partial deletion is not resumed."""
+    write_bytes(folder / _KEY_NAME, b"null", sync=False)
+    for entry in folder.iterdir():
         if entry.is_dir():
-            shutil.rmtree(entry)
-        elif not is_lock_file(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+        elif not is_lock_file(entry) and entry.name != _KEY_NAME:
             entry.unlink()
 
 
-def _read_key(path: Path) -> Any:
+def _read_key(folder: Path) -> Any:
     try:
-        return json.loads((path / _KEY_NAME).read_text())
+        return json.loads((folder / _KEY_NAME).read_text())
     except (OSError, ValueError):
         return None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from longplay.common.atomic import write_bytes
 from longplay.data_shards.preparation.buckets import Buckets
+from longplay.data_shards.preparation.features import Vocabulary, measure
 from longplay.data_shards.preparation.selection import Selection
 from longplay.data_shards.preparation.sorting import concatenated_ranges
 from longplay.data_shards.preparation.workers import in_order
@@ -56,51 +60,80 @@ def write_shards(
     selection: Selection,
     assignment: list[np.ndarray],
     *,
+    vocabularies: Mapping[str, Vocabulary] = MappingProxyType({}),
+    floats: Sequence[str] = (),
     num_workers: int,
     progress: Progress = no_progress,
-) -> list[ShardInfo]:
+) -> tuple[list[ShardInfo], dict[str, list[dict[str, Any]]]]:
     """Write `shard-000000.tar`... into `folder`, numbering users from 0 in the order of `assignment`.
 
-    A shard that exists, with its entry for the manifest in `shard-000000.json`, is kept.
+    A shard that exists, with its account in `shard-000000.json`, is kept.
+
+    Returns:
+        The shards' entries for the manifest, and for each of the features `floats` the result of
+        `features.measure` on each shard.
     """
     first_users = np.cumsum([0, *(len(users) for users in assignment)]).tolist()
 
-    def write(number: int) -> ShardInfo:
+    def write(number: int) -> dict[str, Any]:
         path = folder / f"shard-{number:06d}.tar"
         account = path.with_suffix(".json")
         if account.exists() and path.exists():
-            return ShardInfo(**json.loads(account.read_text()))
-        info = _write_shard(path, buckets, selection, assignment[number], first_users[number])
-        write_bytes(account, json.dumps(dataclasses.asdict(info)).encode(), sync=False)
-        return info
+            return json.loads(account.read_text())
+        columns = _shard_columns(buckets, selection, assignment[number], [*vocabularies, *floats])
+        for name, vocabulary in vocabularies.items():
+            columns[name] = vocabulary.encode(columns[name])
+        items, times, features = columns.pop("item"), columns.pop("time"), columns
+        info = write_shard(
+            path, first_users[number], selection.lengths[assignment[number]], items, times, features
+        )
+        measured = {name: measure(features[name]) for name in floats}
+        content = {"shard": dataclasses.asdict(info), "measured": measured}
+        write_bytes(account, json.dumps(content).encode(), sync=False)
+        return content
 
     shards, done = [], 0
-    for info in in_order(write, range(len(assignment)), num_workers):
-        shards.append(info)
-        done += info.num_events
+    all_measured: dict[str, list[dict[str, Any]]] = {name: [] for name in floats}
+    for content in in_order(write, range(len(assignment)), num_workers):
+        shards.append(ShardInfo(**content["shard"]))
+        for name in floats:
+            all_measured[name].append(content["measured"][name])
+        done += shards[-1].num_events
         progress("writing shards", done, selection.num_events)
     for info in shards:
         (folder / info.name).with_suffix(".json").unlink()
-    return shards
+    return shards, all_measured
 
 
-def _write_shard(
-    path: Path, buckets: Buckets, selection: Selection, users: np.ndarray, first_user: int
-) -> ShardInfo:
-    """Read the events of `users` bucket by bucket, and write them in the order of the users."""
+def _shard_columns(
+    buckets: Buckets, selection: Selection, users: np.ndarray, features: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Read the kept events of `users` bucket by bucket, and return their columns in the order of the users.
+
+    Returns:
+        `item` (item ids), `time` and the features, (events,) each.
+    """
     lengths = selection.lengths[users]
     first_events = np.cumsum(lengths) - lengths
-    items, times = np.empty(lengths.sum(), np.int32), np.empty(lengths.sum(), np.int64)
+    columns = {"item": np.empty(lengths.sum(), np.int32), "time": np.empty(lengths.sum(), np.int64)}
     places = np.lexsort((selection.begin[users], selection.bucket[users]))
     in_bucket = selection.bucket[users[places]]
     for part in np.split(places, np.flatnonzero(np.diff(in_bucket)) + 1):
         of_part = users[part]
-        bucket, stored = int(selection.bucket[of_part[0]]), selection.stored[of_part]
-        ids = selection.item_ids[buckets.item_codes(bucket, selection.begin[of_part], stored)]
-        when = buckets.times(bucket, selection.begin[of_part], stored)
-        if lengths[part].sum() != len(ids):
-            stays = ids > 0
-            ids, when = ids[stays], when[stays]
+        bucket, begins, stored = (
+            int(selection.bucket[of_part[0]]),
+            selection.begin[of_part],
+            selection.stored[of_part],
+        )
+        found = {
+            "item": selection.item_ids[buckets.item_codes(bucket, begins, stored)],
+            "time": buckets.times(bucket, begins, stored),
+            **{name: buckets.feature(name, bucket, begins, stored) for name in features},
+        }
+        if lengths[part].sum() != len(found["item"]):
+            stays = found["item"] > 0
+            found = {name: values[stays] for name, values in found.items()}
         at = concatenated_ranges(first_events[part], lengths[part])
-        items[at], times[at] = ids, when
-    return write_shard(path, first_user, lengths, items, times)
+        for name, values in found.items():
+            columns.setdefault(name, np.empty(lengths.sum(), values.dtype))[at] = values
+    return columns

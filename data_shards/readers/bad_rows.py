@@ -12,23 +12,10 @@ BLANK_LINE = "blank_line"
 TOO_FEW_COLUMNS = "too_few_columns"
 TOO_MANY_COLUMNS = "too_many_columns"
 BAD_QUOTING = "bad_quoting"
+NOT_JSON = "not_json"
+LENGTHS_DIFFER = "lengths_differ"
 NUM_EXAMPLES = 5
 _MAX_TEXT = 60
-
-
-def missing(column: str) -> str:
-    """Return the reason for a row whose `column` is empty."""
-    return f"missing:{column}"
-
-
-def not_an_integer(column: str) -> str:
-    """Return the reason for a row whose `column` does not hold a 64-bit integer."""
-    return f"not_an_integer:{column}"
-
-
-def out_of_range(column: str) -> str:
-    """Return the reason for a row whose `column` holds a number outside the range of the format."""
-    return f"out_of_range:{column}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,8 @@ class BadRows:
         raise DataError(
             f"{self.first[0]}; {self.num_bad} of {rows_in} rows are unusable, more than --max-bad-fraction "
             f"{max_bad_fraction:g} allows; correct the file, choose other columns with --user, --item and "
-            "--time, or raise --max-bad-fraction to drop these rows"
+            "--time, pass --user-type string or --item-type string if ids are no integers, or raise "
+            "--max-bad-fraction to drop these rows"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,143 +1,217 @@
-"""Parquet files with named columns."""
+"""Parquet files. Each row is an event or, in `sequences`, a user with lists of events."""
+
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Iterator
+import functools
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.readers.fields import (
-    ROLES,
-    Columns,
-    RowFormat,
+from longplay.data_shards.readers.bad_rows import LENGTHS_DIFFER
+from longplay.data_shards.readers.columns import (
     add_column_arguments,
-    check_types,
     columns_of,
     find_column,
-    parse_rows,
+    selecting_options,
 )
+from longplay.data_shards.readers.inputs import find_files, reading
 from longplay.data_shards.readers.registry import READERS, Reader
-from longplay.data_shards.readers.sources import BLOCK_ROWS, Block, ParsedBlock
-from longplay.data_shards.readers.text_blocks import file_identity
+from longplay.data_shards.readers.sources import BLOCK_ROWS
+from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
+from longplay.data_shards.readers.values import RawTable
+
+SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetSource:
-    """Parquet files with named columns. Row numbers start at 1 in each file.
+class ParquetSource(FileSource):
+    """Parquet files. Row numbers start at 1 in each file. Folders `name=value` give columns.
 
     Attributes:
-        paths: the files, read in this order.
-        columns: which columns hold the user, the item and the time.
+        lists: each row is a user. The item and, if read, the time and the features are lists of equal length.
     """
 
-    paths: tuple[Path, ...]
-    columns: Columns = field(default_factory=Columns)
+    lists: bool = False
 
-    def describe(self) -> dict[str, Any]:
-        paths = [str(path) for path in self.paths]
-        return {"format": "parquet", "paths": paths, "options": dict(vars(self.columns))}
+    def find_files(self) -> tuple[Path, ...]:
+        return find_files(self.paths, SUFFIXES)
 
-    def fingerprint(self) -> list[Any]:
-        return [file_identity(path) for path in self.paths]
-
-    def max_events(self) -> int:
-        return self.total_weight()
-
-    def total_weight(self) -> int:
-        return sum(_num_rows(path) for path in self.paths)
-
-    def blocks(self, block_bytes: int) -> Iterator[Block]:
-        if self.total_weight() == 0:
-            raise DataError(f"{', '.join(map(str, self.paths))}: no rows; pass a file with events")
-        for path in self.paths:
-            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
-                columns = _find_columns(path, file, self.columns)
-                for batch in file.iter_batches(BLOCK_ROWS, columns=list(dict.fromkeys(columns.values()))):
-                    yield _ParquetBlock(path, batch, columns, self.columns)
+    def open_file(self, path: Path) -> TableFile:
+        return _ParquetFile(path, self)
 
 
-@dataclass(frozen=True)
-class _ParquetBlock:
-    """Consecutive rows of a file."""
+class _ParquetFile:
+    """A Parquet file and the columns that its folders give."""
 
-    path: Path
-    batch: pa.RecordBatch
-    found: dict[str, str]
-    columns: Columns
+    is_text = False
 
-    @property
-    def part(self) -> str:
-        return str(self.path)
+    def __init__(self, path: Path, source: ParquetSource) -> None:
+        self.path = path
+        with _opened(path) as file:
+            schema, self.weight = file.schema_arrow, file.metadata.num_rows
+        self._schema = schema
+        self._folders = {
+            name: value
+            for name, value in _folder_columns(path, source.paths).items()
+            if name not in schema.names
+        }
+        self.header: Sequence[str] = [*schema.names, *self._folders]
+        self._item = find_column(source.columns.item, self.header, "--item", path) if source.lists else None
+        if self._item is not None and not _is_list(schema, self._item):
+            raise DataError(
+                f"{path}: column {source.columns.item!r} does not hold lists; choose the column of a user's "
+                "items with --item, or read events with `longplay prepare parquet`"
+            )
+        self.max_rows = self.weight if self._item is None else self._max_events()
 
-    @property
-    def weight(self) -> int:
-        return self.batch.num_rows
+    def _max_events(self) -> int:
+        rows = self.head().num_rows
+        return rows if self.weight <= HEAD_ROWS else int(1.5 * rows * self.weight / HEAD_ROWS) + 1
 
-    def parse(self) -> ParsedBlock:
-        frame = pl.from_arrow(self.batch)
-        assert isinstance(frame, pl.DataFrame)
-        table = frame.select(pl.col(name).alias(role) for role, name in self.found.items())
-        return parse_rows(table, RowFormat(columns=self.columns), f"{self.path}, row", 1)
+    def head(self) -> pa.Table:
+        return self._head
+
+    @functools.cached_property
+    def _head(self) -> pa.Table:
+        needed = list(range(len(self.header)))
+        with _opened(self.path) as file:
+            batch = next(self._batches(file, HEAD_ROWS, needed), None)
+        found = self._schema.empty_table() if batch is None else pa.table(batch)
+        table = self._unnested(found, needed).table
+        return table.drop_columns([name for name in ("fault", "text") if name in table.column_names])
+
+    def blocks(self, block_bytes: int, needed: Sequence[int]) -> Iterator[tuple[int, Callable[[], RawTable]]]:
+        rows = BLOCK_ROWS
+        if self._item is not None:
+            rows = max(1, BLOCK_ROWS * self.weight // max(1, self.max_rows))
+        with _opened(self.path) as file:
+            for batch in self._batches(file, rows, needed):
+
+                def read(batch: pa.RecordBatch = batch) -> RawTable:
+                    return self._unnested(pa.table(batch), needed)
+
+                yield batch.num_rows, read
+
+    def _batches(self, file: pq.ParquetFile, rows: int, needed: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """Read the needed columns. A name that the file has twice is not needed, and is left out."""
+        names = [self.header[at] for at in needed if at < len(self._schema.names)]
+        return file.iter_batches(rows, columns=[name for name in names if names.count(name) == 1])
+
+    def _unnested(self, table: pa.Table, needed: Sequence[int]) -> RawTable:
+        """Return the columns under the names of `RawTable`, with a row for each event."""
+        columns = {f"c{at}": self._column(table, at) for at in needed}
+        found = pa.table({name: column for name, column in columns.items() if column is not None})
+        where, numbers = f"{self.path}, row", np.arange(1, table.num_rows + 1)
+        if self._item is None:
+            return RawTable(found, where, numbers)
+        found, of_row = _unnest(found, f"c{self._item}")
+        return RawTable(found, where, numbers[of_row])
+
+    def _column(self, table: pa.Table, at: int) -> pa.ChunkedArray | pa.Array | None:
+        name = self.header[at]
+        if name in self._folders:
+            return pa.array([self._folders[name]] * table.num_rows, pa.string())
+        return table.column(name) if name in table.column_names else None
 
 
-def _find_columns(path: Path, file: pq.ParquetFile, columns: Columns) -> dict[str, str]:
-    """Return role -> name of its column in the file.
+def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
+    """Return a row for each element of the lists, and the (events,) index of the row from which it comes.
 
-    Raises:
-        DataError: a column is missing or does not hold integers.
+    A row whose lists have different lengths gives unusable events, as many as it has items.
     """
-    names, present = columns.names(), file.schema_arrow.names
-    found = {role: present[find_column(names[role], present, f"--{role}", path)] for role in ROLES}
-    empty = pl.from_arrow(file.schema_arrow.empty_table().select(list(dict.fromkeys(found.values()))))
-    assert isinstance(empty, pl.DataFrame)
-    check_types({role: empty.schema[name] for role, name in found.items()}, names, path)
-    return found
+    table = table.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(table[item]), 0)
+    lists = [name for name in table.column_names if _is_list(table.schema, table.column_names.index(name))]
+    same = np.ones(table.num_rows, bool)
+    for name in lists:
+        same &= pc.equal(pc.fill_null(pc.list_value_length(table[name]), 0), lengths).to_numpy()
+    rows, counts = np.arange(table.num_rows), lengths.to_numpy()
+    of_good, of_bad = (np.repeat(rows[kept], counts[kept]) for kept in (same, ~same))
+    good = table.filter(same)
+    events = {
+        name: pc.list_flatten(good[name]) if name in lists else table[name].take(of_good)
+        for name in table.column_names
+    }
+    found = pa.table(events)
+    if len(of_bad):
+        lost = pa.table(
+            {
+                "fault": pa.array([LENGTHS_DIFFER] * len(of_bad)),
+                "text": pa.array(["lists of different lengths"] * len(of_bad)),
+            }
+        )
+        found = pa.concat_tables([found, lost], promote_options="default")
+    return found, np.concatenate([of_good, of_bad])
 
 
-def _num_rows(path: Path) -> int:
-    with _reading(path):
-        return pq.read_metadata(path).num_rows
+def _is_list(schema: pa.Schema, at: int) -> bool:
+    kind = schema.field(at).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _folder_columns(path: Path, roots: Sequence[Path]) -> dict[str, str]:
+    """Return the columns that folders `name=value` give, below the folders that the user typed."""
+    tops = {root.resolve() for root in roots}
+    names = []
+    for folder in path.resolve().parents:
+        if folder in tops or "=" not in folder.name:
+            break
+        names.append(folder.name)
+    pairs = (name.partition("=") for name in reversed(names))
+    return {key: value for key, _, value in pairs}
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn an error while reading a file into one line.
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file, and turn an error while reading it into one line.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; pass the Parquet files in it")
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path") from None
-    except (OSError, pa.ArrowException) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read as Parquet ({cause}); check that the file is complete, or read "
-            "text with `longplay prepare csv`"
-        ) from error
+    remedy = "check that the file is complete, or read text with `longplay prepare csv`"
+    with reading(path, "Parquet", remedy), pq.ParquetFile(path, pre_buffer=False) as file:
+        yield file
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, folders or patterns")
     add_column_arguments(parser)
+
+
+def _open(args: Namespace, *, lists: bool) -> ParquetSource:
+    columns = columns_of(args)
+    return ParquetSource(
+        format="sequences" if lists else "parquet",
+        paths=tuple(args.paths),
+        columns=columns,
+        options={**columns.options(), **selecting_options(args)},
+        lists=lists,
+    )
 
 
 READERS.register(
     "parquet",
     Reader(
-        help="Parquet files",
+        help="Parquet files with an event in each row",
         add_arguments=_add_arguments,
-        open=lambda args: ParquetSource(paths=tuple(args.paths), columns=columns_of(args)),
+        open=functools.partial(_open, lists=False),
+    ),
+)
+READERS.register(
+    "sequences",
+    Reader(
+        help="Parquet files with a user and lists of items and times in each row, as Spark groups them",
+        add_arguments=_add_arguments,
+        open=functools.partial(_open, lists=True),
     ),
 )

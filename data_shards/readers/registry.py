@@ -22,14 +22,11 @@ class Reader:
         help: one line for `longplay prepare --help`.
         add_arguments: adds the format's own arguments to the parser of `longplay prepare NAME`.
         open: all parsed arguments -> the source to read.
-        time_unit_s: seconds in one unit of the format's times. None if the format does not fix the unit, so
-            that times cannot be given or shown as dates.
     """
 
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     open: Callable[[Namespace], Source]
-    time_unit_s: float | None = None
 
 
 READERS: Registry[Reader] = Registry("reader", "longplay.data_shards.readers")

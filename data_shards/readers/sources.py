@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from longplay.data_shards.readers.bad_rows import BadRows
+from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
 
 BLOCK_ROWS = 1_000_000
 """Rows of a block, for sources that are not divided by bytes."""
+
+MISSING = np.iinfo(np.int64).min
+"""The integer of a missing value of a categorical feature."""
+
+Ids = np.ndarray | pa.LargeStringArray
+"""(events,) int64 or strings."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +27,22 @@ class ParsedBlock:
     """The usable events of one block, in source order.
 
     Attributes:
-        user, item, time: (events,) int64.
+        user, item: (events,) ids.
+        time: (events,) int64. If the time unit of the source is `index`, the number of the row in the block.
         rows_in: rows of the block, without the header.
         bad_rows: unusable rows, numbered from the first row of the block.
         dropped: reason -> usable rows that the source's options exclude.
+        features: categorical feature -> (events,) ids, `MISSING` or null where missing; float feature ->
+            (events,) float32, NaN where missing.
     """
 
-    user: np.ndarray
-    item: np.ndarray
+    user: Ids
+    item: Ids
     time: np.ndarray
     rows_in: int
     bad_rows: BadRows = field(default_factory=BadRows)
     dropped: dict[str, int] = field(default_factory=dict)
+    features: dict[str, Ids] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         accounted = len(self.user) + self.bad_rows.num_dropped + sum(self.dropped.values())
@@ -64,7 +76,7 @@ class Block(Protocol):
 class Source(Protocol):
     """What `prepare_dataset` reads: raw files of one format, or generated events."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SourceInfo:
         """Return `{"format", "paths", "options"}` for the manifest."""
         ...
 
@@ -74,6 +86,22 @@ class Source(Protocol):
         Raises:
             DataError: a file is missing or cannot be read.
         """
+        ...
+
+    def time_unit(self) -> TimeUnit | None:
+        """Return the unit of the times: `s`, `ms`, `us`, `ns`, `index` (numbers of rows), or None: unknown.
+
+        Raises:
+            DataError: a file cannot be read, or a column is missing.
+        """
+        ...
+
+    def features(self) -> tuple[tuple[str, str], ...]:
+        """Return the name and kind of each event feature."""
+        ...
+
+    def summary(self) -> str:
+        """Return one line about the types of the ids and the unit of the times."""
         ...
 
     def max_events(self) -> int:

@@ -13,17 +13,27 @@ import numpy as np
 from longplay.data_shards.generators.synthetic import SyntheticEvents
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.sources import Block, ParsedBlock
+from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(SyntheticEvents):
     """Generated events as a source of one block."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SourceInfo:
         return {"format": "synthetic", "paths": [], "options": dataclasses.asdict(self)}
 
     def fingerprint(self) -> list[Any]:
         return []
+
+    def time_unit(self) -> TimeUnit | None:
+        return "s"
+
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def summary(self) -> str:
+        return "integer ids, times in s"
 
     def max_events(self) -> int:
         return self.events
@@ -32,19 +42,21 @@ class SyntheticSource(SyntheticEvents):
         return self.events
 
     def blocks(self, block_bytes: int) -> Iterator[Block]:
-        yield self
+        yield _Generated(self.events, *self.generate())  # in this thread, which signals interrupt
 
-    @property
-    def part(self) -> str:
-        return "generated"
 
-    @property
-    def weight(self) -> int:
-        return self.events
+@dataclass(frozen=True)
+class _Generated:
+    """All events of the source."""
+
+    weight: int
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+    part: str = "generated"
 
     def parse(self) -> ParsedBlock:
-        columns = (values.astype(np.int64) for values in self.generate())
-        return ParsedBlock(*columns, rows_in=self.events)
+        return ParsedBlock(self.user, self.item, self.time, rows_in=self.weight)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

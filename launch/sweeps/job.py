@@ -61,8 +61,7 @@ class SweepJob:
         """Train and evaluate, without repeating what is done, and return the exit code."""
         _change_port()
         code = exit_code_of(self._train)
-        if code:
-            return code  # a stopped training keeps its handlers
+        _exit_on_signals()  # training has set its own handlers
         for split in SPLITS:
             file = evaluation_file(self.run, split)
             if code or is_evaluated(self.run, split):

@@ -68,7 +68,8 @@ def test_a_dataset_of_an_older_format_is_refused_with_the_command_that_makes_it_
 def test_a_single_bad_row_is_dropped_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{n // 100},{n % 7},{n}\n" for n in range(5000))
     path = write(tmp_path / "events.csv", f"user_id,item_id,timestamp\n{rows}8,oops,5\n")
-    assert prepare.main(["csv", path, "--out", str(tmp_path / "set")]) == 0
+    argv = ["csv", path, "--out", str(tmp_path / "set"), "--item-type", "integer"]
+    assert prepare.main(argv) == 0
     printed = capsys.readouterr().out
     assert f"  {path}, line 5002: item_id is not an integer ('oops')\n" in printed
     assert Dataset.open(tmp_path / "set").manifest.rows_dropped == {"not_an_integer:item_id": 1}
@@ -115,7 +116,8 @@ def test_bad_text_fails_with_one_line_and_writes_nothing(
 ) -> None:
     content, message = TEXT_FAULTS[fault]
     path = write(tmp_path / "events.csv", content)
-    assert_refused(["csv", path, "--out", str(tmp_path / "set")], message, capsys)
+    options = ["--user-type=integer", "--item-type=integer", "--quote=double"]
+    assert_refused(["csv", path, "--out", str(tmp_path / "set"), *options], message, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
 
 
@@ -128,12 +130,12 @@ def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[
 
 
 PARQUET_FAULTS = {
-    "text ids": ({"item_id": ["a", "b"]}, r"row 1: item_id is not an integer \('a'\)"),
+    "no ids": ({"item_id": ["", "b"]}, r"row 1: item_id is missing \(''\)"),
     "fractions": ({"item_id": [1.0, 2.5]}, r"row 2: item_id is not an integer \('2\.5'\)"),
     "nulls": ({"timestamp": [1, None]}, r"row 2: timestamp is missing"),
-    "lists": ({"item_id": [[1], [2]]}, r"column 'item_id' holds List\(Int64\), not integers; .*--item"),
-    "booleans": ({"timestamp": [True, False]}, r"column 'timestamp' holds Boolean"),
-    "no rows": ({"user_id": [], "item_id": [], "timestamp": []}, r"no rows"),
+    "lists": ({"item_id": [[1], [2]]}, r"column 'item_id' holds BIGINT\[\], not ids; .*--item"),
+    "booleans": ({"timestamp": [True, False]}, r"column 'timestamp' holds BOOLEAN, not a time"),
+    "no rows": ({"user_id": [], "item_id": [], "timestamp": []}, r"no events"),
 }
 
 
@@ -158,7 +160,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
     assert_refused(["parquet", gone, *out], "gone: no such file", capsys)
     assert_refused(["ml1m", gone, *out], "gone: no such file", capsys)
     assert_refused(["ml1m", str(tmp_path), *out], r"ratings\.dat: no such file", capsys)
-    assert_refused(["csv", str(tmp_path), *out], "is a folder", capsys)
+    (tmp_path / "empty").mkdir()
+    assert_refused(["csv", str(tmp_path / "empty"), *out], "is a folder without files", capsys)
+    assert_refused(["csv", str(tmp_path), *out], "cut.csv.gz: cannot be read as text", capsys)
     assert_refused(["csv", cut, *out], r"cut\.csv\.gz: cannot be read as text", capsys)
     assert_refused(["parquet", text, *out], r"events\.csv: cannot be read as Parquet", capsys)
 
@@ -170,7 +174,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
         ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, but must lie between 0 and 1"),
         ("--shards=0", "--shards is 0, but must be at least 1"),
         ("--shards=9", "--shards is 9, more than the 2 users; pass at most 2"),
-        ("--time-scale=0", "--time-scale is 0, but must be at least 1"),
+        ("--time-scale=0", "--time-scale is 0, but must lie between 1 and 1e9"),
     ],
 )
 def test_bad_options_are_refused(
@@ -220,6 +224,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from longplay.data_shards.readers.columns import Columns
 from longplay.data_shards.readers.parquet import ParquetSource
 from longplay.data_shards.readers.registry import READERS, Reader
 
@@ -233,9 +238,9 @@ def open_pairs(args):
     rows = [(*map(int, line.split()), number) for number, line in enumerate(lines)]
     table = args.path.with_suffix(".parquet")
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(table)
-    return ParquetSource(paths=(table,))
+    return ParquetSource(format="pairs", paths=(table,), columns=Columns(time_unit="s"))
 
-READERS.register("pairs", Reader(help="pairs", add_arguments=add_arguments, open=open_pairs, time_unit_s=1))
+READERS.register("pairs", Reader(help="pairs", add_arguments=add_arguments, open=open_pairs))
 """
 
 

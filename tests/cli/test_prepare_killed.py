@@ -18,7 +18,7 @@ from longplay.launch.prepare import main
 
 def prepare_in_small_parts(path: Path, out: Path) -> None:
     """Run `longplay prepare` with small blocks and buckets, so that a short run has many states."""
-    from longplay.data_shards.preparation.pipeline import WorkPlan
+    from longplay.data_shards.preparation.options import WorkPlan
     from longplay.launch.prepare import main
 
     plan = WorkPlan(num_workers=2, block_bytes=20_000, num_buckets=16)

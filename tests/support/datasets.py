@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
 
 Sequences = dict[int, list[tuple[int, int]]]
 LENIENT = PrepareOptions(max_bad_fraction=1)
@@ -37,11 +39,20 @@ class FrameSource:
         self.block_rows = block_rows
         self.frame = frame.select(pl.col("user", "item", "time").cast(pl.Int64))
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> SourceInfo:
         return {"format": "frame", "paths": [], "options": {}}
 
     def fingerprint(self) -> list[object]:
         return [str(self.frame.hash_rows().sum())]
+
+    def time_unit(self) -> TimeUnit | None:
+        return None
+
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def summary(self) -> str:
+        return "integer ids"
 
     def max_events(self) -> int:
         return self.frame.height

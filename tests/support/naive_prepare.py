@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from longplay.data_shards.preparation.pipeline import PrepareOptions
+from longplay.data_shards.preparation.options import PrepareOptions
 from support.datasets import Sequences
 
 
@@ -36,16 +37,16 @@ class NaiveFormat:
             return "too_few_columns" if len(fields) < len(self.header) else "too_many_columns"
         values = dict(zip(self.header, fields, strict=True))
         numbers = {}
-        for name in (*self.roles, *self.wanted):
-            number = integer_of(values[name], boolean=name in self.wanted)
+        for name in self.roles:
+            number = integer_of(values[name])
             if not isinstance(number, int):
                 return f"{'missing' if number is None else 'not_an_integer'}:{name}"
             if number < self.least.get(name, number):
                 return f"out_of_range:{name}"
             numbers[name] = number
         for name, value in self.wanted.items():
-            if numbers[name] != value:
-                return f"not_selected:{name}"
+            if integer_of(values[name], boolean=True) != value:
+                return "not_selected"
         return [numbers[name] for name in self.roles]
 
 
@@ -56,6 +57,8 @@ def integer_of(text: str, *, boolean: bool = False) -> int | str | None:
         text = {"true": "1", "false": "0"}.get(text.lower(), text)
     if not text or text == "NaN":
         return None
+    if re.match(r"[+-]?0[0-9]", text):
+        return text
     try:
         return int(text) if -(2**63) <= int(text) < 2**63 else text
     except ValueError:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.synthetic import SyntheticSource
 from longplay.launch.run_folders.metrics_file import Series, read_scalars
 from longplay.launch.settings.config import RunConfig

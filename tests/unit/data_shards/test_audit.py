@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 from support.datasets import FrameSource, Sequences, log_normal_lengths, prepared, real_data, sequences
+from support.sources import open_source
 
 from longplay.data_shards.audit.audit import Audit, audit_dataset
 from longplay.data_shards.audit.findings import findings
-from longplay.data_shards.readers.delimited import CsvSource
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.evaluation.popularity import evaluate_popularity
 from longplay.launch.settings.config import RunConfig
@@ -237,7 +237,7 @@ def test_shares_match_plain_python(seed: int, tmp_path: Path) -> None:
 
 
 def test_movielens_100k_matches_plain_python(tmp_path: Path) -> None:
-    dataset = prepared(CsvSource(paths=(real_data("ml-100k.inter.gz"),)), tmp_path / "set")
+    dataset = prepared(open_source("csv", real_data("ml-100k.inter.gz")), tmp_path / "set")
     audit = audit_dataset(dataset)
     expected = naive_shares(sequences(dataset))
     assert {name: getattr(audit, name) for name in expected} == expected

@@ -14,7 +14,8 @@ import pytest
 from support.datasets import FrameSource, log_normal_lengths, make_dataset, random_events
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import MANIFEST_NAME
 from longplay.data_shards.stream.config import SplitConfig, StreamConfig

@@ -20,7 +20,8 @@ from support.datasets import (
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import pipeline as prepare_module
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
+from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.preparation.writing import assign_users, default_num_shards
 from longplay.data_shards.storage.dataset import Dataset
 

@@ -14,14 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.datasets import prepared, sequences
 from support.naive_prepare import NaiveFormat, naive_prepare
+from support.sources import open_source
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation import pipeline as prepare_module
-from longplay.data_shards.preparation.pipeline import PrepareOptions, WorkPlan, prepare_dataset
-from longplay.data_shards.readers.kuairand import KuaiRandSource
-from longplay.data_shards.readers.lfm1b import Lfm1bSource
-from longplay.data_shards.readers.ml1m import Ml1mSource
-from longplay.data_shards.readers.parquet import ParquetSource
+from longplay.data_shards.preparation import options as options_module
+from longplay.data_shards.preparation.options import PrepareOptions, WorkPlan
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.sources import Source
 
 ID_AND_TIME = {"user_id": 0, "track_id": 0, "video_id": 0, "timestamp": 1, "time_ms": 1}
@@ -86,7 +84,7 @@ def text(lines: list[str], *, crlf: bool, newline_at_end: bool) -> bytes:
 def work_divided_by(plan: WorkPlan) -> Iterator[None]:
     """Divide the work by `plan` instead of by size."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(prepare_module.WorkPlan, "make", classmethod(lambda *_: plan))
+        patched.setattr(options_module.WorkPlan, "make", classmethod(lambda *_: plan))
         yield
 
 
@@ -126,7 +124,7 @@ def test_malformed_lfm1b_matches_plain_python(
     pack = data.draw(st.sampled_from([bytes, gzip.compress, bz2.compress]))
     path = tmp_path / "LFM-1b_LEs.txt"
     path.write_bytes(pack(content))
-    assert_matches_plain_python(Lfm1bSource(path=path), lines, LFM1B, options, plan, tmp_path / "set")
+    assert_matches_plain_python(open_source("lfm1b", path), lines, LFM1B, options, plan, tmp_path / "set")
 
 
 @RELAXED
@@ -135,7 +133,7 @@ def test_malformed_ml1m_matches_plain_python(
     tmp_path: Path, lines: list[str], options: PrepareOptions, plan: WorkPlan, crlf: bool
 ) -> None:
     (tmp_path / "ratings.dat").write_bytes(text(lines, crlf=crlf, newline_at_end=True))
-    assert_matches_plain_python(Ml1mSource(path=tmp_path), lines, ML1M, options, plan, tmp_path / "set")
+    assert_matches_plain_python(open_source("ml1m", tmp_path), lines, ML1M, options, plan, tmp_path / "set")
 
 
 def kuairand(wanted: dict[str, int]) -> NaiveFormat:
@@ -181,7 +179,13 @@ def test_malformed_kuairand_matches_plain_python(
         )
     wanted = {} if events == "all" else {events: 1}
     wanted |= {} if tab is None else {"tab": tab}
-    source = KuaiRandSource(path=tmp_path, events=events, tab=tab, random=random)  # pyright: ignore[reportArgumentType]
+    flags = [
+        "--events",
+        events,
+        *(["--random"] if random else []),
+        *([] if tab is None else [f"--tab={tab}"]),
+    ]
+    source = open_source("kuairand", tmp_path, *flags)
     lines = [line for part in parts[: 5 if random else 4] for line in part]
     assert_matches_plain_python(source, lines, kuairand(wanted), options, plan, tmp_path / "set")
 
@@ -206,26 +210,37 @@ def test_malformed_parquet_matches_plain_python(
         table = table.with_columns(pl.all().cast(pl.String))
     table.write_parquet(tmp_path / "a.parquet", row_group_size=7)
     assert_matches_plain_python(
-        ParquetSource(paths=(tmp_path / "a.parquet",)), lines, form, options, plan, tmp_path / "set"
+        open_source(
+            "parquet",
+            tmp_path / "a.parquet",
+            "--user-type=integer",
+            "--item-type=integer",
+            "--time-type=integer",
+        ),
+        lines,
+        form,
+        options,
+        plan,
+        tmp_path / "set",
     )
 
 
 def test_a_missing_part_of_kuairand_is_named(tmp_path: Path) -> None:
     (tmp_path / "log_standard_4_08_to_4_21_27k_part2.csv").write_text(",".join(KUAIRAND_HEADER) + "\n")
     with pytest.raises(DataError, match=r"27k_part1\.csv: no such file, although .*part2\.csv exists; add"):
-        prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
+        prepare_dataset(open_source("kuairand", tmp_path), tmp_path / "set", PrepareOptions())
 
 
 def test_a_log_without_the_columns_of_kuairand_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "log_standard_x.csv").write_text("user,video\n1,2\n")
-    with pytest.raises(DataError, match=r"no column 'user_id' .*; pass files of this format"):
-        prepare_dataset(KuaiRandSource(path=tmp_path), tmp_path / "set", PrepareOptions())
+    (tmp_path / "log_standard_4_08_to_4_21_1k.csv").write_text("user,video\n1,2\n")
+    with pytest.raises(DataError, match=r"no column 'user_id' .*; choose a column with --user"):
+        prepare_dataset(open_source("kuairand", tmp_path), tmp_path / "set", PrepareOptions())
 
 
 def test_the_result_does_not_depend_on_the_work_plan(tmp_path: Path) -> None:
     lines = [f"{n % 7}\t1\t1\t{n * n % 50 + (n % 3) * 2**33}\t{1000 + n * 37 % 90}" for n in range(3000)]
     (tmp_path / "LFM-1b_LEs.txt").write_text("\n".join(lines))
-    source = Lfm1bSource(path=tmp_path)
+    source = open_source("lfm1b", tmp_path)
     found = set()
     for plan in (WorkPlan(1, 1 << 20, 1), WorkPlan(2, 999, 5), WorkPlan(2, 5000, 2)):
         with work_divided_by(plan):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.datasets import (
@@ -20,13 +19,9 @@ from support.datasets import (
     real_data,
     sequences,
 )
+from support.sources import open_source
 
-from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
-from longplay.data_shards.readers.delimited import CsvSource
-from longplay.data_shards.readers.fields import Columns, RowFilter, RowFormat, parse_rows
-from longplay.data_shards.readers.ml1m import Ml1mSource
-from longplay.data_shards.readers.parquet import ParquetSource
+from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.readers.sources import Source
 
 FIELD = st.one_of(
@@ -60,7 +55,7 @@ def naive_row(line: str, columns: tuple[str, ...]) -> list[int] | str:
     for name, text in zip(columns, fields[:3], strict=True):
         number = naive_number(text)
         if not isinstance(number, int):
-            missing = number is None or number == "NaN"
+            missing = number is None or number == "nan"
             return f"{'missing' if missing else 'not_an_integer'}:{name}"
         numbers.append(number)
     return numbers
@@ -79,9 +74,10 @@ def test_malformed_csv_matches_plain_python(
     expected, dropped = naive_sequences(good), Counter(row for row in rows if isinstance(row, str))
     if short := len(good) - sum(map(len, expected.values())):
         dropped["user_too_short"] = short
-    dataset = prepared(
-        CsvSource(paths=(path,)), tmp_path / "set", PrepareOptions(max_bad_fraction=1, overwrite=True)
+    source = open_source(
+        "csv", path, "--user-type=integer", "--item-type=integer", "--quote=double", "--time-type=integer"
     )
+    dataset = prepared(source, tmp_path / "set", PrepareOptions(max_bad_fraction=1, overwrite=True))
     assert sequences(dataset) == expected
     assert dataset.manifest.rows_dropped == dropped
     assert dataset.manifest.rows_in == len(lines) == dataset.num_events + sum(dropped.values())
@@ -112,10 +108,10 @@ def test_all_formats_give_the_same_sequences(tmp_path: Path) -> None:
     frame.rename(dict(zip(frame.columns, names, strict=True))).write_parquet(tmp_path / "a.parquet")
     (tmp_path / "ratings.dat").write_text("".join(f"{u}::{i}::5::{t}\n" for u, i, t in rows))
     sources: list[Source] = [
-        *(CsvSource(paths=(path,)) for path in texts),
-        ParquetSource(paths=(tmp_path / "a.parquet",)),
-        Ml1mSource(path=tmp_path),
-        Ml1mSource(path=tmp_path / "ratings.dat"),
+        *(open_source("csv", path) for path in texts),
+        open_source("parquet", tmp_path / "a.parquet"),
+        open_source("ml1m", tmp_path),
+        open_source("ml1m", tmp_path / "ratings.dat"),
     ]
     for number, source in enumerate(sources):
         dataset = prepared(source, tmp_path / f"set-{number}", PrepareOptions(max_bad_fraction=0))
@@ -127,7 +123,7 @@ def test_a_separator_inside_quotes_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         'title,user_id,item_id,timestamp\n"Heat, part ""two""",1,10,5\nplain,1,11,6\n,1,12,7\n'
     )
-    dataset = prepared(CsvSource(paths=(tmp_path / "a.csv",)), tmp_path / "set", PrepareOptions())
+    dataset = prepared(open_source("csv", tmp_path / "a.csv"), tmp_path / "set", PrepareOptions())
     assert sequences(dataset) == {1: [(10, 5), (11, 6), (12, 7)]}
 
 
@@ -136,50 +132,34 @@ def test_several_files_are_read_in_the_order_given(tmp_path: Path) -> None:
         pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(
             tmp_path / name
         )
-    dataset = prepared(CsvSource(paths=(tmp_path / "b.csv", tmp_path / "a.csv")), tmp_path / "set")
+    dataset = prepared(open_source("csv", tmp_path / "b.csv", tmp_path / "a.csv"), tmp_path / "set")
     assert sequences(dataset) == {1: [(5, 0), (6, 0), (7, 0)]}
 
 
-def test_times_with_a_fraction_need_a_time_scale(tmp_path: Path) -> None:
+def test_times_with_a_fraction_become_microseconds_or_are_scaled(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user_id,item_id,timestamp\n1,1,978300760.125\n1,2,978300760\n")
-    with pytest.raises(DataError, match=r"line 2: timestamp is not an integer \('978300760\.125'\)"):
-        prepare_dataset(CsvSource(paths=(path,)), tmp_path / "set", PrepareOptions())
-    source = CsvSource(paths=(path,), columns=Columns(time_scale=1000))
-    assert sequences(prepared(source, tmp_path / "set")) == {1: [(2, 978300760000), (1, 978300760125)]}
-
-
-def test_a_datetime_column_keeps_its_unit(tmp_path: Path) -> None:
-    times = pl.Series([30, 10], dtype=pl.Int64).cast(pl.Datetime("ms"))
-    pl.DataFrame({"user_id": [1, 1], "item_id": [5, 6], "timestamp": times}).write_parquet(
-        tmp_path / "a.parquet"
-    )
-    dataset = prepared(ParquetSource(paths=(tmp_path / "a.parquet",)), tmp_path / "set")
-    assert sequences(dataset) == {1: [(6, 10), (5, 30)]}
+    dataset = prepared(open_source("csv", path), tmp_path / "set")
+    assert sequences(dataset) == {1: [(2, 978300760000000), (1, 978300760125000)]}
+    assert dataset.manifest.time_unit == "us"
+    source = open_source("csv", path, "--time-scale=1000", "--time-unit=s")
+    dataset = prepared(source, tmp_path / "scaled")
+    assert sequences(dataset) == {1: [(2, 978300760000), (1, 978300760125)]}
+    assert dataset.manifest.time_unit == "ms"
 
 
 def test_a_scaled_time_that_exceeds_64_bits_is_unusable(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user_id": [1, 1, 1], "item_id": [5, 6, 7], "timestamp": [1, 2, 2**62]})
     frame.write_parquet(tmp_path / "a.parquet")
-    source = ParquetSource(paths=(tmp_path / "a.parquet",), columns=Columns(time_scale=1000))
+    source = open_source("parquet", tmp_path / "a.parquet", "--time-scale=1000")
     dataset = prepared(source, tmp_path / "set")
     assert sequences(dataset) == {1: [(5, 1000), (6, 2000)]}
     assert dataset.manifest.rows_dropped == {"not_an_integer:timestamp": 1}
 
 
-def test_a_flag_that_is_not_a_number_is_unusable() -> None:
-    header = ("user_id", "video_id", "time_ms", "is_click")
-    table = pl.DataFrame([["1", "2", "3", flag] for flag in ("TRUE", "NaN", "", "no")], header, orient="row")
-    form = RowFormat(columns=Columns(item="video_id", time="time_ms"), wanted=(RowFilter("is_click", 1),))
-    keyed = table.rename({name: key for key, name in form.names().items()})
-    parsed = parse_rows(keyed, form, "somewhere", 1)
-    assert parsed.user.tolist() == [1]
-    assert parsed.bad_rows.counts == {"missing:is_click": 2, "not_an_integer:is_click": 1}
-
-
 def test_ml100k_is_read_completely(tmp_path: Path) -> None:
     path = real_data("ml-100k.inter.gz")
-    dataset = prepared(CsvSource(paths=(path,)), tmp_path / "set", PrepareOptions())
+    dataset = prepared(open_source("csv", path), tmp_path / "set", PrepareOptions())
     lines = itertools.islice(gzip.open(path, "rt"), 1, None)
     rows = [tuple(int(line.split("\t")[at]) for at in (0, 1, 3)) for line in lines]
     assert (dataset.num_users, dataset.num_items, dataset.num_events) == (943, 1682, 100_000)

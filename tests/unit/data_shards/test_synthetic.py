@@ -15,7 +15,7 @@ from longplay.data_shards.readers.synthetic import SyntheticSource
 
 def frame_of(source: SyntheticSource) -> pl.DataFrame:
     """Return the events of a generator as a frame of `user`, `item` and `time`."""
-    events = source.parse()
+    events = next(iter(source.blocks(0))).parse()
     return pl.DataFrame({"user": events.user, "item": events.item, "time": events.time})
 
 
@@ -32,7 +32,7 @@ def test_the_seed_determines_the_events() -> None:
 def test_counts_are_exact() -> None:
     frame = frame_of(SMALL)
     lengths = frame.group_by("user").len()["len"]
-    assert SMALL.parse().rows_in == frame.height == 20_000
+    assert next(iter(SMALL.blocks(0))).parse().rows_in == frame.height == 20_000
     assert len(lengths) == 300
     assert min(lengths) >= 5
     assert frame["item"].n_unique() <= 500
@@ -76,4 +76,4 @@ def test_extreme_settings_generate_events() -> None:
         {"items": 77},
     ):
         source = SyntheticSource(**{"users": 20, "items": 60, "events": 400, **settings})
-        assert source.parse().rows_in == source.events
+        assert next(iter(source.blocks(0))).parse().rows_in == source.events

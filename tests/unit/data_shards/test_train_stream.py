@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from support.datasets import log_normal_lengths, make_dataset, real_data
+from support.sources import open_source
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.pipeline import PrepareOptions, prepare_dataset
-from longplay.data_shards.readers.parquet import ParquetSource
+from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.config import SplitConfig, StreamConfig
 from longplay.data_shards.stream.epoch_order import Pool
@@ -262,7 +263,7 @@ def test_a_position_beyond_the_epoch_is_an_error(dataset: Dataset) -> None:
 
 
 def test_padding_of_ml1m_is_below_five_percent(tmp_path: Path) -> None:
-    source = ParquetSource(paths=(real_data("ml-1m.parquet"),))
+    source = open_source("parquet", real_data("ml-1m.parquet"))
     prepare_dataset(source, tmp_path / "ml1m", PrepareOptions())
     dataset = Dataset.open(tmp_path / "ml1m")
     assert (dataset.num_users, dataset.num_events) == (6040, 1_000_209)

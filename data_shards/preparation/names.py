@@ -1,0 +1,121 @@
+"""String ids as integers: a 64-bit hash while events are sorted, then the rank among all strings.
+
+A hash is no id: every string is kept beside its hash, and if two strings have one hash, all events are read
+again with another seed.
+"""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from longplay.common.atomic import atomic_file, temporary_name
+from longplay.data_shards.readers.sources import MISSING, Ids
+
+
+class CollisionError(Exception):
+    """Two strings have one hash."""
+
+
+def integers_of(values: Ids, seed: int) -> tuple[np.ndarray, pl.DataFrame | None]:
+    """Return ids as (N,) int64 and, for strings, the distinct ones (`id`, `name`) of these integers."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64, copy=False), None
+    encoded = values.dictionary_encode()
+    names = pl.Series("name", encoded.dictionary, pl.String)
+    integers = hashes(names, seed)
+    found = np.append(integers, MISSING)[encoded.indices.fill_null(len(integers)).to_numpy()]
+    return found, pl.DataFrame({"id": integers, "name": names})
+
+
+def hashes(names: pl.Series, seed: int) -> np.ndarray:
+    """Return (N,) int64 hashes of strings, none of which is `MISSING`."""
+    found = names.hash(seed=seed).to_numpy().view(np.int64)
+    return np.where(found == MISSING, 0, found)
+
+
+def write_names(path: Path, names: pl.DataFrame) -> None:
+    """Atomically write the names of one block."""
+    with atomic_file(path, sync=False) as file:
+        names.write_parquet(file, compression="lz4")
+
+
+def merge_names(blocks: Path, folder: Path, role: str, memory_bytes: int) -> None:
+    """Write `names-ROLE.parquet`: all distinct names and their hashes, in the order of the names.
+
+    Args:
+        blocks: folder of the names of the blocks, `names-ROLE-*.parquet`.
+        folder: folder of the result.
+        role: the column.
+        memory_bytes: memory limit.
+
+    Raises:
+        CollisionError: two names have one hash.
+    """
+    merged = folder / f"names-{role}.parquet"
+    if merged.exists():
+        return
+    with duckdb.connect() as database:
+        database.execute(f"SET memory_limit='{memory_bytes >> 20}MiB'")
+        database.execute("SET temp_directory=?", [str(folder / "spilled")])
+        database.execute("SET preserve_insertion_order=false")
+        database.execute(
+            "CREATE TABLE names AS SELECT id, min(name) AS name, max(name) AS other "
+            "FROM read_parquet(?) GROUP BY id",
+            [glob.escape(str(blocks)) + f"/names-{role}-*.parquet"],
+        )
+        if database.sql("SELECT count(*) FROM names WHERE name <> other").fetchall()[0][0]:
+            raise CollisionError(role)
+        partial = temporary_name(merged)
+        database.execute(
+            f"COPY (SELECT id, name FROM names ORDER BY name) TO '{_quoted(partial)}' (FORMAT parquet)"
+        )
+        partial.replace(merged)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+@dataclass(frozen=True)
+class Names:
+    """All names of a column in ascending order, and their hashes.
+
+    Attributes:
+        path: the result of `merge_names`.
+        hashes: (names,) int64 in ascending order.
+        rank: (names,) int32 rank of the name of each hash.
+    """
+
+    path: Path
+    hashes: np.ndarray
+    rank: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> Names:
+        """Read the result of `merge_names`. Takes 12 bytes per name."""
+        hashes = pl.read_parquet(path, columns=["id"], glob=False)["id"].to_numpy()
+        order = np.argsort(hashes)
+        return cls(path, hashes[order], order.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def ranks(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the (N,) int64 ranks of the names that have these hashes."""
+        return self.rank[np.searchsorted(self.hashes, hashes)].astype(np.int64)
+
+    def take(self, ranks: np.ndarray) -> pl.Series:
+        """Return the (N,) names of these ranks."""
+        names = pl.read_parquet(self.path, columns=["name"], glob=False)["name"]
+        return names.gather(pl.Series(ranks))
+
+
+def originals(names: Names | None, values: np.ndarray) -> np.ndarray | pl.Series:
+    """Return the ids of a column as they were in the source: `values`, or the names that have these ranks."""
+    return values if names is None else names.take(values)

@@ -1,0 +1,208 @@
+"""Which columns of a source hold the user, the item, the time and the features, and how they are read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.manifest import TimeUnit
+
+IdType = Literal["integer", "string"]
+TimeType = Literal["integer", "decimal", "date"]
+NO_TIME = "none"
+NUMERIC_UNITS: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
+_FEATURE = re.compile(r"([a-z][a-z0-9_]*)(?:=(.+))?:(categorical|float)")
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """An event feature: its name, its kind (`categorical` or `float`), and its column."""
+
+    name: str
+    kind: str
+    column: str
+
+    def __str__(self) -> str:
+        source = "" if self.column == self.name else f"={self.column}"
+        return f"{self.name}{source}:{self.kind}"
+
+
+def parse_features(text: str) -> tuple[FeatureColumn, ...]:
+    """Parse `name:kind,name=COLUMN:kind,...`.
+
+    Raises:
+        DataError: the text has another form, or a name occurs twice.
+    """
+    features = []
+    for part in text.split(","):
+        match = _FEATURE.fullmatch(part.strip())
+        if match is None:
+            raise DataError(
+                f"--features holds {part.strip()!r}, but must be a list such as "
+                "genre:categorical,price:float; write name=COLUMN:kind for a column whose name holds other "
+                "characters than a-z, 0-9 and _"
+            )
+        features.append(FeatureColumn(match[1], match[3], match[2] or match[1]))
+    names = [feature.name for feature in features]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"--features holds {name!r} twice; give each feature once")
+    return tuple(features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns to read from a source.
+
+    Attributes:
+        user, item: names of the columns; numbers from 1 in a file without a header.
+        time: name of the column; `none`: the position of the event in the source is its time.
+        user_type, item_type: type of the ids; None: the type of the column, which in text is `integer` if all
+            of the first rows hold integers.
+        time_type: `integer`, `decimal` (seconds) or `date`; None: the type of the column, which in text is
+            found in the first rows.
+        time_unit: unit of times that are numbers: `s`, `ms`, `us` or `ns`; None: unknown.
+        time_scale: factor by which times that are numbers are multiplied.
+        where: condition in SQL that selects rows; None: all.
+        typed_where: in text, `where` sees columns of numbers as numbers. Otherwise it sees all as text.
+        features: event features.
+        least: role -> smallest usable number; roles without an entry have no limit.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    user_type: IdType | None = None
+    item_type: IdType | None = None
+    time_type: TimeType | None = None
+    time_unit: TimeUnit | None = None
+    time_scale: int = 1
+    where: str | None = None
+    typed_where: bool = True
+    features: tuple[FeatureColumn, ...] = ()
+    least: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.time_scale <= 10**9:
+            raise DataError(f"--time-scale is {self.time_scale}, but must lie between 1 and 1e9")
+
+    @property
+    def has_time(self) -> bool:
+        """Whether a column holds the time."""
+        return self.time != NO_TIME
+
+    def names(self) -> dict[str, str]:
+        """Return role -> name of its column. Features are called `feature:NAME`."""
+        times = {"time": self.time} if self.has_time else {}
+        features = {f"feature:{feature.name}": feature.column for feature in self.features}
+        return {"user": self.user, "item": self.item, **times, **features}
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `add_column_arguments` that select these columns, for the manifest."""
+        options = {name: getattr(self, name) for name in ("user", "item", "time", "user_type", "item_type")}
+        options |= {"time_type": self.time_type, "time_unit": self.time_unit}
+        options["time_scale"] = None if self.time_scale == 1 else self.time_scale
+        return options
+
+
+def add_selecting_arguments(parser: ArgumentParser) -> None:
+    """Add `--where`, `--features`, `--items` and `--items-id`."""
+    parser.add_argument(
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="table of the items' titles and other columns: CSV, JSON lines or Parquet",
+    )
+    parser.add_argument(
+        "--items-id", metavar="COLUMN", help="column of the ids in --items (default: that of --item)"
+    )
+    parser.add_argument(
+        "--where", metavar="SQL", help="keep only the rows that meet a condition, such as 'rating >= 4'"
+    )
+    parser.add_argument(
+        "--features",
+        type=parse_features,
+        default=(),
+        metavar="LIST",
+        help="columns to keep with the events, such as genre:categorical,price:float",
+    )
+
+
+def add_column_arguments(parser: ArgumentParser) -> None:
+    """Add the options that `columns_of` reads."""
+    default = Columns()
+    for role in ("user", "item", "time"):
+        name = getattr(default, role)
+        more = "; none: the order of the rows" if role == "time" else ""
+        parser.add_argument(
+            f"--{role}", default=name, metavar="COLUMN", help=f"column of the {role}{more} (default: {name})"
+        )
+    for role in ("user", "item"):
+        parser.add_argument(
+            f"--{role}-type",
+            choices=get_args(IdType),
+            help=f"type of the {role} ids (default: found in the first rows)",
+        )
+    parser.add_argument(
+        "--time-type",
+        choices=get_args(TimeType),
+        help="integer, decimal (seconds) or date (default: found in the first rows)",
+    )
+    parser.add_argument(
+        "--time-unit",
+        choices=NUMERIC_UNITS,
+        help="unit of times that are numbers; makes dates of them (default: unknown)",
+    )
+    parser.add_argument(
+        "--time-scale",
+        type=int,
+        default=default.time_scale,
+        metavar="N",
+        help="multiply times that are numbers by N and round (default: 1)",
+    )
+    add_selecting_arguments(parser)
+
+
+def selecting_options(args: Namespace) -> dict[str, Any]:
+    """Return the options of `add_selecting_arguments`, for the manifest."""
+    options = {"where": args.where, "features": ",".join(map(str, args.features)) or None}
+    return options | {"items": args.items and str(args.items), "items_id": args.items_id}
+
+
+def columns_of(args: Namespace) -> Columns:
+    """Return the columns that the arguments of `add_column_arguments` select."""
+    names = ("user", "item", "time", "user_type", "item_type", "time_type", "time_unit", "time_scale")
+    return Columns(**{name: getattr(args, name) for name in (*names, "where", "features")})
+
+
+def find_column(name: str, present: Sequence[str], option: str | None, path: object) -> int:
+    """Return the index of the column called `name`, or `name:type` as RecBole writes it.
+
+    Args:
+        name: the column to find.
+        present: names of all columns.
+        option: the command-line option that selects another column, for the error message.
+        path: the file, for the error message.
+
+    Raises:
+        DataError: the file has no such column or several; the message lists its columns and the nearest one.
+    """
+    bases = [column.partition(":")[0] for column in present]
+    for candidates in (list(present), bases):
+        if candidates.count(name) > 1:
+            raise DataError(f"{path}: column {name!r} is there {candidates.count(name)} times; rename one")
+        if name in candidates:
+            return candidates.index(name)
+    nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
+    hint = f", nearest {nearest[0]!r}" if nearest else ""
+    way_out = f"choose a column with {option}" if option else "pass files of this format"
+    if name.isdigit():
+        way_out += ", or pass --header none to number the columns of a file without a header"
+    shown = ", ".join(map(repr, present[:50])) + (", ..." if len(present) > 50 else "")
+    raise DataError(f"{path}: no column {name!r} (columns: {shown}{hint}); {way_out}")

@@ -1,0 +1,139 @@
+"""Find the files that a command names: files, folders, patterns, and members of archives."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from longplay.data_shards.errors import DataError
+
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
+_COPY = re.compile(r"(\.(bak|old|orig|copy|\d+)|~)$|( \(\d+\)| copy)(?=(\.\w+)*$)", re.IGNORECASE)
+
+
+def without_compression(name: str) -> str:
+    """Return a file name without the suffix of its compression."""
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def find_files(paths: Iterable[Path], suffixes: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files that paths name, in their order.
+
+    Args:
+        paths: files, folders and patterns such as `logs/*.csv`. The files of a folder or pattern are in the
+            order of their paths. Files and folders whose name starts with `.` or `_` are left out.
+        suffixes: names of the files of a folder end in one of these, before a suffix of compression.
+
+    Raises:
+        DataError: a file does not exist, a folder or pattern has no files, or a file occurs twice or beside a
+            copy of itself.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = [
+                file
+                for file in sorted(path.rglob("*"))
+                if _is_data(file.relative_to(path)) and file.is_file()
+            ]
+            found = [
+                file for file in found if without_compression(file.name).lower().endswith(tuple(suffixes))
+            ]
+            found = [file for file in found if file.stat().st_size] or found  # Spark writes empty parts
+            if not found:
+                raise DataError(
+                    f"{path}: is a folder without files {', '.join(f'*{suffix}' for suffix in suffixes)}; "
+                    "pass the files to read"
+                )
+            files += found
+        elif not path.exists() and glob.has_magic(str(path)):
+            found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            if not (found := [file for file in found if file.is_file()]):
+                raise DataError(f"{path}: no file matches; check the pattern")
+            files += found
+        else:
+            files.append(path)
+    check_copies(files)
+    return tuple(files)
+
+
+def check_copies(files: Iterable[Path]) -> None:
+    """Check that no file occurs twice, compressed and plain, or beside a copy such as `events.csv.bak`.
+
+    Raises:
+        DataError: two files hold the same data; the message names both.
+    """
+    seen: dict[Path, Path] = {}
+    for file in files:
+        origin = file.resolve()
+        for _ in range(3):
+            origin = origin.with_name(_COPY.sub("", without_compression(origin.name)) or origin.name)
+        if origin in seen:
+            raise DataError(
+                f"{file}: holds the same data as {seen[origin]}, by its name; pass only one of them"
+            )
+        seen[origin] = file
+
+
+def file_identity(path: Path) -> list[Any]:
+    """Return the path, size and modification time of a file, which change when it is replaced.
+
+    Raises:
+        DataError: the file does not exist or cannot be read.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+@contextmanager
+def reading(path: Path, kind: str, remedy: str = "check that it is complete") -> Iterator[None]:
+    """Turn an error while reading a file into one line.
+
+    Args:
+        path: the file.
+        kind: what it is read as, such as `text`.
+        remedy: what to do.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the path of the file to read")
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
+    except (OSError, EOFError, pa.ArrowException, *_archive_errors()) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "too much memory" in cause:
+            cause, remedy = "its zstd window is too large", f"repack it with `zstd -d --long=31 {path}`"
+        raise DataError(f"{path}: cannot be read as {kind} ({cause}); {remedy}") from error
+
+
+def _archive_errors() -> tuple[type[Exception], ...]:
+    import lzma
+    import tarfile
+    import zipfile
+    import zlib
+
+    return (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+def _is_data(path: Path) -> bool:
+    """Return whether no part of a relative path is hidden or is a marker such as `_SUCCESS`."""
+    return not any(part.startswith((".", "_")) for part in path.parts)

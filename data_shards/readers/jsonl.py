@@ -1,0 +1,121 @@
+"""Line-delimited JSON: one object per line, plain, compressed or archived."""
+
+from __future__ import annotations
+
+import functools
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.bad_rows import NOT_JSON
+from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
+from longplay.data_shards.readers.inputs import find_files
+from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
+from longplay.data_shards.readers.text_files import TextFile
+from longplay.data_shards.readers.text_lines import LineFormat, count_lines
+from longplay.data_shards.readers.values import RawTable, query
+
+SUFFIXES = (".jsonl", ".json", ".ndjson")
+_LINES = LineFormat("\x1f", 1, quotes=False)
+_HEAD_BYTES = 1 << 20
+_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonLinesSource(FileSource):
+    """Files of JSON objects, one per line. Fields of nested objects are not columns."""
+
+    member: str = "*"
+
+    def find_files(self) -> tuple[Path, ...]:
+        return find_files(self.paths, SUFFIXES)
+
+    def open_file(self, path: Path) -> TableFile:
+        return _JsonFile(TextFile.open(path, self.member))
+
+
+class _JsonFile:
+    """A text file of JSON objects. Its columns are the keys of the first ones."""
+
+    is_text = True
+
+    def __init__(self, file: TextFile) -> None:
+        self.path, self.weight, self._file = file.path, file.num_bytes, file
+        objects = []
+        for line in self._first_lines.decode("utf-8", "replace").splitlines()[:HEAD_ROWS]:
+            try:
+                objects.append(json.loads(line))
+            except ValueError:
+                continue
+        keys = dict.fromkeys(key for one in objects if isinstance(one, dict) for key in one)
+        if not keys:
+            raise DataError(
+                f"{file.path}: the first lines are not JSON objects; pass a file with one object per line, "
+                "or read other text with `longplay prepare csv`"
+            )
+        self.header: Sequence[str] = list(keys)
+        lines_per_byte = count_lines(self._first_lines) / len(self._first_lines)
+        self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + 1
+
+    @functools.cached_property
+    def _first_lines(self) -> bytes:
+        block = next(self._file.blocks(_HEAD_BYTES, skip_header=False), None)
+        return b"" if block is None else block.read()
+
+    def head(self) -> pa.Table:
+        table = self._table(self._first_lines, range(len(self.header))).table
+        return table.filter(table["fault"].is_null()).drop_columns(["fault", "text"]).slice(0, HEAD_ROWS)
+
+    def blocks(self, block_bytes: int, needed: Sequence[int]) -> Iterator[tuple[int, Callable[[], RawTable]]]:
+        for block in self._file.blocks(block_bytes, skip_header=False):
+            yield block.weight, functools.partial(self._read, block.read, needed)
+
+    def _read(self, read: Callable[[], bytes], needed: Sequence[int]) -> RawTable:
+        return self._table(read(), needed)
+
+    def _table(self, data: bytes, needed: Sequence[int]) -> RawTable:
+        lines, numbers, num_blank = _LINES.split(data, [0])
+        keys = [f"$.{json.dumps(self.header[at], ensure_ascii=False)}".replace("'", "''") for at in needed]
+        found = ", ".join(f"found[{place}] AS c{at}" for place, at in enumerate(needed, 1))
+        listed = ", ".join(f"'{key}'" for key in keys)
+        valid = "CASE WHEN coalesce(json_valid(c0), false) THEN json_type(c0) = 'OBJECT' ELSE false END"
+        table = query(
+            f"SELECT {found}, CASE WHEN NOT valid THEN '{NOT_JSON}' END AS fault, "
+            "CASE WHEN NOT valid THEN text END AS text FROM "
+            f"(SELECT valid, text, CASE WHEN valid THEN json_extract_string(text, [{listed}]) END AS found "
+            f"FROM (SELECT c0 AS text, {valid} AS valid FROM block))",
+            block=lines.select(["c0"]),
+        )
+        return RawTable(table, f"{self.path}, line", np.asarray(numbers) + 1, num_blank)
+
+
+def _open(args: Namespace) -> JsonLinesSource:
+    columns = columns_of(args)
+    return JsonLinesSource(
+        format="jsonl",
+        paths=tuple(args.paths),
+        columns=columns,
+        options={**columns.options(), **selecting_options(args)},
+    )
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, folders or patterns")
+    add_column_arguments(parser)
+
+
+READERS.register(
+    "jsonl",
+    Reader(
+        help="JSON objects, one per line, also compressed or in a .zip or .tar",
+        add_arguments=_add_arguments,
+        open=_open,
+    ),
+)

@@ -1,0 +1,171 @@
+"""Delimited text: CSV, TSV, RecBole's `.inter` and lines without a header, plain, compressed or archived."""
+
+from __future__ import annotations
+
+import functools
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.bad_rows import BAD_QUOTING
+from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
+from longplay.data_shards.readers.inputs import find_files, without_compression
+from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
+from longplay.data_shards.readers.text_files import TextFile
+from longplay.data_shards.readers.text_lines import LineFormat, count_lines, split_line
+from longplay.data_shards.readers.values import RawTable
+
+SUFFIXES = (".csv", ".tsv", ".inter", ".txt", ".dat", ".tab")
+_TAB_SUFFIXES = (".tsv", ".inter", ".tab")
+_SEPARATORS = (",", "\t", ";", "|")
+_SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+_HEAD_BYTES = 1 << 20
+_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource(FileSource):
+    """Files of delimited text.
+
+    Attributes:
+        sep: the separator; None: chosen by each file's extension or first line.
+        header: names of the columns of files without a header line; (): their numbers from 1; None: the first
+            line is a header.
+        quotes: fields may be quoted with `"`; None: found in the first lines.
+        member: pattern of the name of the member to read of an archive.
+    """
+
+    sep: str | None = None
+    header: tuple[str, ...] | None = None
+    quotes: bool | None = None
+    member: str = "*"
+
+    def find_files(self) -> tuple[Path, ...]:
+        return find_files(self.paths, SUFFIXES)
+
+    def open_file(self, path: Path) -> TableFile:
+        return _DelimitedFile(self, TextFile.open(path, self.member))
+
+
+class _DelimitedFile:
+    """A text file and its separator, header and quoting."""
+
+    is_text = True
+
+    def __init__(self, source: TextSource, file: TextFile) -> None:
+        self.path, self.weight, self._file = file.path, file.num_bytes, file
+        line = file.first_line()
+        self._sep = source.sep or _guess_separator(file.path, line.decode("utf-8", "replace"))
+        self._has_header_line = source.header is None
+        names = split_line(line, self._sep, quotes=len(self._sep) == 1)
+        self.header: Sequence[str] = (
+            [name.strip() for name in names]
+            if self._has_header_line
+            else source.header or [str(number) for number in range(1, len(names) + 1)]
+        )
+        quotes = len(self._sep) == 1 if source.quotes is None else source.quotes
+        self._lines = LineFormat(self._sep, len(self.header), quotes)
+        if source.quotes is None and quotes:
+            self._lines = self._better_quoted()
+        data = self._first_lines
+        lines_per_byte = count_lines(data) / max(1, len(data))
+        self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + bool(data)
+
+    def _better_quoted(self) -> LineFormat:
+        """Return the format with or without quotes, by which fewer of the first lines are faulty."""
+        formats = [LineFormat(self._sep, len(self.header), quotes) for quotes in (True, False)]
+        faults = []
+        for lines in formats:
+            table, _, _ = lines.split(self._first_lines, [0])
+            found = table["fault"].to_pylist() if "fault" in table.column_names else []
+            faults.append((sum(fault is not None for fault in found), found.count(BAD_QUOTING)))
+        return formats[1] if faults[1] < faults[0] else formats[0]
+
+    @functools.cached_property
+    def _first_lines(self) -> bytes:
+        block = next(self._file.blocks(_HEAD_BYTES, skip_header=self._has_header_line), None)
+        return b"" if block is None else block.read()
+
+    def head(self) -> pa.Table:
+        table, _, _ = self._lines.split(self._first_lines, list(range(len(self.header))))
+        if "fault" in table.column_names:
+            table = table.filter(table["fault"].is_null())
+        return table.select([f"c{at}" for at in range(len(self.header))]).slice(0, HEAD_ROWS)
+
+    def blocks(self, block_bytes: int, needed: Sequence[int]) -> Iterator[tuple[int, Callable[[], RawTable]]]:
+        first_number = 2 if self._has_header_line else 1
+        for block in self._file.blocks(block_bytes, skip_header=self._has_header_line):
+
+            def read(data: Callable[[], bytes] = block.read) -> RawTable:
+                table, numbers, num_blank = self._lines.split(data(), list(needed))
+                return RawTable(table, f"{self.path}, line", numbers + first_number, num_blank)
+
+            yield block.weight, read
+
+
+def _guess_separator(path: Path, line: str) -> str:
+    """Return a tab for `.tsv` and `.inter`, else the separator that is most frequent in the first line."""
+    if without_compression(path.name).lower().endswith(_TAB_SUFFIXES):
+        return "\t"
+    found = max(_SEPARATORS, key=line.count)
+    return found if found in line else " "
+
+
+def add_text_arguments(parser: ArgumentParser) -> None:
+    """Add `--sep`, `--header` and `--quote`."""
+    parser.add_argument(
+        "--sep",
+        help="separator: tab, comma, semicolon, pipe, space or any text (default: found)",
+    )
+    parser.add_argument(
+        "--header",
+        choices=["first-line", "none"],
+        default="first-line",
+        help="none: columns have no names, but numbers from 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quote", choices=["double", "none"], help='double: fields may be quoted with " (default: found)'
+    )
+
+
+def _open(args: Namespace) -> TextSource:
+    columns = columns_of(args)
+    header = None if args.header == "first-line" else args.header
+    if args.sep == "":
+        raise DataError("--sep is empty; pass tab, comma, semicolon, pipe, space or the separating text")
+    return TextSource(
+        format="csv",
+        paths=tuple(args.paths),
+        columns=columns,
+        options={
+            **columns.options(),
+            **selecting_options(args),
+            "sep": args.sep,
+            "header": header,
+            "quote": args.quote,
+        },
+        sep=_SEPARATOR_NAMES.get(args.sep, args.sep),
+        header=None if header is None else (),
+        quotes=None if args.quote is None else args.quote == "double",
+    )
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, folders or patterns")
+    add_text_arguments(parser)
+    add_column_arguments(parser)
+
+
+READERS.register(
+    "csv",
+    Reader(
+        help="delimited text: .csv, .tsv, .inter, ..., also compressed or in a .zip or .tar",
+        add_arguments=_add_arguments,
+        open=_open,
+    ),
+)

@@ -1,0 +1,237 @@
+"""Read plain, compressed or archived text in blocks of whole lines, without holding a file in memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import lzma
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.inputs import reading
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+}
+_SKIPPABLE_ZSTD = b"\x2a\x4d\x18"  # follows a byte 0x50..0x5f, as pzstd writes it
+_FOREIGN = {
+    b"PAR1": "a Parquet file; read it with `longplay prepare parquet`",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x1f\x9d": "compressed by `compress`; unpack it",
+    b"SQLite format 3": "an SQLite database; export a table as CSV",
+    b"\x89HDF": "an HDF5 file; export a table as CSV or Parquet",
+    b"ARROW1": "an Arrow file; write it as Parquet",
+    b"\x93NUMPY": "a NumPy array; write it as CSV or Parquet",
+    b"\x80\x04\x95": "a pickle; write it as CSV or Parquet",
+    b"\xff\xfe": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8`",
+}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_LINE = 1 << 24
+_PROBE_BYTES = 1 << 16
+_TAR_MAGIC = slice(257, 262)
+_MAX_INFLATION = 8
+"""Assumed compression ratio, for estimates of sizes."""
+
+
+@dataclass(frozen=True)
+class TextBlock:
+    """Whole lines of a file.
+
+    Attributes:
+        path: the file.
+        begin, end: byte range in a plain file. The last line may lack its line break.
+        weight: bytes that the block takes in the file on disk.
+        data: the decompressed lines of a compressed file.
+    """
+
+    path: Path
+    begin: int
+    end: int
+    weight: int
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        """Return the lines."""
+        if self.data is not None:
+            return self.data
+        with reading(self.path, "text"), self.path.open("rb") as file:
+            file.seek(self.begin)
+            return file.read(self.end - self.begin)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file that exists and is not empty. Its first bytes show how it is packed, whatever its name.
+
+    Attributes:
+        path: the file.
+        num_bytes: its size.
+        packing: `gzip`, `zstd`, `bz2`, `xz`, `zip`, `tar`, or None for plain text.
+        member: pattern of the name of the archive's member to read.
+    """
+
+    path: Path
+    num_bytes: int
+    packing: str | None
+    member: str = "*"
+
+    @classmethod
+    def open(cls, path: Path, member: str = "*") -> TextFile:
+        """Open a file to find out how it is packed.
+
+        Raises:
+            DataError: the file is missing, unreadable, empty or not text.
+        """
+        with reading(path, "text"):
+            with path.open("rb") as file:
+                start = file.read(512)
+                num_bytes = os.fstat(file.fileno()).st_size
+            if not start:
+                raise DataError(f"{path}: is empty; pass a file with events")
+            packing = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+            if start[1:4] == _SKIPPABLE_ZSTD and 0x50 <= start[0] <= 0x5F:
+                packing = "zstd"
+            if packing != "zip" and tarfile.is_tarfile(path):
+                packing = "tar"
+            opened = cls(path, num_bytes, packing, member)
+            with opened._stream() as stream:
+                _check_is_text(path, stream.read(512))
+        return opened
+
+    @property
+    def max_text_bytes(self) -> int:
+        """An upper estimate of the bytes of text in the file."""
+        return self.num_bytes * (_MAX_INFLATION if self.packing else 1)
+
+    def first_line(self) -> bytes:
+        """Return the first line with its line break, without a byte order mark."""
+        with reading(self.path, "text"), self._stream() as stream:
+            line = b""
+            while b"\n" not in line and (more := stream.read(_PROBE_BYTES)):
+                line += more
+                self._check_length(len(line) if b"\n" not in line else 0)
+        if not line:
+            raise DataError(f"{self.path}: is empty; pass a file with events")
+        end = line.find(b"\n") + 1
+        return (line[:end] if end else line).removeprefix(_BYTE_ORDER_MARK)
+
+    def blocks(self, block_bytes: int, *, skip_header: bool) -> Iterator[TextBlock]:
+        """Yield the lines in blocks of at least `block_bytes`, each extended to the end of its last line.
+
+        Args:
+            block_bytes: size of a block.
+            skip_header: leave out the first line.
+
+        Raises:
+            DataError: the file is damaged or is not text.
+        """
+        with reading(self.path, "text"), self._stream() as stream:
+            mark = len(_BYTE_ORDER_MARK) if stream.read(3) == _BYTE_ORDER_MARK else 0
+        begin = mark + (len(self.first_line()) if skip_header else 0)
+        return self._unpacked(block_bytes, begin) if self.packing else self._plain(block_bytes, begin)
+
+    def _plain(self, block_bytes: int, begin: int) -> Iterator[TextBlock]:
+        weighed = 0
+        with reading(self.path, "text"), self.path.open("rb") as file:
+            while begin < self.num_bytes:
+                end = min(begin + block_bytes, self.num_bytes)
+                if end < self.num_bytes:
+                    file.seek(end - 1)
+                    end += self._rest_of_line(file) - 1
+                yield TextBlock(self.path, begin, end, end - weighed)
+                begin = weighed = end
+
+    def _rest_of_line(self, file: Any) -> int:
+        """Return the number of bytes up to the end of the line, including its line break."""
+        line = file.readline(_LONGEST_LINE)
+        self._check_length(0 if line.endswith(b"\n") else len(line))
+        return len(line)
+
+    def _unpacked(self, block_bytes: int, skipped: int) -> Iterator[TextBlock]:
+        rest, num_read, weighed = b"", 0, 0
+        with reading(self.path, "text"), self._stream() as stream:
+            while more := stream.read(block_bytes):
+                num_read += len(more)
+                data = rest + more
+                cut = data.rfind(b"\n") + 1
+                self._check_length(0 if cut else len(data))
+                rest = data[cut:]
+                if cut > skipped:
+                    at = min(self.num_bytes, max(weighed, num_read // _MAX_INFLATION))
+                    yield TextBlock(self.path, 0, 0, at - weighed, data[skipped:cut])
+                    weighed = at
+                skipped = max(0, skipped - cut)
+        if rest[skipped:]:
+            yield TextBlock(self.path, 0, 0, self.num_bytes - weighed, rest[skipped:])
+
+    @contextmanager
+    def _stream(self) -> Iterator[Any]:
+        """Open the text."""
+        if self.packing == "xz":
+            with lzma.open(self.path) as stream:
+                yield stream
+        elif self.packing == "zip":
+            with zipfile.ZipFile(self.path) as archive:
+                names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+                with archive.open(self._chosen(names)) as stream:
+                    yield stream
+        elif self.packing == "tar":
+            with tarfile.open(self.path) as archive:
+                members = {member.name: member for member in archive if member.isfile()}
+                stream = archive.extractfile(members[self._chosen(list(members))])
+                assert stream is not None
+                with stream:
+                    yield stream
+        else:
+            with pa.input_stream(str(self.path), compression=self.packing) as stream:
+                yield stream
+
+    def _chosen(self, names: list[str]) -> str:
+        """Return the member to read.
+
+        Raises:
+            DataError: none or several members match.
+        """
+        found = [name for name in names if fnmatch.fnmatch(name.rpartition("/")[2], self.member)]
+        found = [name for name in found if not name.startswith("__MACOSX/")]
+        if len(found) != 1:
+            which = "files" if self.member == "*" else f"files {self.member}"
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise DataError(
+                f"{self.path}: the archive holds {len(found)} {which} ({shown}); unpack it, and pass the "
+                "file to read"
+            )
+        return found[0]
+
+    def _check_length(self, line_bytes: int) -> None:
+        if line_bytes >= _LONGEST_LINE:
+            raise DataError(
+                f"{self.path}: cannot be read as text (no line break within {_LONGEST_LINE >> 20} MiB); "
+                "check that it is complete and consists of lines"
+            )
+
+
+def _check_is_text(path: Path, start: bytes) -> None:
+    """Check that a file does not start as those of another kind do.
+
+    Raises:
+        DataError: it does; the message says what the file is.
+    """
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise DataError(f"{path}: is {what}")
