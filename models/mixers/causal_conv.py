@@ -43,9 +43,7 @@ def causal_conv_silu(
         ValueError: `scan` is "kernel" and causal-conv1d is not installed.
     """
     if x.is_cuda and _uses_package(scan, *weight.shape):
-        seq_idx = layout.seq_idx.to(torch.int32).contiguous()
-        x = x.contiguous().transpose(1, 2)
-        return KERNEL.require()(x, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+        return causal_conv_silu_package(x, weight, bias, layout)
     by_triton = uses_packages(scan) and can_run_triton(x.device.type)
     if by_triton and x.dtype in (torch.float32, torch.bfloat16):
         from longplay.models.mixers.causal_conv_kernel import causal_conv_silu_triton
@@ -53,6 +51,13 @@ def causal_conv_silu(
         return causal_conv_silu_triton(x, weight, bias, layout.starts)
     by_cpp = x.device.type == "cpu" and x.dtype == torch.float32 and load_native(_SOURCE) is not None
     return F.silu((_CppConv if by_cpp else _TorchConv).apply(x, weight, bias, layout))
+
+
+def causal_conv_silu_package(x: Tensor, weight: Tensor, bias: Tensor, layout: SegmentLayout) -> Tensor:
+    """Compute `causal_conv_silu` with causal-conv1d: E must be a multiple of 8, and K 2 to 4."""
+    seq_idx = layout.seq_idx.to(torch.int32).contiguous()
+    x = x.contiguous().transpose(1, 2)  # channels last, which the kernel needs for segments
+    return KERNEL.require()(x, weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
 
 
 def _uses_package(scan: ScanName, channels: int, num_taps: int) -> bool:
