@@ -13,6 +13,7 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.settings.errors import ConfigError
 from longplay.models.inputs.spec import VECTORS, category_key
 
+_ROWS_AT_ONCE = 1 << 18
 _NUMBERS = (pl.Float32, pl.Float64, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
 
 
@@ -84,16 +85,25 @@ def _vectors(column: pl.Series) -> Tensor:
     place, dtype = f"inputs.item_vectors {column.name}", column.dtype
     if not isinstance(dtype, pl.List | pl.Array) or dtype.inner not in _NUMBERS:
         raise ConfigError(f"{place}: is {dtype}; give a column of lists of numbers")
-    column = column.cast(pl.List(pl.Float32))
-    lengths = column.list.len().drop_nulls().unique().to_list()
+    lengths = (
+        (column.list if isinstance(dtype, pl.List) else column.arr).len().drop_nulls().unique().to_list()
+    )
     if len(lengths) != 1 or lengths == [0]:
-        raise ConfigError(f"{place}: has lists of {sorted(lengths)[:3]} numbers; give vectors of one length")
-    (width,), known = lengths, column.is_not_null().to_numpy()
-    values = column.drop_nulls().explode()
-    if values.null_count() or not values.is_finite().all():
-        raise ConfigError(f"{place}: a vector contains a null, NaN or infinity")
+        raise ConfigError(
+            f"{place}: has vectors of lengths {sorted(lengths)[:3]}; give vectors of one length"
+        )
+    (width,) = lengths
     table = np.zeros((len(column) + 1, width), np.float32)
-    table[1:][known] = values.to_numpy().reshape(-1, width)
-    square_length = float(np.einsum("ij,ij->", table, table, dtype=np.float64)) / max(1, int(known.sum()))
-    table *= np.float32(square_length**-0.5 if square_length else 1.0)
+    square_length, num_known = 0.0, 0
+    for first in range(0, len(column), _ROWS_AT_ONCE):
+        part = column.slice(first, _ROWS_AT_ONCE).cast(pl.List(pl.Float32))
+        known, values = part.is_not_null().to_numpy(), part.drop_nulls().explode()
+        if values.null_count() or not values.is_finite().all():
+            raise ConfigError(f"{place}: a vector contains a null, NaN or infinity")
+        rows = table[1 + first : 1 + first + len(part)]
+        rows[known] = values.to_numpy().reshape(-1, width)
+        square_length += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
+        num_known += int(known.sum())
+    if square_length:
+        table *= np.float32((square_length / num_known) ** -0.5)
     return torch.from_numpy(table)
