@@ -135,6 +135,6 @@ def _ticks_per_s(dataset: Dataset) -> int:
         why = "its times are row numbers" if unit == "index" else "the unit of its times is unknown"
         raise ConfigError(
             f"inputs.time_of_day=true: {dataset.path} has no time of day, because {why}; prepare the dataset "
-            "again from times with a unit, or use --inputs.time_gap, which works in any unit"
+            "again with --time-unit, or use --inputs.time_gap, which works in any unit"
         )
     return round(1 / unit_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from support.commands import longplay
 from support.datasets import REPOSITORY, log_normal_lengths
 from support.feature_sets import write_dataset
 
-from longplay.data_shards.storage.manifest import ITEMS_NAME
 from longplay.launch.cli import main
 
 PAGE = REPOSITORY / "docs" / "guides" / "inputs.md"
@@ -23,39 +23,44 @@ SMALL = shlex.split(
 
 def commands() -> list[list[str]]:
     """Return the commands of the page's code blocks without a language."""
-    blocks = PAGE.read_text().split("```")[1::2]
-    return [
-        shlex.split(line)[1:] for block in blocks if block[0] == "\n" for line in block.split("\n") if line
-    ]
+    blocks = PAGE.read_text().replace("\\\n", " ").split("```")[1::2]
+    lines = [line for block in blocks if block[0] == "\n" for line in block.splitlines() if line]
+    return [shlex.split(line)[1:] for line in lines]
 
 
-def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+def write_shop(folder: Path) -> None:
+    """Write the events and the items that the page prepares."""
     lengths, rng = log_normal_lengths(60, median=8), np.random.default_rng(0)
     events = int(lengths.sum())
-    dataset = write_dataset(
-        tmp_path / "data" / "shop",
-        lengths,
-        rng.integers(0, 50, events),
-        1_600_000_000 + np.arange(events) * 1000,
-        categorical={"device": rng.choice(np.array(["phone", "laptop", None], object), events)},
-        floats={"price": rng.normal(10, 3, events)},
-        num_shards=12,
-    )
-    items = tmp_path / "data" / "shop" / ITEMS_NAME
-    number = np.arange(dataset.num_items)
-    columns = {
-        "category": [f"category {n % 5}" for n in number],
-        "embedding": rng.normal(size=(len(number), 4)),
+    shop = {
+        "user": np.repeat(np.arange(60), lengths),
+        "item": [f"B{number:03d}" for number in rng.integers(0, 50, events)],
+        "time": 1_600_000_000 + np.arange(events) * 1000,
+        "device": rng.choice(np.array(["phone", "laptop", None], object), events),
+        "price": [None if price < 5 else price for price in rng.normal(10, 3, events)],
     }
-    pl.read_parquet(items).with_columns(
-        **{name: pl.Series(values) for name, values in columns.items()}
-    ).write_parquet(items)
+    pl.DataFrame(shop).write_csv(folder / "shop.csv")
+    products = {
+        "item": [f"B{number:03d}" for number in range(50)],
+        "category": [None if number % 9 == 2 else f"category {number % 5}" for number in range(50)],
+        "embedding": rng.normal(size=(50, 4)).tolist(),
+    }
+    pl.DataFrame(products).write_parquet(folder / "products.parquet")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    here = ("data/", "runs/", "shop.csv", "products.parquet")
     ran = commands()
-    assert {words[0] for words in ran} == {"train", "plan", "evaluate", "recommend"}
+    assert {words[0] for words in ran} == {"prepare", "inspect", "train", "plan", "evaluate", "recommend"}
     for words in ran:
-        placed = [str(tmp_path / word) if word.startswith(("data/", "runs/")) else word for word in words]
+        placed = [str(tmp_path / word) if word.startswith(here) else word for word in words]
         output = longplay([*placed, *(SMALL if words[0] in ("train", "plan") else [])], tmp_path / "out")
         assert words[0] != "train" or "inputs   " in output
+        if words[0] == "inspect":
+            assert re.search(r"^  device +categorical, 2 values, most frequent", output, re.MULTILINE)
+            assert re.search(r"^  price +float, 5\.\d+ to 1\d", output, re.MULTILINE)
 
 
 def test_a_feature_with_too_many_values_is_refused_by_its_memory(
