@@ -15,12 +15,13 @@ import pyarrow as pa
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import NOT_JSON
 from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
+from longplay.data_shards.readers.database import query
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat, count_lines
-from longplay.data_shards.readers.values import RawTable, query
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _LINES = LineFormat("\x1f", 1, quotes=False)

@@ -26,9 +26,9 @@ from longplay.data_shards.readers.columns import (
 )
 from longplay.data_shards.readers.inputs import find_files, reading
 from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.sources import BLOCK_ROWS
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
-from longplay.data_shards.readers.values import RawTable
 
 SUFFIXES = (".parquet", ".pq")
 

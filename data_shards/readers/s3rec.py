@@ -18,10 +18,10 @@ from longplay.data_shards.readers.bad_rows import TOO_FEW_COLUMNS
 from longplay.data_shards.readers.columns import Columns
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat
-from longplay.data_shards.readers.values import RawTable
 
 _LINES = LineFormat("\x1f", 1, quotes=False)
 _HEAD_BYTES = 1 << 20

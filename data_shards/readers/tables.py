@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.columns import Columns
+from longplay.data_shards.readers.database import column_types
 from longplay.data_shards.readers.inputs import file_identity
+from longplay.data_shards.readers.kinds import ColumnKinds
+from longplay.data_shards.readers.row_parser import RawTable, RowParser
 from longplay.data_shards.readers.sources import Block, ParsedBlock
-from longplay.data_shards.readers.values import ColumnKinds, RawTable, RowParser, column_types
 from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
 
 HEAD_ROWS = 20_000

@@ -15,10 +15,10 @@ from longplay.data_shards.readers.bad_rows import BAD_QUOTING
 from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
 from longplay.data_shards.readers.inputs import find_files, without_compression
 from longplay.data_shards.readers.registry import READERS, Reader
+from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat, count_lines, split_line
-from longplay.data_shards.readers.values import RawTable
 
 SUFFIXES = (".csv", ".tsv", ".inter", ".txt", ".dat", ".tab")
 _TAB_SUFFIXES = (".tsv", ".inter", ".tab")

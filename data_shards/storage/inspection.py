@@ -12,6 +12,7 @@ import numpy as np
 from longplay.data_shards.progress import Track, untracked
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.features import FeatureInfo
+from longplay.data_shards.storage.manifest import SourceInfo
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -94,7 +95,7 @@ class Inspection:
     """
 
     dataset_id: str
-    source: dict[str, Any]
+    source: SourceInfo
     original_ids: dict[str, dict[str, Any]]
     rows_in: int
     rows_dropped: dict[str, int]

@@ -72,9 +72,10 @@ def test_string_ids_are_kept_exactly(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "set").items.original_ids.tolist() == sorted(ids)
 
 
-def test_ids_with_leading_zeros_are_strings(tmp_path: Path) -> None:
-    path = text(tmp_path / "a.csv", HEADER + "1,0012,1\n1,12,2\n")
-    assert found(tmp_path, "csv", path) == {1: [("0012", 1), ("12", 2)]}
+@pytest.mark.parametrize("other", ["0012", "1_2", "1.2e1", "0xC", "12.5", "1２", "9" * 20, "-", "1e1"])
+def test_ids_that_would_not_be_given_back_are_strings(tmp_path: Path, other: str) -> None:
+    path = text(tmp_path / "a.csv", HEADER + f"1,{other},1\n1,12,2\n")
+    assert found(tmp_path, "csv", path) == {1: [(other, 1), ("12", 2)]}
 
 
 def test_an_integer_column_refuses_what_it_cannot_give_back(tmp_path: Path) -> None:

@@ -1,0 +1,253 @@
+"""Turn raw rows into events with DuckDB, and count the unusable rows by reason."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.bad_rows import BLANK_LINE, NUM_EXAMPLES, BadRow, BadRows
+from longplay.data_shards.readers.columns import Columns
+from longplay.data_shards.readers.database import query
+from longplay.data_shards.readers.kinds import ColumnKinds, find_columns
+from longplay.data_shards.readers.sources import MISSING, Ids, ParsedBlock
+from longplay.data_shards.readers.values import (
+    EXACT_BELOW,
+    WHITESPACE,
+    id_sql,
+    integer_sql,
+    literal,
+    time_sql,
+)
+
+NOT_SELECTED = "not_selected"
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Consecutive rows of a file, as they were read.
+
+    Attributes:
+        table: columns `c0`, `c1`, ... in the order of the header, of which those that are not needed may be
+            absent. Text columns `fault` and `text`, if present, mark rows that are known to be unusable.
+        where: the file and the kind of row number, for messages: `events.csv, line`.
+        numbers: (rows,) int64 number of each row, counted from the first row of the block.
+        num_blank: blank lines that were left out.
+    """
+
+    table: pa.Table
+    where: str
+    numbers: np.ndarray
+    num_blank: int = 0
+
+
+class RowParser:
+    """Turns the raw rows of files with one header into events.
+
+    Args:
+        columns: which columns are read, and which rows are selected.
+        kinds: how they are read.
+        header: names of all columns.
+        types: column of `RawTable.table` -> DuckDB's name of its type.
+        path: the file, for messages.
+
+    Raises:
+        DataError: a column is missing, or the condition of `columns.where` is unusable.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        kinds: ColumnKinds,
+        header: Sequence[str],
+        types: Mapping[str, str],
+        path: object,
+    ) -> None:
+        self._columns = columns
+        places = find_columns(columns, header, path)
+        self._names = {role: header[at] for role, at in places.items()}
+        self.needed = sorted(set(places.values())) if columns.where is None else list(range(len(header)))
+        values = {}
+        for role, at in places.items():
+            raw, dtype = f"c{at}", types[f"c{at}"]
+            name = role.partition(":")[2]
+            feature = next((one for one in columns.features if one.name == name), None)
+            if role == "time":
+                values[role] = time_sql(raw, dtype, kinds.time, columns.time_scale)
+            elif feature is not None and feature.kind == "float":
+                number = f"TRY_CAST({raw} AS FLOAT)"
+                values[role] = f"CASE WHEN isfinite({number}) THEN {number} END"
+            else:
+                kind = kinds.features[name] if feature else getattr(kinds, role)
+                values[role] = id_sql(raw, dtype, kind)
+        self._select = ", ".join(f'{value} AS "{role}"' for role, value in values.items())
+        self._faults = self._fault_cases(places, kinds, types)
+        self._seen = _seen_columns(header, kinds.types, self.needed) if columns.where else ""
+        texts = [at for role, at in places.items() if types[f"c{at}"] == "VARCHAR"]
+        integers = [role for role in places if getattr(kinds, role, None) == "integer"]
+        as_they_are = columns.where is None and columns.has_time and columns.time_scale == 1
+        self._plain = places if as_they_are and len(texts) == len(integers) == len(places) else None
+
+    def _fault_cases(self, places: Mapping[str, int], kinds: ColumnKinds, types: Mapping[str, str]) -> str:
+        """Return the SQL of (reason, text) for an unusable row, null for a usable one."""
+        wanted = {
+            "integer": "not_an_integer",
+            "string": "missing",
+            "decimal": "not_a_number",
+            "date": "not_a_date",
+        }
+        reasons, texts = [], []
+        for role, at in places.items():
+            if role.startswith("feature:"):
+                continue
+            name = literal(f":{self._names[role]}")
+            shown = f"coalesce(c{at}::VARCHAR, '')"
+            empty = f"trim({shown}, {WHITESPACE}) IN ('', 'NaN', 'nan')"
+            inexact = ""
+            if types[f"c{at}"] == "FLOAT":
+                inexact = f"WHEN abs(c{at}) >= {EXACT_BELOW['FLOAT']} THEN 'not_exact' "
+            reasons.append(
+                f"WHEN \"{role}\" IS NULL THEN CASE WHEN {empty} THEN 'missing' {inexact}"
+                f"ELSE '{wanted[getattr(kinds, role)]}' END || {name}"
+            )
+            texts.append(f'WHEN "{role}" IS NULL THEN {shown}')
+            if role in self._columns.least:
+                below = f'WHEN "{role}" < {self._columns.least[role]} THEN'
+                reasons.append(f"{below} 'out_of_range' || {name}")
+                texts.append(f"{below} {shown}")
+        return (
+            f"CASE WHEN fault IS NOT NULL THEN fault {' '.join(reasons)} END AS fault, "
+            f"CASE WHEN fault IS NOT NULL THEN text {' '.join(texts)} END AS text"
+        )
+
+    def parse(self, raw: RawTable) -> ParsedBlock:
+        """Return the usable events of consecutive rows, and count the other rows by reason.
+
+        Raises:
+            DataError: the condition of `where` cannot be evaluated.
+        """
+        table = raw.table
+        if (plain := self._parse_plain(raw)) is not None:
+            return plain
+        if "fault" not in table.column_names:
+            nothing = pa.nulls(table.num_rows, pa.string())
+            table = table.append_column("fault", nothing).append_column("text", nothing)
+        roles = ", ".join(f'"{role}"' for role in self._names)
+        inner, selected = f"SELECT *, {self._select} FROM block", ""
+        if self._columns.where is not None:
+            condition = f"coalesce(({self._columns.where})::BOOLEAN, false)"
+            inner = (
+                f"SELECT rows.*, selected FROM ({inner}) AS rows POSITIONAL JOIN "
+                f"(SELECT {condition} AS selected FROM (SELECT {self._seen} FROM block))"
+            )
+            selected = ", selected"
+        try:
+            found = query(f"SELECT {roles}{selected}, {self._faults} FROM ({inner})", block=table)
+        except duckdb.Error as error:
+            if self._columns.where is None:
+                raise
+            cause = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"--where {self._columns.where!r} cannot be evaluated on {raw.where.rpartition(',')[0]} "
+                f"({cause}); write a condition in SQL over the columns of the file, such as 'rating >= 4'"
+            ) from error
+        return self._account(found, raw)
+
+    def _parse_plain(self, raw: RawTable) -> ParsedBlock | None:
+        """Return the events if all columns are digits, as they mostly are, in a fifth of DuckDB's time."""
+        if self._plain is None or "fault" in raw.table.column_names or not raw.table.num_rows:
+            return None
+        found = {}
+        for role, at in self._plain.items():
+            text = raw.table[f"c{at}"]
+            padded = pc.and_(pc.starts_with(text, "0"), pc.greater(pc.binary_length(text), 1))
+            try:
+                found[role] = text.cast(pa.int64()).to_numpy()
+            except pa.ArrowInvalid:
+                return None
+            if pc.any(padded).as_py() or found[role].min() < self._columns.least.get(role, 0):
+                return None
+        blank = {BLANK_LINE: raw.num_blank} if raw.num_blank else {}
+        return ParsedBlock(**found, rows_in=raw.table.num_rows + raw.num_blank, bad_rows=BadRows(blank))
+
+    def _account(self, found: pa.Table, raw: RawTable) -> ParsedBlock:
+        """Separate usable rows from unusable ones and from those that are not selected."""
+        bad_rows = BadRows({BLANK_LINE: raw.num_blank} if raw.num_blank else {})
+        dropped: dict[str, int] = {}
+        num_rows = found.num_rows
+        position = np.arange(num_rows)
+        if found["fault"].null_count < num_rows:
+            faulty = found["fault"].is_valid()
+            bad_rows = _bad_rows(found.filter(faulty), raw.numbers[faulty.to_numpy()], raw)
+            found, position = found.filter(found["fault"].is_null()), position[~faulty.to_numpy()]
+        if self._columns.where is not None:
+            selected = found["selected"].to_numpy()
+            if not selected.all():
+                dropped[NOT_SELECTED] = int(np.count_nonzero(~selected))
+                found, position = found.filter(found["selected"]), position[selected]
+        time = _array(found["time"]) if self._columns.has_time else position
+        return ParsedBlock(
+            _array(found["user"]),
+            _array(found["item"]),
+            cast(np.ndarray, time),
+            rows_in=num_rows + raw.num_blank,
+            bad_rows=bad_rows,
+            dropped=dropped,
+            features={
+                feature.name: _array(found[f"feature:{feature.name}"]) for feature in self._columns.features
+            },
+        )
+
+
+def _bad_rows(faulty: pa.Table, numbers: np.ndarray, raw: RawTable) -> BadRows:
+    """Count unusable rows by reason, and keep the first as examples."""
+    counts: dict[str, int] = {BLANK_LINE: raw.num_blank} if raw.num_blank else {}
+    for entry in faulty["fault"].combine_chunks().value_counts().to_pylist():
+        counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+    first = []
+    for number, reason, text in zip(
+        numbers.tolist(), faulty["fault"].to_pylist(), faulty["text"].to_pylist(), strict=True
+    ):
+        if reason != BLANK_LINE:
+            first.append(BadRow(raw.where, number, reason, text))
+        if len(first) == NUM_EXAMPLES:
+            break
+    return BadRows(dict(sorted(counts.items())), first)
+
+
+def _array(column: pa.ChunkedArray) -> Ids:
+    """Return numbers as a NumPy array, in which null is `MISSING` or NaN, and strings as an Arrow array."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.large_string()).combine_chunks()
+    if column.null_count:
+        column = column.fill_null(float("nan") if pa.types.is_floating(column.type) else MISSING)
+    return column.to_numpy()
+
+
+def _seen_columns(header: Sequence[str], types: Mapping[str, str], needed: Sequence[int]) -> str:
+    """Return the SQL of the columns that `where` sees, by name. A name that occurs twice is left out."""
+    lower = [name.lower() for name in header]
+    seen = []
+    for at in needed:
+        if lower.count(lower[at]) > 1:
+            continue
+        raw, dtype = f"c{at}", types.get(header[at], "VARCHAR")
+        typed = header[at] in types and dtype != "VARCHAR"
+        value = (
+            raw
+            if not typed
+            else integer_sql(raw, "VARCHAR")
+            if dtype == "BIGINT"
+            else f"TRY_CAST({raw} AS {dtype})"
+        )
+        quoted = header[at].replace('"', '""')
+        seen.append(f'{value} AS "{quoted}"')
+    return ", ".join(seen)
