@@ -2,6 +2,7 @@
 
     python -m benchmarks.prepare                                     100 M and 300 M events: 18 GB of raw text
     python -m benchmarks.prepare --events 10M 30M --format kuairand  smaller, another format
+    python -m benchmarks.prepare --events 100M --string-ids          the ids read as strings
 
 `longplay synth` generates the raw files; they are deleted afterwards unless --raw keeps them. Each run of
 `longplay prepare` is a separate process, whose peak memory the operating system reports.
@@ -13,6 +14,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -27,6 +29,9 @@ from longplay.data_shards.storage.manifest import Manifest
 from longplay.launch.synth import parse_count
 
 _POLL_S = 0.5
+_STRING_IDS = shlex.split(
+    "--sep tab --header none --quote none --user 1 --item 4 --time 5 --user-type string --item-type string"
+)
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,18 @@ def main() -> None:
     )
     parser.add_argument("--events", nargs="+", default=["100M", "300M"], metavar="N")
     parser.add_argument("--format", choices=["lfm1b", "kuairand"], default="lfm1b")
+    parser.add_argument("--string-ids", action="store_true", help="read LFM-1b's ids as strings")
     parser.add_argument("--memory", default="4GiB")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--raw", type=Path, help="keep raw files in this folder and reuse existing ones")
     parser.add_argument("--scratch", type=Path, help="scratch folder on a disk with enough space")
     args = parser.parse_args()
     versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("polars", "pyarrow", "numpy")
+        f"{name} {importlib.metadata.version(name)}" for name in ("polars", "pyarrow", "numpy", "duckdb")
     )
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}")
-    print(f"longplay prepare {args.format} --memory {args.memory}, medians of {args.repeats}\n")
+    ids = " with string ids" if args.string_ids else ""
+    print(f"longplay prepare {args.format}{ids} --memory {args.memory}, medians of {args.repeats}\n")
     print("      events       s M events/s   CPU s  RSS GiB disk B/event shard B/event")
     results: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
@@ -64,7 +71,10 @@ def main() -> None:
             events = parse_count("events", text)
             raw = (args.raw or Path(temporary)) / f"{args.format}-{events}"
             _make_raw(args.format, events, raw)
-            runs = [_run(args.format, raw, Path(temporary), args.memory) for _ in range(args.repeats)]
+            read = [args.format, str(raw)]
+            if args.string_ids:
+                read = ["csv", str(raw / "LFM-1b_LEs.txt"), *_STRING_IDS]
+            runs = [_run(read, Path(temporary), args.memory) for _ in range(args.repeats)]
             rate = events / statistics.median(run.seconds for run in runs)
             rss = max(run.rss_bytes for run in runs)
             manifest = runs[0].manifest
@@ -90,11 +100,11 @@ def _make_raw(form: str, events: int, raw: Path) -> None:
         )
 
 
-def _run(form: str, raw: Path, temporary: Path, memory: str) -> Measured:
-    """Prepare `raw` once."""
+def _run(read: list[str], temporary: Path, memory: str) -> Measured:
+    """Run `longplay prepare` once, with the arguments `read`."""
     work = temporary / "work"
     work.mkdir()
-    command = ["prepare", form, str(raw), "--out", str(work / "set"), "--memory", memory]
+    command = ["prepare", *read, "--out", str(work / "set"), "--memory", memory]
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "longplay.launch.cli", *command], stdout=subprocess.DEVNULL
