@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from longplay.native.tracing import not_traced
 
@@ -96,7 +97,7 @@ class SegmentLayout:
     @cached_property
     def lengths(self) -> Tensor:
         """(S,) int64, the number of slots of each segment."""
-        return torch.diff(self.first_slots, append=self.first_slots.new_tensor([self.seq_idx.numel()]))
+        return torch.diff(F.pad(self.first_slots, (0, 1), value=self.seq_idx.numel()))
 
     @cached_property
     def buckets(self) -> PaddedBuckets:

@@ -1,0 +1,136 @@
+"""A training step on another device: no operation mixes devices, and the host waits only where it must."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from support.other_device import DEVICE, OtherDevice
+from support.runs import small_config, small_dataset
+from support.triton_interpreter import assert_tests_pass_in_the_interpreter, combine_slices
+from torch import Tensor, nn
+
+from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.stream.train_stream import TrainStream
+from longplay.distributed.runtime.world import World
+from longplay.launch.training.model import build_model
+from longplay.launch.training.step_pipeline import StepPipeline
+from longplay.launch.training.train_step import train_step
+from longplay.models.losses.chunks import CHUNK_ELEMENTS
+from longplay.native.triton_runtime import can_run_triton
+
+IN_INTERPRETER = can_run_triton("cpu")
+in_interpreter = pytest.mark.skipif(
+    not IN_INTERPRETER, reason="needs TRITON_INTERPRET=1: run in a process of its own"
+)
+SIZES = [
+    *("--context_length", "12", "--data.rows_per_step", "3", "--data.num_lanes", "3"),
+    *("--encoder.d_model", "8", "--encoder.d_state", "4"),
+]
+
+
+class PlainEngine:
+    """Stands for DeepSpeed's engine, which cannot run on this device, with plain gradient descent."""
+
+    def __init__(self, module: Any, groups: Any, config: Any, **settings: Any) -> None:
+        module._device_type = "cpu"  # for autocast, which is disabled
+        self._module = module
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._module(*inputs)
+
+    def train(self, mode: bool) -> None:
+        self._module.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def grad_norm(self) -> Tensor:
+        grads = [parameter.grad for parameter in self._module.parameters() if parameter.grad is not None]
+        return torch.stack([grad.norm() for grad in grads]).norm()
+
+    def step(self, *, lr: float, norm: float) -> None:
+        for parameter in self._module.parameters():
+            if parameter.grad is not None:
+                parameter.data.add_(parameter.grad, alpha=-lr)
+                parameter.grad = None
+
+
+def plain_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty(0), requires_grad=trainable)
+    parameter.ds_tensor = partition  # type: ignore[attr-defined]  # DeepSpeed's own attribute
+    return parameter
+
+
+def losses(data: Path, device: torch.device, overrides: list[str], waits: Counter[str]) -> list[float]:
+    """Train two steps, planned ahead, and count the waits of the second."""
+    config, dataset = small_config(*SIZES, *overrides), Dataset.open(data)
+    with (
+        mock.patch("longplay.distributed.engine.ZeroEngine", PlainEngine),
+        mock.patch("longplay.distributed.table.item_table.zero_parameter", plain_parameter),
+        mock.patch.dict(CHUNK_ELEMENTS, {DEVICE.type: CHUNK_ELEMENTS["cuda"]}),
+    ):
+        model = build_model(config, dataset, World(device=device))
+        pipeline = StepPipeline(model, iter(TrainStream(dataset, config.data, rank=0, world_size=1)))
+        first = train_step(model, pipeline.take(), lr=0.01, pipeline=pipeline)
+        waits.clear()
+        second = train_step(model, pipeline.take(), lr=0.01, pipeline=pipeline)
+    return [first.loss, second.loss]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("device_traffic"))
+
+
+@in_interpreter
+@pytest.mark.parametrize(
+    ("overrides", "more_waits"),
+    [
+        (["--loss.name", "bce"], {}),
+        (["--loss.name", "sampled_softmax", "--loss.num_negatives", "8"], {}),
+        (["--loss.name", "full_softmax"], {"nonzero in full_softmax._chunk_loss": 1}),
+        (
+            ["--loss.name", "bpr", "--engine.gradient_accumulation_steps", "2"],
+            # A micro-batch more is looked up, and the gradients of both are added.
+            {"nonzero in gather.find_entries": 2, "_unique2 in item_table.ItemTable._sum_pending": 1},
+        ),
+        (
+            ["--loss.name", "bce", "--encoder.model", "sasrec"],
+            {
+                "nonzero in segments.SegmentLayout.first_slots": 1,
+                "nonzero in segments.SegmentLayout.buckets": 1,  # per bucket
+                "index in segments.SegmentLayout.buckets": 2,
+            },
+        ),
+    ],
+    ids=lambda value: "-".join(value[1::2]) if isinstance(value, list) else "",
+)
+def test_a_step_waits_for_the_device_only_at_these_places(
+    data: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], more_waits: dict[str, int]
+) -> None:
+    combine_slices()
+    with OtherDevice() as other:
+        found = losses(data, DEVICE, [*overrides, "--encoder.scan_backend", "triton"], other.waits)
+    # The number of rows of the step planned ahead, and loss, norms and flag of this step.
+    always = {"nonzero in gather.find_entries": 1, "from the device in engine.EncoderEngine.step": 1}
+    assert other.waits == always | more_waits
+    monkeypatch.setenv("LONGPLAY_TRITON", "0")
+    expected = losses(data, torch.device("cpu"), [*overrides, "--encoder.scan_backend", "chunk"], Counter())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@in_interpreter
+def test_an_operation_that_mixes_devices_is_refused() -> None:
+    with OtherDevice(), pytest.raises(AssertionError, match=r"aten\.add\.Tensor mixes devices"):
+        torch.zeros(3, device=DEVICE) + torch.zeros(3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_in_the_interpreter() -> None:
+    """Run the tests above in a process with TRITON_INTERPRET=1."""
+    if not IN_INTERPRETER:
+        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused")
