@@ -97,7 +97,7 @@ def _training_has_ended(run: Path, train: TrainConfig) -> bool:
         except (FileNotFoundError, JsonFileError):
             continue
     newest = max(found, key=lambda at: at.step, default=Progress())
-    return newest.why_finished(train) is not None
+    return newest.why_complete(train) is not None
 
 
 def metrics_table(found: RunEvaluation) -> Table:

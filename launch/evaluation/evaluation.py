@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
+from longplay.launch.console.stop_request import Interrupts, StopRequested
 from longplay.launch.evaluation.queries import Encoder, make_queries
 from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.bad_shards import share_skipped
@@ -83,6 +85,7 @@ def evaluate(
     max_users: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     heartbeat: Heartbeat = no_heartbeat,
+    interrupts: Interrupts = nullcontext,
     max_rounds: int | None = None,
 ) -> Evaluation:
     """Rank the held-out event of every user of `part`; every rank gets the same result. Collective.
@@ -93,11 +96,13 @@ def evaluate(
         max_users: evaluate this many users, chosen by the seed; None = all.
         progress: called with ("evaluating", rounds done, total rounds).
         heartbeat: the watchdog's; called at the start of each round.
+        interrupts: a stop request's; ends the wait for a batch.
         max_rounds: stop after this many batches per rank, to check that they fit into memory.
 
     Raises:
         NonFiniteError: the encoder's output is not finite.
         DataError: a shard is bad and not skipped, or every shard with users of `part` is bad.
+        StopRequested: some rank is to stop. Raised on every rank.
     """
     world, settings = table.world, config.evaluation
     began = time.perf_counter()
@@ -121,9 +126,14 @@ def evaluate(
     rounds_per_pass = max(1, stream.num_rounds * settings.queries_per_pass // stream.num_users)
     for number in range(1, num_rounds + 1):
         heartbeat(f"evaluating, round {number} of {num_rounds}")
-        batch = next(batches, None)
+        batch, stopped = None, False
+        try:
+            with interrupts():
+                batch = next(batches, None)
+        except StopRequested:
+            stopped = True
         with torch.no_grad():  # In inference_mode ZeRO-3 would keep gathered weights as inference tensors.
-            queries = make_queries(encoder, table, batch, config, inputs)
+            queries = make_queries(encoder, table, batch, config, inputs, stopped=stopped)
             pending.append((_users_and_unseen(batch, dataset.num_items), queries))
             if number % rounds_per_pass == 0 or number == num_rounds:
                 positions = target_positions(join_queries([queries for _, queries in pending]), table)

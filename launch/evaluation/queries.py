@@ -11,6 +11,7 @@ from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import Queries
+from longplay.launch.console.stop_request import StopRequested
 from longplay.launch.evaluation.sampled_negatives import sample_unseen
 from longplay.launch.inputs.event_inputs import EventInputs
 from longplay.launch.settings.config import RunConfig
@@ -25,14 +26,18 @@ def make_queries(
     batch: EvalBatch | None,
     config: RunConfig,
     event_inputs: EventInputs,
+    *,
+    stopped: bool = False,
 ) -> Queries:
     """Encode the histories of a batch and gather what ranking needs. Collective.
 
     Args:
         batch: None on a rank that has no batch left but still takes part in the collectives.
+        stopped: whether this rank is to stop.
 
     Raises:
         NonFiniteError: the encoder's output is not finite on some rank.
+        StopRequested: some rank is to stop. Raised on every rank.
     """
     device = table.world.device
     if batch is None:
@@ -48,7 +53,7 @@ def make_queries(
     rows = exchange.fetch_rows(table.shard)
     embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
     hidden = encoder(embedded, seq_idx, None, at, inputs).float()
-    check_finite(hidden, table)
+    check_finite(hidden, table, stopped)
     if batch is None:
         nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
         return Queries(hidden=hidden, targets=at, seen=nothing, sampled=nothing)
@@ -79,14 +84,17 @@ def sampled_pairs(batch: EvalBatch, config: RunConfig, *, num_items: int) -> Ten
     )
 
 
-def check_finite(hidden: Tensor, table: ItemTable) -> None:
+def check_finite(hidden: Tensor, table: ItemTable, stopped: bool = False) -> None:
     """Raise on all ranks if any rank's output is not finite: its targets would get position 1. Collective.
 
     Raises:
         NonFiniteError: the output of some rank is not finite.
+        StopRequested: some rank passed `stopped`.
     """
-    broken = (~torch.isfinite(hidden)).any().float().reshape(1)
+    broken = 2 * (~torch.isfinite(hidden)).any().float().reshape(1)
     with waiting("the check of the hidden states"):
-        found = all_reduce_max(broken, table.world).item()
+        found = all_reduce_max(broken.clamp(min=float(stopped)), table.world).item()
+    if found == 1:
+        raise StopRequested
     if found:
         raise NonFiniteError("the encoder's output is not finite; the checkpoint cannot be evaluated")

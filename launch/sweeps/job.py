@@ -61,7 +61,8 @@ class SweepJob:
         """Train and evaluate, without repeating what is done, and return the exit code."""
         _change_port()
         code = exit_code_of(self._train)
-        _exit_on_signals()  # training has set its own handlers
+        if code:
+            return code  # a stopped training keeps its handlers
         for split in SPLITS:
             file = evaluation_file(self.run, split)
             if code or is_evaluated(self.run, split):

@@ -10,6 +10,7 @@ from longplay.distributed.runtime.phases import STEP, phase
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.distributed.runtime.world import World
+from longplay.launch.console.stop_request import StopRequest, StopRequested
 from longplay.launch.settings.config import TrainConfig
 from longplay.launch.training.model import Model
 from longplay.launch.training.profiling import StepProfile
@@ -18,7 +19,6 @@ from longplay.launch.training.run_log import RunLog
 from longplay.launch.training.saving import RunCheckpoints
 from longplay.launch.training.schedule import learning_rate
 from longplay.launch.training.step_pipeline import StepPipeline
-from longplay.launch.training.stop_request import StopRequest
 from longplay.launch.training.train_step import train_step
 from longplay.launch.training.validation import Validation
 
@@ -37,12 +37,25 @@ def run_loop(
 ) -> bool:
     """Train from `progress` on and return whether any rank received a stop request. Collective.
 
-    The last step is saved and validated. A requested stop skips this validation if it is not due.
+    A requested stop saves before it validates: the validation is left to the next start of the run.
     """
     train = model.config.train
     stream.load_state_dict({"epoch": progress.epoch, "step": progress.step_in_epoch})
-    pipeline = StepPipeline(model, iter(stream), first_step=progress.step + 1, heartbeat=heartbeat)
-    while True:
+    pipeline = StepPipeline(
+        model,
+        iter(stream),
+        first_step=progress.step + 1,
+        epoch=progress.epoch,
+        heartbeat=heartbeat,
+        interrupts=stop.interrupts,
+    )
+
+    stopped = finished = False
+    if progress.validation_is_pending:
+        finished, stopped = finish_step(
+            model, progress, validation=validation, checkpoints=checkpoints, log=log, stopped=False
+        )
+    while not (finished or stopped):
         began = time.perf_counter()
         with phase(STEP):
             planned = pipeline.take()
@@ -50,14 +63,19 @@ def run_loop(
             epochs_done = progress.epochs_done(steps_per_epoch)
             lr = learning_rate(train, step=planned.step, epochs_done=epochs_done)
             is_last = progress.next_step_is_last(train, steps_per_epoch)
-            with explain_out_of_memory(f"step {planned.step}"):
-                result = train_step(
-                    model,
-                    planned,
-                    lr=lr,
-                    stop_requested=stop.requested,
-                    pipeline=None if is_last else pipeline,
-                )
+            try:
+                with explain_out_of_memory(f"step {planned.step}"):
+                    result = train_step(
+                        model,
+                        planned,
+                        lr=lr,
+                        stop_requested=stop.requested,
+                        pipeline=None if is_last else pipeline,
+                    )
+            except StopRequested:
+                if progress != checkpoints.saved:
+                    log.save_done(checkpoints.save(model, progress))
+                return True
         seconds, data_wait_s = time.perf_counter() - began, pipeline.take_data_wait_s()
         log.print(profile.step_done())
         progress.advance(
@@ -75,16 +93,50 @@ def run_loop(
             seconds=seconds,
             data_wait_s=data_wait_s,
         )
+        progress.validation_is_pending = progress.validation_is_due(train)
+        finished, stopped = finish_step(
+            model,
+            progress,
+            validation=validation,
+            checkpoints=checkpoints,
+            log=log,
+            stopped=result.stop_requested,
+        )
+    return stopped
 
-        finished = is_finished(progress, train, model.world)
-        validate = progress.validation_is_due(train) or (finished and not result.stop_requested)
-        if validate:
+
+def finish_step(
+    model: Model,
+    progress: Progress,
+    *,
+    validation: Validation,
+    checkpoints: RunCheckpoints,
+    log: RunLog,
+    stopped: bool,
+) -> tuple[bool, bool]:
+    """Validate and save what is due after a step. Collective.
+
+    The last step is validated and saved. A stop leaves the validation pending.
+
+    Args:
+        stopped: whether any rank is to stop.
+
+    Returns:
+        Whether a bound of the run is reached, and whether any rank is to stop.
+    """
+    train = model.config.train
+    finished, validated = is_finished(progress, train, model.world), False
+    progress.validation_is_pending |= finished
+    if progress.validation_is_pending and not stopped:
+        try:
             log.validation_done(validation.run(progress))
+            validated = True
             finished = is_finished(progress, train, model.world)  # `train.patience` may be exhausted
-        if validate or result.stop_requested or progress.save_is_due(train):
-            log.save_done(checkpoints.save(model, progress))
-        if finished or result.stop_requested:
-            return result.stop_requested
+        except StopRequested:
+            stopped = True
+    if progress != checkpoints.saved and (validated or stopped or progress.save_is_due(train)):
+        log.save_done(checkpoints.save(model, progress))
+    return finished, stopped
 
 
 def is_finished(progress: Progress, train: TrainConfig, world: World) -> bool:

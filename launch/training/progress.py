@@ -17,6 +17,7 @@ class Progress:
         train_seconds: time of the steps, without validation and saving.
         best_value, best_step: best validation of `train.metric` and its step; None before a validation.
         validations_since_best: validations in a row that did not improve the metric.
+        validation_is_pending: whether the run stopped before the validation of the last step.
     """
 
     step: Natural = 0
@@ -26,6 +27,7 @@ class Progress:
     best_value: Finite | None = None
     best_step: Natural | None = None
     validations_since_best: Natural = 0
+    validation_is_pending: bool = False
 
     def advance(self, *, epoch: int, step_in_epoch: int, steps_per_epoch: int, seconds: float) -> None:
         """Count one step.
@@ -42,6 +44,7 @@ class Progress:
     def note_validation(self, value: float) -> None:
         """Count a validation and keep the best value of the metric."""
         self.validations_since_best += 1
+        self.validation_is_pending = False
         if self.best_value is None or value > self.best_value:
             self.best_value, self.best_step, self.validations_since_best = value, self.step, 0
 
@@ -68,8 +71,12 @@ class Progress:
         """Return whether to save after the step just counted, apart from the save after each validation."""
         return train.checkpoint_every_steps is not None and self.step % train.checkpoint_every_steps == 0
 
+    def why_complete(self, train: TrainConfig) -> str | None:
+        """Return the bound that is reached, in words; None while a step or a validation is left."""
+        return None if self.validation_is_pending else self.why_finished(train)
+
     def why_finished(self, train: TrainConfig) -> str | None:
-        """Return the bound that is reached, in words; None while the run is not finished."""
+        """Return the bound that is reached, in words; None while a step is left."""
         if self.epoch >= train.max_epochs:
             return f"train.max_epochs {train.max_epochs} reached"
         if train.max_steps is not None and self.step >= train.max_steps:

@@ -113,7 +113,7 @@ class RunLog:
         if skipped is not None:
             self._display.print(f"skipped  {skipped}")
         at, train = self._progress, self._model.config.train
-        why = at.why_finished(train)
+        why = at.why_complete(train)
         if why is None:
             self._display.print(f"stopped on request at step {at.step} and saved; the same command resumes")
             return

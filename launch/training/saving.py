@@ -31,6 +31,7 @@ class RunCheckpoints:
 
     Attributes:
         newest: the newest intact checkpoint; None if the run has no checkpoints.
+        saved: the progress that was loaded or saved last.
 
     Raises:
         CheckpointError: no checkpoint can be loaded. Starting over would overwrite checkpoints that the user
@@ -56,6 +57,7 @@ class RunCheckpoints:
         began = time.perf_counter()
         self.newest, self._damaged = self._find_newest()
         self._check_s = time.perf_counter() - began
+        self.saved = Progress()
         self._writer = CheckpointWriter(
             folder.checkpoints,
             world,
@@ -74,6 +76,7 @@ class RunCheckpoints:
         changed, restart = changed_on_resume(checkpoint.state["config"], self._config)
         if restart:
             progress.restart_best()
+        self.saved = dataclasses.replace(progress)
         if self._world.is_rank0:
             self._write_best(progress)
         seconds = self._check_s + time.perf_counter() - began
@@ -89,7 +92,7 @@ class RunCheckpoints:
         """Save now or start a background save; return the seconds that training waited. Collective."""
         self._watchdog.heartbeat(f"saving step {progress.step}")
         began = time.perf_counter()
-        at = dataclasses.replace(progress)  # training continues while the checkpoint is written
+        self.saved = at = dataclasses.replace(progress)  # training continues while the checkpoint is written
         self._writer.save(
             model.engine,
             model.table,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from longplay.distributed.runtime.collectives import PendingCollective, all_gath
 from longplay.distributed.runtime.phases import phase
 from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.row_exchange import PendingRowExchange
+from longplay.launch.console.stop_request import Interrupts, StopRequested
 from longplay.launch.training.model import Model
 from longplay.models.base.keyed_random import keyed_integers, row_keys
 from longplay.models.losses.negatives import uniform_negatives
@@ -55,7 +57,7 @@ class PlannedStep:
 
     Attributes:
         step: number of the step, from 1.
-        num_targets: () int64, the sum over ranks, in flight.
+        num_targets: () int64, the sum over ranks, in flight; at least VOID if the step is void.
         shared: (M,) int64, item ids of the shared negatives; None for other candidates.
     """
 
@@ -66,13 +68,18 @@ class PlannedStep:
     micro_batches: list[PlannedMicroBatch]
 
 
+VOID = 1 << 40
+
+
 class StepPipeline:
     """Plan the steps of a run in order; `train_step` plans the next one while it runs the current one.
 
     Args:
         batches: this rank's batches.
         first_step: number of the first batch's step.
+        epoch: the first batch's epoch.
         heartbeat: called with what the rank is about to do.
+        interrupts: a stop request's; ends the wait for a batch. The rank then plans a void step.
     """
 
     def __init__(
@@ -81,9 +88,12 @@ class StepPipeline:
         batches: Iterator[Batch],
         *,
         first_step: int = 1,
+        epoch: int = 0,
         heartbeat: Heartbeat = no_heartbeat,
+        interrupts: Interrupts = nullcontext,
     ) -> None:
         self._model, self._batches, self._heartbeat = model, batches, heartbeat
+        self._epoch, self._interrupts = epoch, interrupts
         self._next_step, self._current_step = first_step, first_step
         self._planned: PlannedStep | None = None
         self._data_wait_s = 0.0
@@ -105,11 +115,17 @@ class StepPipeline:
             return
         began = time.perf_counter()
         self._heartbeat(f"reading the batch of step {self._next_step}")
-        with phase("data wait"):
-            batch = next(self._batches)
+        batch = None
+        try:
+            with phase("data wait"), self._interrupts():
+                batch = next(self._batches)
+                self._epoch = batch.epoch
+        except StopRequested:
+            pass
         self._data_wait_s += time.perf_counter() - began
         self._heartbeat(f"training step {self._current_step}")
-        self._planned = plan_step(self._model, batch, self._next_step)
+        batch, void = batch or no_rows(self._model, self._epoch), batch is None
+        self._planned = plan_step(self._model, batch, self._next_step, void=void)
         self._next_step += 1
 
     def send_positions(self) -> None:
@@ -129,8 +145,11 @@ class StepPipeline:
         return waited
 
 
-def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
+def plan_step(model: Model, batch: Batch, step: int, *, void: bool = False) -> PlannedStep:
     """Draw a step's negatives and start its exchanges. Collective.
+
+    Args:
+        void: whether this rank is to stop and has no batch; no rank trains a step that is void on one.
 
     Reads neither weights nor gradients, so that on a GPU it runs on the model's side stream while another
     step runs on the main stream. Call `model.side.mark()` first.
@@ -139,7 +158,7 @@ def plan_step(model: Model, batch: Batch, step: int) -> PlannedStep:
         with phase("negatives"):
             # One rank needs no sum, so its count stays on the CPU and nothing waits for the device.
             where = model.world.device if model.world.world_size > 1 else None
-            count = torch.tensor(len(batch.target_slots), device=where)
+            count = torch.tensor(VOID if void else len(batch.target_slots), device=where)
             num_targets = start_all_reduce_sum(count, model.world)
             shared = draw_shared_negatives(model, batch, step)
         parts = split_rows(batch, model.config.engine.gradient_accumulation_steps)
@@ -216,6 +235,14 @@ def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
     # On the CPU, because launching a GPU kernel per operation takes longer for a few numbers.
     keys = row_keys(model.config.seed, step, batch.row_lanes, batch.row_numbers)
     return keys.to(model.world.device, non_blocking=True)
+
+
+def no_rows(model: Model, epoch: int) -> Batch:
+    """Return a batch without rows."""
+    ids = torch.zeros(0, model.config.context_length, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    features = {name: ids.float() for name in model.inputs.columns.names}
+    return Batch(epoch, 0, ids, ids, ids.int(), none, none, features=features)
 
 
 def split_rows(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
+from longplay.launch.console.stop_request import StopRequest
 from longplay.launch.estimates.estimate_run import estimate_run
 from longplay.launch.estimates.fitting import check_fits
 from longplay.launch.inputs.event_inputs import load_inputs
@@ -23,7 +24,6 @@ from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.run_log import RunLog
 from longplay.launch.training.saving import RunCheckpoints
-from longplay.launch.training.stop_request import StopRequest
 from longplay.launch.training.summary import describe
 from longplay.launch.training.validation import Validation
 
@@ -45,17 +45,18 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     folder.check(config, dataset)  # before the ranks meet, so that a refusal is quick
     load_inputs(config.inputs, dataset)
     check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
-    stop = StopRequest()
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
-    world = init_world(device=config.train.device, timeout_s=2 * config.train.timeout_s)
-    if config.train.deterministic:
-        use_deterministic_algorithms(world.device)
-    with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
-        agree_on_bad_shards(dataset, config, world)
-        code = _train(config, dataset, data, folder, world, stop, watchdog, profile_steps)
-        watchdog.heartbeat("ending the run")
-        barrier(world)
-    close_world(world)
+    timeout_s = config.train.timeout_s
+    with StopRequest() as stop:
+        world = init_world(device=config.train.device, timeout_s=2 * timeout_s)
+        if config.train.deterministic:
+            use_deterministic_algorithms(world.device)
+        with Watchdog(world, timeout_s=timeout_s) as watchdog:
+            agree_on_bad_shards(dataset, config, world)
+            code = _train(config, dataset, data, folder, world, stop, watchdog, profile_steps)
+            watchdog.heartbeat("ending the run")
+            barrier(world)
+        close_world(world)
     return code
 
 
@@ -89,8 +90,8 @@ def _train(
         model = build_model(config, dataset, world, initial_rows=newest is None)
         check_agreement(dataset, skipped_by_all, config, world)
         progress = Progress() if newest is None else checkpoints.load(newest, model)
-        validation = Validation(model, dataset, watchdog.heartbeat)
-        finished = progress.why_finished(config.train)
+        validation = Validation(model, dataset, watchdog.heartbeat, stop.interrupts)
+        finished = progress.why_complete(config.train)
         if finished is None:
             for line in describe(config, dataset, model, stream.order(progress.epoch), folder.path):
                 display.print(line)
@@ -122,8 +123,7 @@ def _train(
     share_skipped(dataset, world)
     log.close()
     model.engine.close()
-    finished = progress.why_finished(config.train)
-    return EXIT_REQUEUE if stopped and finished is None else 0
+    return EXIT_REQUEUE if stopped and progress.why_complete(config.train) is None else 0
 
 
 def _check_memory(

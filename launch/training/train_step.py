@@ -10,8 +10,9 @@ from longplay.distributed.runtime.phases import phase
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table.full_softmax import full_softmax_loss
 from longplay.distributed.table.row_exchange import RowExchange
+from longplay.launch.console.stop_request import StopRequested
 from longplay.launch.training.model import Model
-from longplay.launch.training.step_pipeline import PlannedMicroBatch, PlannedStep, StepPipeline
+from longplay.launch.training.step_pipeline import VOID, PlannedMicroBatch, PlannedStep, StepPipeline
 from longplay.models.losses.base import LossInputs
 from longplay.models.rows.gather import gather_rows
 
@@ -51,6 +52,8 @@ def train_step(
 
     Raises:
         NonFiniteError: the loss or a gradient is not finite; no weight has changed.
+        StopRequested: the step is void, since some rank is to stop; no weight has changed. Raised on every
+            rank.
     """
     model.side.mark()
     with model.side.stream(), phase("exchange"):
@@ -58,6 +61,8 @@ def train_step(
             num_targets = int(planned.num_targets.wait())
         exchanges = [micro_batch.exchange.wait() for micro_batch in planned.micro_batches]
     model.side.join()
+    if num_targets >= VOID:
+        raise StopRequested
     divisor = max(1, num_targets)  # 0 if all rows of the step lie in skipped shards
 
     model.engine.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections import Counter
 from functools import partial
@@ -21,6 +22,7 @@ class DataServer:
         requests: number of requests for each file.
         ranges: the `Range` headers of the requests for each file.
         knows_ranges: whether the server answers them; otherwise it sends whole files.
+        silent_after: number of shards after which it sends nothing and keeps the connections.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
@@ -28,11 +30,21 @@ class DataServer:
         self.faults: dict[str, list[str]] = {}
         self.requests: Counter[str] = Counter()
         self.ranges: dict[str, list[str | None]] = {}
+        self.silent_after = sys.maxsize
         self.closed = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
         self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def num_shards_read(self) -> int:
+        return sum(count for name, count in list(self.requests.items()) if name.endswith(".tar"))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a request for a shard waits for an answer that does not come."""
+        return self.num_shards_read > self.silent_after
 
     def close(self) -> None:
         """End the server and the requests that it has not answered."""
@@ -66,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = owner.folder / self.path.lstrip("/")
         if fault == "drop":
             return
-        if fault == "silent":
+        if fault == "silent" or (owner.is_silent and name.endswith(".tar")):
             owner.closed.wait()
             return
         if fault == "busy" or not file.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -37,6 +39,15 @@ class AtStep:
             return original(model, planned, **settings)
 
         loop.train_step = faulty
+
+
+def terminate_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def compute_natively() -> None:
+    """Spend minutes in one call of a C library, in which Python runs no signal handlers."""
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)
 
 
 def kill_self() -> None:
@@ -91,6 +102,34 @@ class SlowDisk:
 
         if this_rank == self.rank:
             checkpoint_writer.write_tensors = slow
+
+
+def forget_shards(this_rank: int) -> None:
+    """Make the process read a shard again whenever it needs it."""
+    from longplay.data_shards.storage.shard_reader import ShardCache
+
+    original = ShardCache.__init__
+    ShardCache.__init__ = lambda self, load, max_bytes: original(self, load, 0)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True)
+class SignalInValidation:
+    """Make `rank` send itself `number` in the second round of each validation."""
+
+    rank: int
+    number: int
+
+    def __call__(self, this_rank: int) -> None:
+        from longplay.launch.evaluation import evaluation
+
+        original, rounds = evaluation.make_queries, itertools.count(1)
+
+        def faulty(*args: Any, **settings: Any) -> Any:
+            if this_rank == self.rank and next(rounds) == 3:  # the first one is the trial before training
+                os.kill(os.getpid(), self.number)
+            return original(*args, **settings)
+
+        evaluation.make_queries = faulty
 
 
 @dataclass(frozen=True)
