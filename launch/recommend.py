@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> int:
     recent = history[-config.context_length :]
     with torch.inference_mode():
         if user is None:
+            if inputs.spec.reads_events and world.is_rank0:
+                print(
+                    "longplay: note: a typed history has no times and features; they are missing",
+                    file=sys.stderr,
+                )
             known = inputs.of_items(recent.unsqueeze(0), world.device)
         else:
             known = inputs.of_user(dataset, user, len(recent), world.device)

@@ -51,6 +51,11 @@ class InputSpec:
         return self.time_gap != "none" or self.ticks_per_s is not None
 
     @property
+    def reads_events(self) -> bool:
+        """Whether the stage reads the times or the features of the events."""
+        return bool(self.uses_times or self.categorical or self.floats)
+
+    @property
     def num_tables(self) -> int:
         """The number of embedding tables of codes."""
         return len(self.categorical) + len(self.item_categories)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,13 @@ def test_ranks_without_rows_take_part_in_every_collective(data: Path) -> None:
         torch.testing.assert_close(torch.tensor(history), torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    def run_until(run: Path, steps: int) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one_bitwise_on_as_many_ranks(
+    data: Path, tmp_path: Path
+) -> None:
+    def run_until(run: Path, steps: int, world_size: int = 1) -> None:
         settings = ["--train.max_steps", str(steps), "--train.eval_every_steps", "4", *ALL]
-        longplay(
-            ["train", "small", "--data", str(data), "--run", str(run), *settings], run.with_suffix(".log")
-        )
+        words = ["train", "small", "--data", str(data), "--run", str(run), *settings]
+        longplay(words, run.with_suffix(".log"), world_size=world_size)
 
     run_until(tmp_path / "whole", 8)
     run_until(tmp_path / "parts", 3)
@@ -108,6 +110,10 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(data: Path, tmp_path: Pa
         whole = read_metrics(tmp_path / "whole", tag)
         parts = read_metrics(tmp_path / "parts", tag)
         assert {step: parts[step] for step in whole} == whole, tag
+    run_until(tmp_path / "two", 3, world_size=2)
+    run_until(tmp_path / "two", 8)
+    losses, whole = (list(read_metrics(tmp_path / name, "train/loss").values()) for name in ("two", "whole"))
+    assert losses == pytest.approx(whole, rel=1e-5)
     line = "inputs   features genre,hour,price, time_gap bucket, time_of_day true, item_categories artist"
     assert line in (tmp_path / "parts.log").read_text()
 
@@ -123,7 +129,9 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recommended(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert main(["recommend", str(run), "--json", "--device", "cpu", *more]) == 0
-    return json.loads(capsys.readouterr().out)
+    found = capsys.readouterr()
+    sys.stderr.write(found.err)
+    return json.loads(found.out)
 
 
 def test_a_user_has_features_and_a_typed_history_has_none(
@@ -135,6 +143,7 @@ def test_a_user_has_features_and_a_typed_history_has_none(
     of_user = recommended(run, capsys, "--user", "3")
     typed = recommended(run, capsys, "--history", str(tmp_path / "ids.txt"))
     assert len(of_user) == len(typed) > 0
+    assert "a typed history has no times and features" in capsys.readouterr().err
     assert of_user != typed
 
 

@@ -205,3 +205,28 @@ def test_hour_and_weekday_are_those_of_the_calendar(second: int, ticks: int) -> 
     date = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(seconds=second)
     hour, weekday = hour_and_weekday(torch.tensor([second * ticks + ticks // 2, NO_TIME]), ticks)
     assert (hour.tolist(), weekday.tolist()) == ([date.hour + 1, 0], [date.isoweekday(), 0])
+
+
+@pytest.mark.parametrize("spec", [SPEC, FOURIER], ids=["all", "fourier"])
+def test_the_memory_formula_matches_what_autograd_saves(spec: InputSpec) -> None:
+    def saved(spec: InputSpec) -> int:
+        """Return the bytes of all storages saved for the backward, without weights and input tensors."""
+        encoder = encoder_with(spec, "gru4rec").train()
+        x, seq_idx, inputs = rows([[40]] * 8)
+        used = {key: inputs[key] for key in missing_inputs(spec, (1,), x.device)}
+        known = [*encoder.parameters(), *encoder.buffers(), *used.values()]
+        ours = {tensor.untyped_storage().data_ptr() for tensor in known}
+        held: dict[int, tuple[int, Tensor]] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in ours:
+                held[storage.data_ptr()] = (storage.nbytes(), tensor)  # keeps its address from being reused
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            encoder(x.requires_grad_(), seq_idx, torch.arange(8), inputs=used)
+        return sum(size for size, _ in held.values())
+
+    per_slot = (saved(spec) - saved(InputSpec())) / (8 * 40)
+    assert per_slot == pytest.approx(spec.saved_bytes(bf16=False), rel=0.1)
