@@ -147,7 +147,7 @@ def measure(what: str, data: Path, recipe: str, overrides: list[str]) -> dict[st
     from longplay.launch.training.model import build_model
     from longplay.launch.training.step_pipeline import StepPipeline
     from longplay.launch.training.train_step import train_step
-    from longplay.models.encoder import num_parameters
+    from longplay.models.encoder_size import num_parameters
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -1,34 +1,31 @@
-"""The sequence encoder (input stage, blocks, final norm), its construction and its memory."""
+"""The sequence encoder (input stage, blocks, final norm) and its construction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longplay.models.base.activations import Activations, Execution, total
 from longplay.models.base.block import EncoderBlock, RecurrentBlock
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.dropout import KeyedDropout
 from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.blocks.layers import build_norm
-from longplay.models.inputs.spec import NO_TIME, TIMES, InputSpec
+from longplay.models.inputs.spec import ITEMS_ONLY, NO_TIME, TIMES, InputSpec
 from longplay.models.inputs.stage import Inputs, InputStage, previous_times
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.mixers.mamba2 import Mamba2
 
 _POSITION_STD = 0.02
-_ITEMS_ONLY = InputSpec()
 
 
 def build_encoder(
     config: EncoderConfig,
     generator: torch.Generator | None = None,
     *,
-    inputs: InputSpec = _ITEMS_ONLY,
+    inputs: InputSpec = ITEMS_ONLY,
     device: str = "cpu",
 ) -> "SequenceEncoder":
     """Build an encoder with float32 parameters initialized from `generator`.
@@ -105,7 +102,7 @@ class SequenceEncoder(nn.Module):
         config: EncoderConfig,
         blocks: list[EncoderBlock],
         final_norm: nn.Module,
-        inputs: InputSpec = _ITEMS_ONLY,
+        inputs: InputSpec = ITEMS_ONLY,
     ) -> None:
         super().__init__()
         self.config = config
@@ -294,36 +291,3 @@ def _where_active(active: Tensor, new: EncoderState, old: EncoderState) -> Encod
     ]
     time = None if new.time is None or old.time is None else select(new.time, old.time)
     return EncoderState(select(new.position, old.position), blocks, time)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlotBytes:
-    """Memory of an encoder's activations, in bytes per slot of a micro-batch.
-
-    Attributes:
-        saved: saved by the forward for the backward.
-        transient: allocated at the peak of the backward, minus what it has freed by then.
-    """
-
-    saved: float
-    transient: float
-
-
-def activation_bytes(
-    config: EncoderConfig, execution: Execution, inputs: InputSpec = _ITEMS_ONLY
-) -> SlotBytes:
-    """Return the memory of an encoder's activations per slot of a training step."""
-    D = config.d_model
-    block = config.entry.block.activations(config, execution)
-    first = Activations(masks=D if config.input_dropout_p > 0 else 0)
-    last = Activations() if config.entry.ends_normalized else Activations(wide=D + 2)
-    edges = total(first, last).saved_bytes(execution.bf16)
-    saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges + inputs.saved_bytes(execution.bf16)
-    return SlotBytes(saved=saved, transient=4 * block.transient)
-
-
-@cache
-def num_parameters(config: EncoderConfig, inputs: InputSpec = _ITEMS_ONLY) -> int:
-    """Return the number of parameters of an encoder without allocating them."""
-    encoder = build_encoder(config, inputs=inputs, device="meta")
-    return sum(parameter.numel() for parameter in encoder.parameters())

@@ -13,7 +13,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.overrides import set_value
 from longplay.launch.settings.resolving import SHARED, to_json, validate
-from longplay.models.encoder import num_parameters
+from longplay.models.encoder_size import num_parameters
 from longplay.models.losses.base import LOSSES
 
 

@@ -16,7 +16,7 @@ from longplay.launch.estimates.memory_estimate import ALLOCATOR, MemoryEstimate
 from longplay.launch.estimates.workload import Workload, expected_distinct
 from longplay.launch.settings.config import RunConfig
 from longplay.models.base.activations import Execution
-from longplay.models.encoder import activation_bytes, num_parameters
+from longplay.models.encoder_size import activation_bytes, num_parameters
 from longplay.models.losses.base import LOSSES, Loss, LossCost, LossLoad
 
 # glibc keeps and fragments freed memory. Measured in benchmarks/plan.py: the growth of resident memory beyond

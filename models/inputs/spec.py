@@ -75,3 +75,6 @@ class InputSpec:
         indices = (self.time_gap == "bucket") + 2 * (self.ticks_per_s is not None)
         copies = 2 * (projected + self.vector_width) if bf16 else 0
         return 4 * (projected + indices) + copies
+
+
+ITEMS_ONLY = InputSpec()

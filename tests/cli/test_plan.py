@@ -23,7 +23,7 @@ from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
-from longplay.models.encoder import num_parameters
+from longplay.models.encoder_size import num_parameters
 
 OVERRIDES = ["--encoder.d_model", "32", "--context_length", "100"]
 

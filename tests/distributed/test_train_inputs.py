@@ -31,7 +31,7 @@ from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
-from longplay.models.encoder import num_parameters
+from longplay.models.encoder_size import num_parameters
 from longplay.models.inputs.config import InputConfig
 
 ALL = [

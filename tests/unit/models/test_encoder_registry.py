@@ -10,7 +10,8 @@ import torch
 from longplay.models.base.activations import Execution
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.registry import ENCODERS
-from longplay.models.encoder import activation_bytes, build_encoder, num_parameters
+from longplay.models.encoder import build_encoder
+from longplay.models.encoder_size import activation_bytes, num_parameters
 
 CUSTOM_ENCODER = '''
 from dataclasses import dataclass

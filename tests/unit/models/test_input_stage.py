@@ -14,7 +14,8 @@ from torch import Tensor
 
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.registry import ENCODERS
-from longplay.models.encoder import SequenceEncoder, build_encoder, num_parameters
+from longplay.models.encoder import SequenceEncoder, build_encoder
+from longplay.models.encoder_size import num_parameters
 from longplay.models.inputs.spec import NO_TIME, NUM_GAP_BUCKETS, InputSpec
 from longplay.models.inputs.stage import gap_buckets, gap_waves, hour_and_weekday, missing_inputs
 

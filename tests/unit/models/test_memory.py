@@ -12,7 +12,8 @@ from longplay.models.base.activations import Execution
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.registry import ENCODERS
 from longplay.models.base.segments import SegmentLayout
-from longplay.models.encoder import activation_bytes, build_encoder
+from longplay.models.encoder import build_encoder
+from longplay.models.encoder_size import activation_bytes
 
 ROWS = 8
 

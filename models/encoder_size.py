@@ -1,0 +1,42 @@
+"""The number of an encoder's parameters and the memory of its activations, without building it."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from longplay.models.base.activations import Activations, Execution, total
+from longplay.models.base.config import EncoderConfig
+from longplay.models.encoder import build_encoder
+from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotBytes:
+    """Memory of an encoder's activations, in bytes per slot of a micro-batch.
+
+    Attributes:
+        saved: saved by the forward for the backward.
+        transient: allocated at the peak of the backward, minus what it has freed by then.
+    """
+
+    saved: float
+    transient: float
+
+
+def activation_bytes(
+    config: EncoderConfig, execution: Execution, inputs: InputSpec = ITEMS_ONLY
+) -> SlotBytes:
+    """Return the memory of an encoder's activations per slot of a training step."""
+    D = config.d_model
+    block = config.entry.block.activations(config, execution)
+    first = Activations(masks=D if config.input_dropout_p > 0 else 0)
+    last = Activations() if config.entry.ends_normalized else Activations(wide=D + 2)
+    edges = total(first, last).saved_bytes(execution.bf16)
+    saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges + inputs.saved_bytes(execution.bf16)
+    return SlotBytes(saved=saved, transient=4 * block.transient)
+
+
+@cache
+def num_parameters(config: EncoderConfig, inputs: InputSpec = ITEMS_ONLY) -> int:
+    """Return the number of parameters of an encoder without allocating them."""
+    encoder = build_encoder(config, inputs=inputs, device="meta")
+    return sum(parameter.numel() for parameter in encoder.parameters())
