@@ -72,7 +72,7 @@ class PaddedMambaRec(nn.Module):
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, items: Tensor) -> Tensor:
-        layout = SegmentLayout(torch.zeros(items.shape, dtype=torch.int32))
+        layout = SegmentLayout(torch.zeros_like(items, dtype=torch.int32))
         hidden = self.dropout(self.embedding(items))
         for norm, mixer in zip(self.norms, self.mixers, strict=True):
             hidden = hidden + self.dropout(mixer(norm(hidden), layout))

@@ -11,14 +11,16 @@ matrix product. It prints each rate with the fraction of the limit that it reach
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.baselines import PlainLoop, plain_models
+from benchmarks.gpu.timer import Timer
 from benchmarks.gpu.trace import print_trace
 from benchmarks.longplay_loop import LongplayLoop
 from benchmarks.measure import interleaved, machine, median, seconds
@@ -51,9 +53,9 @@ class Sizes:
     limit_elements: int
 
 
-PARTS = ("update", "rank", "train", "models", "variants", "trace")
+PARTS = ("update", "rank", "train", "models", "baselines", "variants", "trace")
 _FULL = Sizes(31_634_450, 160_000, 120_000, 8192, 50_000_000, 64, (250, 500, 1000, 2000, 5000), 1 << 28)
-_SMALL = Sizes(50_000, 2_000, 300, 128, 200_000, 8, (50, 100), 1 << 20)
+_SMALL = Sizes(5_000, 500, 60, 32, 20_000, 8, (16, 32), 1 << 14)
 
 
 def main() -> None:
@@ -80,49 +82,18 @@ def main() -> None:
         _rank(sizes, timer, product_rate)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        if {"train", "models", "variants", "trace"} & set(parts):
+        if {"train", "models", "baselines", "variants", "trace"} & set(parts):
             write_dataset(data, lfm_lengths(sizes.events))
         if "train" in parts:
             _train(sizes, data, world, timer, copy_rate)
         if "models" in parts:
             _models(sizes, data, world, timer)
+        if "baselines" in parts:
+            _baselines(sizes, data, world, timer)
         if "variants" in parts:
             _variants(sizes, data, world, timer)
         if "trace" in parts:
             _trace(sizes, data, world, args.out)
-
-
-class Timer:
-    """Time work on a device."""
-
-    def __init__(self, device: torch.device, repeats: int) -> None:
-        self.device, self.repeats = device, repeats
-
-    def __call__(self, work: Callable[[], object]) -> float:
-        """Return the median seconds of `work`, after one warm-up call."""
-        times = []
-        for _ in range(self.repeats + 1):
-            self.wait()
-            began = time.perf_counter()
-            work()
-            self.wait()
-            times.append(time.perf_counter() - began)
-        return median(times[1:])
-
-    def wait(self) -> None:
-        """Wait for the GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def reset_peak(self) -> None:
-        """Reset the peak of `peak_bytes`."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak_bytes(self) -> int:
-        """Return the peak of device memory in bytes; 0 without a GPU."""
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
 
 def _limits(sizes: Sizes, timer: Timer) -> tuple[float, float]:
@@ -190,7 +161,7 @@ def _train(sizes: Sizes, data: Path, world: World, timer: Timer, copy_rate: floa
             line = f"{recipe:<9} L={length:<6,}{rate / 1e6:9.2f} M slots/s"
             if recipe == "mambarec":
                 line += f", {rate * _TRAFFIC_PER_EVENT / copy_rate:.0%} of the limit"
-                if length == 5000:
+                if length == max(sizes.lengths):
                     memory = timer.peak_bytes() - table
                     line += f", {rate / _STUDY_EVENTS_PER_S:.0f} x the study's rate"
                     line += f"; {memory / 1e9:.2f} GB beyond the table"
@@ -224,6 +195,28 @@ def _models(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
         rate = sizes.batch * length / took
         figures = f"{1e3 * took:9.2f} ms/step {rate / 1e6:8.2f} M slots/s"
         print(f"mambarec L={length:<6,}{' '.join(words):<48}{figures}")
+        own.close()
+
+
+def _baselines(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
+    """Compare Longplay's step with plain PyTorch at the largest context length and table."""
+    length = max(sizes.lengths)
+
+    def report(name: str, step: Callable[[], object], steps: int) -> None:
+        timer.reset_peak()
+        took = timer(step) / steps
+        rate, peak = sizes.batch * length / took, timer.peak_bytes()
+        print(f"{name:<56}{1e3 * took:9.2f} ms/step {rate / 1e6:8.3f} M slots/s, peak {peak / 1e9:.1f} GB")
+
+    for name, build in plain_models(sizes.num_rows, WIDTH, length, world.device).items():
+        plain = PlainLoop(build(), sizes.num_rows, (sizes.batch, length), world.device)
+        report(f"nn.Embedding and Adam: {name}", plain.step, 1)
+        del plain
+        gc.collect()
+    for recipe, blocks in (("sasrec", "2"), ("mambarec", "1")):
+        words = [*_words(sizes, length), "--encoder.num_blocks", blocks]
+        own = with_rows(LongplayLoop(data, recipe, words, world), sizes.num_rows)
+        report(f"Longplay: {recipe}, num_blocks {blocks}", lambda own=own: own.steps(4), 4)
         own.close()
 
 
