@@ -111,7 +111,8 @@ class FileSource(ABC):
 
     def describe(self) -> SourceInfo:
         paths = [str(path) for path in self.paths]
-        return {"format": self.format, "paths": paths, "options": self.options}
+        given = {name: value for name, value in self.options.items() if value is not None}
+        return {"format": self.format, "paths": paths, "options": given}
 
     def fingerprint(self) -> list[Any]:
         return [file_identity(path) for path in self.find_files()]
