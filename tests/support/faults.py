@@ -104,6 +104,17 @@ class SlowDisk:
             checkpoint_writer.write_tensors = slow
 
 
+@dataclass(frozen=True)
+class Together:
+    """Inject several faults."""
+
+    faults: tuple[Callable[[int], object], ...]
+
+    def __call__(self, this_rank: int) -> None:
+        for fault in self.faults:
+            fault(this_rank)
+
+
 def forget_shards(this_rank: int) -> None:
     """Make the process read a shard again whenever it needs it."""
     from longplay.data_shards.storage.shard_reader import ShardCache
