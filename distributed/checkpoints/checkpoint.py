@@ -31,7 +31,7 @@ from longplay.common.tensor_file import TensorFile, read_tensors
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.collectives import all_gather_object, broadcast_object
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.distributed.runtime.watchdog import Progress, no_progress
+from longplay.distributed.runtime.heartbeat import Progress, no_progress
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 

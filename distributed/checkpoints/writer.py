@@ -35,8 +35,8 @@ from longplay.distributed.checkpoints.checkpoint import (
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.runtime.heartbeat import Progress, no_progress
 from longplay.distributed.runtime.waiting import waiting
-from longplay.distributed.runtime.watchdog import Progress, no_progress
 from longplay.distributed.runtime.world import World, local_world_size
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.zero.deepspeed_env import comm

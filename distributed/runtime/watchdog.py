@@ -17,7 +17,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -40,20 +39,6 @@ _SILENCE_S = 30.0
 _EXIT_S = 5.0
 _FAILURE, _CLOSED = "failure", "closed"
 _BROKEN_CONNECTION = ("gloo", "nccl", "connection", "broken pipe", "timed out", "socket")
-
-Heartbeat = Callable[[str], None]
-"""Called with the work that starts now, whenever there is progress."""
-
-Progress = Callable[[], None]
-"""Called when there is progress within the current work, or in another thread."""
-
-
-def no_heartbeat(doing: str) -> None:
-    """Do nothing; the heartbeat of code that runs without a watchdog."""
-
-
-def no_progress() -> None:
-    """Do nothing; the progress of code that runs without a watchdog."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ class Watchdog:
         self._silence_s = min(timeout_s, _SILENCE_S)
         self._steps, self._progress, self._doing, self._rounds = 0, 0, STARTING, 0
         self._first_collective = num_collectives()
-        self._stop = threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         if world.world_size > 1:
             self._meet()
         watch = self._watch if world.world_size > 1 else self._watch_alone
@@ -95,6 +80,8 @@ class Watchdog:
             target=watch, name="longplay-watchdog", daemon=True
         )
         self._thread.start()
+        if world.world_size > 1 and not world.is_rank0:
+            threading.Thread(target=self._watch_rank0, name="longplay-watchdog-0", daemon=True).start()
 
     def _meet(self) -> None:
         """Exchange the process ids and connect to the store. Collective."""
@@ -131,6 +118,7 @@ class Watchdog:
             self._store.set(self._key(self.world.rank), _CLOSED)
         except RuntimeError:
             pass  # rank 0, which holds the store, has exited already
+        self._ended.set()
 
     def __enter__(self) -> "Watchdog":
         return self
@@ -150,6 +138,7 @@ class Watchdog:
         self._thread = None
         if self._announce(f"rank {self.world.rank} failed"):
             self._wait_for_others()
+            self._ended.set()
             return  # Python prints the exception
         exit_now()
 
@@ -180,6 +169,24 @@ class Watchdog:
                     if fault.to_kill is not None:
                         self._kill(fault.to_kill)
                     self._report(fault.cause, first=first)
+
+    def _watch_rank0(self) -> None:
+        """End this process and rank 0 if the rounds of `_watch` stop.
+
+        Requests to the store, which rank 0 holds, have no limit of time.
+        """
+        clock, rounds, since = AwakeClock(), -1, 0.0
+        while not self._ended.wait(_INTERVAL_S):
+            now = clock.now()
+            if self._rounds != rounds:
+                rounds, since = self._rounds, now
+            elif now - since > self._silence_s + _EXIT_S:
+                self._kill(0)
+                sys.stderr.write(
+                    f"longplay: error: rank 0 has sent no answer for {self._silence_s + _EXIT_S:g} s: "
+                    "it is stopped, or its node is unreachable\n"
+                )
+                exit_now()
 
     def _send_heartbeat(self) -> None:
         self._rounds += 1

@@ -15,8 +15,8 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.collectives import all_gather_rows
+from longplay.distributed.runtime.heartbeat import Heartbeat, no_heartbeat
 from longplay.distributed.runtime.waiting import waiting
-from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import TargetPositions, join_queries, target_positions
 from longplay.launch.console.stop_request import Interrupts, StopRequested

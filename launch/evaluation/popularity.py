@@ -9,7 +9,7 @@ from torch import Tensor
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.eval_stream import EvalBatch, EvalConfig, EvalStream
 from longplay.data_shards.stream.splits import Part, train_item_counts
-from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
+from longplay.distributed.runtime.heartbeat import Heartbeat, no_heartbeat
 from longplay.distributed.table.score_counts import half_wins
 from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.evaluation.queries import sampled_pairs, seen_pairs

@@ -5,10 +5,10 @@ import time
 import torch
 
 from longplay.data_shards.stream.train_stream import TrainStream
+from longplay.distributed.runtime.heartbeat import Heartbeat
 from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.phases import STEP, phase
 from longplay.distributed.runtime.waiting import waiting
-from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.distributed.runtime.world import World
 from longplay.launch.console.stop_request import StopRequest, StopRequested
 from longplay.launch.settings.config import TrainConfig

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from longplay.data_shards.stream.train_stream import Batch
 from longplay.distributed.runtime.collectives import PendingCollective, all_gather_rows, start_all_reduce_sum
+from longplay.distributed.runtime.heartbeat import Heartbeat, no_heartbeat
 from longplay.distributed.runtime.phases import phase
-from longplay.distributed.runtime.watchdog import Heartbeat, no_heartbeat
 from longplay.distributed.table.row_exchange import PendingRowExchange
 from longplay.launch.console.stop_request import Interrupts, StopRequested
 from longplay.launch.training.model import Model

@@ -4,8 +4,8 @@ import sys
 from contextlib import suppress
 
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.distributed.runtime.heartbeat import Heartbeat
 from longplay.distributed.runtime.memory import explain_out_of_memory
-from longplay.distributed.runtime.watchdog import Heartbeat
 from longplay.launch.console.stop_request import Interrupts, StopRequested
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.evaluation.few_unseen import metric_warning

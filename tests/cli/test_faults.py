@@ -13,11 +13,21 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.commands import Command, longplay
-from support.faults import FAULTS, AtStep, HangsInBaseline, SlowDisk, UnmarkedReads, kill_self, sleep_long
+from support.faults import (
+    FAULTS,
+    AtStep,
+    HangsInBaseline,
+    SlowDisk,
+    UnmarkedReads,
+    kill_self,
+    sleep_long,
+    stop_self,
+)
 from support.runs import read_metrics, small_dataset
 from support.soak import KINDS, Soak, largest_difference, soak_settings
 
@@ -66,12 +76,19 @@ def test_a_fault_on_one_rank_ends_all_ranks_and_the_last_line_names_the_cause(
     assert not problems
 
 
-def test_killing_rank_0_ends_the_other_ranks(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("action", "cause"), [(kill_self, "rank 0 was killed"), (stop_self, "rank 0 has sent no answer for 13 s")]
+)
+def test_losing_rank_0_ends_the_other_ranks(
+    tmp_path: Path, data: Path, action: Callable[[], None], cause: str
+) -> None:
     command = Command(
-        words(data, tmp_path / "run"), tmp_path / "log", world_size=3, fault=AtStep(12, 0, kill_self)
+        words(data, tmp_path / "run"), tmp_path / "log", world_size=3, fault=AtStep(12, 0, action)
     )
     assert command.wait(timeout_s=90) not in (0, 75)
-    assert "rank 0 was killed" in (tmp_path / "log").read_text().splitlines()[-1]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert any(cause in line for line in lines), lines[-3:]
+    assert "rank 0" in lines[-1]
 
 
 def test_a_single_process_that_hangs_ends_with_its_work_named(tmp_path: Path, data: Path) -> None:
