@@ -1,8 +1,10 @@
-"""Where the ranks of an srun step meet: the address of rank 0, and a free port on which they agree."""
+"""Where the ranks of a command meet: the address of rank 0, and a free port on which they agree."""
 
 import contextlib
+import hashlib
 import re
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +16,21 @@ _RECEIVED = "received"
 
 
 def slurm_rendezvous(
-    env: Mapping[str, str], *, rank: int, world_size: int, timeout_s: float
+    env: Mapping[str, str],
+    *,
+    rank: int,
+    world_size: int,
+    timeout_s: float,
+    command: Sequence[str] | None = None,
 ) -> tuple[str, int]:
-    """Return the address and the port at which the ranks of a Slurm step meet. Collective.
+    """Return the address and the port at which the ranks of a command in a Slurm step meet. Collective.
 
+    Several commands may run in one step: they meet at their own ports, because their words differ.
     MASTER_ADDR and MASTER_PORT each replace the choice made here: the step's first node, and a port that is
     free there.
+
+    Args:
+        command: the words of the command, the same on its ranks; None = this process's.
 
     Raises:
         ValueError: the variables hold no address, or no port number.
@@ -31,13 +42,37 @@ def slurm_rendezvous(
     if env.get("MASTER_PORT"):
         return address, read_port(env["MASTER_PORT"])
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
-    first = job * 7 + step
+    words = hashlib.sha256("\0".join(sys.argv if command is None else command).encode()).hexdigest()
+    port = agree_on_port(
+        address,
+        name=f"{job}.{step}-{words[:16]}",
+        first=job * 7 + step,
+        rank=rank,
+        world_size=world_size,
+        timeout_s=timeout_s,
+    )
+    return address, port
+
+
+def agree_on_port(
+    address: str, *, name: str, first: int, rank: int, world_size: int, timeout_s: float
+) -> int:
+    """Return a port that is free on rank 0's host, the same on all ranks. Collective.
+
+    Args:
+        address: rank 0's host.
+        name: what only the ranks that meet have in common.
+        first: selects the ports on which rank 0 tells its choice; names with the same one do not mix.
+
+    Raises:
+        RuntimeError: ranks did not come within `timeout_s`.
+    """
     candidates = [_PORTS[(first + 701 * number) % len(_PORTS)] for number in range(_NUM_CANDIDATES)]
     deadline = time.monotonic() + timeout_s
-    greeting = f"longplay {job}.{step} "
+    greeting = f"longplay {name} "
     if rank == 0:
-        return address, _tell_port(candidates, greeting, world_size, deadline)
-    return address, _ask_port(address, candidates, f"{greeting}{rank}", greeting, deadline)
+        return _tell_port(candidates, greeting, world_size, deadline)
+    return _ask_port(address, candidates, f"{greeting}{rank}", greeting, deadline)
 
 
 def read_port(text: str) -> int:
@@ -73,8 +108,10 @@ def free_port() -> int:
 def _tell_port(candidates: Sequence[int], greeting: str, world_size: int, deadline: float) -> int:
     """Choose a free port and send it to every other rank, through the first candidate that is free."""
     missing = set(range(1, world_size))
-    with _listen(candidates, backlog=world_size) as server:
-        port = free_port()
+    # The chosen port stays bound meanwhile, so that no other run gets it.
+    with _listen(candidates, backlog=world_size) as server, socket.socket() as chosen:
+        chosen.bind(("", 0))
+        port = chosen.getsockname()[1]
         while missing:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
@@ -106,7 +143,8 @@ def _ask_port(address: str, candidates: Sequence[int], question: str, greeting: 
                 problem = str(error)
         time.sleep(_PAUSE_S)
     raise RuntimeError(
-        f"rank 0 did not respond at {address} in time ({problem}); if it runs elsewhere, set MASTER_ADDR"
+        f"rank 0 did not respond at {address} in time ({problem}); if it runs elsewhere, set MASTER_ADDR; "
+        "all ranks need the same command"
     )
 
 

@@ -9,10 +9,12 @@ from datetime import timedelta
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
-from longplay.distributed.runtime.rendezvous import free_port, read_port, slurm_rendezvous
+from longplay.distributed.runtime.rendezvous import agree_on_port, free_port, read_port, slurm_rendezvous
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
 
+LOCAL_JOB = "LONGPLAY_LOCAL_JOB"
+"""Variable with the number of a local job of a sweep, whose ranks agree on a port."""
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _variables_before: dict[str, str | None] = {}
 
@@ -139,11 +141,21 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
 
 
 def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> tuple[str, int]:
-    """Return the address and the port at which the ranks meet. Collective under srun.
+    """Return the address and the port at which the ranks meet. Collective under srun and in local jobs.
 
     A world of one process meets nobody, so that any number of them may run in one srun step.
     """
     env = os.environ
+    if world_size > 1 and LOCAL_JOB in env:
+        job, address = env[LOCAL_JOB], "127.0.0.1"
+        return address, agree_on_port(
+            address,
+            name=f"local-{job}",
+            first=int(job) * 7,
+            rank=rank,
+            world_size=world_size,
+            timeout_s=timeout_s,
+        )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if world_size == 1 and (launcher != "torchrun" or len(missing) == 2):
         return "127.0.0.1", free_port()

@@ -13,6 +13,7 @@ from submitit import JobEnvironment
 from longplay.data_shards.storage.locations import parse_location
 from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.memory import reset_peak_memory
+from longplay.distributed.runtime.world import LOCAL_JOB
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
 from longplay.launch.evaluation.evaluate_run import evaluate_run
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_evaluated
@@ -59,7 +60,6 @@ class SweepJob:
 
     def train_and_evaluate(self) -> int:
         """Train and evaluate, without repeating what is done, and return the exit code."""
-        _change_port()
         code = exit_code_of(self._train)
         if code:
             return code  # a stopped training keeps its handlers
@@ -68,7 +68,6 @@ class SweepJob:
             if code or is_evaluated(self.run, split):
                 continue
             reset_peak_memory()
-            _change_port()
             code = exit_code_of(functools.partial(self._evaluate, split, file))
         return code
 
@@ -107,13 +106,5 @@ def _set_rank_variables() -> None:
             RANK=str(environment.global_rank),
             LOCAL_RANK=str(environment.local_rank),
             WORLD_SIZE=str(environment.num_tasks),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(20000 + int(environment.raw_job_id) * 7 % 20000),
         )
-
-
-def _change_port() -> None:
-    """Choose another port for the next process group of a local job: the last one may still be in use."""
-    port = os.environ.get("MASTER_PORT")
-    if port is not None:
-        os.environ["MASTER_PORT"] = str(int(port) + 1)
+        os.environ[LOCAL_JOB] = environment.raw_job_id

@@ -29,14 +29,14 @@ from longplay.launch.sweeps.slurm_commands import read_limits, run_slurm
 
 _NOT_SHARED = 66  # exit code of a job on a node where the sweep's folder does not exist
 _HERE = Path(__file__).parent
-# sbatch prefers these variables to the script, so an option that is given hides its own.
+# sbatch prefers these variables to the script, so an option that is given hides its own and its alternatives.
 _VARIABLES = {
-    "gpus_per_node": "SBATCH_GPUS_PER_NODE",
-    "mem": "SBATCH_MEM_PER_NODE",
-    "partition": "SBATCH_PARTITION",
-    "account": "SBATCH_ACCOUNT",
-    "qos": "SBATCH_QOS",
-    "constraint": "SBATCH_CONSTRAINT",
+    "gpus_per_node": ("GPUS_PER_NODE", "GPUS", "GPUS_PER_TASK", "GRES"),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "partition": ("PARTITION",),
+    "account": ("ACCOUNT",),
+    "qos": ("QOS",),
+    "constraint": ("CONSTRAINT",),
 }
 
 
@@ -115,7 +115,12 @@ def _submit_array(
     executor: submitit.SlurmExecutor, jobs: Sequence[SweepJob], resources: Resources
 ) -> list[str]:
     """Submit one array and return the ids of its jobs."""
-    hidden = [variable for option, variable in _VARIABLES.items() if getattr(resources, option)]
+    hidden = [
+        f"SBATCH_{name}"
+        for option, names in _VARIABLES.items()
+        if getattr(resources, option)
+        for name in names
+    ]
     # submitit prints sbatch's message to stderr; the ConfigError has it already.
     with outer_job_hidden(*hidden), interrupts_blocked(), contextlib.redirect_stderr(io.StringIO()):
         return [job.job_id for job in executor.submit_array(list(jobs))]

@@ -250,6 +250,14 @@ def test_local_jobs_save_when_the_command_is_stopped_and_resume_when_it_is_repea
     assert "resuming from" in SweepFolder(out).logs("data-gru4rec-L40-s0")[0].read_text()
 
 
+def test_local_runs_of_several_ranks_at_once_meet_at_their_own_ports(data: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "sweep", tmp_path / "log"
+    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "--seeds", "0", "1"]
+    words += ["--context-lengths", "40", "--cluster", "local", "--max-parallel", "2"]
+    words += ["--ranks-per-node", "2", "--train.max_steps", "3", *SMALL]
+    assert "finished all 2 runs" in longplay(words, log)
+
+
 def test_a_failed_run_shows_its_error_and_the_others_finish(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ def test_the_batch_script_has_only_the_options_that_the_sweep_sets(slurm: FakeSl
 def test_given_options_reach_sbatch_and_hide_its_variables(
     slurm: FakeSlurm, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PARTITION", "QOS", "WCKEY", "JOB_NAME", "ARRAY_INX"):
+    for name in ("PARTITION", "QOS", "WCKEY", "JOB_NAME", "ARRAY_INX", "TIMELIMIT", "MEM_PER_CPU", "GRES"):
         monkeypatch.setenv(f"SBATCH_{name}", "outer")
     words = ["--partition", "gpu", "--mem", "64G", "--gpus-per-node", 4, "--cpus-per-task", 3]
     assert sweep(2, *words)[0] == 0

@@ -64,13 +64,21 @@ def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
 STEP = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "3"}
 
 
-def meet(env: dict[str, str], ranks: Sequence[int], world_size: int, timeout_s: float = 20.0) -> list[Any]:
+def meet(
+    env: dict[str, str],
+    ranks: Sequence[int],
+    world_size: int,
+    timeout_s: float = 20.0,
+    command: Sequence[str] | None = None,
+) -> list[Any]:
     """Return the rendezvous of each of these ranks, or its error."""
     found: dict[int, Any] = {}
 
     def run(rank: int) -> None:
         try:
-            found[rank] = slurm_rendezvous(env, rank=rank, world_size=world_size, timeout_s=timeout_s)
+            found[rank] = slurm_rendezvous(
+                env, rank=rank, world_size=world_size, timeout_s=timeout_s, command=command
+            )
         except (RuntimeError, ValueError) as error:
             found[rank] = error
 
@@ -139,6 +147,27 @@ def test_steps_with_the_same_ports_do_not_mix() -> None:
     assert both[0][0] != both[1][0]
 
 
+def test_two_commands_in_one_step_do_not_mix() -> None:
+    """A rank of the second command comes first, when only rank 0 of the first one can answer."""
+    found: dict[str, list[Any]] = {}
+
+    def run(key: str, ranks: list[int], command: list[str]) -> threading.Thread:
+        thread = threading.Thread(
+            target=lambda: found.update({key: meet(STEP, ranks, 2, command=command)}), daemon=True
+        )
+        thread.start()
+        return thread
+
+    first, second = ["train", "a"], ["train", "b"]
+    threads = [run("first 0", [0], first), run("second 1", [1], second)]
+    threads += [run("second 0", [0], second), run("first 1", [1], first)]
+    for thread in threads:
+        thread.join()
+    assert found["first 0"] == found["first 1"]
+    assert found["second 0"] == found["second 1"]
+    assert found["first 0"] != found["second 0"]
+
+
 def test_ranks_that_do_not_start_are_named() -> None:
     (error,) = meet(STEP, [0], 3, timeout_s=0.2)
     assert str(error) == "of 3 ranks, these did not start in time: 1, 2"
@@ -166,6 +195,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr("longplay.distributed.runtime.world.load_deepspeed", lambda device_type: None)
     nothing = SimpleNamespace(init_distributed=lambda **_: None, destroy_process_group=lambda: None)
     monkeypatch.setattr("longplay.distributed.runtime.world.comm", nothing)
+    monkeypatch.setattr("longplay.distributed.runtime.world.use_default_group", lambda: None)
     return monkeypatch
 
 
@@ -218,6 +248,7 @@ def test_a_rank_that_sees_only_its_own_gpu_uses_number_0_in_deepspeed_too(
     started: dict[str, Any] = {}
     stub = SimpleNamespace(init_distributed=lambda **arguments: started.update(arguments))
     monkeypatch.setattr("longplay.distributed.runtime.world.comm", stub)
+    monkeypatch.setattr("longplay.distributed.runtime.world.use_default_group", lambda: None)
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
