@@ -202,7 +202,9 @@ def _feature_line(found: FeatureSummary) -> tuple[str, str]:
     if info.kind == "categorical":
         values = f"{info.num_values:,} values"
         if found.most_frequent is not None:
-            values += f", most frequent {found.most_frequent} ({found.most_frequent_fraction:.2%})"
+            values += (
+                f", most frequent {short_repr(found.most_frequent)} ({found.most_frequent_fraction:.2%})"
+            )
     elif info.least is None:
         values = "no value"
     else:

@@ -71,8 +71,10 @@ class EventInputs:
         found = {feature_key(name): features[name] for name in self.columns.names}
         if times is not None and self.spec.uses_times:
             found[TIMES] = times
-        found |= self.items.gather(item_ids)
-        return {key: values.to(device, non_blocking=True) for key, values in found.items()}
+        of_items = self.items.gather(item_ids)
+        if device.type == "cuda":  # as the batch is, so that the copies do not wait for the device
+            of_items = {key: values.pin_memory() for key, values in of_items.items()}
+        return {key: values.to(device, non_blocking=True) for key, values in (found | of_items).items()}
 
 
 @functools.lru_cache(maxsize=2)

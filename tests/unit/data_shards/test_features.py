@@ -198,7 +198,9 @@ def test_the_command_shows_a_line_per_feature(folder: Path, capsys: pytest.Captu
     found = capsys.readouterr().out
     number = r"-?[\d.]+"
     assert re.search(
-        rf"^  genre +categorical, 3 values, most frequent rock \({number}%\), {number}% missing$", found, re.M
+        rf"^  genre +categorical, 3 values, most frequent 'rock' \({number}%\), {number}% missing$",
+        found,
+        re.M,
     )
     assert re.search(
         rf"^  price +float, {number} to {number}, mean {number}, std {number}, {number}% missing$",
