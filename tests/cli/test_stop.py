@@ -104,3 +104,25 @@ def test_a_signal_before_the_first_batch_has_arrived_stops(tmp_path: Path, data:
     command.signal_when(signal.SIGTERM, lambda: server.is_silent)
     assert command.wait(timeout_s=60) == 75, log.read_text()
     server.close()
+
+
+def test_a_signal_ends_a_command_that_waits_for_the_manifest(tmp_path: Path, data: Path) -> None:
+    server = DataServer(data)
+    server.faults["manifest.json"] = ["silent"]
+    command = Command(words(server.url, tmp_path / "run"), tmp_path / "log")
+    command.signal_when(signal.SIGTERM, lambda: server.requests["manifest.json"] > 0)
+    assert command.wait(timeout_s=30) == -signal.SIGTERM
+    assert not (tmp_path / "run").exists()
+    server.close()
+
+
+def test_a_data_server_that_is_silent_for_longer_than_the_timeout_ends_the_run(
+    tmp_path: Path, data: Path
+) -> None:
+    server = DataServer(data)
+    server.silent_after = 3
+    command = Command([*words(server.url, tmp_path / "run"), "--train.timeout_s", "5"], tmp_path / "log")
+    assert command.wait(timeout_s=60) == 1
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("longplay: error: no progress for 5 s while evaluating, round 1 of ")
+    server.close()
