@@ -204,7 +204,8 @@ def _parse_time(text: str | None, flag: str, source: Source) -> int | None:
             "integer in the unit of the time column"
         )
     since = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since // timedelta(microseconds=1) * _PER_SECOND[unit] // 10**6
+    microseconds = since // timedelta(microseconds=1)
+    return -(-microseconds * _PER_SECOND[unit] // 10**6)  # rounded up, because times are integers
 
 
 def _print_summary(prepared: Prepared, out: Path) -> None:

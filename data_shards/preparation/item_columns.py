@@ -204,7 +204,7 @@ def _id(raw: str, dtype: str, *, is_text: bool) -> str:
     if is_text:
         return f"CASE WHEN {raw}::VARCHAR <> '' THEN {raw}::VARCHAR END"
     if dtype == "VARCHAR":
-        text = f"trim({raw}, E' \\t\\r\\n\\v\\f')"
+        text = f"trim({raw}, ' \t\r\n\v\f')"  # to DuckDB, E'\v' is the letter v
         whole = _whole(f"TRY_CAST({text} AS DOUBLE)", 2**53)
         return (
             f"CASE WHEN regexp_full_match({text}, {_INTEGER}) THEN TRY_CAST({text} AS BIGINT) "

@@ -13,6 +13,7 @@ TOO_FEW_COLUMNS = "too_few_columns"
 TOO_MANY_COLUMNS = "too_many_columns"
 BAD_QUOTING = "bad_quoting"
 NOT_JSON = "not_json"
+NOT_UTF8 = "not_utf8"
 LENGTHS_DIFFER = "lengths_differ"
 NUM_EXAMPLES = 5
 _MAX_TEXT = 60
@@ -80,11 +81,14 @@ class BadRows:
         """
         if self.num_bad <= max_bad_fraction * rows_in:
             return
+        recode = ""
+        if NOT_UTF8 in self.counts:
+            recode = " (`iconv -f LATIN1 -t UTF-8` converts Latin-1)"
         raise DataError(
             f"{self.first[0]}; {self.num_bad} of {rows_in} rows are unusable, more than --max-bad-fraction "
-            f"{max_bad_fraction:g} allows; correct the file, choose other columns with --user, --item and "
-            "--time, pass --user-type string or --item-type string if ids are no integers, or raise "
-            "--max-bad-fraction to drop these rows"
+            f"{max_bad_fraction:g} allows; correct the file{recode}, choose other columns with --user, "
+            "--item and --time, pass --user-type string or --item-type string if ids are no integers, or "
+            "raise --max-bad-fraction to drop these rows"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ TimeType = Literal["integer", "decimal", "date"]
 NO_TIME = "none"
 NUMERIC_UNITS: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
 _FEATURE = re.compile(r"([a-z][a-z0-9_]*)(?:=(.+))?:(categorical|float)")
+_TAKEN = ("user", "item", "time")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def parse_features(text: str) -> tuple[FeatureColumn, ...]:
     """Parse `name:kind,name=COLUMN:kind,...`.
 
     Raises:
-        DataError: the text has another form, or a name occurs twice.
+        DataError: the text has another form, a name occurs twice, or a name is `user`, `item` or `time`.
     """
     features = []
     for part in text.split(","):
@@ -47,6 +48,11 @@ def parse_features(text: str) -> tuple[FeatureColumn, ...]:
                 f"--features holds {part.strip()!r}, but must be a list such as "
                 "genre:categorical,price:float; write name=COLUMN:kind for a column whose name holds other "
                 "characters than a-z, 0-9 and _"
+            )
+        if match[1] in _TAKEN:
+            raise DataError(
+                f"--features holds {match[1]!r}, which is a column of every dataset; give it another name: "
+                f"{match[1]}_1={match[2] or match[1]}:{match[3]}"
             )
         features.append(FeatureColumn(match[1], match[3], match[2] or match[1]))
     names = [feature.name for feature in features]

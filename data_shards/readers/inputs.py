@@ -14,7 +14,8 @@ import pyarrow as pa
 from longplay.data_shards.errors import DataError
 
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
-_COPY = re.compile(r"(\.(bak|old|orig|copy|\d+)|~)$|( \(\d+\)| copy)(?=(\.\w+)*$)", re.IGNORECASE)
+_COPY = re.compile(r"(\.(bak|old|orig|copy)|~)$|( \(\d+\)| copy)(?=(\.\w+)*$)", re.IGNORECASE)
+_NUMBERED = re.compile(r"\.\d+$")
 
 
 def without_compression(name: str) -> str:
@@ -72,15 +73,25 @@ def check_copies(files: Iterable[Path]) -> None:
         DataError: two files hold the same data; the message names both.
     """
     seen: dict[Path, Path] = {}
+    files = list(files)
+    plain = {_without_marks(file.resolve()) for file in files}
     for file in files:
-        origin = file.resolve()
-        for _ in range(3):
-            origin = origin.with_name(_COPY.sub("", without_compression(origin.name)) or origin.name)
+        origin = _without_marks(file.resolve())
+        unnumbered = origin.with_name(_NUMBERED.sub("", origin.name) or origin.name)
+        if unnumbered in plain:  # events.csv.1 beside events.csv; events.csv.1 and .2 alone are parts
+            origin = unnumbered
         if origin in seen:
             raise DataError(
                 f"{file}: holds the same data as {seen[origin]}, by its name; pass only one of them"
             )
         seen[origin] = file
+
+
+def _without_marks(path: Path) -> Path:
+    """Return a path without the marks of a copy and the suffix of its compression."""
+    for _ in range(3):
+        path = path.with_name(_COPY.sub("", without_compression(path.name)) or path.name)
+    return path
 
 
 def file_identity(path: Path) -> list[Any]:
@@ -131,7 +142,7 @@ def _archive_errors() -> tuple[type[Exception], ...]:
     import zipfile
     import zlib
 
-    return (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+    return (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def _is_data(path: Path) -> bool:

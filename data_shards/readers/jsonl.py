@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.readers.bad_rows import NOT_JSON
+from longplay.data_shards.readers.bad_rows import BLANK_LINE, NOT_JSON
 from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
 from longplay.data_shards.readers.database import query
 from longplay.data_shards.readers.inputs import find_files
@@ -22,6 +22,7 @@ from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat, count_lines
+from longplay.data_shards.readers.values import trimmed
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _LINES = LineFormat("\x1f", 1, quotes=False)
@@ -50,7 +51,7 @@ class _JsonFile:
     def __init__(self, file: TextFile) -> None:
         self.path, self.weight, self._file = file.path, file.num_bytes, file
         objects = []
-        for line in self._first_lines.decode("utf-8", "replace").splitlines()[:HEAD_ROWS]:
+        for line in self._first_lines.decode("utf-8", "replace").split("\n")[:HEAD_ROWS]:
             try:
                 objects.append(json.loads(line))
             except ValueError:
@@ -86,13 +87,17 @@ class _JsonFile:
         keys = [f"$.{json.dumps(self.header[at], ensure_ascii=False)}".replace("'", "''") for at in needed]
         found = ", ".join(f"found[{place}] AS c{at}" for place, at in enumerate(needed, 1))
         listed = ", ".join(f"'{key}'" for key in keys)
-        valid = "CASE WHEN coalesce(json_valid(c0), false) THEN json_type(c0) = 'OBJECT' ELSE false END"
+        fault = "fault" if "fault" in lines.column_names else "NULL"
+        fault = (
+            f"CASE WHEN {fault} IS NOT NULL THEN {fault} WHEN {trimmed('c0')} = '' THEN '{BLANK_LINE}' "
+            f"WHEN NOT coalesce(json_valid(c0), false) THEN '{NOT_JSON}' "
+            f"WHEN json_type(c0) <> 'OBJECT' THEN '{NOT_JSON}' END"
+        )
         table = query(
-            f"SELECT {found}, CASE WHEN NOT valid THEN '{NOT_JSON}' END AS fault, "
-            "CASE WHEN NOT valid THEN text END AS text FROM "
-            f"(SELECT valid, text, CASE WHEN valid THEN json_extract_string(text, [{listed}]) END AS found "
-            f"FROM (SELECT c0 AS text, {valid} AS valid FROM block))",
-            block=lines.select(["c0"]),
+            f"SELECT {found}, fault, CASE WHEN fault IS NOT NULL THEN line END AS text FROM "
+            f"(SELECT *, CASE WHEN fault IS NULL THEN json_extract_string(line, [{listed}]) END AS found "
+            f"FROM (SELECT c0 AS line, {fault} AS fault FROM block))",
+            block=lines,
         )
         return RawTable(table, f"{self.path}, line", np.asarray(numbers) + 1, num_blank)
 

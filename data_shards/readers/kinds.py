@@ -18,6 +18,7 @@ from longplay.data_shards.readers.values import (
     WIDE_INTEGERS,
     integer_sql,
     is_date,
+    present_sql,
     time_sql,
     trimmed,
 )
@@ -64,7 +65,11 @@ class ColumnKinds:
         for role, (_, dtype) in of.items():
             _check_type(role, dtype, header[places[role]], path)
         told = {"user": columns.user_type, "item": columns.item_type}
-        kinds = {role: told.get(role) or _id_kind(head, *of[role]) for role in of if role != "time"}
+        kinds = {
+            role: told.get(role) or _id_kind(head, *of[role], is_feature=role.startswith("feature:"))
+            for role in of
+            if role != "time"
+        }
         time = columns.time_type or "integer"
         if columns.has_time and columns.time_type is None:
             time = _time_kind(head, *of["time"], columns.time_scale)
@@ -118,15 +123,18 @@ def _check_type(role: str, dtype: str, name: str, path: object) -> None:
         )
 
 
-def _id_kind(head: pa.Table, raw: str, dtype: str) -> str:
-    """Return `integer` if the type is a number or all of the first rows hold integers, otherwise `string`."""
-    if dtype in WIDE_INTEGERS or dtype == "VARCHAR":
-        present = f"CASE WHEN {trimmed(f'{raw}::VARCHAR')} <> '' THEN 1 END"
+def _id_kind(head: pa.Table, raw: str, dtype: str, *, is_feature: bool) -> str:
+    """Return `integer` if the type is a number or all of the first rows hold integers, otherwise `string`.
+
+    A feature may be a number with a fraction, such as a rating of 4.5; an id may not.
+    """
+    numbers = dtype in EXACT_BELOW or dtype.startswith("DECIMAL")
+    if dtype in WIDE_INTEGERS or dtype == "VARCHAR" or (numbers and is_feature):
+        present = f"CASE WHEN {present_sql(raw, dtype)} THEN 1 END"
         sql = f"SELECT count({present}) AS present, count({integer_sql(raw, dtype)}) AS integers FROM block"
         row = query(sql, block=head).to_pylist()[0]
         return "integer" if row["present"] == row["integers"] else "string"
-    numbers = dtype in (*INTEGERS, *EXACT_BELOW, *NULL_TYPES) or dtype.startswith("DECIMAL")
-    return "integer" if numbers else "string"
+    return "integer" if numbers or dtype in (*INTEGERS, *NULL_TYPES) else "string"
 
 
 def _time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, NUM_EXAMPLES, BadRow, BadRows
 from longplay.data_shards.readers.columns import Columns
+from longplay.data_shards.readers.conditions import check_condition
 from longplay.data_shards.readers.database import query
 from longplay.data_shards.readers.kinds import ColumnKinds, find_columns
 from longplay.data_shards.readers.sources import MISSING, Ids, ParsedBlock
@@ -25,6 +26,7 @@ from longplay.data_shards.readers.values import (
     id_sql,
     integer_sql,
     literal,
+    present_sql,
     time_sql,
 )
 
@@ -71,6 +73,8 @@ class RowParser:
         types: Mapping[str, str],
         path: object,
     ) -> None:
+        if columns.where is not None:
+            check_condition(columns.where)
         self._columns = columns
         places = find_columns(columns, header, path)
         self._names = {role: header[at] for role, at in places.items()}
@@ -104,12 +108,17 @@ class RowParser:
             "decimal": "not_a_number",
             "date": "not_a_date",
         }
+        floats = {f"feature:{one.name}" for one in self._columns.features if one.kind == "float"}
         reasons, texts = [], []
         for role, at in places.items():
-            if role.startswith("feature:"):
-                continue
             name = literal(f":{self._names[role]}")
             shown = f"coalesce(c{at}::VARCHAR, '')"
+            if role.startswith("feature:"):
+                if role not in floats and kinds.features[role.partition(":")[2]] == "integer":
+                    lost = f'WHEN "{role}" IS NULL AND {present_sql(f"c{at}", types[f"c{at}"])} THEN'
+                    reasons.append(f"{lost} 'not_an_integer' || {name}")
+                    texts.append(f"{lost} {shown}")
+                continue
             empty = f"trim({shown}, {WHITESPACE}) IN ('', 'NaN', 'nan')"
             inexact = ""
             if types[f"c{at}"] == "FLOAT":
@@ -141,25 +150,29 @@ class RowParser:
             nothing = pa.nulls(table.num_rows, pa.string())
             table = table.append_column("fault", nothing).append_column("text", nothing)
         roles = ", ".join(f'"{role}"' for role in self._names)
-        inner, selected = f"SELECT *, {self._select} FROM block", ""
+        inner = f"SELECT *, {self._select} FROM block"
+        found = query(f"SELECT {roles}, {self._faults} FROM ({inner})", block=table)
         if self._columns.where is not None:
-            condition = f"coalesce(({self._columns.where})::BOOLEAN, false)"
-            inner = (
-                f"SELECT rows.*, selected FROM ({inner}) AS rows POSITIONAL JOIN "
-                f"(SELECT {condition} AS selected FROM (SELECT {self._seen} FROM block))"
-            )
-            selected = ", selected"
+            found = found.append_column("selected", self._selected(table, raw.where))
+        return self._account(found, raw)
+
+    def _selected(self, table: pa.Table, where: str) -> pa.ChunkedArray:
+        """Return whether each row meets the condition of `where`, of which null is false.
+
+        The query is not a part of another one, so that the condition sees the columns of the file only.
+        """
+        condition = f"coalesce(({self._columns.where})::BOOLEAN, false)"
+        sql = f"SELECT {condition} AS selected FROM (SELECT {self._seen} FROM block)"
         try:
-            found = query(f"SELECT {roles}{selected}, {self._faults} FROM ({inner})", block=table)
+            found = query(sql, block=table)
         except duckdb.Error as error:
-            if self._columns.where is None:
-                raise
             cause = str(error).strip().splitlines()[0]
             raise DataError(
-                f"--where {self._columns.where!r} cannot be evaluated on {raw.where.rpartition(',')[0]} "
+                f"--where {self._columns.where!r} cannot be evaluated on {where.rpartition(',')[0]} "
                 f"({cause}); write a condition in SQL over the columns of the file, such as 'rating >= 4'"
             ) from error
-        return self._account(found, raw)
+        assert found.num_rows == table.num_rows, "the condition is not evaluated once per row"
+        return found["selected"]
 
     def _parse_plain(self, raw: RawTable) -> ParsedBlock | None:
         """Return the events if all columns are digits, as they mostly are, in a fifth of DuckDB's time."""
@@ -233,11 +246,14 @@ def _array(column: pa.ChunkedArray) -> Ids:
 
 
 def _seen_columns(header: Sequence[str], types: Mapping[str, str], needed: Sequence[int]) -> str:
-    """Return the SQL of the columns that `where` sees, by name. A name that occurs twice is left out."""
+    """Return the SQL of the columns that `where` sees, by name.
+
+    A name that is empty or occurs twice is left out.
+    """
     lower = [name.lower() for name in header]
     seen = []
     for at in needed:
-        if lower.count(lower[at]) > 1:
+        if lower.count(lower[at]) > 1 or not header[at]:
             continue
         raw, dtype = f"c{at}", types.get(header[at], "VARCHAR")
         typed = header[at] in types and dtype != "VARCHAR"

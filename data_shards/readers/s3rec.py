@@ -73,14 +73,18 @@ def _events(data: bytes, where: str) -> RawTable:
     starts = np.cumsum(lengths) - lengths
     first = np.cumsum(items) - items
     place = starts[of_line] + 1 + np.arange(len(of_line)) - first[of_line]
-    empty = lengths[of_line] < 2
+    empty, nothing = lengths[of_line] < 2, pa.scalar(None, pa.string())
+    fault, text = (
+        lines[name].combine_chunks() if name in lines.column_names else pa.nulls(len(lines), pa.string())
+        for name in ("fault", "text")
+    )
     flat = pc.list_flatten(words)
     table = pa.table(
         {
             "c0": flat.take(pa.array(starts[of_line])),
             "c1": flat.take(pa.array(np.where(empty, starts[of_line], place))),
-            "fault": pc.if_else(pa.array(empty), TOO_FEW_COLUMNS, pa.scalar(None, pa.string())),
-            "text": pc.if_else(pa.array(empty), "", pa.scalar(None, pa.string())),
+            "fault": pc.coalesce(fault.take(of_line), pc.if_else(pa.array(empty), TOO_FEW_COLUMNS, nothing)),
+            "text": pc.coalesce(text.take(of_line), pc.if_else(pa.array(empty), "", nothing)),
         }
     )
     return RawTable(table, where, numbers[of_line] + 1, num_blank)

@@ -149,11 +149,13 @@ class FileSource(ABC):
     @functools.cached_property
     def _kinds(self) -> ColumnKinds:
         """What the columns hold. Text that some file holds as strings or numbers is read so from all files.
+        Files without a row do not decide.
 
         Raises:
             DataError: two files hold a column as different types.
         """
-        first, *others = self._files
+        files = [file for file in self._files if file.head().num_rows] or self._files
+        first, *others = files
         kinds = ColumnKinds.find(self.columns, first.header, first.head(), first.path)
         for file in others:
             found = ColumnKinds.find(self.columns, file.header, file.head(), file.path)

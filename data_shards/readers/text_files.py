@@ -43,6 +43,7 @@ _FOREIGN = {
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 24
 _PROBE_BYTES = 1 << 16
+_ENCRYPTED = 1  # bit of a member's flags in a zip archive
 _TAR_MAGIC = slice(257, 262)
 _MAX_INFLATION = 8
 """Assumed compression ratio, for estimates of sizes."""
@@ -110,7 +111,10 @@ class TextFile:
                 packing = "tar"
             opened = cls(path, num_bytes, packing, member)
             with opened._stream() as stream:
-                _check_is_text(path, stream.read(512))
+                start = stream.read(512)
+            _check_is_text(path, start)
+            if packing is not None and (start.startswith(tuple(_MAGIC)) or start[_TAR_MAGIC] == b"ustar"):
+                raise DataError(f"{path}: holds a compressed or archived file; unpack it once")
         return opened
 
     @property
@@ -128,6 +132,8 @@ class TextFile:
         if not line:
             raise DataError(f"{self.path}: is empty; pass a file with events")
         end = line.find(b"\n") + 1
+        if not end and b"\r" in line[:-1]:
+            raise DataError(f"{self.path}: its lines end in CR; convert it with `tr '\\r' '\\n'`")
         return (line[:end] if end else line).removeprefix(_BYTE_ORDER_MARK)
 
     def blocks(self, block_bytes: int, *, skip_header: bool) -> Iterator[TextBlock]:
@@ -188,7 +194,10 @@ class TextFile:
         elif self.packing == "zip":
             with zipfile.ZipFile(self.path) as archive:
                 names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-                with archive.open(self._chosen(names)) as stream:
+                member = archive.getinfo(self._chosen(names))
+                if member.flag_bits & _ENCRYPTED:
+                    raise DataError(f"{self.path}: is encrypted; unpack it, and pass the file to read")
+                with archive.open(member) as stream:
                     yield stream
         elif self.packing == "tar":
             with tarfile.open(self.path) as archive:

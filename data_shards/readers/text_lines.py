@@ -16,11 +16,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from longplay.data_shards.readers.bad_rows import BAD_QUOTING, BLANK_LINE, TOO_FEW_COLUMNS, TOO_MANY_COLUMNS
+from longplay.data_shards.readers.bad_rows import (
+    BAD_QUOTING,
+    BLANK_LINE,
+    NOT_UTF8,
+    TOO_FEW_COLUMNS,
+    TOO_MANY_COLUMNS,
+)
 
 _UNIT_SEPARATOR = b"\x1f"
 _MAX_IRREGULAR_LINES = 4096
 _PARTS = 16
+_REPLACEMENT = "\ufffd"
 _NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
 
 
@@ -108,7 +115,8 @@ class LineFormat:
         """Return the fields, null where missing, with `fault` and `text` for the unusable lines."""
         lines = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
         block = pl.DataFrame(
-            {"line": [line.removesuffix("\r") for line in lines]}, schema={"line": pl.String}
+            {"line": [line.removesuffix("\r") for line in lines], "is_utf8": _are_utf8(data, len(lines))},
+            schema={"line": pl.String, "is_utf8": pl.Boolean},
         )
         line = pl.col("line")
         quoted = self.quotes and b'"' in data
@@ -122,8 +130,12 @@ class LineFormat:
             block = block.with_columns(fields=line.str.split(self.sep))
             well_quoted = pl.lit(True)
         width = pl.col("fields").list.len()
-        fault = (
-            pl.when(line.str.strip_chars() == "")
+        values = {f"c{at}": pl.col("fields").list.get(at, null_on_oob=True) for at in needed}
+        damaged = pl.any_horizontal(
+            [value.str.contains(_REPLACEMENT, literal=True).fill_null(False) for value in values.values()]
+        )
+        fault = (  # of a line of separators, the fields are missing
+            pl.when((line.str.strip_chars() == "") & (width != self.width))
             .then(pl.lit(BLANK_LINE))
             .when(~well_quoted)
             .then(pl.lit(BAD_QUOTING))
@@ -131,8 +143,9 @@ class LineFormat:
             .then(pl.lit(TOO_FEW_COLUMNS))
             .when(width > self.width)
             .then(pl.lit(TOO_MANY_COLUMNS))
+            .when(~pl.col("is_utf8") & damaged)
+            .then(pl.lit(NOT_UTF8))
         )
-        values = {f"c{at}": pl.col("fields").list.get(at, null_on_oob=True) for at in needed}
         if quoted:
             values = {name: _unquoted(value.str.strip_prefix(self.sep)) for name, value in values.items()}
         return block.select(**values, fault=fault, text=line).to_arrow().cast(_schema(needed))
@@ -149,6 +162,23 @@ def split_line(line: bytes, sep: str, *, quotes: bool) -> list[str]:
 def count_lines(data: bytes) -> int:
     """Return the number of lines. The last line may lack its line break."""
     return data.count(b"\n") + (not data.endswith(b"\n") and len(data) > 0)
+
+
+def _are_utf8(data: bytes, num_lines: int) -> list[bool]:
+    """Return whether each line is UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return [_is_utf8(line) for line in data.removesuffix(b"\n").split(b"\n")]
+    return [True] * num_lines
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unquoted(field: pl.Expr) -> pl.Expr:

@@ -14,7 +14,7 @@ WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 EXACT_BELOW = {"FLOAT": 2**24, "DOUBLE": 2**53}
 """Below these numbers, every integer is a float of the type."""
 NULL_TYPES = ("NULL", '"NULL"')
-WHITESPACE = "E' \\t\\r\\n\\v\\f'"
+WHITESPACE = "' \t\r\n\v\f'"  # no escapes: to DuckDB, E'\v' is the letter v
 
 
 def is_date(dtype: str) -> bool:
@@ -43,13 +43,14 @@ def integer_sql(raw: str, dtype: str, *, exponents: bool = False) -> str:
     Args:
         raw: the column.
         dtype: its type in DuckDB.
-        exponents: text such as 1.5e9 is an integer too. As an id, it would be given back as another text.
+        exponents: text such as 1.5e9, +5 or -0 is an integer too. As an id, it would be given back as
+            another text.
     """
     if dtype == "VARCHAR":
         text = trimmed(raw)
-        digits = "'[+-]?(0|[1-9][0-9]*)'"
-        fraction = "[.][0-9]{0,15})?([eE][+-]?[0-9]+)?" if exponents else "[.]0*)"
-        number = f"'[+-]?(0|[1-9][0-9]*)({fraction}'"
+        whole = "[+-]?(0|[1-9][0-9]*)" if exponents else "(0|-?[1-9][0-9]*)"
+        fraction = "([.][0-9]{0,15})?([eE][+-]?[0-9]+)?" if exponents else "[.]0*"
+        digits, number = f"'{whole}'", f"'{whole}{fraction}'"
         whole = _whole_sql(f"TRY_CAST({text} AS DOUBLE)", EXACT_BELOW["DOUBLE"])
         return (
             f"CASE WHEN TRY_CAST({raw} AS BIGINT)::VARCHAR = {raw} THEN TRY_CAST({raw} AS BIGINT) "
@@ -67,8 +68,12 @@ def id_sql(raw: str, dtype: str, kind: str) -> str:
     """Return the SQL of an id: BIGINT or VARCHAR, null where it is missing or not an integer."""
     if kind == "integer":
         return integer_sql(raw, dtype)
-    text = raw if dtype == "VARCHAR" else f"{raw}::VARCHAR"
-    return f"CASE WHEN {trimmed(text)} <> '' THEN {text} END"
+    return f"CASE WHEN {present_sql(raw, dtype)} THEN {raw}::VARCHAR END"
+
+
+def present_sql(raw: str, dtype: str) -> str:
+    """Return the SQL of whether a value is not null, blank or NaN."""
+    return f"NOT isnan({raw})" if dtype in EXACT_BELOW else f"{trimmed(f'{raw}::VARCHAR')} <> ''"
 
 
 def time_sql(raw: str, dtype: str, kind: str, scale: int) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import names as names_module
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
+from longplay.data_shards.readers.columns import parse_features
 from longplay.data_shards.readers.inputs import check_copies, find_files
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch import prepare
@@ -523,3 +525,153 @@ def test_item_columns_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (table["title"], table["year"]) == (["Heat", "Toy, the", None], [1995, 1996, None])
     manifest = json.loads((tmp_path / "set/manifest.json").read_text())
     assert manifest["source"]["options"]["items"] == str(titles)
+
+
+def test_no_letter_of_an_id_is_taken_for_white_space(tmp_path: Path) -> None:
+    names = ["v1", "v", "1v", "f", "t", "n", "r", "vv"]
+    events = "".join(f"v{at % 2},{name},{at}\n" for at, name in enumerate(names))
+    assert found(tmp_path, "csv", text(tmp_path / "a.csv", HEADER + events)) == {
+        f"v{user}": [(names[at], at) for at in range(user, len(names), 2)] for user in (0, 1)
+    }
+
+
+def test_text_ids_that_are_not_written_as_integers_are_strings(tmp_path: Path) -> None:
+    names = ["12e2", "1200", "+5", "5", "-0", "0", "-7"]
+    events = "".join(f"1,{name},{at}\n" for at, name in enumerate(names))
+    assert found(tmp_path, "csv", text(tmp_path / "a.csv", HEADER + events)) == {
+        1: list(zip(names, range(7), strict=True))
+    }
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "s3rec"])
+def test_ids_that_are_not_utf8_are_refused_and_not_merged(tmp_path: Path, format: str) -> None:
+    lines = {
+        "csv": HEADER + "u,caf\xe9,1\nu,caf\xea,2\n",
+        "jsonl": "".join(f'{{"user_id":"u","item_id":"caf{c}","timestamp":1}}\n' for c in "\xe9\xea"),
+        "s3rec": "u a b\nu caf\xe9 caf\xea\n",
+    }
+    path = tmp_path / "a.txt"
+    path.write_bytes(lines[format].encode("latin-1"))
+    assert "not utf8" in (message := refusal(tmp_path, format, path))
+    assert "iconv" in message
+
+
+def test_other_columns_need_not_be_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("user_id,item_id,timestamp,title\n1,2,3,caf\xe9\n1,3,4,\n1,3\n".encode("latin-1"))
+    dataset = prepared(open_source("csv", path), tmp_path / "set", PrepareOptions(max_bad_fraction=1))
+    assert sequences(dataset) == {1: [(2, 3), (3, 4)]}
+    assert dataset.manifest.rows_dropped == {"too_few_columns": 1}
+
+
+@pytest.mark.parametrize("other", ["", "1\t9\n"])
+def test_a_line_of_separators_has_missing_fields_whatever_other_lines_hold(
+    tmp_path: Path, other: str
+) -> None:
+    path = text(tmp_path / "a.tsv", "user_id\titem_id\ttimestamp\n1\t2\t3\n\t\t\n1\t3\t4\n" + other)
+    dataset = prepared(open_source("csv", path), tmp_path / "set", PrepareOptions(max_bad_fraction=1))
+    assert dataset.manifest.rows_dropped["missing:user_id"] == 1
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "random() < 0.5",
+        "now() > '2020-01-01'",
+        "current_date > '2020-01-01'",
+        "row_number() OVER () < 3",
+        "avg(rating) > 1",
+        "rating = (SELECT max(rating) FROM block)",
+        "unnest([true, true])",
+        "true; SELECT 1",
+        "rating > 1) AND (true",
+        "true), (false",
+        "COLUMNS(*) > 1",
+        "c0 = '1'",
+    ],
+)
+def test_a_condition_that_depends_on_more_than_the_row_is_refused(tmp_path: Path, condition: str) -> None:
+    path = text(tmp_path / "a.csv", "user_id,item_id,timestamp,rating\n1,1,1,4\n1,2,2,5\n1,3,3,1\n")
+    assert "--where" in refusal(tmp_path, "csv", path, "--where", condition)
+
+
+def test_a_condition_is_evaluated_on_a_file_with_an_unnamed_column(tmp_path: Path) -> None:
+    path = text(tmp_path / "a.csv", ",user_id,item_id,timestamp\n0,1,1,1\n1,1,2,2\n2,1,3,3\n")
+    assert found(tmp_path, "csv", path, "--where", "item_id >= 2") == {1: [(2, 2), (3, 3)]}
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.decimal128(4, 1)])
+def test_a_categorical_feature_with_a_fraction_is_kept(tmp_path: Path, kind: pa.DataType) -> None:
+    path = parquet(
+        tmp_path / "a.parquet",
+        user_id=[1, 1, 1, 1],
+        item_id=[1, 2, 3, 4],
+        timestamp=[1, 2, 3, 4],
+        rating=pa.array([4.5, 4.5, 4.0, None]).cast(kind),
+    )
+    prepared(open_source("parquet", path, "--features", "rating:categorical"), tmp_path / "set", STRICT)
+    table = pl.read_parquet(tmp_path / "set" / "feature-rating.parquet")
+    assert table.rows() == [("4.5", 2), ("4.0", 1)]
+
+
+def test_a_late_value_that_is_no_integer_is_counted(tmp_path: Path) -> None:
+    rows = "".join(f"1,{at},{at},{at % 5}\n" for at in range(20_000))
+    path = text(tmp_path / "a.csv", f"user_id,item_id,timestamp,kind\n{rows}1,5,5,x\n1,6,6,\n")
+    source = open_source("csv", path, "--features", "kind:categorical")
+    dataset = prepared(source, tmp_path / "set", PrepareOptions())
+    assert dataset.manifest.rows_dropped == {"not_an_integer:kind": 1}
+
+
+def test_a_feature_cannot_take_the_name_of_a_column_of_the_dataset() -> None:
+    for name in ("user", "item", "time"):
+        with pytest.raises(DataError, match=f"'{name}'.* give it another name: {name}_1=x:float"):
+            parse_features(f"{name}=x:float")
+
+
+def test_parts_with_numbers_are_not_copies(tmp_path: Path) -> None:
+    for number in (1, 2):
+        text(tmp_path / f"a.csv.0{number}", HEADER + f"1,{number},{number}\n")
+    paths = [tmp_path / "a.csv.01", tmp_path / "a.csv.02"]
+    assert found(tmp_path, "csv", *paths) == {1: [(1, 1), (2, 2)]}
+
+
+def test_a_file_with_a_header_only_does_not_decide_the_types(tmp_path: Path) -> None:
+    empty = text(tmp_path / "a.csv", HEADER)
+    path = text(tmp_path / "b.csv", HEADER + "u,a,2020-01-01\nu,b,2020-01-02\n")
+    assert list(found(tmp_path, "csv", empty, path)) == ["u"]
+
+
+def test_any_line_separator_may_be_in_a_json_string(tmp_path: Path) -> None:
+    lines = (f'{{"user_id":1,"item_id":{at},"timestamp":{at},"title":"a\u2028b"}}\n' for at in (1, 2))
+    assert found(tmp_path, "jsonl", text(tmp_path / "a.jsonl", "".join(lines))) == {1: [(1, 1), (2, 2)]}
+
+
+def test_lines_that_end_in_cr_are_refused_with_a_way_to_convert_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes((HEADER + "1,2,3\n").replace("\n", "\r").encode())
+    assert "tr '\\r' '\\n'" in refusal(tmp_path, "csv", tmp_path / "a.csv")
+
+
+def test_an_archive_in_an_archive_and_an_encrypted_one_are_named(tmp_path: Path) -> None:
+    content = zipped("a.csv", HEADER.encode())
+    path = tmp_path / "a"
+    path.write_bytes(gzip.compress(content))
+    assert "unpack it once" in refusal(tmp_path, "csv", path)
+    path.write_bytes(pa.compress(tarred("a.csv", HEADER.encode()), "zstd", asbytes=True))
+    assert "unpack it once" in refusal(tmp_path, "csv", path)
+    encrypted = bytearray(content)
+    encrypted[6] |= 1
+    encrypted[content.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(encrypted)
+    assert "is encrypted" in refusal(tmp_path, "csv", path)
+
+
+@pytest.mark.parametrize(("option", "kept"), [("--from", [2, 3]), ("--until", [1, 2, 3])])
+def test_a_limit_between_two_times_keeps_the_right_side(tmp_path: Path, option: str, kept: list[int]) -> None:
+    path = text(
+        tmp_path / "a.csv", HEADER + "1,1,1577836800\n1,2,1577836801\n1,3,1577836802\n1,4,1577836803\n"
+    )
+    limit = {"--from": "2020-01-01T00:00:00.5", "--until": "2020-01-01T00:00:02.5"}[option]
+    argv = ["csv", str(path), "--out", str(tmp_path / "set"), "--time-unit", "s", option, limit]
+    assert prepare.main(argv) == 0
+    (events,) = sequences(Dataset.open(tmp_path / "set")).values()
+    assert [item for item, _ in events] == (kept if option == "--until" else [*kept, 4])
