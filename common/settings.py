@@ -31,6 +31,7 @@ def _reject_bool(value: Any) -> Any:
 NotBool = BeforeValidator(_reject_bool)
 
 Count = Annotated[int, NotBool, Field(ge=1, le=2**31 - 1)]
+UpToThousand = Annotated[int, NotBool, Field(ge=1, le=1000)]
 UpToMillion = Annotated[int, NotBool, Field(ge=1, le=10**6)]
 NonNegativeInt = Annotated[int, NotBool, Field(ge=0, le=2**63 - 1)]
 # Larger numbers are infinite in fp32, or nearly so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray,
     row_of = np.empty(len(lengths), np.int64)
     row_of[order[:num_full]] = np.arange(num_full)
     num_rows = num_full
-    rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rows_by_space: defaultdict[int, list[int]] = defaultdict(list)
     spaces = 0  # bit s is set if a row has s free slots
     for piece, length in zip(order[num_full:].tolist(), lengths[order[num_full:]].tolist(), strict=True):
         fitting = spaces >> length

@@ -8,6 +8,7 @@ from longplay.distributed.runtime.memory import available_memory
 from longplay.distributed.runtime.world import local_world_size, select_device
 from longplay.launch.estimates.formulas import estimate_memory
 from longplay.launch.estimates.memory_estimate import MemoryEstimate
+from longplay.launch.estimates.possible import check_possible
 from longplay.launch.estimates.workload import measure_workload
 from longplay.launch.settings.config import RunConfig
 
@@ -34,6 +35,7 @@ def estimate_run(
         epoch_order: order of epoch 0; None = compute it, which is slow for many users.
 
     Raises:
+        ConfigError: the run needs far more than the limit.
         DataError: there are more ranks than lanes, or the split leaves nothing to train on.
     """
     if device_type is None:
@@ -43,6 +45,9 @@ def estimate_run(
     limit, limit_source = memory_bytes, "as given"
     if limit is None:
         limit, limit_source = available_memory(device_type, local_ranks or local_world_size(world_size))
+    check_possible(
+        config, dataset, world_size=world_size, device_type=device_type, limit=(limit, limit_source)
+    )
     workload = measure_workload(config, dataset, world_size=world_size, epoch_order=epoch_order)
     estimate = estimate_memory(config, workload, world_size=world_size, device_type=device_type)
     return dataclasses.replace(estimate, limit_bytes=limit, limit_source=limit_source)

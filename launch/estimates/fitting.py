@@ -38,8 +38,12 @@ def check_fits(
     Raises:
         ConfigError: the run does not fit; the message names two settings, each of which makes it fit.
     """
-    if estimate.fits(tolerance):
-        return
+    if not estimate.fits(tolerance):
+        raise ConfigError(misfit(estimate, config, dataset))
+
+
+def misfit(estimate: MemoryEstimate, config: RunConfig, dataset: Dataset) -> str:
+    """Describe a run that does not fit into its limit, with up to two settings that each make it fit."""
     assert estimate.limit_bytes is not None
     workload = measure_workload(config, dataset, world_size=estimate.world_size)
     ways = ways_to_fit(estimate, config, workload)
@@ -48,8 +52,8 @@ def check_fits(
         f"{gib(estimate.limit_bytes)} ({estimate.limit_source})"
     )
     if not ways:
-        raise ConfigError(f"{needs}; no two settings make it fit: use a smaller model or more memory")
-    raise ConfigError(f"{needs}; it fits with {', or with '.join(ways)}")
+        return f"{needs}; no two settings make it fit: use a smaller model or more memory"
+    return f"{needs}; it fits with {', or with '.join(ways)}"
 
 
 def ways_to_fit(estimate: MemoryEstimate, config: RunConfig, workload: Workload) -> list[str]:

@@ -8,12 +8,20 @@ from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
 from longplay.distributed.runtime.determinism import use_deterministic_algorithms
 from longplay.distributed.runtime.watchdog import Watchdog
-from longplay.distributed.runtime.world import World, barrier, close_world, init_world, read_environment
+from longplay.distributed.runtime.world import (
+    World,
+    barrier,
+    close_world,
+    init_world,
+    read_environment,
+    select_device,
+)
 from longplay.launch.console.exit_codes import EXIT_REQUEUE
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.console.stop_request import StopRequest
 from longplay.launch.estimates.estimate_run import estimate_run
-from longplay.launch.estimates.fitting import check_fits
+from longplay.launch.estimates.fitting import check_fits, misfit
+from longplay.launch.estimates.possible import check_possible
 from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.bad_shards import agree_on_bad_shards, check_agreement, share_skipped
@@ -42,9 +50,12 @@ def train(config: RunConfig, data: Location, run: Path, *, profile_steps: int = 
     """
     dataset = Dataset.open(data, on_bad_shard=config.data.on_bad_shard)
     folder = RunFolder(run)
-    folder.check(config, dataset)  # before the ranks meet, so that a refusal is quick
+    # The checks come before the ranks meet, so that a refusal is quick.
+    folder.check(config, dataset)
+    world_size, device_type = read_environment(os.environ)[2], select_device(config.train.device)
+    check_possible(config, dataset, world_size=world_size, device_type=device_type)
     load_inputs(config.inputs, dataset)
-    check_stream(dataset, config.data, world_size=read_environment(os.environ)[2])
+    check_stream(dataset, config.data, world_size=world_size)
     # Ranks wait in a collective while the watchdog finds the one that hangs, so a collective may take longer.
     timeout_s = config.train.timeout_s
     with StopRequest() as stop:
@@ -129,7 +140,7 @@ def _train(
 def _check_memory(
     config: RunConfig, dataset: Dataset, stream: TrainStream, world: World, display: ProgressDisplay
 ) -> None:
-    """Print how much memory the run takes.
+    """Print how much memory the run takes, with a warning if it may be too much.
 
     Raises:
         ConfigError: the estimate is far above the limit; the message names settings that make the run fit.
@@ -143,3 +154,5 @@ def _check_memory(
     )
     display.print(estimate.line())
     check_fits(estimate, config, dataset, tolerance=_TOLERANCE)
+    if not estimate.fits():
+        display.print(f"warning: {misfit(estimate, config, dataset)}")

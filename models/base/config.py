@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from longplay.common.settings import Count, PositiveFloat, Probability, settings_class
+from longplay.common.settings import Count, PositiveFloat, Probability, UpToThousand, settings_class
 from longplay.models.base.registry import ENCODERS, EncoderEntry
 
 MixerName = Literal["mamba", "mamba2"]
@@ -50,7 +50,7 @@ class EncoderConfig:
     model: str
     context_length: Count
     d_model: Count = 64
-    num_blocks: Count = 2
+    num_blocks: UpToThousand = 2
     dropout: Probability = 0.2
     input_dropout: Probability | None = None
     input_scale: PositiveFloat | None = None

@@ -23,6 +23,7 @@ from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
+from longplay.models.encoder import build_encoder
 from longplay.models.encoder_size import num_parameters
 
 OVERRIDES = ["--encoder.d_model", "32", "--context_length", "100"]
@@ -238,3 +239,45 @@ def test_gpu_is_estimated_on_a_machine_without_one(data: Path) -> None:
     on_cpu = estimate_run(small_config(), dataset, device_type="cpu")
     assert on_gpu.persistent["encoder reduction buckets"] > on_cpu.persistent["encoder reduction buckets"]
     assert on_gpu.fits()
+
+
+ABSURD = {
+    "context_length": "1000000000",
+    "encoder.d_model": "1000000000",
+    "encoder.d_state": "1000000000",
+    "encoder.d_conv": "1000000000",
+    "encoder.expand": "1000000000",
+    "encoder.num_blocks": "100000000",
+    "data.rows_per_step": "1200000000",
+    "data.prefetch_steps": "1000000000",
+}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ABSURD)
+def test_an_absurd_setting_is_named_before_anything_is_measured_or_built(
+    data: Path,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        pytest.fail("measured the dataset or built the model")
+
+    monkeypatch.setattr("longplay.launch.estimates.estimate_run.measure_workload", measured)
+    monkeypatch.setattr("longplay.launch.training.train.check_stream", measured)
+    words = ["small", "--data", str(data), f"--{name}", ABSURD[name], "--encoder.model", "recmamba"]
+    for command in (["plan"], ["train", "--run", str(tmp_path / "run")]):
+        assert main([*command, *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{name}" in line
+        assert re.search(r"needs at least [\d,.]+ GiB per rank, more than .*; lower --|must be at most", line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec"])
+def test_parameters_of_many_blocks_are_counted_without_building_them(model: str) -> None:
+    config = small_config("--encoder.num_blocks", "40", model=model).encoder
+    built = build_encoder(config, device="meta")
+    assert num_parameters(config) == sum(parameter.numel() for parameter in built.parameters())

@@ -286,7 +286,7 @@ def test_run_that_cannot_fit_is_refused_before_it_starts(data: Path, tmp_path: P
     assert not (tmp_path / "a").exists()
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert re.search(
-        r"needs about [\d.,]+ GiB per rank, more than .*; (it fits with|no two settings)", last
+        r"needs at least [\d.,]+ GiB per rank, more than .*; lower --encoder\.d_model, or another", last
     ), last
 
 
