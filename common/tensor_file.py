@@ -156,6 +156,11 @@ class TensorFile:
         """Return the shape of a tensor."""
         return tuple(self._entries[name]["shape"])
 
+    def num_elements(self, prefix: str = "") -> int:
+        """Return the number of elements of all tensors whose names begin with `prefix`."""
+        names = (name for name in self._entries if name.startswith(prefix))
+        return sum(math.prod(self._entries[name]["shape"]) for name in names)
+
     def read(self, name: str) -> Tensor:
         """Return a whole tensor on the CPU."""
         dtype = _TYPES[self._entries[name]["dtype"]]

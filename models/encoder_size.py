@@ -1,5 +1,6 @@
 """The number of an encoder's parameters and the memory of its activations, without building it."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
 
@@ -7,6 +8,12 @@ from longplay.models.base.activations import Activations, Execution, total
 from longplay.models.base.config import EncoderConfig
 from longplay.models.encoder import build_encoder
 from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
+
+_BUILT_BLOCKS = 32
+
+
+class EncoderTooLargeError(ValueError):
+    """An encoder that no machine can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,23 @@ def activation_bytes(
 
 @cache
 def num_parameters(config: EncoderConfig, inputs: InputSpec = ITEMS_ONLY) -> int:
-    """Return the number of parameters of an encoder without allocating them."""
-    encoder = build_encoder(config, inputs=inputs, device="meta")
+    """Return the number of parameters of an encoder without allocating them.
+
+    Blocks after the first 32 are counted like the 32nd, since building each takes a millisecond.
+
+    Raises:
+        EncoderTooLargeError: the number of bytes of a weight does not fit into 64 bits.
+    """
+    if config.num_blocks > _BUILT_BLOCKS:
+        most, fewer = (
+            num_parameters(dataclasses.replace(config, num_blocks=_BUILT_BLOCKS - less), inputs)
+            for less in (0, 1)
+        )
+        return most + (config.num_blocks - _BUILT_BLOCKS) * (most - fewer)
+    try:
+        encoder = build_encoder(config, inputs=inputs, device="meta")
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise EncoderTooLargeError("the encoder has a weight of more than 2^63 bytes") from None
     return sum(parameter.numel() for parameter in encoder.parameters())

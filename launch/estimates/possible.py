@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from longplay.common.sizes import gib
 from longplay.data_shards.storage.dataset import Dataset
@@ -14,6 +13,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.overrides import flatten, set_value, settings_of
 from longplay.launch.settings.resolving import SHARED, to_json, validate
+from longplay.models.encoder_size import EncoderTooLargeError
 from longplay.models.inputs.spec import InputSpec
 
 # Below these, `check_fits` is quick enough to name settings with which the run fits.
@@ -84,10 +84,8 @@ def _least_bytes(config: RunConfig, dataset: Dataset, world_size: int, device_ty
     )
     try:
         return estimate_memory(config, workload, world_size=world_size, device_type=device_type).total_bytes
-    except (RuntimeError, TypeError) as error:
-        if "overflow" not in str(error).lower():
-            raise
-        return float(torch.iinfo(torch.int64).max)  # PyTorch cannot count the bytes of a weight
+    except EncoderTooLargeError:
+        return 2.0**63
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from longplay.common.tensor_file import TensorFile
 from longplay.data_shards.errors import OnBadShard
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location, trusted_location
@@ -14,6 +15,7 @@ from longplay.distributed.checkpoints.checkpoint import (
     load_encoder_weights,
     open_checkpoint,
 )
+from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.inputs.event_inputs import check_recorded, load_inputs
@@ -22,6 +24,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.saved import from_json, read_saved_run
 from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
+from longplay.models.encoder_size import num_parameters
 
 
 def open_dataset(run: Path, data: Location | None, on_bad_shard: OnBadShard = "stop") -> Dataset:
@@ -84,8 +87,16 @@ def load_model(
 
     Raises:
         ValueError: a package with kernels for this device is not installed.
+        CheckpointError: the checkpoint is of another model.
     """
     inputs = load_inputs(config.inputs, dataset).spec
+    with TensorFile(checkpoint.path / "encoder.safetensors") as file:
+        saved, expected = file.num_elements("weight/"), num_parameters(config.encoder, inputs)
+    if saved != expected:
+        raise CheckpointError(
+            f"{checkpoint.path}: has {saved:,} encoder weights, but the settings in the run's "
+            f"config.json give {expected:,}; restore config.json"
+        )
     encoder = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed), inputs=inputs)
     check_packages(encoder, world.device)
     load_encoder_weights(checkpoint, encoder)

@@ -86,7 +86,7 @@ class EvaluationConfig:
     rows_per_batch: Count = 64
     queries_per_pass: Count = 2048
     cutoffs: Annotated[tuple[Count, ...], Field(min_length=1)] = (5, 10, 20)
-    num_sampled: Count = 100
+    num_sampled: Annotated[Count, Field(le=100_000)] = 100
     max_validation_users: Count | None = None
 
     def candidate_sets(self) -> tuple[str, str, str]:

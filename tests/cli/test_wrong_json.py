@@ -1,6 +1,7 @@
 """JSON files with any content: one clear line that names the file, or the checkpoint before is taken."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_a_file_that_is_not_the_expected_json_is_named_in_one_line(
             assert len(line) < 500
     finally:
         Path(file).write_bytes(before)
+
+
+@pytest.mark.parametrize("setting", ["context_length", "num_blocks", "d_model", "d_state", "expand"])
+def test_another_model_in_config_json_is_refused_before_it_is_built(
+    folders: Path, tmp_path: Path, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(folders / "run", tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["encoder"]["positional_embedding"] = True
+    saved["config"]["encoder"][setting] = 1000 if setting == "num_blocks" else 1_000_000_000
+    (run / "config.json").write_text(json.dumps(saved))
+    assert main(["evaluate", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"restore config\.json|more than 2\^63 bytes", line), line
 
 
 # ---------------------------------------------------------------------- any value in any field
