@@ -148,8 +148,13 @@ def run(args: argparse.Namespace) -> int:
     )
     check_output(args.out, overwrite=args.overwrite)
     _print_plan(source, options, args.out)
-    with terminable(), StageProgress("events") as progress:
-        prepared = prepare_dataset(source, args.out, options, progress)
+    with terminable():
+        try:
+            with StageProgress("events") as progress:
+                prepared = prepare_dataset(source, args.out, options, progress)
+        except (KeyboardInterrupt, SystemExit):
+            print("prepare: stopped; the same command resumes where it stopped", file=sys.stderr, flush=True)
+            raise
     _print_summary(prepared, args.out)
     return 0
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -213,7 +214,10 @@ def _write_runs(
         seed=seed,
     )
     runs = work.folder("runs")
+    before = source.fingerprint()
     totals = write_runs(source, runs, run_options, progress)
+    if (after := source.fingerprint()) != before:
+        raise DataError(_change(before, after))
     totals.bad_rows.check(totals.rows_in, options.max_bad_fraction)
     where = ", ".join(source.describe()["paths"]) or "events"
     if totals.rows_in == totals.bad_rows.counts.get(BLANK_LINE, 0):
@@ -230,6 +234,13 @@ def _write_runs(
         shutil.rmtree(runs)
         return _write_runs(source, work, options, plan, progress)
     return totals
+
+
+def _change(before: list[Any], after: list[Any]) -> str:
+    """Return the message about a source whose fingerprint has changed."""
+    changed = next((one for one, other in zip(before, after, strict=False) if one != other), None)
+    name = changed[0] if isinstance(changed, list) and changed else "the input"
+    return f"{name}: changed while it was read; wait until it is complete, then repeat the command"
 
 
 def _sort(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from longplay.data_shards.generators.synthetic import SyntheticEvents
 from longplay.data_shards.readers.registry import READERS, Reader
-from longplay.data_shards.readers.sources import Block, ParsedBlock
+from longplay.data_shards.readers.sources import BLOCK_ROWS, Block, ParsedBlock
 from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(SyntheticEvents):
-    """Generated events as a source of one block."""
+    """Generated events as a source."""
 
     def describe(self) -> SourceInfo:
         return {"format": "synthetic", "paths": [], "options": dataclasses.asdict(self)}
@@ -42,12 +46,29 @@ class SyntheticSource(SyntheticEvents):
         return self.events
 
     def blocks(self, block_bytes: int) -> Iterator[Block]:
-        yield _Generated(self.events, *self.generate())  # in this thread, which signals interrupt
+        generated = _in_background(self.generate)
+        for begin in range(0, self.events, BLOCK_ROWS):
+            part = [values[begin : begin + BLOCK_ROWS] for values in generated]
+            yield _Generated(len(part[0]), *part)
+
+
+def _in_background(function: Callable[[], _T]) -> _T:
+    """Return the result of a function that runs in a thread, so that a signal ends the wait at once."""
+    future: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 @dataclass(frozen=True)
 class _Generated:
-    """All events of the source."""
+    """Consecutive events of the source."""
 
     weight: int
     user: np.ndarray

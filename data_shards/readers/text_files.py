@@ -154,6 +154,11 @@ class TextFile:
     def _plain(self, block_bytes: int, begin: int) -> Iterator[TextBlock]:
         weighed = 0
         with reading(self.path, "text"), self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != self.num_bytes:
+                raise DataError(
+                    f"{self.path}: changed while it was read; wait until it is complete, then repeat the "
+                    "command"
+                )
             while begin < self.num_bytes:
                 end = min(begin + block_bytes, self.num_bytes)
                 if end < self.num_bytes:

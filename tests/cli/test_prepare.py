@@ -201,7 +201,11 @@ def test_an_existing_dataset_needs_overwrite(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_after_a_signal_there_is_no_output_and_the_command_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     if number == signal.SIGINT:  # ignored in background jobs of a shell
         before = signal.signal(number, signal.default_int_handler)
@@ -214,6 +218,7 @@ def test_after_a_signal_there_is_no_output_and_the_command_can_be_repeated(
         except SystemExit as stopped:
             code = stopped.code
     assert code == 128 + number
+    assert "the same command resumes" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
     assert prepare.main(argv) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.csv", "set"]

@@ -24,8 +24,10 @@ from support.sources import open_source
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import names as names_module
+from longplay.data_shards.preparation import pipeline
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
+from longplay.data_shards.readers import synthetic
 from longplay.data_shards.readers.columns import parse_features
 from longplay.data_shards.readers.inputs import check_copies, find_files
 from longplay.data_shards.storage.dataset import Dataset
@@ -675,3 +677,32 @@ def test_a_limit_between_two_times_keeps_the_right_side(tmp_path: Path, option: 
     assert prepare.main(argv) == 0
     (events,) = sequences(Dataset.open(tmp_path / "set")).values()
     assert [item for item, _ in events] == (kept if option == "--until" else [*kept, 4])
+
+
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = text(tmp_path / "a.csv", HEADER + "1,1,1\n1,2")
+    source = open_source("csv", path)
+    assert source.max_events() > 0
+
+    def finish() -> None:
+        with path.open("a") as file:
+            file.write("34,2\n")
+
+    if when == "before it is read":
+        finish()
+    else:
+        monkeypatch.setattr(pipeline, "write_runs", lambda *_, **__: finish())
+    with pytest.raises(DataError, match=r"a\.csv: changed while it was read; wait until it is complete"):
+        prepare_dataset(source, tmp_path / "set", STRICT)
+
+
+def test_generated_events_do_not_depend_on_their_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic.SyntheticSource(users=100, items=50, events=5000)
+    whole = prepared(source, tmp_path / "whole", STRICT)
+    monkeypatch.setattr(synthetic, "BLOCK_ROWS", 999)
+    assert prepared(source, tmp_path / "set", STRICT).dataset_id == whole.dataset_id
