@@ -271,13 +271,18 @@ def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
 
 
 def _blocks(tensors: Mapping[str, Tensor | TensorBlocks], block_bytes: int) -> Iterator[memoryview]:
-    """Yield the content of a file in order, in blocks of at most `block_bytes` after the header."""
+    """Yield the content of a file in order, in blocks of at most `block_bytes` after the header.
+
+    A block of a GPU's tensor is copied to the host when it is its turn.
+    """
     yield memoryview(_header(tensors))
     for tensor in tensors.values():
         for part in tensor.blocks if isinstance(tensor, TensorBlocks) else [tensor]:
-            content = _bytes_of(part.detach().cpu().contiguous())
-            for begin in range(0, len(content), block_bytes):
-                yield content[begin : begin + block_bytes]
+            flat = part.detach().contiguous().view(-1)
+            for piece in flat.split(max(1, block_bytes // flat.element_size())):
+                content = _bytes_of(piece.cpu())
+                for begin in range(0, len(content), block_bytes):
+                    yield content[begin : begin + block_bytes]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from longplay.distributed.checkpoints.checkpoint import (
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.collectives import all_reduce_max
 from longplay.distributed.runtime.errors import CheckpointError
+from longplay.distributed.runtime.free_memory import free_memory
 from longplay.distributed.runtime.heartbeat import Progress, no_progress
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World, local_world_size
@@ -180,7 +180,7 @@ class CheckpointWriter:
         if self._background != "auto":
             return self._background == "always"
         needed = sum(value.numel() * value.element_size() for value in rows.values())
-        free = psutil.virtual_memory().available / local_world_size(self.world.world_size)
+        free = free_memory()[0] / local_world_size(self.world.world_size)
         return needed <= _SHARE_OF_FREE_MEMORY * free
 
     def _run(self, job: _Job) -> None:

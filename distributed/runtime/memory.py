@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from longplay.distributed.runtime.errors import OutOfMemoryError
+from longplay.distributed.runtime.free_memory import free_memory
 from longplay.distributed.runtime.world import World
 
 
@@ -26,10 +27,11 @@ def available_memory(device_type: str, local_ranks: int) -> tuple[int | None, st
         if not torch.cuda.is_available():
             return None, "no GPU here"
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, "this GPU"
-    available = psutil.virtual_memory().available
+    available, limited = free_memory()
     mine = psutil.Process().memory_info().rss  # estimates include what this process already holds
     share = f" over {local_ranks} ranks" if local_ranks > 1 else ""
-    return available // local_ranks + mine, f"available here{share}"
+    where = "under the limit of this job or container" if limited else "here"
+    return available // local_ranks + mine, f"available {where}{share}"
 
 
 def peak_memory_gib(world: World) -> float:

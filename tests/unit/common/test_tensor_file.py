@@ -153,3 +153,19 @@ def test_failed_flush_while_writing_raises(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         write_tensors(tmp_path / "a", {"weight": torch.zeros(5000)}, block_bytes=1 << 10, flush_bytes=3 << 10)
     assert len(flushed) > 2
+
+
+def test_a_tensor_of_a_device_is_copied_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    to_host = torch.Tensor.cpu
+
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.numel() * tensor.element_size())
+        return to_host(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", record)
+    tensor = torch.randn(1000, 3)
+    write_tensors(tmp_path / "a", {"weight": tensor, "empty": torch.zeros(0, 3)}, block_bytes=1 << 10)
+    assert max(copied) <= 1 << 10
+    assert sum(copied) == 12_000
+    assert torch.equal(read_tensors(tmp_path / "a")["weight"], tensor)
