@@ -189,9 +189,9 @@ def test_soak_with_many_faults_and_numbers_of_ranks_does_not_change_the_result(
     steps = 12 * len(kinds)
     soak = Soak(["train", "mambarec", *soak_settings(steps)], data, tmp_path, steps=steps, seed=1)
     expected = soak.undisturbed(2)
-    found = soak.disturbed(kinds, [2, 3])
+    found = soak.disturbed(kinds, [2, 3] if num_faults else [2])
     difference = largest_difference(expected, found)
     summary = f"{len(kinds)} faults, {steps} steps, largest difference of any loss or metric {difference:.1e}"
     sys.stdout.write(f"{summary}\n")
-    assert difference < 1e-5
+    assert difference <= (1e-5 if num_faults else 0.0)  # sums of another number of ranks round differently
     soak.server.close()
