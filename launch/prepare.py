@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from longplay.data_shards.preparation.pipeline import (
     check_output,
     prepare_dataset,
 )
+from longplay.data_shards.readers.downloads import downloaded
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.readers.sources import Source
 from longplay.data_shards.readers.tables import FileSource
@@ -130,7 +133,33 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: the input, an option or the output path is unusable.
     """
-    source = READERS[args.format].open(args)
+    check_output(args.out, overwrite=args.overwrite)
+    named = getattr(args, "paths", [getattr(args, "path", None)])
+    urls = [path for path in named if isinstance(path, str)]
+    folder = (args.scratch or args.out.absolute().parent) / f"{args.out.name}.downloads"
+    with _resumable(), downloaded(urls, folder) as copies:
+        for name in {"path", "paths"} & vars(args).keys():
+            local = [copies.get(path, path) for path in named]
+            setattr(args, name, local if name == "paths" else local[0])
+        source = READERS[args.format].open(args)
+        if copies and isinstance(source, FileSource):
+            source = replace(source, origins={copy: url for url, copy in copies.items()})
+        _prepare(args, source)
+    return 0
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, and say that the command can be repeated."""
+    with terminable():
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            print("prepare: stopped; the same command resumes where it stopped", file=sys.stderr, flush=True)
+            raise
+
+
+def _prepare(args: argparse.Namespace, source: Source) -> None:
     options = PrepareOptions(
         min_user_events=args.min_user_events,
         min_item_events=args.min_item_events,
@@ -146,17 +175,10 @@ def run(args: argparse.Namespace) -> int:
         scratch=args.scratch,
         **_item_table(args, source),
     )
-    check_output(args.out, overwrite=args.overwrite)
     _print_plan(source, options, args.out)
-    with terminable():
-        try:
-            with StageProgress("events") as progress:
-                prepared = prepare_dataset(source, args.out, options, progress)
-        except (KeyboardInterrupt, SystemExit):
-            print("prepare: stopped; the same command resumes where it stopped", file=sys.stderr, flush=True)
-            raise
+    with StageProgress("events") as progress:
+        prepared = prepare_dataset(source, args.out, options, progress)
     _print_summary(prepared, args.out)
-    return 0
 
 
 def _item_table(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, NOT_JSON
 from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
 from longplay.data_shards.readers.database import query
+from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -113,7 +114,9 @@ def _open(args: Namespace) -> JsonLinesSource:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, folders or patterns")
+    parser.add_argument(
+        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
+    )
     add_column_arguments(parser)
 
 

@@ -24,6 +24,7 @@ from longplay.data_shards.readers.columns import (
     find_column,
     selecting_options,
 )
+from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files, reading
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -184,7 +185,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, folders or patterns")
+    parser.add_argument(
+        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
+    )
     add_column_arguments(parser)
 
 

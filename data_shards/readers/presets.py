@@ -11,6 +11,7 @@ from typing import Any
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.columns import Columns, add_selecting_arguments, selecting_options
+from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import check_copies, without_compression
 from longplay.data_shards.readers.jsonl import JsonLinesSource
 from longplay.data_shards.readers.parquet import ParquetSource
@@ -242,7 +243,7 @@ def _vklsvd(args: Namespace) -> FileSource:
 
 def _path_argument(help: str) -> Callable[[ArgumentParser], None]:
     def add(parser: ArgumentParser) -> None:
-        parser.add_argument("path", type=Path, metavar="PATH", help=help)
+        parser.add_argument("path", type=input_path, metavar="PATH", help=help)
         add_selecting_arguments(parser)
 
     return add

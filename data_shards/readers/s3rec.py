@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from longplay.data_shards.readers.bad_rows import TOO_FEW_COLUMNS
 from longplay.data_shards.readers.columns import Columns
+from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -96,7 +97,7 @@ def _open(args: Namespace) -> LineSource:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("paths", type=input_path, nargs="+", metavar="FILE")
 
 
 READERS.register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +85,7 @@ class FileSource(ABC):
         format: name of the format, for the manifest.
         paths: what the user typed: files, folders or patterns.
         columns: which columns are read, and how.
+        origins: copies of files from the web -> their URLs, which the manifest names.
         options: the command-line options that repeat this source, for the manifest.
     """
 
@@ -92,6 +93,7 @@ class FileSource(ABC):
     paths: tuple[Path, ...]
     columns: Columns = field(default_factory=Columns)
     options: dict[str, Any] = field(default_factory=dict)
+    origins: Mapping[Path, str] = field(default_factory=dict)
 
     @abstractmethod
     def find_files(self) -> tuple[Path, ...]:
@@ -110,7 +112,7 @@ class FileSource(ABC):
         """
 
     def describe(self) -> SourceInfo:
-        paths = [str(path) for path in self.paths]
+        paths = [self.origins.get(path, str(path)) for path in self.paths]
         given = {name: value for name, value in self.options.items() if value is not None}
         return {"format": self.format, "paths": paths, "options": given}
 

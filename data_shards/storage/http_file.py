@@ -26,6 +26,11 @@ class HttpFile:
         self._url = url
         self._version: tuple[str | None, ...] | None = None
 
+    @property
+    def version(self) -> tuple[str | None, ...] | None:
+        """What the server said of the file's version; None before the first answer, or if it said nothing."""
+        return self._version if self._version and any(self._version[:2]) else None
+
     def blocks(self, start: int) -> Iterator[bytes]:
         """Yield the content from byte `start` on. Every wait for the server has a limit.
 
