@@ -1,4 +1,4 @@
-"""Exclusive folder locks. The kernel releases a lock when its process exits or is killed."""
+"""Folder locks, exclusive or shared. The kernel releases a lock when its process exits or is killed."""
 
 import fcntl
 import os
@@ -19,15 +19,19 @@ class FolderLock:
     The file `.lock` in the folder contains the holder's host name and process id. On a file system that does
     not support locks, locking always succeeds.
 
+    Args:
+        folder: the folder, which exists.
+        shared: other processes may lock the folder too, if their locks are shared as well.
+
     Raises:
         FolderLockedError: another process holds the lock.
         OSError: the lock file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = open(lock_file(folder), "a+")
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        self._file, self._shared = open(lock_file(folder), "a+"), shared
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
             raise FolderLockedError(f"{folder}: locked by another process; wait until it ends") from None
@@ -36,14 +40,16 @@ class FolderLock:
         if not _is_at(self._file, lock_file(folder)):  # its holder removed the file before it unlocked it
             self._file.close()
             raise FolderLockedError(f"{folder}: locked by another process; wait until it ends")
-        self._file.truncate(0)
-        self._file.write(f"{os.uname().nodename} {os.getpid()}\n")
-        self._file.flush()
+        if not shared:
+            self._file.truncate(0)
+            self._file.write(f"{os.uname().nodename} {os.getpid()}\n")
+            self._file.flush()
 
     def release(self) -> None:
         """Release the lock. Idempotent."""
         if not self._file.closed:
-            self._file.truncate(0)
+            if not self._shared:
+                self._file.truncate(0)
             self._file.close()
 
     def __enter__(self) -> "FolderLock":

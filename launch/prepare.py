@@ -14,12 +14,14 @@ from typing import Any
 from longplay.common.sizes import parse_bytes
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
+from longplay.data_shards.preparation.parts import PASSES, list_parts, merge_parts, prepare_part
 from longplay.data_shards.preparation.pipeline import (
     SCRATCH_BYTES_PER_EVENT,
     Prepared,
     check_output,
     prepare_dataset,
 )
+from longplay.data_shards.preparation.shares import Share
 from longplay.data_shards.readers.downloads import downloaded
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.readers.sources import Source
@@ -125,6 +127,25 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed for the order of users and for generated events (default: %(default)s)",
     )
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--part",
+        type=_parse_share,
+        metavar="K/N",
+        help="do the share of part K of N, on one of several machines",
+    )
+    parts.add_argument(
+        "--merge",
+        type=_parse_num_parts,
+        metavar="N",
+        help="complete the pass when all N parts are done; after the last one, the dataset",
+    )
+    parser.add_argument(
+        "--pass",
+        dest="pass_name",
+        choices=PASSES,
+        help="the pass of --part and --merge; read, sort and write follow each other",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,6 +157,10 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, overwrite=args.overwrite)
     named = getattr(args, "paths", [getattr(args, "path", None)])
     urls = [path for path in named if isinstance(path, str)]
+    if urls and args.pass_name is not None:
+        raise DataError(
+            f"{urls[0]}: --part reads no URLs; download the file to a file system that all machines share"
+        )
     folder = (args.scratch or args.out.absolute().parent) / f"{args.out.name}.downloads"
     with _resumable(), downloaded(urls, folder) as copies:
         for name in {"path", "paths"} & vars(args).keys():
@@ -177,8 +202,56 @@ def _prepare(args: argparse.Namespace, source: Source) -> None:
     )
     _print_plan(source, options, args.out)
     with StageProgress("events") as progress:
-        prepared = prepare_dataset(source, args.out, options, progress)
-    _print_summary(prepared, args.out)
+        prepared = _run_passes(args, source, options, progress)
+    if isinstance(prepared, str):
+        print(prepared)
+    else:
+        _print_summary(prepared, args.out)
+
+
+def _run_passes(
+    args: argparse.Namespace, source: Source, options: PrepareOptions, progress: StageProgress
+) -> Prepared | str:
+    """Prepare the dataset, or do what `--part` or `--merge` asks for. Return the dataset or the next step."""
+    if (args.pass_name is None) != (args.part is None and args.merge is None):
+        raise DataError("--pass needs --part K/N or --merge N, and each of these needs --pass")
+    if args.part is not None:
+        share, num_parts = args.part, args.part.num_parts
+        missing = prepare_part(source, args.out, options, args.pass_name, share, progress)
+        done = f"pass {args.pass_name}: part {share.part} of {num_parts} is done"
+        if missing:
+            return f"{done}, {list_parts(missing, num_parts)} not"
+        return f"{done}, and so are all others; next: --pass {args.pass_name} --merge {num_parts}"
+    if args.merge is not None:
+        prepared = merge_parts(source, args.out, options, args.pass_name, args.merge, progress)
+        if prepared is None:
+            after = PASSES[PASSES.index(args.pass_name) + 1]
+            return f"pass {args.pass_name} is complete; next: --pass {after} --part K/{args.merge} for each K"
+        return prepared
+    return prepare_dataset(source, args.out, options, progress)
+
+
+def _parse_share(text: str) -> Share:
+    """Parse `K/N`.
+
+    Raises:
+        ArgumentTypeError: it is not two numbers with 1 <= K <= N.
+    """
+    part, _, num_parts = text.partition("/")
+    if not (part.isdecimal() and num_parts.isdecimal() and 1 <= int(part) <= int(num_parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, such as 2/8")
+    return Share(int(part), int(num_parts))
+
+
+def _parse_num_parts(text: str) -> int:
+    """Parse a number of parts.
+
+    Raises:
+        ArgumentTypeError: it is not a positive integer.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of parts, such as 8")
+    return int(text)
 
 
 def _item_table(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.names import Names
 from longplay.data_shards.preparation.partition import RunTotals, bucket_parts, open_runs
+from longplay.data_shards.preparation.shares import WHOLE, Share
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
@@ -162,8 +163,9 @@ def sort_buckets(
     totals: RunTotals,
     options: BucketOptions,
     progress: Progress = no_progress,
+    share: Share = WHOLE,
 ) -> None:
-    """Write `bucket-00000`... into `folder`, except those that exist.
+    """Write the buckets of a share, `bucket-00000`..., into `folder`, except those that exist.
 
     Raises:
         DataError: the events of a bucket do not fit into memory.
@@ -176,9 +178,9 @@ def sort_buckets(
             _sort_bucket(path, _load(runs, totals, bucket, options), totals, options)
         return ArrayFile(path).meta["num_read"]
 
-    for num_read in in_order(work, range(options.num_buckets), options.num_workers):
+    for num_read in in_order(work, share.of(options.num_buckets), options.num_workers):
         done += num_read
-        progress("sorting", done, totals.num_events)
+        progress("sorting", done, max(done, totals.num_events // share.num_parts))
 
 
 @dataclass(frozen=True)

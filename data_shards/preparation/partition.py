@@ -15,6 +15,7 @@ import numpy as np
 
 from longplay.data_shards.preparation.array_file import ArrayFile
 from longplay.data_shards.preparation.names import integers_of, write_names
+from longplay.data_shards.preparation.shares import Share
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
@@ -101,18 +102,7 @@ def write_runs(
     """
     totals, weight, total_weight = RunTotals(), 0, max(1, source.total_weight())
     part, rows_before = None, 0
-
-    def run_path(number: int) -> Path:
-        return folder / f"run-{number:07d}"
-
-    def work(numbered: tuple[int, Block]) -> tuple[Block, dict]:
-        number, block = numbered
-        path = run_path(number)
-        if not path.exists():
-            _write_run(path, block.parse(), options)
-        return block, ArrayFile(path).meta
-
-    for block, meta in in_order(work, enumerate(source.blocks(options.block_bytes)), options.num_workers):
+    for block, meta in _runs(source, folder, options, Share()):
         if block.part != part:
             part, rows_before = block.part, 0
         totals.bad_rows.add(BadRows.from_json(meta["bad_rows"]), rows_before)
@@ -126,9 +116,44 @@ def write_runs(
     return totals
 
 
+def write_share_of_runs(
+    source: Source, folder: Path, options: RunOptions, share: Share, progress: Progress = no_progress
+) -> None:
+    """Write the runs of a share, except those that exist. The number of unusable rows is not checked.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    weight, num_rows, total_weight = 0, 0, max(1, source.total_weight() // share.num_parts)
+    for block, meta in _runs(source, folder, options, share):
+        weight += block.weight
+        num_rows += meta["rows_in"]
+        progress("reading", num_rows, max(num_rows, num_rows * total_weight // max(1, weight)))
+
+
+def _runs(
+    source: Source, folder: Path, options: RunOptions, share: Share
+) -> Iterator[tuple[Block, dict[str, Any]]]:
+    """Write the runs of a share, except those that exist; yield each block and the data of its run."""
+
+    def work(numbered: tuple[int, Block]) -> tuple[Block, dict[str, Any]]:
+        number, block = numbered
+        path = _run_path(folder, number)
+        if not path.exists():
+            _write_run(path, block.parse(), options)
+        return block, ArrayFile(path).meta
+
+    blocks = enumerate(source.blocks(options.block_bytes))
+    return in_order(work, (pair for pair in blocks if share.has(pair[0])), options.num_workers)
+
+
+def _run_path(folder: Path, number: int) -> Path:
+    return folder / f"run-{number:07d}"
+
+
 def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
     """Return the runs in the order of the source."""
-    return [ArrayFile(folder / f"run-{number:07d}") for number in range(num_runs)]
+    return [ArrayFile(_run_path(folder, number)) for number in range(num_runs)]
 
 
 def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from longplay.common.atomic import write_bytes
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.preparation.shares import Share
 from longplay.data_shards.storage.manifest import fingerprint
 
 _KEY_NAME = "key.json"
@@ -29,6 +31,11 @@ class WorkFolder:
 
     path: Path
     partial: Path
+
+    @property
+    def both(self) -> tuple[Path, Path]:
+        """The two folders."""
+        return self.path, self.partial
 
     @property
     def output(self) -> Path:
@@ -57,25 +64,84 @@ def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolde
     The folders remain after an interruption. Call `remove` when they are no longer needed.
 
     Raises:
-        DataError: a folder cannot be created, holds files of the user, or is in use by another process.
+        DataError: a folder cannot be created, holds files of the user or the work of parts, or is in use by
+            another process.
     """
-    name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
-    path = (out.parent if scratch is None else scratch) / name
-    work = WorkFolder(path, out.with_name(f"{out.name}.partial"))
-    with ExitStack() as locks:
-        for folder in (work.partial, work.path):
-            locks.enter_context(_locked(folder, out))
-        stale = any(_read_key(folder) != json.loads(json.dumps(key)) for folder in (work.path, work.partial))
-        if stale:
-            for folder in (work.path, work.partial):
+    work = _folders(out, scratch)
+    with _locked(work, out, shared=False):
+        keys = [_read_key(folder) for folder in work.both]
+        if any(isinstance(found, dict) for found in keys):
+            raise _foreign(work)
+        if any(found != json.loads(json.dumps(key)) for found in keys):
+            for folder in work.both:
                 _clear(folder)
-            for folder in (work.path, work.partial):
+            for folder in work.both:
                 write_bytes(folder / _KEY_NAME, json.dumps(key).encode(), sync=False)
         work.output.mkdir(exist_ok=True)
         yield work
 
 
-def _locked(folder: Path, out: Path) -> FolderLock:
+@contextmanager
+def parts_folder(out: Path, scratch: Path | None, key: Any, share: Share | None) -> Iterator[WorkFolder]:
+    """Lock the temporary folders that the parts of a job share. They are never cleared.
+
+    Args:
+        out: the place of the dataset.
+        scratch: parent of the intermediate files; None: that of `out`.
+        key: plain data that is the same for all parts of the job.
+        share: the part that works; no other process may do so. None: no part may work.
+
+    Raises:
+        DataError: a folder cannot be created, holds files of the user or the work of another command, or is
+            in use by another process.
+    """
+    work, marked = _folders(out, scratch), json.loads(json.dumps({"parts": key}))
+    with _locked(work, out, shared=share is not None), ExitStack() as lock:
+        for folder in work.both:
+            is_used = any(not entry.name.startswith((".", _KEY_NAME)) for entry in folder.iterdir())
+            found = _read_key(folder)  # after the look at the files: the key is written first
+            if found != marked and (is_used or found is not None):
+                raise _foreign(work)
+            if found is None:
+                _write_key(folder, marked)
+        if share is not None:
+            try:
+                lock.enter_context(FolderLock(work.folder(f"part-{share.part}")))
+            except FolderLockedError:
+                raise DataError(
+                    f"{work.path}: another process is preparing part {share.part}; wait until it ends"
+                ) from None
+        work.output.mkdir(exist_ok=True)
+        yield work
+
+
+def _folders(out: Path, scratch: Path | None) -> WorkFolder:
+    name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
+    path = (out.parent if scratch is None else scratch) / name
+    return WorkFolder(path, out.with_name(f"{out.name}.partial"))
+
+
+def _foreign(work: WorkFolder) -> DataError:
+    return DataError(
+        f"{work.path}: holds the unfinished work of another command (other files, options or number of "
+        f"parts); finish it, or delete this folder and {work.partial}, or choose another --out"
+    )
+
+
+@contextmanager
+def _locked(work: WorkFolder, out: Path, *, shared: bool) -> Iterator[None]:
+    """Create and lock the folders.
+
+    Raises:
+        DataError: see `_lock`.
+    """
+    with ExitStack() as locks:
+        for folder in (work.partial, work.path):
+            locks.enter_context(_lock(folder, out, shared=shared))
+        yield
+
+
+def _lock(folder: Path, out: Path, *, shared: bool) -> FolderLock:
     """Create and lock a folder.
 
     Raises:
@@ -83,13 +149,14 @@ def _locked(folder: Path, out: Path) -> FolderLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in folder.iterdir() if not is_lock_file(entry)}
-        if names and _KEY_NAME not in names:
+        names = [entry.name for entry in folder.iterdir() if not is_lock_file(entry)]
+        names = sorted(name for name in names if not name.startswith(f".{_KEY_NAME}"))
+        if names and not (folder / _KEY_NAME).exists():
             raise DataError(
-                f"{folder}: exists and holds {sorted(names)[0]}, which `longplay prepare` did not write; "
+                f"{folder}: exists and holds {names[0]}, which `longplay prepare` did not write; "
                 "move the folder away, or choose another --out"
             )
-        return FolderLock(folder)
+        return FolderLock(folder, shared=shared)
     except FolderLockedError:
         raise DataError(
             f"{folder}: another process is preparing {out}; wait for it, or choose another --out"
@@ -102,7 +169,7 @@ def _locked(folder: Path, out: Path) -> FolderLock:
 
 def remove(work: WorkFolder) -> None:
     """Delete the temporary folders. If this is interrupted, the next job deletes the rest."""
-    for folder in (work.path, work.partial):
+    for folder in work.both:
         _clear(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,6 +182,13 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         elif not is_lock_file(entry) and entry.name != _KEY_NAME:
             entry.unlink()
+
+
+def _write_key(folder: Path, key: Any) -> None:
+    """Write the key, which several parts may do at the same time."""
+    unfinished = folder / f".{_KEY_NAME}.{uuid.uuid4().hex}"
+    unfinished.write_text(json.dumps(key))
+    unfinished.replace(folder / _KEY_NAME)
 
 
 def _read_key(folder: Path) -> Any:

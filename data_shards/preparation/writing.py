@@ -15,6 +15,7 @@ from longplay.common.atomic import write_bytes
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.features import Vocabulary, measure
 from longplay.data_shards.preparation.selection import Selection
+from longplay.data_shards.preparation.shares import WHOLE, Share
 from longplay.data_shards.preparation.sorting import concatenated_ranges
 from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.progress import Progress, no_progress
@@ -63,9 +64,10 @@ def write_shards(
     vocabularies: Mapping[str, Vocabulary] = MappingProxyType({}),
     floats: Sequence[str] = (),
     num_workers: int,
+    share: Share = WHOLE,
     progress: Progress = no_progress,
 ) -> tuple[list[ShardInfo], dict[str, list[dict[str, Any]]]]:
-    """Write `shard-000000.tar`... into `folder`, numbering users from 0 in the order of `assignment`.
+    """Write `shard-000000.tar`... of a share, numbering users from 0 in the order of `assignment`.
 
     A shard that exists, with its account in `shard-000000.json`, is kept.
 
@@ -94,15 +96,20 @@ def write_shards(
 
     shards, done = [], 0
     all_measured: dict[str, list[dict[str, Any]]] = {name: [] for name in floats}
-    for content in in_order(write, range(len(assignment)), num_workers):
+    num_events = sum(int(selection.lengths[assignment[number]].sum()) for number in share.of(len(assignment)))
+    for content in in_order(write, share.of(len(assignment)), num_workers):
         shards.append(ShardInfo(**content["shard"]))
         for name in floats:
             all_measured[name].append(content["measured"][name])
         done += shards[-1].num_events
-        progress("writing shards", done, selection.num_events)
-    for info in shards:
-        (folder / info.name).with_suffix(".json").unlink()
+        progress("writing shards", done, num_events)
     return shards, all_measured
+
+
+def remove_accounts(folder: Path) -> None:
+    """Delete the accounts of the shards, when all shards are written."""
+    for account in folder.glob("shard-*.json"):
+        account.unlink()
 
 
 def _shard_columns(

@@ -32,6 +32,8 @@ from longplay.data_shards.readers.sources import BLOCK_ROWS
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 
 SUFFIXES = (".parquet", ".pq")
+_LARGEST_BLOCK = 1.5
+"""Row groups up to this multiple of a block are read as a whole, by any thread; larger ones in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class _ParquetFile:
     def _head(self) -> pa.Table:
         needed = list(range(len(self.header)))
         with _opened(self.path) as file:
-            batch = next(self._batches(file, HEAD_ROWS, needed), None)
+            batch = next(file.iter_batches(HEAD_ROWS, columns=self._names(needed)), None)
         found = self._schema.empty_table() if batch is None else pa.table(batch)
         table = self._unnested(found, needed).table
         return table.drop_columns([name for name in ("fault", "text") if name in table.column_names])
@@ -96,17 +98,27 @@ class _ParquetFile:
         if self._item is not None:
             rows = max(1, BLOCK_ROWS * self.weight // max(1, self.max_rows))
         with _opened(self.path) as file:
-            for batch in self._batches(file, rows, needed):
+            for groups, num_rows in _row_groups(file.metadata, rows):
+                if num_rows <= _LARGEST_BLOCK * rows:
+                    yield num_rows, functools.partial(self._read, groups, needed)
+                    continue
+                for batch in file.iter_batches(rows, row_groups=groups, columns=self._names(needed)):
 
-                def read(batch: pa.RecordBatch = batch) -> RawTable:
-                    return self._unnested(pa.table(batch), needed)
+                    def read(batch: pa.RecordBatch = batch) -> RawTable:
+                        return self._unnested(pa.table(batch), needed)
 
-                yield batch.num_rows, read
+                    yield batch.num_rows, read
 
-    def _batches(self, file: pq.ParquetFile, rows: int, needed: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        """Read the needed columns. A name that the file has twice is not needed, and is left out."""
+    def _read(self, groups: list[int], needed: Sequence[int]) -> RawTable:
+        """Read row groups."""
+        with _opened(self.path) as file:
+            table = file.read_row_groups(groups, columns=self._names(needed), use_threads=False)
+        return self._unnested(table.combine_chunks(), needed)
+
+    def _names(self, needed: Sequence[int]) -> list[str]:
+        """Return the columns to read. A name that the file has twice is not needed, and is left out."""
         names = [self.header[at] for at in needed if at < len(self._schema.names)]
-        return file.iter_batches(rows, columns=[name for name in names if names.count(name) == 1])
+        return [name for name in names if names.count(name) == 1]
 
     def _unnested(self, table: pa.Table, needed: Sequence[int]) -> RawTable:
         """Return the columns under the names of `RawTable`, with a row for each event."""
@@ -123,6 +135,20 @@ class _ParquetFile:
         if name in self._folders:
             return pa.array([self._folders[name]] * table.num_rows, pa.string())
         return table.column(name) if name in table.column_names else None
+
+
+def _row_groups(metadata: pq.FileMetaData, rows: int) -> Iterator[tuple[list[int], int]]:
+    """Yield consecutive row groups with at most `rows` rows together, or one larger one, and their rows."""
+    groups, num_rows = [], 0
+    for group in range(metadata.num_row_groups):
+        of_group = metadata.row_group(group).num_rows
+        if groups and num_rows + of_group > rows:
+            yield groups, num_rows
+            groups, num_rows = [], 0
+        groups.append(group)
+        num_rows += of_group
+    if num_rows:
+        yield groups, num_rows
 
 
 def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:

@@ -48,3 +48,14 @@ def test_killing_the_holder_releases_the_lock(tmp_path: Path) -> None:
         process.kill()
     assert not is_locked(tmp_path)
     FolderLock(tmp_path).release()
+
+
+def test_shared_locks_exclude_only_exclusive_ones(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, shared=True), FolderLock(tmp_path, shared=True):
+        with pytest.raises(FolderLockedError):
+            FolderLock(tmp_path)
+    with FolderLock(tmp_path):
+        holder = lock_holder(tmp_path)
+        with pytest.raises(FolderLockedError):
+            FolderLock(tmp_path, shared=True)
+        assert lock_holder(tmp_path) == holder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from support.datasets import (
 )
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation import pipeline as prepare_module
+from longplay.data_shards.preparation import passes, pipeline
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.preparation.writing import assign_users, default_num_shards
@@ -97,18 +98,18 @@ def test_time_quantiles_are_exact(tmp_path: Path) -> None:
 
 
 STEPS = [
-    "write_runs",
-    "sort_buckets",
-    "select",
-    "write_shards",
-    "dataset_fingerprint",
+    (passes, "write_runs"),
+    (passes, "sort_buckets"),
+    (passes, "select"),
+    (pipeline, "write_shards"),
+    (pipeline, "dataset_fingerprint"),
 ]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("module", "step"), STEPS)
 @pytest.mark.parametrize("replacing", [False, True])
 def test_a_full_disk_leaves_the_output_unchanged_and_a_repeat_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, replacing: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, replacing: bool
 ) -> None:
     source, out = FrameSource(random_events(np.full(30, 5))), tmp_path / "set"
     options = PrepareOptions(overwrite=True)
@@ -120,7 +121,7 @@ def test_a_full_disk_leaves_the_output_unchanged_and_a_repeat_resumes(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module, step, fail)
+        patched.setattr(module, step, fail)
         with pytest.raises(
             DataError, match=r"cannot be written \(No space left on device\); free disk space and rep"
         ):

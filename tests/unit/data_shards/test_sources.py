@@ -24,7 +24,7 @@ from support.sources import open_source
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import names as names_module
-from longplay.data_shards.preparation import pipeline
+from longplay.data_shards.preparation import passes
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers import synthetic
@@ -694,7 +694,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     if when == "before it is read":
         finish()
     else:
-        monkeypatch.setattr(pipeline, "write_runs", lambda *_, **__: finish())
+        monkeypatch.setattr(passes, "write_runs", lambda *_, **__: finish())
     with pytest.raises(DataError, match=r"a\.csv: changed while it was read; wait until it is complete"):
         prepare_dataset(source, tmp_path / "set", STRICT)
 
