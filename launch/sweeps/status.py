@@ -162,6 +162,8 @@ class Progress:
         step = max(step, *(at for at, _ in last.values()))
         pace = last.get("perf/step_ms")
         left = None if total is None or pace is None else max(0, total - step) * pace[1] / 1e3
+        if left is not None and pace is not None and train.max_minutes is not None:
+            left = max(0.0, min(left, 60 * train.max_minutes - step * pace[1] / 1e3))
         return cls(step=step, total=total, metric=metric, seconds_left=left)
 
 

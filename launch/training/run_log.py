@@ -31,6 +31,7 @@ class RunLog:
     ) -> None:
         self._folder, self._model, self._dataset, self._progress = folder, model, dataset, progress
         self._display, self._steps = display, StepDisplay(display, model.config.train)
+        self._steps_per_epoch = 1
         is_rank0 = model.world.is_rank0
         self._metrics = MetricsLog(folder.path, from_step=progress.step) if is_rank0 else None
 
@@ -55,7 +56,7 @@ class RunLog:
             seconds: duration of the step.
             data_wait_s: the part of it that was spent waiting for the batch.
         """
-        at = self._progress
+        at, self._steps_per_epoch = self._progress, steps_per_epoch
         self._steps.step_done(
             at,
             steps_per_epoch=steps_per_epoch,
@@ -95,8 +96,9 @@ class RunLog:
             model = self._model
             self._metrics.write_model(at.step, model.encoder.gate_weights(), model.table.shard)
         star = " *" if at.best_step == at.step else ""
+        epochs = round(at.epochs_done(self._steps_per_epoch), 3)
         self._display.print(
-            f"step {at.step}  epoch {at.epoch}  train {at.train_seconds:.0f} s  "
+            f"step {at.step}  epoch {epochs:g}  train {at.train_seconds:.0f} s  "
             f"{metric} {values[metric]:.4f}{star}"
         )
 

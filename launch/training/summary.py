@@ -7,7 +7,7 @@ import torch
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.epoch_order import EpochOrder
-from longplay.launch.settings.config import RunConfig
+from longplay.launch.settings.config import RunConfig, TrainConfig
 from longplay.launch.settings.overrides import spell_value
 from longplay.launch.training.model import Model
 
@@ -27,11 +27,18 @@ def describe(config: RunConfig, dataset: Dataset, model: Model, order: EpochOrde
         f"{', '.join(table)}",
         f"steps    {order.num_steps} per epoch, {config.data.rows_per_step} rows each; {order.num_targets:,} "
         f"targets per epoch ({100 * order.padding_fraction:.1f} % padding), "
-        f"at most {config.train.max_epochs} epochs",
+        f"at most {_bounds(config.train)}",
         f"ranks    {world.world_size} on {world.device.type} ({world.launcher}), ZeRO stage "
         f"{config.engine.zero_stage}, {config.engine.precision}, {torch.get_num_threads()} thread(s) each",
         f"run      {run}; watch it with: tensorboard --logdir {run}",
     ]
+
+
+def _bounds(train: TrainConfig) -> str:
+    """Return the bounds of a run as text."""
+    steps = "" if train.max_steps is None else f", {train.max_steps:,} steps"
+    minutes = "" if train.max_minutes is None else f", {train.max_minutes:g} minutes of training"
+    return f"{train.max_epochs} epochs{steps}{minutes}"
 
 
 def _inputs_line(model: Model) -> list[str]:

@@ -175,6 +175,8 @@ def test_progress_ignores_an_incomplete_line(data: Path, tmp_path: Path) -> None
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 11, "ta']))
     at = Progress.read(tmp_path, spec)
     assert (at.step, at.total, at.seconds_left) == (10, 50, 80.0)
+    (spec,) = grid(data, recipes=("sasrec",), overrides=("--train.max_minutes", "1")).jobs()
+    assert Progress.read(tmp_path, spec).seconds_left == 40.0
 
 
 def test_the_outer_job_is_hidden_but_slurm_conf_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`longplay train`: repeated, killed, resumed, resized and evaluated."""
 
+import functools
 import json
 import os
 import re
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from support.commands import Command, longplay
-from support.runs import read_metrics, small_dataset, steps_logged
+from support.runs import read_metrics, small_config, small_dataset, steps_logged
 
 from longplay.common.locks import FolderLock
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.launch.estimates import estimate_run as estimate_module
 from longplay.launch.run_folders.metrics_file import read_scalars
 
 EVERY = ["--train.checkpoint_every_steps", "3"]
@@ -278,6 +280,27 @@ def test_run_stops_after_patience_validations(data: Path, tmp_path: Path) -> Non
     words = train_words(data, tmp_path / "run", "--train.lr", "1e-9", "--train.patience", "2")
     printed = longplay([*words, "--train.eval_every_steps", "2"], tmp_path / "log")
     assert "no better full_unseen/ndcg@10 in 2 validations" in printed
+
+
+def limit_memory(num_bytes: int, rank: int) -> None:
+    """Let each rank find this memory."""
+    estimate_module.available_memory = lambda *_: (num_bytes, "here")  # type: ignore[assignment]  # in a process of its own
+
+
+def test_a_run_somewhat_above_the_limit_starts_with_a_warning(data: Path, tmp_path: Path) -> None:
+    needed = estimate_module.estimate_run(small_config(), Dataset.open(data), device_type="cpu").total_bytes
+    words = train_words(data, tmp_path / "run", "--train.max_steps", "1")
+    limit = functools.partial(limit_memory, int(0.9 * needed))
+    assert Command(words, tmp_path / "log", fault=limit).wait() == 0
+    warned = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1
+    assert re.search(r"needs about [\d.]+ GiB per rank, more than [\d.]+ GiB \(here\)", warned[0])
+
+
+def test_validations_within_an_epoch_show_its_fraction(data: Path, tmp_path: Path) -> None:
+    words = train_words(data, tmp_path / "run", "--train.eval_every_steps", "1", "--train.max_steps", "2")
+    printed = longplay(words, tmp_path / "log")
+    assert re.search(r"step 1  epoch 0\.\d+  train", printed)
 
 
 def test_run_that_cannot_fit_is_refused_before_it_starts(data: Path, tmp_path: Path) -> None:
