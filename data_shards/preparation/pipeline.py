@@ -117,9 +117,12 @@ def disk_errors(work: WorkFolder) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, duckdb.Error) as error:
-        place = (isinstance(error, OSError) and error.filename) or work.path
+    except (OSError, duckdb.Error, pl.exceptions.PolarsError) as error:
+        apart = work.path.parent != work.partial.parent
+        folders = f"{work.path} or {work.partial}" if apart else work.path
+        place = (isinstance(error, OSError) and error.filename) or folders
         cause = (isinstance(error, OSError) and error.strerror) or str(error).strip().splitlines()[0]
+        cause = cause.partition("IO error: ")[2] or cause  # of Polars
         raise DataError(
             f"{place}: cannot be written ({cause}); free disk space and repeat the command, which "
             f"resumes from {work.path}, or delete that folder and choose another --scratch or --out"

@@ -126,4 +126,4 @@ def _append(path: Path, block: bytes) -> int:
 def _name(url: str, version: Sequence[str | None] | None) -> str:
     """Return the name of a copy, which ends as the name of the file."""
     name = unquote(urlparse(url).path).rpartition("/")[2] or "download"
-    return f"{fingerprint([url, version])[:8]}-{name}"
+    return f"{fingerprint(url, *map(str, version or ()))[:8]}-{name}"

@@ -49,7 +49,7 @@ class SyntheticSource(SyntheticEvents):
         generated = _in_background(self.generate)
         for begin in range(0, self.events, BLOCK_ROWS):
             part = [values[begin : begin + BLOCK_ROWS] for values in generated]
-            yield _Generated(len(part[0]), *part)
+            yield _Generated(len(part[0]), part[0], part[1], part[2])
 
 
 def _in_background(function: Callable[[], _T]) -> _T:
@@ -62,7 +62,10 @@ def _in_background(function: Callable[[], _T]) -> _T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)  # a wait without a limit may miss a signal that another thread receives
     return future.result()
 
 

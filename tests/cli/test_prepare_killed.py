@@ -15,6 +15,8 @@ from support.ranks import FORK_SERVER
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.prepare import main
 
+NAMED = ["--features", "device:categorical,price:float,day:categorical", "--where", "day <> 3"]
+
 
 def prepare_in_small_parts(path: Path, out: Path) -> None:
     """Run `longplay prepare` with small blocks and buckets, so that a short run has many states."""
@@ -24,7 +26,10 @@ def prepare_in_small_parts(path: Path, out: Path) -> None:
     plan = WorkPlan(num_workers=2, block_bytes=20_000, num_buckets=16)
     WorkPlan.make = classmethod(lambda *_: plan)  # pyright: ignore[reportAttributeAccessIssue]
     options = ["--min-item-events", "5", "--min-user-events", "20", "--shards", "48"]
-    raise SystemExit(main(["lfm1b", str(path), "--out", str(out), *options]))
+    format = "csv" if path.suffix == ".csv" else "lfm1b"
+    raise SystemExit(
+        main([format, str(path), "--out", str(out), *options, *(NAMED if format == "csv" else [])])
+    )
 
 
 def start(path: Path, out: Path) -> BaseProcess:
@@ -41,13 +46,26 @@ def listening_events(path: Path, num_events: int) -> None:
     )
 
 
+def named_events(path: Path, num_events: int) -> None:
+    """Write events with strings as ids, features and unusable rows."""
+    rng = np.random.default_rng(0)
+    columns = (rng.integers(0, high, num_events).tolist() for high in (300, 9000, 999, 4, 50, 7))
+    names, devices = ["" if item == 5 else f"B{item:x}" for item in range(9000)], ["tv", "web", "app", ""]
+    rows = (
+        f"user {user},{names[item]},{time},{devices[device]},{price / 4},{day}\n"
+        for user, item, time, device, price, day in zip(*columns, strict=True)
+    )
+    path.write_text("user_id,item_id,timestamp,device,price,day\n" + "".join(rows))
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path) -> None:
-    path, draws = tmp_path / "LFM-1b_LEs.txt", random.Random(0)
-    listening_events(path, 100_000)
+@pytest.mark.parametrize("name", ["LFM-1b_LEs.txt", "named.csv"])
+def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path, name: str) -> None:
+    path, draws = tmp_path / name, random.Random(0)
+    (named_events if path.suffix == ".csv" else listening_events)(path, 100_000)
     start(path, tmp_path / "undisturbed").join(120)  # also starts the fork server
     began = time.monotonic()
     start(path, tmp_path / "again").join(120)
@@ -70,28 +88,31 @@ def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path) -> None:
     assert num_killed == 20
     assert folder_bytes(out) == expected
     left = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("finished-")}
-    assert left == {"LFM-1b_LEs.txt", "again", "killed", "undisturbed"}
+    assert left == {name, "again", "killed", "undisturbed"}
 
 
+@pytest.mark.parametrize(("size", "full"), [("16k", "names"), ("1M", "events")])
 def test_after_a_full_disk_the_repeated_command_resumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str, full: str
 ) -> None:
-    path, small = tmp_path / "LFM-1b_LEs.txt", tmp_path / "small"
-    listening_events(path, 100_000)
+    path, small = tmp_path / ("LFM-1b_LEs.txt" if full == "events" else "named.csv"), tmp_path / "small"
+    (listening_events if full == "events" else named_events)(path, 100_000)
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(small)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], check=False)
     if mounted.returncode:
         pytest.skip("needs permission to mount a small tmpfs")
     try:
         out = tmp_path / "set"
-        argv = ["lfm1b", str(path), "--out", str(out), "--scratch", str(small)]
+        argv = ["lfm1b" if full == "events" else "csv", str(path), "--out", str(out), "--scratch", str(small)]
         assert main(argv) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "cannot be written (No space left on device); free disk space and repeat the command" in line
+        assert "cannot be written (No space left on device" in line
+        assert "; free disk space and repeat the command" in line
         assert not out.exists()
         subprocess.run(["mount", "-o", "remount,size=64M", str(small)], check=True)
         assert main(argv) == 0
-        assert Dataset.open(out).num_events == 100_000
+        manifest = Dataset.open(out).manifest
+        assert manifest.num_events + sum(manifest.rows_dropped.values()) == 100_000
         assert not list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)
