@@ -2,6 +2,8 @@
 
 import importlib.util
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.world import World
+from longplay.launch.evaluation.evaluation import evaluate
 from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
@@ -65,14 +68,21 @@ def plain_parameter(partition: Tensor, rows: int, *, trainable: bool) -> nn.Para
     return parameter
 
 
-def losses(data: Path, device: torch.device, overrides: list[str], waits: Counter[str]) -> list[float]:
-    """Train two steps, planned ahead, and count the waits of the second."""
-    config, dataset = small_config(*SIZES, *overrides), Dataset.open(data)
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Replace DeepSpeed, and let losses know the device."""
     with (
         mock.patch("longplay.distributed.engine.ZeroEngine", PlainEngine),
         mock.patch("longplay.distributed.table.item_table.zero_parameter", plain_parameter),
         mock.patch.dict(CHUNK_ELEMENTS, {DEVICE.type: CHUNK_ELEMENTS["cuda"]}),
     ):
+        yield
+
+
+def losses(data: Path, device: torch.device, overrides: list[str], waits: Counter[str]) -> list[float]:
+    """Train two steps, planned ahead, and count the waits of the second."""
+    config, dataset = small_config(*SIZES, *overrides), Dataset.open(data)
+    with simulated():
         model = build_model(config, dataset, World(device=device))
         pipeline = StepPipeline(model, iter(TrainStream(dataset, config.data, rank=0, world_size=1)))
         first = train_step(model, pipeline.take(), lr=0.01, pipeline=pipeline)
@@ -123,14 +133,32 @@ def test_a_step_waits_for_the_device_only_at_these_places(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def metrics(data: Path, device: torch.device, *overrides: str) -> dict[str, float]:
+    """Return the metrics of an untrained model."""
+    config, dataset = small_config(*SIZES, *overrides), Dataset.open(data)
+    with simulated():
+        model = build_model(config, dataset, World(device=device))
+        model.engine.train(False)
+        return evaluate(model.engine, model.table, dataset, config, "test", max_users=20).flat()
+
+
+@in_interpreter
+def test_an_evaluation_does_not_mix_devices(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    combine_slices()
+    with OtherDevice():
+        found = metrics(data, DEVICE, "--encoder.scan_backend", "triton")
+    monkeypatch.setenv("LONGPLAY_TRITON", "0")
+    assert found == pytest.approx(metrics(data, torch.device("cpu"), "--encoder.scan_backend", "chunk"))
+
+
 @in_interpreter
 def test_an_operation_that_mixes_devices_is_refused() -> None:
     with OtherDevice(), pytest.raises(AssertionError, match=r"aten\.add\.Tensor mixes devices"):
-        torch.zeros(3, device=DEVICE) + torch.zeros(3)
+        torch.zeros(3, device=DEVICE).add(torch.zeros(3))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_in_the_interpreter() -> None:
     """Run the tests above in a process with TRITON_INTERPRET=1."""
     if not IN_INTERPRETER:
-        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused")
+        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused or mix")

@@ -7,6 +7,7 @@ does on a GPU. Triton kernels run in the interpreter.
 
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,6 +57,9 @@ class OtherTensor(Tensor):
     def __repr__(self, **_: Any) -> str:
         return f"OtherTensor({self.held})"
 
+    def new_tensor(self, data: Any, *_: Any, **__: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] -- as used
+        return torch.tensor(data, dtype=self.dtype, device=DEVICE)
+
     def tolist(self) -> Any:  # PyTorch's own refuses subclasses
         return self.cpu().tolist()
 
@@ -81,16 +85,28 @@ class OtherDevice(TorchDispatchMode):
             args, kwargs = tree_map(_held, (args, kwargs))
             return launch(executor, *args, **kwargs)
 
-        self._patch = mock.patch.object(GridExecutor, "__call__", launch_held)
+        make = torch.tensor
+
+        def make_and_copy(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+            """Copy the tensor, as PyTorch does, except to the device "meta"."""
+            made = make(data, **options)
+            return made if device is None else made.to(device)
+
+        self._patches = ExitStack()
+        self._to_patch = (
+            mock.patch.object(GridExecutor, "__call__", launch_held),
+            mock.patch.object(torch, "tensor", make_and_copy),
+        )
         self.waits: Counter[str] = Counter()
 
     def __enter__(self) -> "OtherDevice":
-        self._patch.start()
+        for patch in self._to_patch:
+            self._patches.enter_context(patch)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._patch.stop()
+        self._patches.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
