@@ -27,6 +27,7 @@ from longplay.data_shards.preparation import names as names_module
 from longplay.data_shards.preparation import passes
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
+from longplay.data_shards.readers import parquet as parquet_module
 from longplay.data_shards.readers import synthetic
 from longplay.data_shards.readers.columns import parse_features
 from longplay.data_shards.readers.inputs import check_copies, find_files
@@ -677,6 +678,30 @@ def test_a_limit_between_two_times_keeps_the_right_side(tmp_path: Path, option: 
     assert prepare.main(argv) == 0
     (events,) = sequences(Dataset.open(tmp_path / "set")).values()
     assert [item for item, _ in events] == (kept if option == "--until" else [*kept, 4])
+
+
+@pytest.mark.parametrize("format", ["parquet", "sequences"])
+@pytest.mark.parametrize("row_group_size", [1, 3, 10, 14, 60])
+def test_row_groups_of_any_size_give_the_same_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, row_group_size: int
+) -> None:
+    """Blocks of 10 rows hold several groups, one, or a part of one that is too large to read as a whole."""
+    monkeypatch.setattr(parquet_module, "BLOCK_ROWS", 10)
+    users = [f"u{number % 7}" for number in range(60)] if format == "parquet" else list(range(60))
+    items = list(range(60))
+    events: dict[str, list[Any]] = {"item_id": items, "timestamp": [number // 9 for number in items]}
+    if format == "sequences":
+        events = {name: [[value, value + 1] for value in values] for name, values in events.items()}
+    table = pa.table({"user_id": users, **events})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=row_group_size)
+    expected: dict[Any, list[tuple[Any, int]]] = {}
+    for row in table.to_pylist():
+        pairs = [(row["item_id"], row["timestamp"])]
+        if format == "sequences":
+            pairs = list(zip(row["item_id"], row["timestamp"], strict=True))
+        expected.setdefault(row["user_id"], []).extend(pairs)
+    assert found(tmp_path, format, path) == expected
 
 
 @pytest.mark.parametrize("when", ["before it is read", "while it is read"])
