@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from longplay.common.json_files import JsonFileError, read_content
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError, one_line
@@ -26,6 +27,7 @@ from longplay.launch.settings.overrides import (
 # Settings of the whole run that are copied into a section.
 SHARED = (("encoder", "context_length"), ("data", "context_length"), ("data", "seed"))
 
+_MOST_LEVELS = 20
 _ADAPTER = TypeAdapter(RunConfig)
 
 
@@ -89,10 +91,13 @@ def read_yaml(file: Path) -> Nested:
         ConfigError: the file cannot be read, is not YAML, or names a setting that does not exist.
     """
     try:
-        nested = yaml.safe_load(file.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        cause = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise ConfigError(f"--config {file}: cannot be read ({cause})") from None
+        nested = _parse_yaml(read_content(file).decode()) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {file}: cannot be read ({error.strerror})") from None
+    except JsonFileError as error:
+        raise ConfigError(f"--config {error}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {file}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(nested, dict):
         raise ConfigError(
             f"--config {file}: must contain settings; `longplay config RECIPE` prints an example"
@@ -103,6 +108,24 @@ def read_yaml(file: Path) -> Nested:
         if not is_setting(name, known):
             raise ConfigError(f"--config {file}: {name}: unknown setting{nearest_setting(name, known)}")
     return nested
+
+
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML without aliases, which can stand for a document of any size, and without deep nesting.
+
+    Raises:
+        ValueError, yaml.YAMLError: the text is not such YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(
+                f"line {event.start_mark.line + 1}: aliases such as *{event.anchor} are not read"
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_LEVELS:
+            raise ValueError(f"line {event.start_mark.line + 1}: more than {_MOST_LEVELS} levels of nesting")
+    return yaml.safe_load(text)
 
 
 def _merge(below: Nested, above: Mapping[str, Any]) -> None:

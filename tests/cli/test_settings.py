@@ -1,6 +1,7 @@
 """Settings: recipe, YAML file and overrides, spellings, former names and the printed file."""
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -212,3 +213,35 @@ def test_an_absurd_number_is_refused_in_one_line(name: str, value: str) -> None:
 def test_the_message_gives_the_limit(words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve("mambarec", get_recipe("mambarec"), [words])
+
+
+ALIASES = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh"))
+BAD_YAML = {
+    "nested lists": "[" * 200_000,
+    "nested in a setting": "train: {lr: " + "[" * 200_000 + "]" * 200_000 + "}",
+    "nested maps": "{a: " * 50_000,
+    "aliases": ALIASES,
+    "an alias of itself": "train: &t\n  lr: *t\n",
+    "not text": "\udcff",
+    "a list": "[1, 2]",
+    "a number": "7",
+    "a number as a name": "1: 2",
+    "a list as a name": "? [a]\n: 1",
+    "a date": "train: {lr: 2026-01-01}",
+    "a number of many digits": "train: {max_steps: " + "9" * 10_000 + "}",
+    "text for a section": "train: fast",
+    "a control character": "train: {lr: \x07}",
+    "an object": "train: !!python/object:os.system {}",
+}
+
+
+@pytest.mark.parametrize("content", BAD_YAML)
+def test_any_yaml_is_refused_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(BAD_YAML[content], errors="surrogateescape")
+    assert main(["config", "demo", "--config", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("longplay: error: ")
+    assert len(line) < 600
