@@ -24,10 +24,10 @@ class BadRow:
     """One unusable row.
 
     Attributes:
-        where: the file and the kind of number, such as `events.csv, line`.
-        number: line or row number.
+        where: the file and what `number` counts, such as `events.csv, line`.
+        number: line or row number, from 1 in each file.
         reason: why it is unusable.
-        text: the unusable text.
+        text: the unusable value or line.
     """
 
     where: str
@@ -48,7 +48,7 @@ class BadRows:
 
     Attributes:
         counts: reason -> rows dropped. A row counts once, under the first reason that applies.
-        first: the first few of these rows, without blank lines.
+        first: the first `NUM_EXAMPLES` of these rows, without blank lines.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -56,16 +56,16 @@ class BadRows:
 
     @property
     def num_bad(self) -> int:
-        """Dropped rows without blank lines, which are not errors."""
+        """Number of dropped rows without blank lines, which are not errors."""
         return sum(count for reason, count in self.counts.items() if reason != BLANK_LINE)
 
     @property
     def num_dropped(self) -> int:
-        """All dropped rows, including blank lines."""
+        """Number of dropped rows, including blank lines."""
         return sum(self.counts.values())
 
     def add(self, other: BadRows, rows_before: int = 0) -> None:
-        """Add the rows of a later block, whose row numbers start after `rows_before` rows of the file."""
+        """Add the counts and examples of a later block. `rows_before` is added to its row numbers."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
         room = max(0, NUM_EXAMPLES - len(self.first))
@@ -77,7 +77,7 @@ class BadRows:
         """Check that at most `max_bad_fraction` of `rows_in` rows are unusable.
 
         Raises:
-            DataError: there are more; the message names the first unusable row by file, line and field.
+            DataError: more are unusable; the message names the first one by file, line and column.
         """
         if self.num_bad <= max_bad_fraction * rows_in:
             return
@@ -87,7 +87,7 @@ class BadRows:
         raise DataError(
             f"{self.first[0]}; {self.num_bad} of {rows_in} rows are unusable, more than --max-bad-fraction "
             f"{max_bad_fraction:g} allows; correct the file{recode}, choose other columns with --user, "
-            "--item and --time, pass --user-type string or --item-type string if ids are no integers, or "
+            "--item and --time, pass --user-type string or --item-type string if ids are not integers, or "
             "raise --max-bad-fraction to drop these rows"
         )
 

@@ -1,4 +1,4 @@
-"""Which columns of a source hold the user, the item, the time and the features, and how they are read."""
+"""Select the columns of a source that hold the user, the item, the time and the features."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def parse_features(text: str) -> tuple[FeatureColumn, ...]:
         if match is None:
             raise DataError(
                 f"--features holds {part.strip()!r}, but must be a list such as "
-                "genre:categorical,price:float; write name=COLUMN:kind for a column whose name holds other "
-                "characters than a-z, 0-9 and _"
+                "genre:categorical,price:float; write name=COLUMN:kind for a column whose name contains "
+                "characters other than a-z, 0-9 and _"
             )
         if match[1] in _TAKEN:
             raise DataError(
@@ -68,15 +68,16 @@ class Columns:
 
     Attributes:
         user, item: names of the columns; numbers from 1 in a file without a header.
-        time: name of the column; `none`: the position of the event in the source is its time.
-        user_type, item_type: type of the ids; None: the type of the column, which in text is `integer` if all
-            of the first rows hold integers.
+        time: name of the column; `none`: the number of the row in the source is the time.
+        user_type, item_type: type of the ids; None: the type of the column, which in text is
+            detected from the first rows: `integer` if all hold integers.
         time_type: `integer`, `decimal` (seconds) or `date`; None: the type of the column, which in text is
-            found in the first rows.
-        time_unit: unit of times that are numbers: `s`, `ms`, `us` or `ns`; None: unknown.
+            detected from the first rows.
+        time_unit: unit of integer times: `s`, `ms`, `us` or `ns`; None: unknown.
         time_scale: factor by which times that are numbers are multiplied.
         where: condition in SQL that selects rows; None: all.
-        typed_where: in text, `where` sees columns of numbers as numbers. Otherwise it sees all as text.
+        typed_where: in text, `where` sees a column in the type that fits its first rows: BIGINT, DOUBLE,
+            BOOLEAN, TIMESTAMPTZ or VARCHAR. If false, it sees VARCHAR.
         features: event features.
         least: role -> smallest usable number; roles without an entry have no limit.
     """
@@ -104,7 +105,7 @@ class Columns:
         return self.time != NO_TIME
 
     def names(self) -> dict[str, str]:
-        """Return role -> name of its column. Features are called `feature:NAME`."""
+        """Return role -> name of its column. The role of a feature is `feature:NAME`."""
         times = {"time": self.time} if self.has_time else {}
         features = {f"feature:{feature.name}": feature.column for feature in self.features}
         return {"user": self.user, "item": self.item, **times, **features}
@@ -153,17 +154,17 @@ def add_column_arguments(parser: ArgumentParser) -> None:
         parser.add_argument(
             f"--{role}-type",
             choices=get_args(IdType),
-            help=f"type of the {role} ids (default: found in the first rows)",
+            help=f"type of the {role} ids (default: detected from the first rows)",
         )
     parser.add_argument(
         "--time-type",
         choices=get_args(TimeType),
-        help="integer, decimal (seconds) or date (default: found in the first rows)",
+        help="integer, decimal (seconds) or date (default: detected from the first rows)",
     )
     parser.add_argument(
         "--time-unit",
         choices=NUMERIC_UNITS,
-        help="unit of times that are numbers; makes dates of them (default: unknown)",
+        help="unit of integer times; with it, times are shown and given as dates (default: unknown)",
     )
     parser.add_argument(
         "--time-scale",
@@ -197,7 +198,8 @@ def find_column(name: str, present: Sequence[str], option: str | None, path: obj
         path: the file, for the error message.
 
     Raises:
-        DataError: the file has no such column or several; the message lists its columns and the nearest one.
+        DataError: the file has no such column, or several; without one, the message lists the columns and the
+            most similar name.
     """
     bases = [column.partition(":")[0] for column in present]
     for candidates in (list(present), bases):

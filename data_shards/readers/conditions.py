@@ -1,4 +1,4 @@
-"""Check the conditions that users write in SQL to select rows."""
+"""Check the SQL conditions with which users select rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CLOCK = {
 
 
 def check_condition(condition: str) -> None:
-    """Check that a condition of `where` judges each row by itself, always in the same way.
+    """Check that a `where` condition is deterministic and depends on the values of one row only.
 
     Raises:
-        DataError: it has a syntax error, or uses other rows, the clock or a random number.
+        DataError: it is not one SQL expression, or uses other rows, a query, the clock or random numbers.
     """
     (row,) = query(
         f"SELECT json_serialize_sql({literal(f'SELECT {condition}')})::VARCHAR AS tree"
@@ -43,13 +43,13 @@ def check_condition(condition: str) -> None:
         unfit = "a query"
     if unfit is not None:
         raise DataError(
-            f"--where {condition!r} uses {unfit}; write a condition that each row meets by its own values, "
-            "such as 'rating >= 4'"
+            f"--where {condition!r} uses {unfit}; write a condition that depends only on the columns of one "
+            "row, such as 'rating >= 4'"
         )
 
 
 def _unfit(tree: Any, functions: set[str]) -> str | None:
-    """Return the first part of a condition that does not depend on the values of one row alone."""
+    """Return the first part of a condition that does not depend on one row alone; None if there is none."""
     if isinstance(tree, list):
         return next((found for one in tree if (found := _unfit(one, functions))), None)
     if not isinstance(tree, dict):

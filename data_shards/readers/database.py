@@ -13,7 +13,7 @@ _idle_databases: list[duckdb.DuckDBPyConnection] = []
 
 @contextmanager
 def _database() -> Iterator[duckdb.DuckDBPyConnection]:
-    """Lend a database in memory that cannot read or write files, for one thread."""
+    """Yield an in-memory database that cannot read or write files, for one thread at a time."""
     try:
         database = _idle_databases.pop()
     except IndexError:
@@ -27,7 +27,15 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def query(sql: str, **tables: pa.Table) -> pa.Table:
-    """Run a query over Arrow tables. Thread-safe."""
+    """Run a query over Arrow tables. Thread-safe.
+
+    Args:
+        sql: the query.
+        tables: name in the query -> table.
+
+    Raises:
+        duckdb.Error: the query is invalid or fails on a value.
+    """
     with _database() as database:
         for name, table in tables.items():
             database.register(name, table)
@@ -39,7 +47,7 @@ def query(sql: str, **tables: pa.Table) -> pa.Table:
 
 
 def column_types(table: pa.Table) -> dict[str, str]:
-    """Return DuckDB's name of the type of each column; that of Arrow if DuckDB has no such type."""
+    """Return column -> DuckDB's name of its type, or Arrow's name if DuckDB has no such type."""
     types = {}
     for name in table.column_names:
         try:

@@ -21,7 +21,7 @@ from longplay.data_shards.storage.manifest import fingerprint
 
 
 def input_path(text: str) -> Path | str:
-    """Return a local path as a Path, and a URL as it is. A type of arguments.
+    """Parse a path argument: an `http:` or `https:` URL stays text, a local path becomes a Path.
 
     Raises:
         ArgumentTypeError: URLs of this scheme cannot be read.
@@ -30,13 +30,15 @@ def input_path(text: str) -> Path | str:
     if not separator or scheme.lower() == "file":
         return Path(url2pathname(urlparse(text).path) if separator else text)
     if scheme.lower() not in ("http", "https"):
-        raise ArgumentTypeError(f"{text}: only http and https are read; copy the file to this machine first")
+        raise ArgumentTypeError(
+            f"{text}: only http and https URLs can be read; copy the file to this machine first"
+        )
     return text
 
 
 @contextmanager
 def downloaded(urls: Sequence[str], folder: Path) -> Iterator[dict[str, Path]]:
-    """Lend a copy of each file, by its URL. The copies are deleted when the block ends without an error.
+    """Download files and yield URL -> copy. The copies are deleted if the block ends without an error.
 
     Args:
         urls: `http:` or `https:` URLs.
@@ -58,12 +60,12 @@ def downloaded(urls: Sequence[str], folder: Path) -> Iterator[dict[str, Path]]:
         yield copies
         for path in (*copies.values(), lock_file(folder)):
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # it holds files of the user, or copies for another command
+    with suppress(OSError):  # the folder holds other files
         folder.rmdir()
 
 
 def _download(url: str, folder: Path) -> Path:
-    """Return the path of a complete copy.
+    """Download a file, or continue its transfer, and return the path of the complete copy.
 
     Raises:
         DataError: the file cannot be downloaded.
@@ -79,7 +81,7 @@ def _download(url: str, folder: Path) -> Path:
             if part is None:
                 target = folder / _name(url, source.version)
                 part = target.with_name(f"{target.name}.part")
-                if source.version is None:  # it may be another file than that of an earlier command
+                if source.version is None:  # the file may have changed since an earlier command
                     target.unlink(missing_ok=True)
                     part.unlink(missing_ok=True)
                 if target.exists():
@@ -96,7 +98,7 @@ def _download(url: str, folder: Path) -> Path:
         except DataError:
             raise
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError):  # it has changed, or the copy is too long
+            if isinstance(error, ValueError):  # the file has changed, or the copy is too long
                 part = None if part is None else part.unlink()
             failures += received - begin < LEAST_BYTES
             if failures > len(RETRY_PAUSES_S):
@@ -108,10 +110,10 @@ def _download(url: str, folder: Path) -> Path:
 
 
 def _append(path: Path, block: bytes) -> int:
-    """Append to a file and return the number of bytes.
+    """Append to a file and return the number of bytes written.
 
     Raises:
-        DataError: the disk is full.
+        DataError: the file cannot be written, for example because the disk is full.
     """
     try:
         with path.open("ab") as file:
@@ -124,6 +126,6 @@ def _append(path: Path, block: bytes) -> int:
 
 
 def _name(url: str, version: Sequence[str | None] | None) -> str:
-    """Return the name of a copy, which ends as the name of the file."""
+    """Return the name of a copy: a hash of the URL and the version, then the name of the file."""
     name = unquote(urlparse(url).path).rpartition("/")[2] or "download"
     return f"{fingerprint(url, *map(str, version or ()))[:8]}-{name}"

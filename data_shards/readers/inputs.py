@@ -1,4 +1,4 @@
-"""Find the files that a command names: files, folders, patterns, and members of archives."""
+"""Find the input files that a command names, as files, folders or patterns, and report read errors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ def without_compression(name: str) -> str:
 
 
 def find_files(paths: Iterable[Path], suffixes: Sequence[str]) -> tuple[Path, ...]:
-    """Return the files that paths name, in their order.
+    """Return the files that paths name, in the order of the paths. A file that does not exist is kept.
 
     Args:
-        paths: files, folders and patterns such as `logs/*.csv`. The files of a folder or pattern are in the
-            order of their paths. Files and folders whose name starts with `.` or `_` are left out.
-        suffixes: names of the files of a folder end in one of these, before a suffix of compression.
+        paths: files, folders and patterns such as `logs/*.csv`. The files of a folder or pattern are sorted
+            by path. Below a folder, names that start with `.` or `_` and empty files are left out.
+        suffixes: only these files of a folder are read, with or without a suffix of compression.
 
     Raises:
-        DataError: a file does not exist, a folder or pattern has no files, or a file occurs twice or beside a
-            copy of itself.
+        DataError: a folder or pattern has no files, or a file occurs twice or together with a copy of itself.
     """
     files: list[Path] = []
     for path in paths:
@@ -67,10 +66,10 @@ def find_files(paths: Iterable[Path], suffixes: Sequence[str]) -> tuple[Path, ..
 
 
 def check_copies(files: Iterable[Path]) -> None:
-    """Check that no file occurs twice, compressed and plain, or beside a copy such as `events.csv.bak`.
+    """Check that no file occurs twice, compressed and plain, or with a copy such as `events.csv.bak`.
 
     Raises:
-        DataError: two files hold the same data; the message names both.
+        DataError: two files hold the same data, judged by their names; the message names both.
     """
     seen: dict[Path, Path] = {}
     files = list(files)
@@ -78,17 +77,19 @@ def check_copies(files: Iterable[Path]) -> None:
     for file in files:
         origin = _without_marks(file.resolve())
         unnumbered = origin.with_name(_NUMBERED.sub("", origin.name) or origin.name)
-        if unnumbered in plain:  # events.csv.1 beside events.csv; events.csv.1 and .2 alone are parts
+        if (
+            unnumbered in plain
+        ):  # events.csv.1 is a copy of events.csv; without it, events.csv.1 and .2 are parts
             origin = unnumbered
         if origin in seen:
             raise DataError(
-                f"{file}: holds the same data as {seen[origin]}, by its name; pass only one of them"
+                f"{file}: holds the same data as {seen[origin]}, judged by its name; pass only one of them"
             )
         seen[origin] = file
 
 
 def _without_marks(path: Path) -> Path:
-    """Return a path without the marks of a copy and the suffix of its compression."""
+    """Return a path without marks of a copy, such as `.bak` or ` (1)`, and suffixes of compression."""
     for _ in range(3):
         path = path.with_name(_COPY.sub("", without_compression(path.name)) or path.name)
     return path
@@ -111,12 +112,12 @@ def file_identity(path: Path) -> list[Any]:
 
 @contextmanager
 def reading(path: Path, kind: str, remedy: str = "check that it is complete") -> Iterator[None]:
-    """Turn an error while reading a file into one line.
+    """Turn an error while reading a file into a `DataError` of one line.
 
     Args:
         path: the file.
         kind: what it is read as, such as `text`.
-        remedy: what to do.
+        remedy: end of the message, which tells the user what to do.
 
     Raises:
         DataError: the file cannot be read.

@@ -45,7 +45,7 @@ class JsonLinesSource(FileSource):
 
 
 class _JsonFile:
-    """A text file of JSON objects. Its columns are the keys of the first ones."""
+    """A text file of JSON objects. Its columns are the keys of the first objects."""
 
     is_text = True
 

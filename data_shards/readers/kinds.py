@@ -1,4 +1,4 @@
-"""Find out what the columns of a source hold: by their types or, in text, by the first rows."""
+"""Detect what the columns of a source hold, from their types or, in text, from the first rows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ColumnKinds:
         user, item: `integer` or `string`.
         time: `integer`, `decimal` or `date`.
         time_unit: unit of the times that are stored; None if it is unknown.
-        features: feature -> `integer` or `string`, for categorical ones.
-        types: column -> type that `where` sees, for columns of text.
+        features: feature -> `integer` or `string`; used for categorical features only.
+        types: text column -> DuckDB type in which `where` sees it.
     """
 
     user: str
@@ -48,7 +48,7 @@ class ColumnKinds:
 
     @classmethod
     def find(cls, columns: Columns, header: Sequence[str], head: pa.Table, path: object) -> ColumnKinds:
-        """Decide by the types of the columns and, for text, by the first rows.
+        """Decide from the types of the columns and, for text, from the first rows.
 
         Args:
             columns: which columns are read.
@@ -64,9 +64,9 @@ class ColumnKinds:
         of = {role: (f"c{at}", types[f"c{at}"]) for role, at in places.items()}
         for role, (_, dtype) in of.items():
             _check_type(role, dtype, header[places[role]], path)
-        told = {"user": columns.user_type, "item": columns.item_type}
+        given = {"user": columns.user_type, "item": columns.item_type}
         kinds = {
-            role: told.get(role) or _id_kind(head, *of[role], is_feature=role.startswith("feature:"))
+            role: given.get(role) or _id_kind(head, *of[role], is_feature=role.startswith("feature:"))
             for role in of
             if role != "time"
         }
@@ -100,10 +100,10 @@ def find_columns(columns: Columns, header: Sequence[str], path: object) -> dict[
 
 
 def _check_type(role: str, dtype: str, name: str, path: object) -> None:
-    """Check that a column of a type can hold what the role needs.
+    """Check that the type of a column suits its role.
 
     Raises:
-        DataError: it cannot.
+        DataError: it does not.
     """
     usable = dtype in (*INTEGERS, *WIDE_INTEGERS, *EXACT_BELOW, "VARCHAR", *NULL_TYPES) or dtype.startswith(
         "DECIMAL"
@@ -150,7 +150,7 @@ def _time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:
 
 
 def _unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
-    """Return the unit of the stored times."""
+    """Return the unit of the stored times, or None if it is unknown."""
     if kind != "integer":
         return "ns" if "_NS" in dtype else "us"
     if columns.time_scale == 1 or columns.time_unit is None:
@@ -160,7 +160,7 @@ def _unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
 
 
 def _seen_type(head: pa.Table, raw: str) -> str:
-    """Return the type that all of the first rows of a text column fit."""
+    """Return the first type below that all of the first rows of a text column fit, otherwise VARCHAR."""
     text = f"nullif({trimmed(raw)}, '')"
     tests = {
         "BIGINT": integer_sql(raw, "VARCHAR"),

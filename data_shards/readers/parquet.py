@@ -38,7 +38,7 @@ _LARGEST_BLOCK = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(FileSource):
-    """Parquet files. Row numbers start at 1 in each file. Folders `name=value` give columns.
+    """Parquet files. Row numbers start at 1 in each file. Folders called `name=value` are columns.
 
     Attributes:
         lists: each row is a user. The item and, if read, the time and the features are lists of equal length.
@@ -116,12 +116,12 @@ class _ParquetFile:
         return self._unnested(table.combine_chunks(), needed)
 
     def _names(self, needed: Sequence[int]) -> list[str]:
-        """Return the columns to read. A name that the file has twice is not needed, and is left out."""
+        """Return the columns to read. A name that occurs twice in the file is left out."""
         names = [self.header[at] for at in needed if at < len(self._schema.names)]
         return [name for name in names if names.count(name) == 1]
 
     def _unnested(self, table: pa.Table, needed: Sequence[int]) -> RawTable:
-        """Return the columns under the names of `RawTable`, with a row for each event."""
+        """Return a row for each event, with the column names of `RawTable`."""
         columns = {f"c{at}": self._column(table, at) for at in needed}
         found = pa.table({name: column for name, column in columns.items() if column is not None})
         where, numbers = f"{self.path}, row", np.arange(1, table.num_rows + 1)
@@ -152,9 +152,9 @@ def _row_groups(metadata: pq.FileMetaData, rows: int) -> Iterator[tuple[list[int
 
 
 def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
-    """Return a row for each element of the lists, and the (events,) index of the row from which it comes.
+    """Return a row for each element of the lists, and the (events,) int64 index of the row that holds it.
 
-    A row whose lists have different lengths gives unusable events, as many as it has items.
+    A row whose lists have different lengths gives one unusable event for each of its items.
     """
     table = table.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(table[item]), 0)
@@ -200,7 +200,7 @@ def _folder_columns(path: Path, roots: Sequence[Path]) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file, and turn an error while reading it into one line.
+    """Open a file, and turn an error while reading it into a `DataError` of one line.
 
     Raises:
         DataError: the file cannot be read.

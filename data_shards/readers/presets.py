@@ -1,4 +1,4 @@
-"""Public datasets as they are downloaded. Each is a choice of files, columns and quirks."""
+"""Read public datasets as they are downloaded. Each preset is a choice of files, columns and types."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DownloadedText(TextSource):
     """A text file, or the folder that contains it under its own name.
 
     Attributes:
-        name: pattern of the file's name, without the suffix of a compression.
+        name: name of the file, without the suffix of its compression.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _downloaded(args: Namespace, format: str, name: str, columns: Columns, **dia
 
 
 def _selected(args: Namespace, columns: Columns) -> tuple[Columns, dict[str, Any]]:
-    """Return the columns with the filter and the features of the command line, and these as options."""
+    """Apply `--where` and `--features` to the columns. Return them, and the options for the manifest."""
     chosen = replace(columns, where=args.where or columns.where, features=args.features)
     return chosen, selecting_options(args)
 
@@ -127,7 +127,7 @@ class KuaiRandSource(TextSource):
 
 
 def _check_parts(files: Sequence[Path]) -> None:
-    """Check that every log has all parts before its last one.
+    """Check that the parts of every log are numbered from 1 without a gap.
 
     Raises:
         DataError: a part is missing.
@@ -161,7 +161,9 @@ def _kuairand(args: Namespace) -> FileSource:
     )
     if args.where:
         if conditions:
-            raise DataError("--where excludes --events and --tab; write their conditions into --where")
+            raise DataError(
+                "--where cannot be combined with --events or --tab; add their conditions to --where"
+            )
         columns = replace(columns, typed_where=True)
     columns, options = _selected(args, columns)
     options |= {"events": args.events, "tab": args.tab, "random": args.random}
@@ -199,7 +201,7 @@ def _amazon(args: Namespace) -> FileSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadedParquet(ParquetSource):
-    """Parquet files, or the folder below which they lie, in the order of their names whatever their folders.
+    """A Parquet file, or all files of one name pattern at any depth below a folder, in order of file name.
 
     Attributes:
         name: pattern of the files' names.
@@ -277,8 +279,8 @@ _PRESETS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
         _yambda,
     ),
     "vklsvd": (
-        "VK-LSVD's weekly Parquet files, whose order is time",
-        _path_argument("the folder below which the weeks lie, or one file"),
+        "VK-LSVD's weekly Parquet files; the order of the rows is the time",
+        _path_argument("the folder that contains the weeks, at any depth, or one file"),
         _vklsvd,
     ),
 }

@@ -1,4 +1,4 @@
-"""Turn raw rows into events with DuckDB, and count the unusable rows by reason."""
+"""Turn raw rows into events with DuckDB, and count unusable rows by reason."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -39,9 +39,10 @@ class RawTable:
 
     Attributes:
         table: columns `c0`, `c1`, ... in the order of the header, of which those that are not needed may be
-            absent. Text columns `fault` and `text`, if present, mark rows that are known to be unusable.
+            absent. Text columns `fault` (the reason) and `text`, if present, are not null in unusable rows.
         where: the file and the kind of row number, for messages: `events.csv, line`.
-        numbers: (rows,) int64 number of each row, counted from the first row of the block.
+        numbers: (rows,) int64 number of each row: from 1 at the first row of the block, or from 2 if the file
+            has a header line.
         num_blank: blank lines that were left out.
     """
 
@@ -52,7 +53,7 @@ class RawTable:
 
 
 class RowParser:
-    """Turns the raw rows of files with one header into events.
+    """Turns the raw rows of a file into events.
 
     Args:
         columns: which columns are read, and which rows are selected.
@@ -101,7 +102,7 @@ class RowParser:
         self._plain = places if as_they_are and len(texts) == len(integers) == len(places) else None
 
     def _fault_cases(self, places: Mapping[str, int], kinds: ColumnKinds, types: Mapping[str, str]) -> str:
-        """Return the SQL of (reason, text) for an unusable row, null for a usable one."""
+        """Return the SQL of the columns `fault` (the reason) and `text`, null for a usable row."""
         wanted = {
             "integer": "not_an_integer",
             "string": "missing",
@@ -157,9 +158,9 @@ class RowParser:
         return self._account(found, raw)
 
     def _selected(self, table: pa.Table, where: str) -> pa.ChunkedArray:
-        """Return whether each row meets the condition of `where`, of which null is false.
+        """Return (rows,) bool: whether each row meets the `where` condition. Null counts as false.
 
-        The query is not a part of another one, so that the condition sees the columns of the file only.
+        The condition is evaluated in a query of its own, where only the columns of the file have names.
         """
         condition = f"coalesce(({self._columns.where})::BOOLEAN, false)"
         sql = f"SELECT {condition} AS selected FROM (SELECT {self._seen} FROM block)"
@@ -175,7 +176,7 @@ class RowParser:
         return found["selected"]
 
     def _parse_plain(self, raw: RawTable) -> ParsedBlock | None:
-        """Return the events if all columns are digits, as they mostly are, in a fifth of DuckDB's time."""
+        """Parse columns of plain non-negative integers in a fifth of DuckDB's time, or return None."""
         if self._plain is None or "fault" in raw.table.column_names or not raw.table.num_rows:
             return None
         found = {}
@@ -192,7 +193,7 @@ class RowParser:
         return ParsedBlock(**found, rows_in=raw.table.num_rows + raw.num_blank, bad_rows=BadRows(blank))
 
     def _account(self, found: pa.Table, raw: RawTable) -> ParsedBlock:
-        """Separate usable rows from unusable ones and from those that are not selected."""
+        """Return the usable rows that are selected, and count the others by reason."""
         bad_rows = BadRows({BLANK_LINE: raw.num_blank} if raw.num_blank else {})
         dropped: dict[str, int] = {}
         num_rows = found.num_rows

@@ -1,4 +1,4 @@
-"""Lines of a user and the items of the user's history, the layout of S3-Rec and many others."""
+"""Lines `user item item ...`, the layout of S3-Rec and many others."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -41,7 +41,7 @@ class LineSource(FileSource):
 
 
 class _LineFile:
-    """A file of histories."""
+    """A text file of such lines."""
 
     is_text = True
     header: Sequence[str] = ("user", "item")
@@ -97,13 +97,15 @@ def _open(args: Namespace) -> LineSource:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("paths", type=input_path, nargs="+", metavar="FILE")
+    parser.add_argument(
+        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
+    )
 
 
 READERS.register(
     "s3rec",
     Reader(
-        help="lines of a user and the user's items, as S3-Rec writes them",
+        help="lines `user item item ...`, oldest item first, as S3-Rec writes them",
         add_arguments=_add_arguments,
         open=_open,
     ),

@@ -16,10 +16,10 @@ BLOCK_ROWS = 1_000_000
 """Rows of a block, for sources that are not divided by bytes."""
 
 MISSING = np.iinfo(np.int64).min
-"""The integer of a missing value of a categorical feature."""
+"""Stands for a missing value of a categorical feature that holds integers."""
 
 Ids = np.ndarray | pa.LargeStringArray
-"""(events,) int64 or strings."""
+"""Ids of N events: (N,) int64 or N strings."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class ParsedBlock:
 
     Attributes:
         user, item: (events,) ids.
-        time: (events,) int64. If the time unit of the source is `index`, the number of the row in the block.
+        time: (events,) int64. If the time unit of the source is `index`, the number of the row in the block,
+            from 0.
         rows_in: rows of the block, without the header.
         bad_rows: unusable rows, numbered from the first row of the block.
-        dropped: reason -> usable rows that the source's options exclude.
+        dropped: reason -> number of usable rows that the source's options exclude.
         features: categorical feature -> (events,) ids, `MISSING` or null where missing; float feature ->
             (events,) float32, NaN where missing.
     """

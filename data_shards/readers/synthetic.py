@@ -1,4 +1,4 @@
-"""Generated listening histories, for trying Longplay without data."""
+"""Generate listening histories, to try Longplay without data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SyntheticSource(SyntheticEvents):
 
 
 def _in_background(function: Callable[[], _T]) -> _T:
-    """Return the result of a function that runs in a thread, so that a signal ends the wait at once."""
+    """Run a function in a daemon thread and return its result. A signal ends the wait at once."""
     future: Future[_T] = Future()
 
     def work() -> None:
@@ -89,8 +89,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         ("users", int, "number of users"),
         ("items", int, "number of items"),
         ("events", int, "number of events"),
-        ("zipf", float, "exponent of the items' popularity"),
-        ("length-sigma", float, "spread of the log-normal history lengths"),
+        ("zipf", float, "exponent of the Zipf distribution of the items' popularity"),
+        ("length-sigma", float, "standard deviation of the logarithm of the history lengths"),
         ("follow-probability", float, "share of events that depend on the previous event"),
     ):
         parser.add_argument(

@@ -21,7 +21,7 @@ from longplay.data_shards.readers.sources import Block, ParsedBlock
 from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
 
 HEAD_ROWS = 20_000
-"""Rows that decide what a column of text holds."""
+"""Number of first rows from which the types of text columns are detected."""
 
 
 class TableFile(Protocol):
@@ -30,7 +30,7 @@ class TableFile(Protocol):
     Attributes:
         path: the file.
         header: names of all columns.
-        is_text: the columns have no types of their own.
+        is_text: all columns are text, and their types are detected.
         weight: size of the file in the unit of its blocks' weights.
         max_rows: upper estimate of the number of rows.
     """
@@ -79,14 +79,14 @@ class TableBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(ABC):
-    """Files that are read in order. All have the columns that are read, though not in one order.
+    """Files that are read in order. Each has the columns that are read, in any order.
 
     Attributes:
         format: name of the format, for the manifest.
-        paths: what the user typed: files, folders or patterns.
+        paths: the files, folders and patterns that the user typed.
         columns: which columns are read, and how.
-        origins: copies of files from the web -> their URLs, which the manifest names.
-        options: the command-line options that repeat this source, for the manifest.
+        origins: downloaded copy -> its URL, which the manifest names.
+        options: command-line options that select this source, for the manifest.
     """
 
     format: str
@@ -150,8 +150,10 @@ class FileSource(ABC):
 
     @functools.cached_property
     def _kinds(self) -> ColumnKinds:
-        """What the columns hold. Text that some file holds as strings or numbers is read so from all files.
-        Files without a row do not decide.
+        """How the columns of all files are read. Files without rows are ignored.
+
+        A text column of ids that holds strings in one file is read as strings from all files. Text times that
+        have a fraction in one file are read as numbers with a fraction from all.
 
         Raises:
             DataError: two files hold a column as different types.
@@ -172,7 +174,7 @@ class FileSource(ABC):
 
 
 def _widest(one: ColumnKinds, other: ColumnKinds) -> ColumnKinds | None:
-    """Return the kinds that fit the text of two files; None if one has dates and the other has numbers."""
+    """Return the kinds that fit two text files; None if one has dates and the other has numbers."""
     if (one.time == "date") != (other.time == "date"):
         return None
     time = one if one.time == "decimal" else other
@@ -195,7 +197,7 @@ def _widest(one: ColumnKinds, other: ColumnKinds) -> ColumnKinds | None:
 
 
 def _difference(one: ColumnKinds, other: ColumnKinds) -> str:
-    """Return what differs between the kinds of two files."""
+    """Return the difference between the kinds of two files, for the error message."""
     for name in ("user", "item", "time"):
         if getattr(one, name) != getattr(other, name):
             return f"the {name} is {getattr(one, name)} in the one and {getattr(other, name)} in the other"

@@ -34,11 +34,11 @@ class TextSource(FileSource):
     """Files of delimited text.
 
     Attributes:
-        sep: the separator; None: chosen by each file's extension or first line.
+        sep: the separator; None: detected from each file's extension or first line.
         header: names of the columns of files without a header line; (): their numbers from 1; None: the first
             line is a header.
-        quotes: fields may be quoted with `"`; None: found in the first lines.
-        member: pattern of the name of the member to read of an archive.
+        quotes: fields may be quoted with `"`; None: detected from the first lines.
+        member: file name pattern of the archive member to read.
     """
 
     sep: str | None = None
@@ -78,7 +78,7 @@ class _DelimitedFile:
         self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + bool(data)
 
     def _better_quoted(self) -> LineFormat:
-        """Return the format with or without quotes, by which fewer of the first lines are faulty."""
+        """Return the format, with or without quotes, by which fewer of the first lines are unusable."""
         formats = [LineFormat(self._sep, len(self.header), quotes) for quotes in (True, False)]
         faults = []
         for lines in formats:
@@ -110,7 +110,10 @@ class _DelimitedFile:
 
 
 def _guess_separator(path: Path, line: str) -> str:
-    """Return a tab for `.tsv` and `.inter`, else the separator that is most frequent in the first line."""
+    """Return a tab for `.tsv`, `.inter` and `.tab`, else the most frequent separator of the first line.
+
+    A line without any of them is separated by spaces.
+    """
     if without_compression(path.name).lower().endswith(_TAB_SUFFIXES):
         return "\t"
     found = max(_SEPARATORS, key=line.count)
@@ -121,16 +124,18 @@ def add_text_arguments(parser: ArgumentParser) -> None:
     """Add `--sep`, `--header` and `--quote`."""
     parser.add_argument(
         "--sep",
-        help="separator: tab, comma, semicolon, pipe, space or any text (default: found)",
+        help="separator: tab, comma, semicolon, pipe, space or any text (default: detected)",
     )
     parser.add_argument(
         "--header",
         choices=["first-line", "none"],
         default="first-line",
-        help="none: columns have no names, but numbers from 1 (default: %(default)s)",
+        help="none: the file has no header line, and columns are numbered from 1 (default: %(default)s)",
     )
     parser.add_argument(
-        "--quote", choices=["double", "none"], help='double: fields may be quoted with " (default: found)'
+        "--quote",
+        choices=["double", "none"],
+        help='double: fields may be quoted with "; none: " is text (default: detected)',
     )
 
 

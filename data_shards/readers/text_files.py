@@ -55,9 +55,9 @@ class TextBlock:
 
     Attributes:
         path: the file.
-        begin, end: byte range in a plain file. The last line may lack its line break.
-        weight: bytes that the block takes in the file on disk.
-        data: the decompressed lines of a compressed file.
+        begin, end: byte range in a plain file, 0 in a compressed one. The last line may lack its line break.
+        weight: bytes that the block takes in the file on disk; estimated if it is compressed.
+        data: the decompressed lines of a compressed file; None for a plain file.
     """
 
     path: Path
@@ -77,13 +77,13 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file that exists and is not empty. Its first bytes show how it is packed, whatever its name.
+    """A text file that exists and is not empty. Its packing is detected from its first bytes, not its name.
 
     Attributes:
         path: the file.
-        num_bytes: its size.
+        num_bytes: its size on disk.
         packing: `gzip`, `zstd`, `bz2`, `xz`, `zip`, `tar`, or None for plain text.
-        member: pattern of the name of the archive's member to read.
+        member: file name pattern of the archive member to read.
     """
 
     path: Path
@@ -137,10 +137,10 @@ class TextFile:
         return (line[:end] if end else line).removeprefix(_BYTE_ORDER_MARK)
 
     def blocks(self, block_bytes: int, *, skip_header: bool) -> Iterator[TextBlock]:
-        """Yield the lines in blocks of at least `block_bytes`, each extended to the end of its last line.
+        """Yield whole lines in blocks of about `block_bytes` of text.
 
         Args:
-            block_bytes: size of a block.
+            block_bytes: approximate size of a block, uncompressed.
             skip_header: leave out the first line.
 
         Raises:
@@ -192,7 +192,7 @@ class TextFile:
 
     @contextmanager
     def _stream(self) -> Iterator[Any]:
-        """Open the text."""
+        """Open the uncompressed text as a stream of bytes."""
         if self.packing == "xz":
             with lzma.open(self.path) as stream:
                 yield stream
@@ -216,7 +216,7 @@ class TextFile:
                 yield stream
 
     def _chosen(self, names: list[str]) -> str:
-        """Return the member to read.
+        """Return the name of the archive member to read.
 
         Raises:
             DataError: none or several members match.
@@ -241,10 +241,10 @@ class TextFile:
 
 
 def _check_is_text(path: Path, start: bytes) -> None:
-    """Check that a file does not start as those of another kind do.
+    """Check that a file does not start with the magic bytes of a format that is not text.
 
     Raises:
-        DataError: it does; the message says what the file is.
+        DataError: it does; the message names the format and the remedy.
     """
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):

@@ -134,7 +134,7 @@ class LineFormat:
         damaged = pl.any_horizontal(
             [value.str.contains(_REPLACEMENT, literal=True).fill_null(False) for value in values.values()]
         )
-        fault = (  # of a line of separators, the fields are missing
+        fault = (  # a line of separators alone is not blank: its fields are empty
             pl.when((line.str.strip_chars() == "") & (width != self.width))
             .then(pl.lit(BLANK_LINE))
             .when(~well_quoted)
@@ -152,7 +152,7 @@ class LineFormat:
 
 
 def split_line(line: bytes, sep: str, *, quotes: bool) -> list[str]:
-    """Return the fields of one line, by the rule that `LineFormat` uses."""
+    """Return the fields of one line, by the rules of `LineFormat`."""
     text = line.decode("utf-8", "replace").rstrip("\r\n")
     if quotes and '"' in text and len(sep) == 1:
         return next(csv.reader([text], delimiter=sep))
@@ -211,7 +211,7 @@ def _without_blank_lines(data: bytes) -> tuple[bytes, np.ndarray]:
 
 
 def _has_stray_quote(data: bytes, sep: int) -> bool:
-    """Return whether a quote does not open or close a field, and is not doubled in one.
+    """Return whether some quote neither opens nor closes a field, and is not doubled inside one.
 
     Of the quotes of a line, the first, third, ... open a field or end a pair; the others close a field or
     start a pair.

@@ -1,10 +1,11 @@
-"""Write the SQL that reads ids and times. This module alone decides which values are usable.
+"""Build the SQL that reads ids and times. This module alone decides which values are usable.
 
 An integer is a 64-bit integer, or a float without a fraction (`978300760.0`) below the limit up to which
 its type is exact: 2**53, or 2**24 for 32 bits. Text is an integer only if it has no leading zeros, so that
-every id is given back as it was. A string id is kept exactly. A time is an integer, which is kept; a number
-with a fraction, which is taken as seconds and stored in microseconds; or an ISO 8601 date or date and time,
-by default in UTC, which is stored in microseconds. The first rows decide which of these a text column holds.
+every id is printed as it was written. A string id is kept exactly. A time is an integer, which is kept; a
+number with a fraction, which is taken as seconds and stored in microseconds; or an ISO 8601 date or date
+and time, by default in UTC, which is stored in microseconds. The first rows decide which of these a text
+column holds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 EXACT_BELOW = {"FLOAT": 2**24, "DOUBLE": 2**53}
-"""Below these numbers, every integer is a float of the type."""
+"""Below these numbers, every integer is exact in the type."""
 NULL_TYPES = ("NULL", '"NULL"')
 WHITESPACE = "' \t\r\n\v\f'"  # no escapes: to DuckDB, E'\v' is the letter v
 
@@ -23,12 +24,12 @@ def is_date(dtype: str) -> bool:
 
 
 def literal(text: str) -> str:
-    """Return the SQL of a text."""
+    """Return a string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def trimmed(raw: str) -> str:
-    """Return the SQL of a text without the white space around it."""
+    """Return the SQL that removes white space from both ends of a text."""
     return f"trim({raw}, {WHITESPACE})"
 
 
@@ -43,8 +44,8 @@ def integer_sql(raw: str, dtype: str, *, exponents: bool = False) -> str:
     Args:
         raw: the column.
         dtype: its type in DuckDB.
-        exponents: text such as 1.5e9, +5 or -0 is an integer too. As an id, it would be given back as
-            another text.
+        exponents: accept text such as 1.5e9, +5 or -0 too. Used for times only: as an id, it would be
+            printed as another text.
     """
     if dtype == "VARCHAR":
         text = trimmed(raw)
@@ -72,7 +73,7 @@ def id_sql(raw: str, dtype: str, kind: str) -> str:
 
 
 def present_sql(raw: str, dtype: str) -> str:
-    """Return the SQL of whether a value is not null, blank or NaN."""
+    """Return the SQL condition that a value is not null, blank or NaN."""
     return f"NOT isnan({raw})" if dtype in EXACT_BELOW else f"{trimmed(f'{raw}::VARCHAR')} <> ''"
 
 
