@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from longplay.common.printable import printable
 from longplay.common.sizes import parse_bytes
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
@@ -312,12 +313,12 @@ def _print_summary(prepared: Prepared, out: Path) -> None:
     manifest = prepared.manifest
     if prepared.bad_rows.first:
         print(f"{prepared.bad_rows.num_bad} unusable rows were dropped; the first ones:")
-        print("".join(f"  {row}\n" for row in prepared.bad_rows.first), end="")
+        print("".join(f"  {printable(str(row))}\n" for row in prepared.bad_rows.first), end="")
     if prepared.num_unnamed:
         print(f"{prepared.num_unnamed:,} of {manifest.num_items:,} items are not in --items")
     lines = [
         ("rows in", manifest.rows_in),
-        *((f"  dropped, {reason}", count) for reason, count in manifest.rows_dropped.items()),
+        *((f"  dropped, {printable(reason)}", count) for reason, count in manifest.rows_dropped.items()),
         ("events", manifest.num_events),
         ("users", manifest.num_users),
         ("items", manifest.num_items),
