@@ -82,13 +82,15 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         (
             "--min-item-events",
             default.min_item_events,
-            "drop items with fewer events; repeat until both limits hold",
+            "drop items with fewer events; items and users are dropped in turn until both limits hold",
         ),
         ("--max-user-events", None, "keep only the latest N events of each user"),
     ):
         shown = "all" if value is None else value
         parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{meaning} (default: {shown})")
-    parser.add_argument("--dedup", choices=["latest"], help="keep only a user's latest event with each item")
+    parser.add_argument(
+        "--dedup", choices=["latest"], help="keep only a user's latest event with each item (default: all)"
+    )
     parser.add_argument(
         "--from", dest="from_time", metavar="TIME", help="drop events before TIME, a date or an integer"
     )
@@ -119,7 +121,10 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail if a larger share of the rows is unusable (default: %(default)s)",
     )
     parser.add_argument(
-        "--shards", type=int, metavar="N", help="number of tar shards (default: by size, a multiple of 24)"
+        "--shards",
+        type=int,
+        metavar="N",
+        help="number of tar files (default: by size; a multiple of 24 if there are enough users)",
     )
     parser.add_argument(
         "--seed",
@@ -176,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, and say that the command can be repeated."""
+    """End the command on SIGTERM as on Ctrl-C, and print that the same command resumes."""
     with terminable():
         try:
             yield
@@ -263,7 +268,7 @@ def _item_table(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 
 def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
-    """Print the input, the output, the options and the memory and disk space that may be used."""
+    """Print the input, the output, the types of the columns, and the limits of memory and disk space."""
     described = source.describe()
     origin = ", ".join(described["paths"]) or "generated events"
     replacing = " (replaces the existing dataset)" if out.exists() and any(out.iterdir()) else ""

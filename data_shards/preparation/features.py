@@ -1,4 +1,4 @@
-"""Number the values of categorical features, and measure float features."""
+"""Assign codes to the values of categorical features, and compute the statistics of float features."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Vocabulary:
     """The values of a categorical feature.
 
     Attributes:
-        known: (values,) int64 ascending integers of the values.
-        codes: (values,) int32 code of each of them.
+        known: (values,) int64 the values as integers or, for strings, their hashes; ascending.
+        codes: (values,) int32 code of each entry of `known`, from 1.
         values: (values,) the values in the order of the codes.
         counts: (values,) int64 number of events with each value, in the order of the codes.
     """
@@ -36,7 +36,7 @@ class Vocabulary:
     counts: np.ndarray
 
     def encode(self, integers: np.ndarray) -> np.ndarray:
-        """Return the (N,) int32 codes of (N,) integers of values, 0 for a missing value."""
+        """Return the (N,) int32 codes of (N,) int64 values or hashes, 0 for a missing value."""
         if not len(self.known):
             return np.zeros(len(integers), np.int32)
         place = np.minimum(np.searchsorted(self.known, integers), len(self.known) - 1)
@@ -46,10 +46,10 @@ class Vocabulary:
 def count_values(
     name: str, buckets: Buckets, selection: Selection, names: Names | None, num_workers: int
 ) -> Vocabulary:
-    """Number the values that kept events have, by falling number of events, then by value.
+    """Assign codes to the values of the kept events, by descending number of events, then by value.
 
     Raises:
-        DataError: there are too many values.
+        DataError: there are more than 2**31 - 1 values.
     """
 
     def count(bucket: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def count_values(
 
 
 def measure(values: np.ndarray) -> dict[str, Any]:
-    """Return the number, sum, sum of squares and range of the values that are not missing."""
+    """Return the count, mean, sum of squared deviations and range of (N,) float32 values, without NaN."""
     present = values[~np.isnan(values)].astype(np.float64)
     if not len(present):
         return {"count": 0}

@@ -1,7 +1,7 @@
-"""String ids as integers: a 64-bit hash while events are sorted, then the rank among all strings.
+"""Represent string ids by integers: a 64-bit hash while events are sorted, then the rank among all strings.
 
-A hash is no id: every string is kept beside its hash, and if two strings have one hash, all events are read
-again with another seed.
+Every string is stored with its hash. If two strings have the same hash, all events are read again with
+another seed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from longplay.data_shards.readers.sources import MISSING, Ids
 
 
 class CollisionError(Exception):
-    """Two strings have one hash."""
+    """Two strings have the same hash."""
 
 
 def integers_of(values: Ids, seed: int) -> tuple[np.ndarray, pl.DataFrame | None]:
-    """Return ids as (N,) int64 and, for strings, the distinct ones (`id`, `name`) of these integers."""
+    """Return ids as (N,) int64 and, for strings, a table of the distinct hashes (`id`) and strings (`name`).
+
+    A null string becomes `MISSING`.
+    """
     if isinstance(values, np.ndarray):
         return values.astype(np.int64, copy=False), None
     encoded = values.dictionary_encode()
@@ -51,11 +54,11 @@ def merge_names(blocks: Path, folder: Path, role: str, memory_bytes: int) -> Non
     Args:
         blocks: folder of the names of the blocks, `names-ROLE-*.parquet`.
         folder: folder of the result.
-        role: the column.
+        role: role of the column, such as `user`.
         memory_bytes: memory limit.
 
     Raises:
-        CollisionError: two names have one hash.
+        CollisionError: two names have the same hash.
     """
     merged = folder / f"names-{role}.parquet"
     if merged.exists():

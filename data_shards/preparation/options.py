@@ -12,7 +12,7 @@ DEFAULT_MEMORY_BYTES = 4 << 30
 MIN_MEMORY_BYTES = 256 << 20
 _MOST_BLOCK_BYTES = 64 << 20
 _LEAST_BLOCK_BYTES = 1 << 20
-_MEMORY_PER_BLOCK_BYTE = 12  # of a block of text, while it is parsed and split
+_MEMORY_PER_BLOCK_BYTE = 12  # per byte of a block of text that is parsed and partitioned
 _SHARE_FOR_SORTING = 0.5
 _MOST_BUCKETS = 4096
 
@@ -24,17 +24,18 @@ class PrepareOptions:
     Attributes:
         min_user_events, min_item_events: users and items with fewer events are dropped, repeatedly until both
             limits hold. A user needs at least 2 events to have a transition.
-        max_user_events: maximum number of latest events kept of each user, before rare items and short users
-            are dropped; None: all.
+        max_user_events: number of latest events to keep of each user; None: all. Applied before rare items
+            and short users are dropped.
         dedup_latest: keep only a user's latest event with each item.
         from_time, until_time: keep only events at or after `from_time` and before `until_time`, in the
-            source's unit.
+            unit of the stored times.
         max_bad_fraction: maximum share of unusable rows.
         num_shards: number of shards; None: chosen by `default_num_shards`.
         seed: seed of the order of users in the shards.
         overwrite: replace an existing dataset at the output path.
         memory_bytes: memory limit. Does not change the result.
-        scratch: folder for temporary files; None: the parent of the output.
+        scratch: folder for temporary files; None: the parent of the output. The unfinished dataset is always
+            next to the output.
         item_table: table of further columns of the items, such as titles; None: no further columns.
         item_table_id: column of `item_table` that holds the items' ids.
     """
@@ -57,7 +58,8 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.min_user_events < 2:
             raise DataError(
-                f"--min-user-events is {self.min_user_events}, but must be at least 2 (a transition)"
+                f"--min-user-events is {self.min_user_events}, but must be at least 2; one event has no "
+                "transition"
             )
         if self.max_user_events is not None and self.max_user_events < self.min_user_events:
             raise DataError(
@@ -101,8 +103,8 @@ class WorkPlan:
 
     Attributes:
         num_workers: number of threads.
-        block_bytes: text that a thread parses at a time.
-        num_buckets: number of parts into which users are divided.
+        block_bytes: bytes of text that a thread parses at a time.
+        num_buckets: number of buckets into which users are divided.
     """
 
     num_workers: int
@@ -111,7 +113,7 @@ class WorkPlan:
 
     @classmethod
     def make(cls, max_events: int, memory_bytes: int, num_workers: int) -> WorkPlan:
-        """Return the plan for at most `max_events` events, with twice the buckets of an even division."""
+        """Return the plan for at most `max_events` events. A bucket takes about half of a thread's memory."""
         per_thread = memory_bytes // num_workers
         block_bytes = min(
             max(per_thread // 2 // _MEMORY_PER_BLOCK_BYTE, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES

@@ -36,10 +36,11 @@ class RunTotals:
         num_runs: number of runs.
         rows_in, num_events: rows read, and events kept.
         bad_rows: unusable rows.
-        dropped: reason -> usable rows that the options exclude.
+        dropped: reason -> number of usable rows that the options exclude.
         item_range, time_range: smallest and largest value; (0, 0) without events.
-        named: the columns that hold strings.
-        first_rows: number of the first row of each run.
+        named: roles of the columns that hold strings.
+        first_rows: what is added to the times of each run: the number of its first row in the source if times
+            are row numbers, otherwise 0.
     """
 
     num_runs: int = 0
@@ -73,11 +74,13 @@ class RunOptions:
     """How blocks become runs.
 
     Attributes:
-        block_bytes: size of a block of text.
+        block_bytes: approximate size of a block of text.
         num_buckets: number of buckets.
         num_workers: number of threads.
-        from_time, until_time: keep only events at or after `from_time` and before `until_time`.
-        max_bad_fraction: reading stops early if clearly more than this share of the rows is unusable.
+        from_time, until_time: keep only events at or after `from_time` and before `until_time`, in
+            the unit of the stored times.
+        max_bad_fraction: reading stops early if the unusable rows so far are more than twice this share
+            of the expected number of rows.
         by_row: times are numbers of rows in the block, which become numbers of rows in the source.
         seed: seed of the hash of strings.
     """
@@ -95,7 +98,7 @@ class RunOptions:
 def write_runs(
     source: Source, folder: Path, options: RunOptions, progress: Progress = no_progress
 ) -> RunTotals:
-    """Write `run-0000000`... into `folder`, except those that exist.
+    """Write `run-0000000`, ... into `folder`, except those that exist, and return their totals.
 
     Raises:
         DataError: the source cannot be read, or too many of its rows are unusable.
@@ -157,7 +160,7 @@ def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
 
 
 def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
-    """Group the events of a block by bucket and user, and write them, and the names of its strings."""
+    """Write the events of a block, grouped by bucket and user, and the distinct strings of its columns."""
     dropped, columns, named = dict(block.dropped), {"time": block.time}, []
     for role, values in {"user": block.user, "item": block.item, **block.features}.items():
         if isinstance(values, np.ndarray) and values.dtype.kind == "f":
@@ -207,7 +210,7 @@ def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
 
 
 def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Return the (N,) int64 bucket of each user. Users are spread evenly for any ids."""
+    """Return the (N,) int64 bucket of each user. Users are spread evenly, whatever their ids."""
     mixed = users.astype(np.uint64) * _HASH
     return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
 

@@ -95,7 +95,7 @@ def read_events(job: Job) -> tuple[RunTotals, dict[str, Names]]:
 
 
 def _write_runs(job: Job) -> RunTotals:
-    """Partition the events. If two strings have one hash, repeat with another seed of the hash."""
+    """Partition the events. If two strings have the same hash, repeat with another seed."""
     runs, options = job.work.folder("runs"), job.run_options()
     with unchanged(job.source):
         totals = write_runs(job.source, runs, options, job.progress)

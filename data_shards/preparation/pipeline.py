@@ -47,7 +47,7 @@ from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.manifest import Manifest, ShardInfo, dataset_fingerprint, is_dataset
 
 SCRATCH_BYTES_PER_EVENT = 18
-"""Peak disk use, including the dataset, if ids and times span less than 2**32."""
+"""Peak disk use in bytes per event, including the dataset, if ids and times span less than 2**32."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Prepared:
 def prepare_dataset(
     source: Source, out: Path, options: PrepareOptions, progress: Progress = no_progress
 ) -> Prepared:
-    """Read `source` and write the dataset folder `out`. If this fails, `out` is unchanged.
+    """Read `source` and write the dataset folder `out`. On failure, `out` is unchanged.
 
-    After a kill, a signal or a full disk, the same call resumes. After an error in the source, the temporary
-    files are removed.
+    After a kill, a signal or a full disk, the same call resumes. After a `DataError` about the source or an
+    option, the temporary files are removed.
 
     Raises:
         DataError: the source or an option is unusable, or `out` exists and may not be replaced.

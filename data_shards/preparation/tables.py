@@ -25,7 +25,7 @@ def write_items(
     original_ids: np.ndarray | pl.Series,
     joined: JoinedColumns | None = None,
 ) -> None:
-    """Write `items.parquet`, in the order of the item ids, with further columns of the items."""
+    """Write `items.parquet`, sorted by item id, with the columns of `joined` if it is given."""
     columns = {
         "item_id": np.arange(1, len(selection.item_counts) + 1, dtype=np.int64),
         "original_id": original_ids,
@@ -45,7 +45,7 @@ def write_items(
 def write_users(
     folder: Path, selection: Selection, assignment: list[np.ndarray], original_ids: np.ndarray | pl.Series
 ) -> None:
-    """Write `users.parquet`, in the order of the shards, in which the original ids are given."""
+    """Write `users.parquet`. Its rows and `original_ids` are in the order of users in the shards."""
     users = np.concatenate(assignment)
     sizes = [len(shard) for shard in assignment]
     columns = {
@@ -77,7 +77,7 @@ def _schema(columns: Mapping[str, np.ndarray | pl.Series]) -> pa.Schema:
 
 
 def _arrays(columns: Mapping[str, np.ndarray | pl.Series], begin: int, end: int) -> list[pa.Array]:
-    """Return rows [begin, end)."""
+    """Return rows [begin, end) of each column."""
     parts = [values[begin:end] for values in columns.values()]
     return [
         pa.array(part) if isinstance(part, np.ndarray) else part.to_arrow().cast(pa.string())

@@ -22,11 +22,11 @@ _KEY_NAME = "key.json"
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Temporary folders of one job.
+    """Temporary folders of one `prepare` command.
 
     Attributes:
         path: folder of intermediate files.
-        partial: folder next to the final place of the dataset, which contains the unfinished one.
+        partial: folder next to the output path that contains the unfinished dataset.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(out: Path, scratch: Path | None, key: Any) -> Iterator[WorkFolder]:
-    """Lock the temporary folders of the job that writes `out`; clear them if another `key` has used them.
+    """Lock the temporary folders of the command that writes `out`; clear them if their `key` differs.
 
     The folders remain after an interruption. Call `remove` when they are no longer needed.
 
@@ -145,7 +145,8 @@ def _lock(folder: Path, out: Path, *, shared: bool) -> FolderLock:
     """Create and lock a folder.
 
     Raises:
-        DataError: it cannot be created, is not one that `prepare` made, or is in use by another process.
+        DataError: it cannot be created, holds files that `prepare` did not write, or is in use by another
+            process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,14 +169,14 @@ def _lock(folder: Path, out: Path, *, shared: bool) -> FolderLock:
 
 
 def remove(work: WorkFolder) -> None:
-    """Delete the temporary folders. If this is interrupted, the next job deletes the rest."""
+    """Delete the temporary folders. If this is interrupted, the next command deletes the rest."""
     for folder in work.both:
         _clear(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clear(folder: Path) -> None:
-    """Delete the files of a job. The key is invalidated first, so that a partial deletion is not resumed."""
+    """Delete the files of a command. The key is invalidated first, so that the rest is not resumed."""
     write_bytes(folder / _KEY_NAME, b"null", sync=False)
     for entry in folder.iterdir():
         if entry.is_dir():

@@ -1,1 +1,1 @@
-"""What an encoder sees of an event in addition to its item."""
+"""Inputs of an encoder in addition to the item of each event."""

@@ -30,7 +30,7 @@ class InputConfig:
 
     Attributes:
         features: Event features of the dataset to embed, separated by commas.
-        time_gap: Time since the user's event before. bucket = an embedding for each power of two; fourier =
+        time_gap: Time since the user's previous event. bucket = an embedding for each power of two; fourier =
             sines and cosines of the logarithm, projected; true means bucket.
         time_of_day: Embed the hour and the weekday of the event, in UTC.
         item_categories: Text or integer columns of items.parquet to embed, separated by commas.

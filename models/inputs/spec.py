@@ -1,15 +1,15 @@
-"""The inputs of an encoder besides the items, with the numbers of a dataset that their layers depend on."""
+"""Describe the inputs of an encoder besides the items, with the dataset's numbers that set their layers."""
 
 from dataclasses import dataclass
 
 from longplay.models.inputs.config import GapName
 
 NUM_GAP_BUCKETS = 66
-"""No event before; a gap of 0; and 1..64, the bits of the gap."""
+"""One bucket for no previous event, one for a gap of 0, and one for each number of bits, 1 to 64."""
 FOURIER_PERIODS = tuple(2.0**k for k in range(1, 8))
-"""Periods of the sines and cosines of log2(1 + gap): 2 to 128 powers of two."""
+"""Periods of the sines and cosines, in units of log2(1 + gap): 2, 4, ..., 128."""
 NO_TIME = -(2**63)
-"""Stands for an unknown time."""
+"""Stands for an unknown time among int64 times."""
 TIMES, VECTORS = "times", "item_vectors"
 
 
@@ -30,8 +30,8 @@ class InputSpec:
     Attributes:
         categorical: (name, number of values) of each categorical event feature.
         floats: (name, mean, standard deviation) of each float event feature.
-        time_gap: layer of the time since the event before.
-        ticks_per_s: units of time in a second, for the hour and the weekday; None = without them.
+        time_gap: layer of the time since the user's previous event.
+        ticks_per_s: time units per second, for the hour and the weekday; None = without them.
         item_categories: (column, number of values) of each column of item categories.
         vector_width: width of the item vectors; 0 = without.
         items_digest: SHA-256 of the item categories and vectors; "" without them.
@@ -70,7 +70,7 @@ class InputSpec:
         return 4 * (self.num_tables + len(self.floats) + self.vector_width) + 8 * self.uses_times
 
     def saved_bytes(self, bf16: bool) -> int:
-        """Return the bytes per slot that the stage saves for the backward, besides the input tensors."""
+        """Return the bytes per slot that the stage saves for the backward pass, besides the input tensors."""
         projected = len(self.floats) + 2 * len(FOURIER_PERIODS) * (self.time_gap == "fourier")
         indices = (self.time_gap == "bucket") + 2 * (self.ticks_per_s is not None)
         copies = 2 * (projected + self.vector_width) if bf16 else 0

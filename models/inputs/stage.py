@@ -1,4 +1,4 @@
-"""The input stage: add what is known of an event besides its item to the item's embedding."""
+"""Map the features, times and item columns of events to vectors that are added to the item embeddings."""
 
 import functools
 import math
@@ -20,8 +20,8 @@ from longplay.models.inputs.spec import (
 )
 
 Inputs = Mapping[str, Tensor]
-"""Tensors of one value per event, by `feature_key`, `category_key`, TIMES or VECTORS."""
-_MAX_DEVIATIONS = 8.0  # of a float feature from its mean; larger ones count as this
+"""`feature_key`, `category_key` or TIMES -> (...) values of the events; VECTORS -> (..., V) item vectors."""
+_MAX_DEVIATIONS = 8.0  # limit of a standardized float feature, in both directions
 
 
 class InputStage(nn.Module):
@@ -61,11 +61,11 @@ class InputStage(nn.Module):
         self.register_buffer("float_std", statistics[:, 1], persistent=False)
 
     def forward(self, inputs: Inputs, previous: Tensor | None) -> Tensor:
-        """Return the sum of the vectors of events.
+        """Return the sum of the vectors of each event.
 
         Args:
-            inputs: tensors (...) of the events; VECTORS (..., V).
-            previous: (...) int64, the time of the user's event before, NO_TIME = none; None if the stage
+            inputs: (...) int32 codes, float32 features and int64 times; VECTORS (..., V) float32.
+            previous: (...) int64, the time of the user's previous event, NO_TIME = none; None if the stage
                 does not read times.
 
         Returns:
@@ -81,7 +81,7 @@ class InputStage(nn.Module):
         return functools.reduce(torch.add, terms)
 
     def _standardized(self, inputs: Inputs) -> Tensor:
-        """Return the float features (..., F) in standard deviations from their means; a missing one is 0."""
+        """Return the standardized float features (..., F), within ±8; a missing one is 0."""
         values = torch.stack([inputs[feature_key(name)] for name, _, _ in self.spec.floats], -1)
         std = self.float_std
         scaled = (values - self.float_mean) / torch.where(std > 0, std, 1.0)
@@ -104,7 +104,7 @@ class InputStage(nn.Module):
 
 
 def missing_inputs(spec: InputSpec, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
-    """Return inputs (...) of events of which only the items are known."""
+    """Return inputs of `shape` in which every value is missing, for events of which only items are known."""
     codes = [feature_key(name) for name, _ in spec.categorical]
     codes += [category_key(name) for name, _ in spec.item_categories]
     found = {key: torch.zeros(shape, dtype=torch.int32, device=device) for key in codes}
@@ -117,18 +117,18 @@ def missing_inputs(spec: InputSpec, shape: tuple[int, ...], device: torch.device
 
 
 def previous_times(times: Tensor, layout: SegmentLayout) -> Tensor:
-    """Return the time (B, L) of the event before each slot, NO_TIME at the first slot of a segment."""
+    """Return (B, L) int64, the time of the previous slot; NO_TIME at the first slot of a segment."""
     return times.roll(1, 1).masked_fill(layout.starts, NO_TIME)
 
 
 def gap_buckets(times: Tensor, previous: Tensor) -> Tensor:
-    """Return the bucket (...) int32 of each gap: 0 = unknown, otherwise 1 + the bits of the gap."""
+    """Return the bucket (...) int32 of each gap: 0 = unknown, otherwise 1 + the gap's number of bits."""
     gap, known = _gap(times, previous)
     return torch.where(known, torch.frexp(gap.double()).exponent + 1, 0)
 
 
 def gap_waves(times: Tensor, previous: Tensor) -> Tensor:
-    """Return sines and cosines of log2(1 + gap), (..., 2 * periods) float32 of length 1; 0 if unknown."""
+    """Return sines and cosines of log2(1 + gap), (..., 2 * periods) float32 of norm 1; 0 if unknown."""
     gap, known = _gap(times, previous)
     angle = torch.log2(1 + gap.double()).float().unsqueeze(-1)
     angle = angle * torch.tensor([2 * math.pi / period for period in FOURIER_PERIODS], device=times.device)
@@ -162,7 +162,7 @@ def _embedding(num_values: int, d_model: int, std: float) -> nn.Embedding:
 
 
 def _projection(width: int, d_model: int, std: float) -> nn.Linear:
-    """Build a projection without bias. Inputs of length 1 give vectors with elements of about `std`."""
+    """Build a projection without bias. Inputs of norm 1 give vectors with elements of about `std`."""
     projection = nn.Linear(width, d_model, bias=False)
     nn.init.normal_(projection.weight, std=std)
     return projection
