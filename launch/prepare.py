@@ -138,19 +138,19 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--part",
         type=_parse_share,
         metavar="K/N",
-        help="do the share of part K of N, on one of several machines",
+        help="do part K of the N parts of a pass; the parts can run on several machines",
     )
     parts.add_argument(
         "--merge",
         type=_parse_num_parts,
         metavar="N",
-        help="complete the pass when all N parts are done; after the last one, the dataset",
+        help="complete a pass after its N parts; after the last pass, the dataset is complete",
     )
     parser.add_argument(
         "--pass",
         dest="pass_name",
         choices=PASSES,
-        help="the pass of --part and --merge; read, sort and write follow each other",
+        help="the pass that --part or --merge does: first read, then sort, then write",
     )
 
 
