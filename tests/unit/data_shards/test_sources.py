@@ -731,3 +731,11 @@ def test_generated_events_do_not_depend_on_their_blocks(
     whole = prepared(source, tmp_path / "whole", STRICT)
     monkeypatch.setattr(synthetic, "BLOCK_ROWS", 999)
     assert prepared(source, tmp_path / "set", STRICT).dataset_id == whole.dataset_id
+
+
+@pytest.mark.parametrize("order", [("a.csv", "b.csv"), ("b.csv", "a.csv")])
+def test_a_column_that_is_empty_in_one_file_keeps_its_type(tmp_path: Path, order: tuple[str, str]) -> None:
+    text(tmp_path / "a.csv", "user_id,item_id,timestamp,rating\n1,1,1,\n1,2,2,\n")
+    text(tmp_path / "b.csv", "user_id,item_id,timestamp,rating\n1,3,3,4\n1,4,4,5\n")
+    paths = [tmp_path / name for name in order]
+    assert found(tmp_path, "csv", *paths, "--where", "rating >= 4") == {1: [(3, 3), (4, 4)]}
