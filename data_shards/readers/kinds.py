@@ -36,7 +36,7 @@ class ColumnKinds:
         time: `integer`, `decimal` or `date`.
         time_unit: unit of the times that are stored; None if it is unknown.
         features: feature -> `integer` or `string`; used for categorical features only.
-        types: text column -> DuckDB type in which `where` sees it.
+        types: text column -> DuckDB type in which `where` sees it, '' if its first rows are empty.
     """
 
     user: str
@@ -160,7 +160,10 @@ def _unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
 
 
 def _seen_type(head: pa.Table, raw: str) -> str:
-    """Return the first type below that all of the first rows of a text column fit, otherwise VARCHAR."""
+    """Return the first type below that all of the first rows of a text column fit, otherwise VARCHAR.
+
+    If the first rows are empty, the type is ''.
+    """
     text = f"nullif({trimmed(raw)}, '')"
     tests = {
         "BIGINT": integer_sql(raw, "VARCHAR"),
@@ -170,4 +173,6 @@ def _seen_type(head: pa.Table, raw: str) -> str:
     }
     counts = ", ".join(f'count({test}) AS "{name}"' for name, test in tests.items())
     row = query(f"SELECT count({text}) AS present, {counts} FROM block", block=head).to_pylist()[0]
-    return next((name for name in tests if row["present"] and row[name] == row["present"]), "VARCHAR")
+    if not row["present"]:
+        return ""
+    return next((name for name in tests if row[name] == row["present"]), "VARCHAR")

@@ -256,7 +256,7 @@ def _seen_columns(header: Sequence[str], types: Mapping[str, str], needed: Seque
     for at in needed:
         if lower.count(lower[at]) > 1 or not header[at]:
             continue
-        raw, dtype = f"c{at}", types.get(header[at], "VARCHAR")
+        raw, dtype = f"c{at}", types.get(header[at]) or "VARCHAR"
         typed = header[at] in types and dtype != "VARCHAR"
         value = (
             raw

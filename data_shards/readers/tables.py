@@ -189,11 +189,13 @@ def _widest(one: ColumnKinds, other: ColumnKinds) -> ColumnKinds | None:
         time=time.time,
         time_unit=time.time_unit,
         features=features,
-        types={
-            name: kind if other.types.get(name, kind) == kind else "VARCHAR"
-            for name, kind in one.types.items()
-        },
+        types={name: _wider(kind, other.types.get(name, kind)) for name, kind in one.types.items()},
     )
+
+
+def _wider(one: str, other: str) -> str:
+    """Return the type that the values of two text columns fit. An empty column fits any type."""
+    return (one or other) if not one or not other or one == other else "VARCHAR"
 
 
 def _difference(one: ColumnKinds, other: ColumnKinds) -> str:
