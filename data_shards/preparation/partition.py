@@ -114,7 +114,7 @@ def write_runs(
         weight += block.weight
         expected = max(totals.rows_in, totals.rows_in * total_weight // max(1, weight))
         if weight < total_weight:
-            totals.bad_rows.check(2 * expected, options.max_bad_fraction)
+            totals.bad_rows.check(2 * expected, options.max_bad_fraction, estimated=True)
         progress("reading", totals.rows_in, expected)
     return totals
 

@@ -73,8 +73,13 @@ class BadRows:
             dataclasses.replace(row, number=row.number + rows_before) for row in other.first[:room]
         ]
 
-    def check(self, rows_in: int, max_bad_fraction: float) -> None:
+    def check(self, rows_in: int, max_bad_fraction: float, *, estimated: bool = False) -> None:
         """Check that at most `max_bad_fraction` of `rows_in` rows are unusable.
+
+        Args:
+            rows_in: number of rows, without the header.
+            max_bad_fraction: maximum share of unusable rows.
+            estimated: `rows_in` is an upper estimate, and the message says so.
 
         Raises:
             DataError: more are unusable; the message names the first one by file, line and column.
@@ -85,10 +90,10 @@ class BadRows:
         if NOT_UTF8 in self.counts:
             recode = " (`iconv -f LATIN1 -t UTF-8` converts Latin-1)"
         raise DataError(
-            f"{self.first[0]}; {self.num_bad} of {rows_in} rows are unusable, more than --max-bad-fraction "
-            f"{max_bad_fraction:g} allows; correct the file{recode}, choose other columns with --user, "
-            "--item and --time, pass --user-type string or --item-type string if ids are not integers, or "
-            "raise --max-bad-fraction to drop these rows"
+            f"{self.first[0]}; {self.num_bad} of {'at most ' * estimated}{rows_in} rows are unusable, more "
+            f"than --max-bad-fraction {max_bad_fraction:g} allows; correct the file{recode}, "
+            "choose other columns with --user, --item and --time, pass --user-type string or "
+            "--item-type string if ids are not integers, or raise --max-bad-fraction to drop these rows"
         )
 
     def to_json(self) -> dict[str, Any]:

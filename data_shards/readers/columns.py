@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,11 +134,19 @@ def add_selecting_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features",
-        type=parse_features,
+        type=_features_argument,
         default=(),
         metavar="LIST",
         help="columns to keep with the events, such as genre:categorical,price:float",
     )
+
+
+def _features_argument(text: str) -> tuple[FeatureColumn, ...]:
+    """Return `parse_features(text)`. An error has the type whose message argparse prints."""
+    try:
+        return parse_features(text)
+    except DataError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def add_column_arguments(parser: ArgumentParser) -> None:
@@ -208,7 +216,7 @@ def find_column(name: str, present: Sequence[str], option: str | None, path: obj
         if name in candidates:
             return candidates.index(name)
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
-    hint = f", nearest {nearest[0]!r}" if nearest else ""
+    hint = f"; nearest {nearest[0]!r}" if nearest else ""
     way_out = f"choose a column with {option}" if option else "pass files of this format"
     if name.isdigit():
         way_out += ", or pass --header none to number the columns of a file without a header"

@@ -121,6 +121,32 @@ def test_bad_text_fails_with_one_line_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["events.csv"]
 
 
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ("user:float", r"'user', which is a column of every dataset; .*user_1=user:float"),
+        ("a:b", r"'a:b', but must be a list such as"),
+        ("a:float,a:float", r"holds 'a' twice"),
+    ],
+)
+def test_unusable_features_are_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], features: str, message: str
+) -> None:
+    path = write(tmp_path / "events.csv", "user_id,item_id,timestamp\n1,2,3\n1,3,4\n")
+    assert_refused(["csv", path, "--out", str(tmp_path / "set"), "--features", features], message, capsys)
+
+
+def test_a_stop_before_the_end_does_not_count_rows_that_were_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of rows of a compressed file is estimated until its end."""
+    path = tmp_path / "events.csv.gz"
+    rows = [f"a{number * 7919 % 10007},{number * 31 % 997},{number**2}" for number in range(5000)]
+    path.write_bytes(gzip.compress("\n".join(["user_id,item_id,timestamp", *rows, "1,2,3"]).encode()))
+    options = ["--user-type", "integer", "--out", str(tmp_path / "set")]
+    assert_refused(["csv", str(path), *options], r"5000 of at most \d+ rows are unusable", capsys)
+
+
 def assert_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Assert that the command exits with 2 and prints one line that matches `message` to stderr."""
     assert prepare.main(argv) == 2
