@@ -56,8 +56,8 @@ def epoch(dataset: Dataset, world_size: int = 1) -> list[Batch]:
 def joined(parts: tuple[Batch, ...]) -> Batch:
     """Concatenate the batches of all ranks."""
     names = ("item_ids", "targets", "seq_idx", "row_lanes", "row_numbers")
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-    return Batch(parts[0].epoch, parts[0].step, *tensors)
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Batch(parts[0].epoch, parts[0].step, **tensors)
 
 
 def bad_users(dataset: Dataset) -> np.ndarray:

@@ -95,8 +95,8 @@ def test_global_batches_are_the_same_at_every_world_size(dataset: Dataset, world
     assert all(len(part) == len(whole) for part in parts)
     for expected, *shares in zip(whole, *parts, strict=True):
         names = ("item_ids", "targets", "seq_idx", "row_lanes", "row_numbers")
-        joined = [torch.cat([getattr(share, name) for share in shares]) for name in names]
-        assert_same(Batch(expected.epoch, expected.step, *joined), expected)
+        joined = {name: torch.cat([getattr(share, name) for share in shares]) for name in names}
+        assert_same(Batch(expected.epoch, expected.step, **joined), expected)
 
 
 def test_lane_and_row_number_identify_a_row(dataset: Dataset) -> None:
