@@ -6,7 +6,7 @@ import itertools
 import re
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def epoch(dataset: Dataset, world_size: int = 1) -> list[Batch]:
 def joined(parts: tuple[Batch, ...]) -> Batch:
     """Concatenate the batches of all ranks."""
     names = ("item_ids", "targets", "seq_idx", "row_lanes", "row_numbers")
-    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return Batch(parts[0].epoch, parts[0].step, **tensors)
 
 

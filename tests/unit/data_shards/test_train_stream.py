@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,9 @@ def test_global_batches_are_the_same_at_every_world_size(dataset: Dataset, world
     assert all(len(part) == len(whole) for part in parts)
     for expected, *shares in zip(whole, *parts, strict=True):
         names = ("item_ids", "targets", "seq_idx", "row_lanes", "row_numbers")
-        joined = {name: torch.cat([getattr(share, name) for share in shares]) for name in names}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(share, name) for share in shares]) for name in names
+        }
         assert_same(Batch(expected.epoch, expected.step, **joined), expected)
 
 
