@@ -193,6 +193,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
     assert_refused(["parquet", text, *out], r"events\.csv: cannot be read as Parquet", capsys)
 
 
+def test_a_scale_of_times_that_have_a_unit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["csv", write(tmp_path / "events.csv", GOOD), "--out", str(tmp_path / "set"), "--time-scale=1000"]
+    message = "--time-scale 1000 excludes --time-type decimal"
+    assert_refused([*argv, "--time-type=decimal"], message, capsys)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
