@@ -100,8 +100,8 @@ class Columns:
             raise DataError(f"--time-scale is {self.time_scale}, but must lie between 1 and 1e9")
         if self.time_scale > 1 and self.time_type in ("decimal", "date"):
             raise DataError(
-                f"--time-scale {self.time_scale} excludes --time-type {self.time_type}, whose times are stored "
-                "in microseconds; leave one out"
+                f"--time-scale {self.time_scale} excludes --time-type {self.time_type}, whose times are "
+                "stored in microseconds; leave one out"
             )
 
     @property

@@ -28,7 +28,7 @@ _MAGIC = {
 }
 _SKIPPABLE_ZSTD = b"\x2a\x4d\x18"  # follows a byte 0x50..0x5f, as pzstd writes it
 _FOREIGN = {
-    b"PAR1": "a Parquet file; read it with `longplay prepare parquet`",
+    b"PAR1": "a Parquet file; read it with `longplay prepare parquet {path}`",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"Rar!": "a RAR archive; unpack it",
     b"\x1f\x9d": "compressed by `compress`; unpack it",
@@ -37,8 +37,8 @@ _FOREIGN = {
     b"ARROW1": "an Arrow file; write it as Parquet",
     b"\x93NUMPY": "a NumPy array; write it as CSV or Parquet",
     b"\x80\x04\x95": "a pickle; write it as CSV or Parquet",
-    b"\xff\xfe": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8`",
-    b"\xfe\xff": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xff\xfe": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
+    b"\xfe\xff": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
 }
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 24
@@ -248,4 +248,4 @@ def _check_is_text(path: Path, start: bytes) -> None:
     """
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
-            raise DataError(f"{path}: is {what}")
+            raise DataError(f"{path}: is " + what.replace("{path}", str(path)))

@@ -79,18 +79,15 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 HEAD = "user_id,item_id,timestamp\n"
 TEXT_FAULTS = {
     "missing column": ("user_id,item,timestamp\n1,2,3\n", r"events\.csv: no column 'item_id'.*--item"),
-    "item that is not an integer": (
-        HEAD + "1,2,3\n1,x,4\n",
-        r"events\.csv, line 3: item_id .*correct the file",
+    "item that is missing": (
+        HEAD + "1,2,3\n1,,4\n",
+        r"events\.csv, line 3: item_id is missing .*correct the file",
     ),
     "time that is not an integer": (
         HEAD + "1,2,3\n1,2,noon\n",
         r"events\.csv, line 3: timestamp is not an integer",
     ),
-    "user that is not an integer": (
-        HEAD + "ann,2,3\n1,2,4\n",
-        r"events\.csv, line 2: user_id is not an integer",
-    ),
+    "user that is missing": (HEAD + ",2,3\n1,2,4\n", r"events\.csv, line 2: user_id is missing"),
     "empty file": ("", r"events\.csv: is empty; pass a file with events"),
     "only a header": (HEAD, r"events\.csv: no events, .*pass a file with events"),
     "one event per user": (HEAD + "1,2,3\n2,2,3\n", r"events\.csv: nothing left: .*--user"),
@@ -108,7 +105,7 @@ def test_prepare_refuses_files_it_cannot_read(tmp_path: Path, refuse: Refuse) ->
     (tmp_path / "text.parquet").write_text("no Parquet")
     out = ("--out", tmp_path / "out")
     refuse("prepare", "csv", tmp_path / "gone", *out, pattern="gone: no such file; check the path")
-    refuse("prepare", "csv", tmp_path, *out, pattern="is a folder; give the path of the file")
+    refuse("prepare", "csv", tmp_path, *out, pattern="is a folder without files")
     refuse("prepare", "ml1m", tmp_path, *out, pattern=r"ratings\.dat: no such file; check the path")
     refuse("prepare", "parquet", tmp_path / "text.parquet", *out, pattern=r"text\.parquet: cannot be read")
 
@@ -116,7 +113,7 @@ def test_prepare_refuses_files_it_cannot_read(tmp_path: Path, refuse: Refuse) ->
 def test_prepare_refuses_a_parquet_column_without_ids(tmp_path: Path, refuse: Refuse) -> None:
     path = tmp_path / "events.parquet"
     pl.DataFrame({"user_id": [1, 1], "item_id": [[1], [2]], "timestamp": [1, 2]}).write_parquet(path)
-    pattern = r"events\.parquet: column 'item_id' holds List\(Int64\), not integers; .*--item"
+    pattern = r"events\.parquet: column 'item_id' holds BIGINT\[\], not ids; .*--item"
     refuse("prepare", "parquet", path, "--out", tmp_path / "out", pattern=pattern)
 
 
@@ -143,7 +140,10 @@ BAD_SETTINGS = {
     "section without a setting": ("--loss bce", r"; did you mean --loss\.name\?"),
     "unlike any setting of its section": ("--train.zzzz 3", "unknown setting; the sections are encoder"),
     "setting without its section": ("--max_epochs 3", r"did you mean --train\.max_epochs\?"),
-    "setting unlike any other": ("--zzzz 3", "the sections are encoder, loss, table, engine, data, train"),
+    "setting unlike any other": (
+        "--zzzz 3",
+        "the sections are encoder, inputs, loss, table, engine, data, train",
+    ),
     "a word without dashes": ("fast", "'fast': is not a setting; write --section.name value"),
     "no value": ("--train.lr", r"--train\.lr: has no value; write --train\.lr VALUE"),
     "text for a number": ("--train.lr fast", r"train\.lr='fast': must be a number$"),

@@ -110,9 +110,9 @@ def test_a_run_reads_its_dataset_from_a_url_which_evaluate_uses_too(tmp_path: Pa
     run, url = tmp_path / "run", f"pipe:cat {data}"
     longplay(["train", "small", "--data", url, "--run", str(run), *SHORT], tmp_path / "out")
     assert json.loads((run / "config.json").read_text())["data"] == url
-    assert "hit@10" in longplay(["evaluate", str(run)], tmp_path / "out")
+    assert "hit@10" in longplay(["evaluate", str(run), "--data", url], tmp_path / "out")
     local = longplay(["evaluate", str(run), "--data", f"file://{data}", "--json"], tmp_path / "out")
-    remote = longplay(["evaluate", str(run), "--json"], tmp_path / "out")
+    remote = longplay(["evaluate", str(run), "--data", url, "--json"], tmp_path / "out")
     assert json.loads(local)["full"] == json.loads(remote)["full"]
 
 

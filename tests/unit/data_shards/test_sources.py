@@ -392,7 +392,7 @@ def test_a_preset_finds_its_file_in_an_archive(tmp_path: Path) -> None:
 
 FOREIGN = {
     "UTF-16": ((HEADER + "1,2,3\n").encode("utf-16"), r"is UTF-16 text; convert it with `iconv"),
-    "Parquet": (b"PAR1" + bytes(20), r"is a Parquet file; read it with `longplay prepare parquet`"),
+    "Parquet": (b"PAR1" + bytes(20), r"is a Parquet file; read it with `longplay prepare parquet .*a.csv`"),
     "SQLite": (b"SQLite format 3\x00" + bytes(99), r"is an SQLite database; export a table"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), r"is a 7z archive; unpack it"),
     "cut xz": (lzma.compress(HEADER.encode() * 9999)[:-40], r"cannot be read as text"),
