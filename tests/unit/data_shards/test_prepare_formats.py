@@ -146,7 +146,7 @@ def kuairand(wanted: dict[str, int]) -> NaiveFormat:
     )
 
 
-@RELAXED
+@settings(parent=RELAXED, max_examples=20)
 @given(
     st.lists(st.lists(rows(kuairand({})), max_size=20), min_size=5, max_size=5),
     OPTIONS,
