@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
-from longplay.distributed.runtime.rendezvous import agree_on_port, read_port, slurm_rendezvous
+from longplay.distributed.runtime.rendezvous import agree_on_port, free_port, read_port, slurm_rendezvous
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
 
@@ -158,7 +158,7 @@ def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> 
         )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if world_size == 1 and (launcher != "torchrun" or len(missing) == 2):
-        return "127.0.0.1", 0  # the store chooses a free port when it opens it
+        return "127.0.0.1", free_port()
     if launcher == "srun":
         return slurm_rendezvous(env, rank=rank, world_size=world_size, timeout_s=timeout_s)
     if missing:
