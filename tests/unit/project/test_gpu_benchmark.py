@@ -28,7 +28,7 @@ LINES = {
 @pytest.mark.slow
 def test_every_part_runs_at_small_sizes_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--repeats", "1", "--out", str(tmp_path)]
-    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a world in this process
+    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # left by other tests
     environment = {name: value for name, value in os.environ.items() if name not in of_ranks}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
