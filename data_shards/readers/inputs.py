@@ -143,6 +143,7 @@ def _archive_errors() -> tuple[type[Exception], ...]:
     import zipfile
     import zlib
 
+    # zipfile raises NotImplementedError for a compression method that it cannot read.
     return (lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
