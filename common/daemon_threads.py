@@ -1,11 +1,13 @@
 """A pool of daemon threads, which do not keep the process alive."""
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 _PATIENCE_S = 1.0
 _P = ParamSpec("_P")
@@ -16,17 +18,20 @@ class DaemonThreads(Executor):
     """Run calls in daemon threads, first come, first served.
 
     Python waits at exit for the threads of a ThreadPoolExecutor. A read that hangs there, on a server or a
-    network file system, would keep a process from ending after it has saved.
+    network file system, would keep a process from ending after it has saved. At exit these threads get a
+    second to end: the interpreter aborts when it ends a thread inside native code.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[Any]] | None] = queue.SimpleQueue()
+        self._exiting = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
+        _open_pools.add(self)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Return the future result of `fn(*args, **kwargs)`."""
@@ -39,7 +44,7 @@ class DaemonThreads(Executor):
                 except BaseException as error:
                     future.set_exception(error)
 
-        self._calls.put(call)
+        self._calls.put((call, future))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -52,11 +57,33 @@ class DaemonThreads(Executor):
         assert not cancel_futures
         for _ in self._threads:
             self._calls.put(None)
-        deadline = time.monotonic() + _PATIENCE_S
-        for thread in self._threads if wait else ():
+        if wait:
+            self._join(time.monotonic() + _PATIENCE_S)
+
+    def _join(self, deadline: float) -> None:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # it holds the arguments and the result
+        while (submitted := self._calls.get()) is not None:
+            call, future = submitted
+            if self._exiting:
+                future.cancel()  # another thread may wait for it
+            else:
+                call()
+            del submitted, call, future  # they hold the arguments and the result
+
+
+_open_pools: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """End the threads of all pools after the calls that they are in."""
+    pools = list(_open_pools)
+    for pool in pools:
+        pool._exiting = True
+        pool.shutdown(wait=False)
+    deadline = time.monotonic() + _PATIENCE_S
+    for pool in pools:
+        pool._join(deadline)
