@@ -35,7 +35,8 @@ class TrainConfig:
         final_lr_fraction: Learning rate at the end of the decay, as a fraction of `lr`.
         max_epochs: Passes over the training events. The learning rate schedule spans them.
         max_steps: Stop after this number of steps. The schedule does not change. None = no limit.
-        max_minutes: Stop after this many minutes of training, not counting evaluation. None = no limit.
+        max_minutes: Stop after this many minutes of training, not counting evaluation. If that ends the run
+            before `max_epochs`, the learning rate decays over the epochs that it reaches. None = no limit.
         eval_every_steps: Steps between validations. None = validate after each epoch.
         metric: Validation metric that selects the best checkpoint.
         patience: Stop after this number of validations in a row without a better metric. None = never.

@@ -2,17 +2,13 @@
 
 import time
 
-import torch
-
 from longplay.data_shards.stream.train_stream import TrainStream
 from longplay.distributed.runtime.heartbeat import Heartbeat
 from longplay.distributed.runtime.memory import explain_out_of_memory
 from longplay.distributed.runtime.phases import STEP, phase
-from longplay.distributed.runtime.waiting import waiting
-from longplay.distributed.runtime.world import World
 from longplay.launch.console.stop_request import StopRequest, StopRequested
-from longplay.launch.settings.config import TrainConfig
 from longplay.launch.training.model import Model
+from longplay.launch.training.pace import Pace, agreed_seconds, reachable_epochs
 from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.run_log import RunLog
@@ -50,6 +46,10 @@ def run_loop(
         interrupts=stop.interrupts,
     )
 
+    pace = Pace()
+    progress.reachable_epochs = reachable_epochs(
+        train, progress, pace, stream.steps_per_epoch(progress.epoch)
+    )
     stopped = finished = False
     if progress.validation_is_pending:
         finished, stopped = finish_step(
@@ -61,7 +61,12 @@ def run_loop(
             planned = pipeline.take()
             steps_per_epoch = stream.steps_per_epoch(planned.batch.epoch)
             epochs_done = progress.epochs_done(steps_per_epoch)
-            lr = learning_rate(train, step=planned.step, epochs_done=epochs_done)
+            lr = learning_rate(
+                train,
+                step=planned.step,
+                epochs_done=epochs_done,
+                reachable_epochs=progress.reachable_epochs,
+            )
             is_last = progress.next_step_is_last(train, steps_per_epoch)
             try:
                 with explain_out_of_memory(f"step {planned.step}"):
@@ -76,7 +81,8 @@ def run_loop(
                 if progress != checkpoints.saved:
                     log.save_done(checkpoints.save(model, progress))
                 return True
-        seconds, data_wait_s = time.perf_counter() - began, pipeline.take_data_wait_s()
+        seconds = agreed_seconds(time.perf_counter() - began, train, model.world)
+        data_wait_s = pipeline.take_data_wait_s()
         log.print(profile.step_done())
         progress.advance(
             epoch=planned.batch.epoch,
@@ -84,10 +90,13 @@ def run_loop(
             steps_per_epoch=steps_per_epoch,
             seconds=seconds,
         )
+        pace.step_done(seconds)
+        progress.reachable_epochs = reachable_epochs(train, progress, pace, steps_per_epoch)
         checkpoints.raise_save_error()
         log.step_done(
             planned.batch,
             result,
+            pace=pace,
             steps_per_epoch=steps_per_epoch,
             lr=lr,
             seconds=seconds,
@@ -125,29 +134,15 @@ def finish_step(
         Whether a bound of the run is reached, and whether any rank is to stop.
     """
     train = model.config.train
-    finished, validated = is_finished(progress, train, model.world), False
+    finished, validated = progress.why_finished(train) is not None, False
     progress.validation_is_pending |= finished
     if progress.validation_is_pending and not stopped:
         try:
             log.validation_done(validation.run(progress))
             validated = True
-            finished = is_finished(progress, train, model.world)  # `train.patience` may be exhausted
+            finished = progress.why_finished(train) is not None  # `train.patience` may be exhausted
         except StopRequested:
             stopped = True
     if progress != checkpoints.saved and (validated or stopped or progress.save_is_due(train)):
         log.save_done(checkpoints.save(model, progress))
     return finished, stopped
-
-
-def is_finished(progress: Progress, train: TrainConfig, world: World) -> bool:
-    """Return whether a bound of the run is reached. Collective.
-
-    Clocks differ between ranks, so with `train.max_minutes` rank 0 decides for all.
-    """
-    finished = progress.why_finished(train) is not None
-    if train.max_minutes is None or world.world_size == 1:
-        return finished
-    answer = torch.tensor([float(finished)], device=world.device)
-    with waiting("rank 0's clock"):
-        torch.distributed.broadcast(answer, 0)
-        return bool(answer.item())

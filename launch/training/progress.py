@@ -15,6 +15,8 @@ class Progress:
         step: optimizer steps done.
         epoch, step_in_epoch: position of the next step in the data, both from 0.
         train_seconds: time of the steps, without validation and saving.
+        reachable_epochs: epochs after which `train.max_minutes` is expected to end the run; None if another
+            bound does.
         best_value, best_step: best validation of `train.metric` and its step; None before a validation.
         validations_since_best: validations in a row that did not improve the metric.
         validation_is_pending: whether the run stopped before the validation of the last step.
@@ -24,6 +26,7 @@ class Progress:
     epoch: Natural = 0
     step_in_epoch: Natural = 0
     train_seconds: Finite = 0.0
+    reachable_epochs: Finite | None = None
     best_value: Finite | None = None
     best_step: Natural | None = None
     validations_since_best: Natural = 0

@@ -9,6 +9,7 @@ from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.bad_shards import share_skipped
 from longplay.launch.training.model import Model
+from longplay.launch.training.pace import Pace
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.step_display import StepDisplay
 from longplay.launch.training.train_step import StepResult
@@ -45,6 +46,7 @@ class RunLog:
         batch: Batch,
         result: StepResult,
         *,
+        pace: Pace,
         steps_per_epoch: int,
         lr: float,
         seconds: float,
@@ -53,12 +55,14 @@ class RunLog:
         """Show a step, and record every `train.log_every_steps`-th one. Collective.
 
         Args:
+            pace: the pace of this process, with the step.
             seconds: duration of the step.
             data_wait_s: the part of it that was spent waiting for the batch.
         """
         at, self._steps_per_epoch = self._progress, steps_per_epoch
         self._steps.step_done(
             at,
+            pace=pace,
             steps_per_epoch=steps_per_epoch,
             loss=result.loss,
             num_events=result.num_targets,

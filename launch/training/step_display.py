@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from longplay.launch.console.progress import ProgressDisplay
 from longplay.launch.settings.config import TrainConfig
+from longplay.launch.training.pace import Pace, expectation
 from longplay.launch.training.progress import Progress
-from longplay.launch.training.time_left import cut_short, time_left
+from longplay.launch.training.time_left import time_left
 
-_MEASURED_STEPS, _MEASURED_S = 20, 60.0  # whichever comes first, before the speed is taken as known
 _DECAY = 0.9  # events per second are a mean over about the last ten steps
 
 
@@ -25,14 +25,22 @@ class StepDisplay:
         self._display, self._train, self._clock = display, train, clock
         self._first: tuple[int, float, float] | None = None
         self._events = self._seconds = 0.0
-        self._checked = False
+        self._said_what_to_expect = False
 
     def step_done(
-        self, at: Progress, *, steps_per_epoch: int, loss: float, num_events: int, seconds: float
+        self,
+        at: Progress,
+        *,
+        pace: Pace,
+        steps_per_epoch: int,
+        loss: float,
+        num_events: int,
+        seconds: float,
     ) -> None:
         """Show the step that `at` has just counted.
 
         Args:
+            pace: the pace of this process, with the step.
             num_events: targets of all ranks that the step trained on.
             seconds: the step's duration.
         """
@@ -50,10 +58,9 @@ class StepDisplay:
             train_s_per_step=(at.train_seconds - first_train_s) / steps if steps else seconds,
             wall_s_per_step=(now - began) / steps if steps else seconds,
         )
-        if not self._checked and (steps >= _MEASURED_STEPS or now - began >= _MEASURED_S):
-            self._checked = True
-            warning = cut_short(self._train, at, left.steps, steps_per_epoch)
-            if warning is not None:
-                self._display.print(f"warning: {warning}")
+        expected = None if self._said_what_to_expect else expectation(self._train, at, pace, steps_per_epoch)
+        if expected is not None:
+            self._said_what_to_expect = True
+            self._display.print(expected)
         note = f"loss {loss:.4f}  {self._events / self._seconds:,.0f} events/s"
         self._display.update("step", at.step, at.step + left.steps, f"{note}  {left}" if steps else note)

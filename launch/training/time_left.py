@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from longplay.launch.console.durations import duration
 from longplay.launch.settings.config import TrainConfig
 from longplay.launch.training.progress import Progress
-from longplay.launch.training.schedule import learning_rate
-
-_NEARLY = 0.98  # of the planned epochs: the rest of the decay changes little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +42,6 @@ def time_left(
     steps = max(0, min(bounds))
     at_most = train.patience is not None and steps > _steps_until_patience(train, at, steps_per_epoch)
     return TimeLeft(steps=steps, seconds=steps * wall_s_per_step, at_most=at_most)
-
-
-def cut_short(train: TrainConfig, at: Progress, steps_left: int, steps_per_epoch: int) -> str | None:
-    """Describe how `train.max_minutes` will end the run before the learning rate has decayed; None if not.
-
-    Args:
-        steps_left: steps until the earliest bound, at the speed so far.
-    """
-    epochs = at.epochs_done(steps_per_epoch) + steps_left / steps_per_epoch
-    last = at.step + steps_left
-    bounded = train.max_minutes is not None and (train.max_steps is None or last < train.max_steps)
-    if not bounded or train.decay == "none" or epochs >= _NEARLY * train.max_epochs:
-        return None
-    lr = learning_rate(train, step=last, epochs_done=epochs)
-    return (
-        f"at this speed, train.max_minutes {train.max_minutes:g} ends the run after about {epochs:.3g} of "
-        f"{train.max_epochs} epochs, with the learning rate at {lr:.2g} instead of "
-        f"{train.lr * train.final_lr_fraction:.2g}; expect lower metrics. For the full decay, raise "
-        f"--train.max_minutes, or start another run with --train.max_epochs {max(1, int(epochs))}"
-    )
 
 
 def _steps_until_patience(train: TrainConfig, at: Progress, steps_per_epoch: int) -> int:

@@ -73,3 +73,15 @@ def test_fifty_steps_on_another_number_of_ranks_match_one_rank(
     expected, found = next(metrics), next(metrics)
     del found[FIRST]  # the interrupted run validated its last step
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_ranks_agree_when_the_time_is_up_and_the_rate_has_decayed_by_then(runs: Runs) -> None:
+    run = runs.folder / "minutes"
+    bounds = ["--train.max_minutes", "0.05", "--train.max_epochs", "100000", "--train.lr", "0.01"]
+    words = ["train", "small", "--data", str(runs.data), "--run", str(run), *bounds]
+    log = run.with_suffix(".log")
+    longplay(words, log, world_size=2)
+    assert "train.max_minutes 0.05 reached" in log.read_text()
+    rates = read_metrics(run, "optim/lr")
+    assert max(rates.values()) > 0.009
+    assert rates[max(rates)] < 0.002

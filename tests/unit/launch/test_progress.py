@@ -3,7 +3,6 @@
 import io
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from longplay.launch.console.exit_codes import report
 from longplay.launch.console.progress import ProgressDisplay, StageProgress, track_shards
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.settings.config import TrainConfig
+from longplay.launch.training.pace import Pace
 from longplay.launch.training.progress import Progress
 from longplay.launch.training.step_display import StepDisplay
 from longplay.launch.training.time_left import TimeLeft, time_left
@@ -163,36 +163,8 @@ def test_a_step_shows_loss_speed_and_time_left() -> None:
     for step in range(12):
         clock.now = step + 1.0
         at.advance(epoch=0, step_in_epoch=step, steps_per_epoch=100, seconds=0.5)
-        steps.step_done(at, steps_per_epoch=100, loss=7 - step / 4, num_events=50, seconds=0.5)
+        steps.step_done(at, pace=Pace(), steps_per_epoch=100, loss=7 - step / 4, num_events=50, seconds=0.5)
     assert pipe.getvalue().splitlines() == [
         "step 1 / 200  loss 7.0000  100 events/s",
         "step 11 / 200  loss 4.5000  100 events/s  3 min left",
     ]
-
-
-@pytest.mark.parametrize(
-    ("settings", "warned"),
-    [
-        ({"max_epochs": 20, "max_minutes": 5}, True),
-        ({"max_epochs": 2, "max_minutes": 5}, False),
-        ({"max_epochs": 20, "max_minutes": 5, "decay": "none"}, False),
-        ({"max_epochs": 20, "max_minutes": 5, "max_steps": 50}, False),
-        ({"max_epochs": 20}, False),
-    ],
-)
-def test_a_time_bound_that_cuts_the_decay_short_is_announced_with_numbers(
-    settings: dict[str, Any], warned: bool
-) -> None:
-    pipe, clock = io.StringIO(), Clock()
-    train, at = TrainConfig(lr=0.01, **settings), Progress()
-    steps = StepDisplay(ProgressDisplay(pipe, clock=clock), train, clock=clock)
-    for step in range(40):
-        clock.now = step + 1.0
-        at.advance(epoch=0, step_in_epoch=step, steps_per_epoch=100, seconds=1.0)
-        steps.step_done(at, steps_per_epoch=100, loss=7.0, num_events=50, seconds=1.0)
-    lines = [line for line in pipe.getvalue().splitlines() if line.startswith("warning: ")]
-    assert len(lines) == warned
-    if warned:
-        assert "train.max_minutes 5 ends the run after about 3 of 20 epochs" in lines[0]
-        assert "learning rate at 0.0095 instead of 0.0005" in lines[0]
-        assert "raise --train.max_minutes, or start another run with --train.max_epochs 3" in lines[0]
