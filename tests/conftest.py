@@ -21,9 +21,21 @@ hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of workers for `-n auto`: one per CPU, and one that mostly waits for Slurm."""
+    return min(os.cpu_count() or 1, 4) + 1
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests on the Slurm cluster first: they mostly wait, and other workers run tests meanwhile."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    """Run the tests on the Slurm cluster first and in one worker, then the slow tests.
+
+    The Slurm tests mostly wait; other workers run tests meanwhile.
+    """
+    for item in items:
+        if item.path.parent.name == "slurm":
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
