@@ -29,10 +29,9 @@ def integers_of(values: Ids, seed: int) -> tuple[np.ndarray, pl.DataFrame | None
     """
     if isinstance(values, np.ndarray):
         return values.astype(np.int64, copy=False), None
-    encoded = values.dictionary_encode()
-    names = pl.Series("name", encoded.dictionary, pl.String)
+    names = pl.Series("name", values.dictionary, pl.String)
     integers = hashes(names, seed)
-    found = np.append(integers, MISSING)[encoded.indices.fill_null(len(integers)).to_numpy()]
+    found = np.append(integers, MISSING)[values.indices.fill_null(len(integers)).to_numpy()]
     return found, pl.DataFrame({"id": integers, "name": names})
 
 

@@ -18,8 +18,8 @@ BLOCK_ROWS = 1_000_000
 MISSING = np.iinfo(np.int64).min
 """Stands for a missing value of a categorical feature that holds integers."""
 
-Ids = np.ndarray | pa.LargeStringArray
-"""Ids of N events: (N,) int64 or N strings."""
+Ids = np.ndarray | pa.DictionaryArray
+"""Ids of N events: (N,) int64, or N strings as indices into the distinct ones."""
 
 
 @dataclass(frozen=True)
