@@ -1,16 +1,19 @@
 """Line-delimited JSON: one object per line, plain, compressed or archived."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, NOT_JSON
@@ -23,12 +26,20 @@ from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat, count_lines
-from longplay.data_shards.readers.values import trimmed
+from longplay.data_shards.readers.values import literal, trimmed
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _LINES = LineFormat("\x1f", 1, quotes=False)
 _HEAD_BYTES = 1 << 20
 _SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
+_ROUNDED = r"^(-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)|-?(NaN|nan|Infinity|inf))$"
+"""What DuckDB makes of a number that is not an integer. A string may look the same."""
+_OTHER_JSON = {
+    "[": "a JSON array; write each of its objects on one line, for example with `jq -c '.[]'`",
+    "{'": "Python literals; write them as JSON, for example with `json.dumps(ast.literal_eval(line))`",
+    "{u'": "Python literals; write them as JSON, for example with `json.dumps(ast.literal_eval(line))`",
+    "{": "not whole JSON objects; write each object on one line, for example with `jq -c .`",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +52,23 @@ class JsonLinesSource(FileSource):
         return find_files(self.paths, SUFFIXES)
 
     def open_file(self, path: Path) -> TableFile:
-        return _JsonFile(TextFile.open(path, self.member))
+        columns = self.columns
+        features = (one.column for one in columns.features if one.kind == "categorical")
+        return _JsonFile(TextFile.open(path, self.member), {columns.user, columns.item, *features})
 
 
 class _JsonFile:
-    """A text file of JSON objects. Its columns are the keys of the first objects."""
+    """A text file of JSON objects. Its columns are the keys of the first objects.
+
+    Args:
+        file: the file.
+        exact: keys whose numbers are read as they are written.
+    """
 
     is_text = True
 
-    def __init__(self, file: TextFile) -> None:
-        self.path, self.weight, self._file = file.path, file.num_bytes, file
+    def __init__(self, file: TextFile, exact: Collection[str]) -> None:
+        self.path, self.weight, self._file, self._exact = file.path, file.num_bytes, file, exact
         objects = []
         for line in self._first_lines.decode("utf-8", "replace").split("\n")[:HEAD_ROWS]:
             try:
@@ -58,11 +76,13 @@ class _JsonFile:
             except ValueError:
                 continue
         keys = dict.fromkeys(key for one in objects if isinstance(one, dict) for key in one)
-        if not keys:
-            raise DataError(
-                f"{file.path}: the first lines are not JSON objects; pass a file with one object per line, "
-                "or read other text with `longplay prepare csv`"
+        start = self._first_lines[:8].decode("utf-8", "replace").lstrip()
+        if not keys or start.startswith("["):
+            other = (
+                "not JSON objects; pass one object per line, or read other text with `longplay prepare csv`"
             )
+            kind = next((kind for begin, kind in _OTHER_JSON.items() if start.startswith(begin)), other)
+            raise DataError(f"{file.path}: the first lines are {kind}")
         self.header: Sequence[str] = list(keys)
         lines_per_byte = count_lines(self._first_lines) / len(self._first_lines)
         self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + 1
@@ -85,9 +105,9 @@ class _JsonFile:
 
     def _table(self, data: bytes, needed: Sequence[int]) -> RawTable:
         lines, numbers, num_blank = _LINES.split(data, [0])
-        keys = [f"$.{json.dumps(self.header[at], ensure_ascii=False)}".replace("'", "''") for at in needed]
+        keys = [self.header[at].replace("~", "~0").replace("/", "~1") for at in needed]
         found = ", ".join(f"found[{place}] AS c{at}" for place, at in enumerate(needed, 1))
-        listed = ", ".join(f"'{key}'" for key in keys)
+        listed = ", ".join(literal(f"/{key}") for key in keys)  # JSON pointers
         fault = "fault" if "fault" in lines.column_names else "NULL"
         fault = (
             f"CASE WHEN {fault} IS NOT NULL THEN {fault} WHEN {trimmed('c0')} = '' THEN '{BLANK_LINE}' "
@@ -100,7 +120,37 @@ class _JsonFile:
             f"FROM (SELECT c0 AS line, {fault} AS fault FROM block))",
             block=lines,
         )
+        for place, at in enumerate(needed):
+            if self.header[at] in self._exact:
+                exact = _as_written(table[place], lines["c0"], self.header[at])
+                table = table.set_column(place, f"c{at}", exact)
         return RawTable(table, f"{self.path}, line", np.asarray(numbers) + 1, num_blank)
+
+
+def _as_written(texts: pa.ChunkedArray, lines: pa.ChunkedArray, key: str) -> pa.ChunkedArray | pa.Array:
+    """Return the values of a key with numbers as they are written: DuckDB makes `1000.0` of `1e3`.
+
+    What JSON has no number for, such as an unquoted NaN, becomes null.
+    """
+    rounded = pc.fill_null(pc.match_substring_regex(texts, _ROUNDED), False)
+    if not (found := lines.filter(rounded).to_pylist()):
+        return texts
+
+    def written(line: str) -> str | None:
+        try:
+            return json.loads(
+                line,
+                strict=False,
+                parse_float=str,
+                parse_int=str,
+                parse_constant=lambda _: None,
+                object_pairs_hook=lambda pairs: dict(reversed(pairs)),  # DuckDB takes the first of equal keys
+            )[key]
+        except ValueError:  # `nan` and `inf`, which Python does not accept
+            return None
+
+    values = pa.array([written(line) for line in found], pa.string())
+    return pc.replace_with_mask(texts.combine_chunks(), rounded.combine_chunks(), values)
 
 
 def _open(args: Namespace) -> JsonLinesSource:
