@@ -238,6 +238,7 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
         "no pipelining of the next step": [],
         "encoder through torch.compile": [],
         "table in host memory": ["--table.placement", "host"],
+        "and 30,000 rows on the device": ["--table.placement", "host", "--table.cached_rows", "30000"],
     }
     loops: list[LongplayLoop] = []
     pieces: dict[str, Callable[[], float]] = {}

@@ -40,7 +40,7 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Return rows (n, D) of `table` (R, D), on the device of the row numbers `rows` (n,) int64."""
     if table.device == rows.device:
         return table.index_select(0, rows)
-    if kernels_can_access(table, rows.device):
+    if kernels_take_rows(table, rows.device):
         return triton_kernels.take_rows(table, rows)
     return table.index_select(0, rows.to(table.device)).to(rows.device)
 
@@ -50,6 +50,13 @@ def kernels_can_access(table: Tensor, device: torch.device) -> bool:
     if table.device == device:
         return True
     return table.is_pinned() and triton_kernels.works(host_rows_kernel, device, table.shape[1])
+
+
+def kernels_take_rows(table: Tensor, device: torch.device) -> bool:
+    """Return whether a kernel on `device` can gather rows of `table`."""
+    return triton_kernels.works(host_rows_kernel, device, table.shape[1]) and kernels_can_access(
+        table, device
+    )
 
 
 def host_rows_kernel(device: torch.device, width: int) -> bool:

@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from longplay.common.settings import PositiveFloat, settings_class
+from longplay.common.settings import NonNegativeInt, PositiveFloat, settings_class
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.host_memory import page_lock
+from longplay.distributed.table.row_cache import RowCache, most_frequent_rows
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
 from longplay.distributed.table.row_optimizers import RowOptimizerConfig, build_row_optimizer
 from longplay.distributed.table.row_order import RowOrder
@@ -44,12 +45,15 @@ class ItemTableConfig:
             DeepSpeed's Adam updates every row at each step.
         placement: Memory of rows and optimizer state. device = the encoder's device; host = page-locked host
             memory, for tables larger than the GPU. Both are the same on a CPU.
+        cached_rows: With placement host, rows of the most frequent items that each rank keeps on its GPU,
+            with their optimizer state. 0 = none.
         lr_scale: Factor on `train.lr` for the item table.
         init_std: Standard deviation of the initial rows.
     """
 
     update: Literal["row_sparse", "zero_dense"] = "row_sparse"
     placement: Literal["device", "host"] = "device"
+    cached_rows: NonNegativeInt = 0
     optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
     lr_scale: PositiveFloat = 1.0
     init_std: PositiveFloat = 0.02
@@ -64,6 +68,11 @@ class ItemTableConfig:
             raise ValueError(
                 "placement='host': needs table.update row_sparse, because zero_dense updates every row at "
                 "each step"
+            )
+        if self.cached_rows and self.placement != "host":
+            raise ValueError(
+                f"cached_rows={self.cached_rows}: needs table.placement host; with "
+                f"{self.placement} all rows are on the device"
             )
 
 
@@ -114,12 +123,18 @@ class ItemTable:
         # `holder.weight` would go through DeepSpeed's parameter dictionary, which gathers.
         self._weight = [weight]
         self.row_optimizer = None
+        self._cache: RowCache | None = None
         if not (self.zero_dense or read_only):
             self.row_optimizer = build_row_optimizer(config.optimizer, self.shard)
         if on_host:
             kept = self.row_optimizer.state.values() if self.row_optimizer else ()
             for tensor in (partition, *kept):
                 page_lock(tensor, self, world.device)
+        if config.cached_rows and self.row_optimizer:
+            rows = most_frequent_rows(self.order, self.first_row, self.num_rows, config.cached_rows)
+            self._cache = RowCache(
+                config.optimizer, self._local_shard, self.row_optimizer, rows, world.device
+            )
         self.step_count = 0
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._dense: Tensor | None = None
@@ -133,18 +148,26 @@ class ItemTable:
     def shard(self) -> Tensor:
         """(num_rows, D) fp32: the rows that this rank owns, a view of ZeRO-3's partition.
 
-        On the CPU if `placement` is host.
+        On the CPU if `placement` is host. Cached rows are written back first.
         """
+        if self._cache is not None:
+            self._cache.write_back()
+        return self._local_shard
+
+    @property
+    def _local_shard(self) -> Tensor:
+        """(num_rows, D) fp32: `shard`, in which cached rows may be out of date."""
         return self._rows(partition_of(self._weight[0]))
 
     def bytes_per_rank(self) -> dict[str, int]:
-        """Return the bytes of weights, optimizer state and gradient on this rank."""
+        """Return the bytes of weights, optimizer state, gradient and cached rows on this rank."""
         rows = self.rows_per_rank * self.width * 4
         if self.zero_dense:
             return {"weights": 2 * rows, "optimizer_state": 2 * rows, "gradient": rows}
         kept = self.row_optimizer.state.values() if self.row_optimizer else ()
         state = sum(value.numel() * value.element_size() for value in kept)
-        return {"weights": rows, "optimizer_state": state, "gradient": 0}
+        cached = self._cache.num_bytes if self._cache else 0
+        return {"weights": rows, "optimizer_state": state, "gradient": 0, "cached_rows": cached}
 
     # ------------------------------------------------------------------ reading rows
 
@@ -178,14 +201,15 @@ class ItemTable:
 
     def lookup(self, exchange: RowExchange) -> Tensor:
         """Fetch the rows as a leaf (U + 1, D) that collects gradients; row 0 is padding. Collective."""
-        return exchange.fetch_rows(self.shard).requires_grad_()
+        take = self._cache.take_rows if self._cache else None
+        return exchange.fetch_rows(self._local_shard, take).requires_grad_()
 
     # ------------------------------------------------------------------ gradients and update
 
     def add_row_gradients(self, exchange: RowExchange, grads: Tensor) -> None:
         """Send the gradients (U + 1, D) of the rows from `lookup` to the owners of the rows. Collective."""
         self._pending.append(exchange.sum_by_row(exchange.send_gradients(grads)))
-        self.bytes_sent += exchange.bytes_sent(self.width * self.shard.element_size())
+        self.bytes_sent += exchange.bytes_sent(self.width * self._local_shard.element_size())
 
     def add_shard_gradient(self, grads: Tensor) -> None:
         """Add a gradient (num_rows, D) of every row of this rank, as full cross-entropy produces."""
@@ -222,7 +246,11 @@ class ItemTable:
         if self.row_optimizer is not None:
             grads = grads if grad_scale == 1.0 else grads * grad_scale
             scaled_lr = lr * self.config.lr_scale
-            self.row_optimizer.step(self.shard, rows, grads, lr=scaled_lr, step=self.step_count)
+            if self._cache is not None:
+                assert rows is not None, "no gradient of every row with placement host"
+                self._cache.update(rows, grads, lr=scaled_lr, step=self.step_count)
+            else:
+                self.row_optimizer.step(self._local_shard, rows, grads, lr=scaled_lr, step=self.step_count)
 
     def take_bytes_sent(self) -> int:
         """Return the bytes that this rank sent to others for table rows since the last call."""
@@ -268,7 +296,7 @@ class ItemTable:
         if self.world.device.type == "cuda" and self.config.placement == "host":
             with waiting("the device"):  # kernels may still write the rows that the CPU reads
                 torch.cuda.synchronize(self.world.device)
-        if not self.zero_dense:
+        if not self.zero_dense:  # `shard` writes cached rows and their state back
             return {"weight": self.shard, **(self.row_optimizer.state if self.row_optimizer else {})}
         kinds = {"weight": None, "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
         weight = self._weight[0]
@@ -281,6 +309,8 @@ class ItemTable:
             step_count: table updates that the state contains.
         """
         self.step_count = step_count
+        if self._cache is not None:
+            self._cache.load()
         if self.zero_dense:
             self.shard.copy_(self.state()["weight"])
 

@@ -1,5 +1,6 @@
 """Exchange of table rows: requests go to the owners, rows come back, row gradients return to the owners."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,21 +41,23 @@ class RowExchange:
         requested, served = self.num_unique - self.send[rank], sum(self.recv) - self.recv[rank]
         return requested * (self.positions.element_size() + row_bytes) + served * row_bytes
 
-    def fetch_rows(self, shard: Tensor) -> Tensor:
+    def fetch_rows(self, shard: Tensor, take: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Fetch the requested rows from their owners. Collective.
 
         Args:
             shard: (R, D) this rank's shard of the table.
+            take: returns rows of the shard by their numbers (n,); None reads them from `shard`.
         Returns:
             (U + 1, D): row 0 is zero, for padding; row 1 + i is the row at `positions[i]`.
         """
         device = self.local_rows.device
         out = torch.empty(self.num_unique + 1, shard.shape[1], dtype=shard.dtype, device=device)
         out[0] = 0
-        if self.world.world_size == 1 and shard.device == device:
+        if take is None and self.world.world_size == 1 and shard.device == device:
             torch.index_select(shard, 0, self.local_rows, out=out[1:])
         else:
-            all_to_all_rows(take_rows(shard, self.local_rows), self.recv, self.send, out[1:])
+            rows = take(self.local_rows) if take else take_rows(shard, self.local_rows)
+            all_to_all_rows(rows, self.recv, self.send, out[1:])
         return out
 
     def send_gradients(self, grads: Tensor) -> Tensor:

@@ -55,10 +55,14 @@ class LazyAdam:
             exp_avg.lerp_(grads, 1 - self.betas[0])
             exp_avg_sq.mul_(self.betas[1]).addcmul_(grads, grads, value=1 - self.betas[1])
             weight.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
-        elif _use_kernel(lazy_adam_kernel, weight, grads):
+        elif self.runs_kernel(weight, grads):
             self.update_fused(weight, rows, grads, lr=lr, step=step)
         else:
             self.update_rows(weight, rows, grads, lr=lr, step=step)
+
+    def runs_kernel(self, weight: Tensor, grads: Tensor) -> bool:
+        """Return whether `step` runs the kernel, which skips negative row numbers."""
+        return _use_kernel(lazy_adam_kernel, weight, grads)
 
     def update_rows(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
         """Update rows of `weight` by PyTorch operations."""
@@ -96,10 +100,14 @@ class RowAdagrad:
         """Update `weight` in place; arguments as in `LazyAdam.step`."""
         if rows is None:
             rows = torch.arange(grads.shape[0], device=grads.device)
-        if _use_kernel(row_adagrad_kernel, weight, grads):
+        if self.runs_kernel(weight, grads):
             self.update_fused(weight, rows, grads, lr=lr, step=step)
         else:
             self.update_rows(weight, rows, grads, lr=lr, step=step)
+
+    def runs_kernel(self, weight: Tensor, grads: Tensor) -> bool:
+        """Return whether `step` runs the kernel, which skips negative row numbers."""
+        return _use_kernel(row_adagrad_kernel, weight, grads)
 
     def update_rows(self, weight: Tensor, rows: Tensor, grads: Tensor, *, lr: float, step: int) -> None:
         """Update rows of `weight` by PyTorch operations."""

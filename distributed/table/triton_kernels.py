@@ -65,7 +65,7 @@ def lazy_adam(
 
     Args:
         weight, exp_avg, exp_avg_sq: (R, D) fp32, contiguous.
-        rows: (U,) int64 or int32.
+        rows: (U,) int64 or int32; a negative number is skipped.
         grads: (U, D) fp32.
         step_size, eps: include Adam's bias corrections.
     """
@@ -87,12 +87,17 @@ def row_adagrad(
     _launch_by_rows("row_adagrad", [weight, sum_sq, rows, grads], [step_size, eps], grads)
 
 
-def take_rows(table: Tensor, rows: Tensor) -> Tensor:
+def take_rows(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the rows (n, D) of `table` (R, D) fp32 at row numbers (n,), on the device of `rows`.
 
     The table may be in page-locked host memory.
+
+    Args:
+        rows: int64 or int32; where a number is negative, `out` is left as it is.
+        out: (n, D), filled and returned; None = a new tensor.
     """
-    out = torch.empty(rows.shape[0], table.shape[1], dtype=table.dtype, device=rows.device)
+    if out is None:
+        out = torch.empty(rows.shape[0], table.shape[1], dtype=table.dtype, device=rows.device)
     _launch_by_rows("take_rows", [table, rows, out], [], out)
     return out
 

@@ -10,7 +10,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] -- optiona
 
 @triton.jit
 def _offsets(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Locate the rows of this program.
+    """Locate the rows of this program; a negative row number is skipped.
 
     Returns:
         (ROWS,) the mask of rows that exist, and their row numbers; (ROWS, PADDED) the offsets of their
@@ -18,8 +18,8 @@ def _offsets(rows, num_rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl
     """
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)
-    is_row = at < num_rows
-    row = tl.load(rows + at, mask=is_row, other=0).to(tl.int64)
+    row = tl.load(rows + at, mask=at < num_rows, other=-1).to(tl.int64)
+    is_row = row >= 0
     in_table = row[:, None] * WIDTH + column[None, :]
     in_order = at.to(tl.int64)[:, None] * WIDTH + column[None, :]
     return is_row, row, in_table, in_order, is_row[:, None] & (column < WIDTH)[None, :]

@@ -40,6 +40,8 @@ def estimate_memory(
         host = _table_bytes(sizes) | host
     else:
         persistent = _table_bytes(sizes) | persistent
+    if config.table.cached_rows:
+        persistent["table rows on the device"] = _cached_bytes(sizes)
     if device_type == "cuda":
         persistent["batch"] = (_SLOT_BYTES + 2 * sizes.workload.inputs.slot_bytes) * sizes.slots
     else:
@@ -156,6 +158,13 @@ def _table_bytes(sizes: _Sizes) -> dict[str, int]:
     if table.optimizer.name == "adagrad":
         return {"table weights": shard, "table optimizer": 4 * sizes.table_shard_rows}
     return {"table weights": shard, "table optimizer": 2 * shard}
+
+
+def _cached_bytes(sizes: _Sizes) -> int:
+    """Return the bytes of a rank's cached rows, their optimizer state and the slot of each row."""
+    rows, width = min(sizes.config.table.cached_rows, sizes.table_shard_rows), sizes.config.encoder.d_model
+    state = 1 if sizes.config.table.optimizer.name == "adagrad" else 2 * width
+    return 4 * (rows * (width + state) + sizes.table_shard_rows)
 
 
 def _encoder_bytes(sizes: _Sizes) -> dict[str, int]:

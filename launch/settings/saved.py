@@ -31,8 +31,11 @@ _BOUNDS = frozenset({"train.max_steps", "train.max_minutes", "train.patience"})
 # Settings on which the best validation so far depends.
 _BEST_DEPENDS_ON = ("train.metric", "evaluation.max_validation_users")
 
+# Settings that say where weights are, and change at most the rounding of a result.
+_SAME_UP_TO_ROUNDING = frozenset({"engine.zero_stage", "table.placement", "table.cached_rows"})
+
 # Settings, or whole sections, that may change when a run is resumed, including those that bound its length.
-MAY_CHANGE = SAME_RESULT | {"train", "evaluation", "engine.zero_stage", "table.placement"}
+MAY_CHANGE = SAME_RESULT | _SAME_UP_TO_ROUNDING | {"train", "evaluation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ def changed_on_resume(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str]
     """
     before, after = flatten(old), flatten(to_json(new))
     restart = any(before.get(name) != after.get(name) for name in _BEST_DEPENDS_ON)
-    may_change = SAME_RESULT | _BOUNDS | {"engine.zero_stage", "table.placement"}
+    may_change = SAME_RESULT | _BOUNDS | _SAME_UP_TO_ROUNDING
     try:
         return changed_settings(from_json(old), new, may_change=may_change), restart
     except ConfigError:  # another version wrote it

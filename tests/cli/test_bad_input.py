@@ -170,6 +170,10 @@ BAD_SETTINGS = {
         "--table.update zero_dense --engine.zero_stage 3 --table.placement host",
         r" table\.placement='host': needs table\.update row_sparse",
     ),
+    "cached rows of a table on the device": (
+        "--loss.name bce --table.cached_rows 9",
+        r" table\.cached_rows=9: needs table\.placement host",
+    ),
     "full softmax in host memory": (
         "--loss.name full_softmax --table.placement host",
         r"table\.placement=host: loss\.name=full_softmax reads every row.*--loss\.name sampled_softmax",

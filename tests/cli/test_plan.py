@@ -122,6 +122,18 @@ def test_table_in_host_memory_does_not_count_towards_the_gpu(data: Path) -> None
     assert on_gpu.total_bytes - on_host.total_bytes == sum(table.values())
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("cached_rows", [40, 10**6])
+def test_cached_rows_are_counted_as_they_are_allocated(data: Path, optimizer: str, cached_rows: int) -> None:
+    config = small_config(
+        *("--loss.name", "bce", "--table.placement", "host", "--table.cached_rows", str(cached_rows)),
+        *("--table.optimizer.name", optimizer),
+    )
+    estimate = estimate_run(config, Dataset.open(data), device_type="cuda")
+    (allocated,) = run_ranks(table_bytes, 1, data, config)
+    assert estimate.persistent["table rows on the device"] == allocated["cached_rows"]
+
+
 def test_table_and_batch_are_divided_over_the_ranks(data: Path) -> None:
     dataset = Dataset.open(data)
     estimates = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]
