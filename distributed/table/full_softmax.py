@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from longplay.distributed.runtime.collectives import all_gather_rows, all_reduce_max, all_reduce_sum
-from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 
@@ -40,6 +39,7 @@ class _FullSoftmax(torch.autograd.Function):
         every_target, _ = all_gather_rows(targets, world)
         owned = table.order.positions(every_target) - table.first_row
         mine = (owned >= 0) & (owned < table.num_rows)
+        owned = torch.where(mine, owned, 0)
 
         start = sum(counts[: world.rank])
         stop = start + counts[world.rank]
@@ -71,7 +71,7 @@ def _chunk_loss(
 
     Args:
         hidden: (n, D), the same on every rank.
-        owned: (n,) each target's row in this rank's shard, valid where `mine` is True.
+        owned: (n,) each target's row in this rank's shard, 0 where `mine` is False.
         mine: (n,) bool, whether this rank owns the target.
         table: provides `shard` (R, D), the rows of this rank.
         hidden_grad: (n, D), overwritten with this rank's part of the gradient.
@@ -79,18 +79,21 @@ def _chunk_loss(
     """
     world, shard = table.world, table.shard
     logits = hidden @ shard.T
-    with waiting("the targets of this rank"):
-        here = mine.nonzero().squeeze(1)
-    target_logit = logits.new_zeros(logits.shape[0])
-    target_logit[here] = logits[here, owned[here]]
-    low = torch.finfo(logits.dtype).min
-    top = logits.amax(1) if shard.shape[0] else logits.new_full((logits.shape[0],), low)
+    # Targets of other ranks have a column too; to select this rank's, the host would wait for their number.
+    column = owned.unsqueeze(1)
+    if shard.shape[0]:
+        target_logit, top = torch.where(mine, logits.gather(1, column).squeeze(1), 0), logits.amax(1)
+    else:
+        target_logit = logits.new_zeros(logits.shape[0])
+        top = torch.full_like(target_logit, torch.finfo(logits.dtype).min)
     all_reduce_max(top, world)
     logits.sub_(top.unsqueeze(1)).exp_()
     sums = torch.stack([logits.sum(1), target_logit])
     all_reduce_sum(sums, world)
     # (exp - sum * one_hot) / sum is softmax - one_hot; dividing the (n, D) factors is cheaper.
-    logits[here, owned[here]] -= sums[0, here]
+    if shard.shape[0]:
+        own_sum = torch.where(mine, sums[0], 0).unsqueeze(1)
+        logits.scatter_(1, column, logits.gather(1, column) - own_sum)
     scale = sums[0].reciprocal().unsqueeze(1)
     torch.mm(logits, shard, out=hidden_grad)
     hidden_grad.mul_(scale)
