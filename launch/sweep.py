@@ -19,6 +19,7 @@ from longplay.launch.sweeps.dry_run import dry_run
 from longplay.launch.sweeps.folder import SweepFolder, open_sweep
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job import SweepJob
+from longplay.launch.sweeps.possible_runs import check_runs
 from longplay.launch.sweeps.running import run_in_processes, run_one_by_one, submit
 from longplay.launch.sweeps.slurm_jobs import choose_cluster
 from longplay.launch.sweeps.status import sweep_status
@@ -52,7 +53,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     resources = read_resources(args)
     folder = SweepFolder(out)
     grid = read_grid(args, overrides, exists=bool(folder.jobs))
-    specs = _saved_jobs(folder) if grid is None else grid.jobs()
+    if grid is None:
+        specs = _saved_jobs(folder)
+    else:
+        specs = grid.jobs()
+        check_runs(specs, resources)
     if args.dry_run:
         return dry_run(folder, folder.add(specs), resources)
     cluster = choose_cluster(args.cluster)

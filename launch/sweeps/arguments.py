@@ -189,6 +189,6 @@ def _whole_numbers(option: str, words: list[str] | None) -> list[int]:
     """Return the values of `option` as numbers."""
     values = _split(words)
     for value in values:
-        if not value.isdigit():
-            raise ConfigError(f"{option} {value}: is not a whole number")
+        if not re.fullmatch("[0-9]{1,19}", value):
+            raise ConfigError(f"{option} {value[:40]}: is not a whole number of at most 19 digits")
     return [int(value) for value in values]

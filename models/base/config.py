@@ -14,6 +14,7 @@ GateName = Literal["soft", "top1"]
 ScanName = Literal["auto", "chunk", "cpp", "kernel", "ref", "triton"]
 ActivationName = Literal["gelu", "relu", "silu"]
 Options = TypeVar("Options")
+_SEARCHED = 10_000  # values on each side of an invalid one, among which the nearest valid one is searched
 
 
 @settings_class
@@ -116,10 +117,13 @@ class EncoderConfig:
 
 
 def _check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
-    if whole % value:
-        divisors = [d for d in range(1, whole + 1) if whole % d == 0]
-        nearest = min(divisors, key=lambda d: abs(d - value))
-        raise ValueError(f"{name}={value}: must divide {whole_name} = {whole}; nearest valid: {nearest}")
+    if whole % value == 0:
+        return
+    candidates = range(max(1, value - _SEARCHED), min(whole, value + _SEARCHED) + 1)
+    divisors = [d for d in candidates if whole % d == 0]
+    nearest = min(divisors, key=lambda d: abs(d - value), default=None)
+    hint = "" if nearest is None else f"; nearest valid: {nearest}"
+    raise ValueError(f"{name}={value}: must divide {whole_name} = {whole}{hint}")
 
 
 def _check_options(model: str, options_type: type | None, options: dict[str, Any]) -> None:

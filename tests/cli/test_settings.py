@@ -215,6 +215,13 @@ def test_the_message_gives_the_limit(words: str, message: str) -> None:
         resolve("mambarec", get_recipe("mambarec"), [words])
 
 
+@pytest.mark.parametrize("model", ["mambarec", "sasrec"])
+def test_the_nearest_divisor_of_a_huge_width_is_found_at_once(model: str) -> None:
+    words = ["--encoder.d_model=2147483647", "--encoder.expand=2147483647", "--encoder.mixer=mamba2"]
+    with pytest.raises(ConfigError, match=r"must divide .* = \d{10,}; nearest valid: 1$"):
+        configured(*words, recipe=model)
+
+
 ALIASES = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh"))
 BAD_YAML = {
     "nested lists": "[" * 200_000,

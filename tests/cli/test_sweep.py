@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,28 @@ def test_an_ablation_varies_one_setting(name: str, data: Path) -> None:
 def test_slots_per_step_is_the_same_at_every_length(data: Path) -> None:
     jobs = grid(data, recipes=("sasrec",), context_lengths=(250, 1000, 5000), slots_per_step=12_000).jobs()
     assert [job.config.data.rows_per_step for job in jobs] == [48, 12, 12]
+
+
+@pytest.mark.parametrize("cluster", [["--dry-run"], ["--cluster", "local"]])
+@pytest.mark.parametrize("huge", [["--context-lengths", "1000000000"], ["--encoder.d_model", "2147483646"]])
+def test_a_run_beyond_any_memory_is_refused_before_anything_is_written(
+    tmp_path: Path, data: Path, huge: list[str], cluster: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "--data", str(data), "--models", "sasrec", "--out", str(tmp_path / "sweep")]
+    assert main([*words, *cluster, *huge]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"data-sasrec-L\d+-s0: --(context_length|encoder\.d_model) \d+: needs at least", line)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("seeds", ["²", "9" * 5000, "1.5", "-1"])
+def test_seeds_that_are_not_whole_numbers_are_refused(
+    data: Path, seeds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "--data", str(data), f"--seeds={seeds}", "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("is not a whole number of at most 19 digits")
+    assert len(line) < 200
 
 
 def test_overrides_reach_every_run(data: Path) -> None:
