@@ -1,4 +1,4 @@
-"""Measure how fast the stream reads, seeks and packs, at history lengths like LFM-1b's and MovieLens-1M's.
+"""Measure how fast the stream reads, seeks and packs, at history lengths like three public datasets'.
 
     python -m benchmarks.stream                 everything, a few minutes
     python -m benchmarks.stream read seek       some of: read, seek, padding, threads
@@ -46,6 +46,11 @@ def ml1m_lengths(num_users: int = 6_040, seed: int = 0) -> np.ndarray:
     """Return (users,) history lengths with MovieLens-1M's mean (165.6), minimum (20) and maximum (2,314)."""
     draws = np.random.default_rng(seed).lognormal(np.log(96), 1.05, num_users)
     return np.clip(draws, 20, 2_314).astype(np.int64)
+
+
+def beauty_lengths(num_users: int = 22_363, seed: int = 0) -> np.ndarray:
+    """Return (users,) history lengths with the mean (8.9) and the minimum (5) of Amazon Beauty."""
+    return 4 + np.random.default_rng(seed).geometric(1 / 4.9, num_users)
 
 
 def write_dataset(out: Path, lengths: np.ndarray, seed: int = 0) -> Dataset:
@@ -183,23 +188,17 @@ def benchmark_padding(repeats: int) -> None:
 
 def benchmark_threads(sets: dict[str, Dataset], repeats: int) -> None:
     """Print the targets/s of an epoch with several numbers of reader threads."""
-    print("\none epoch by several reader threads, without the first batch, L = 1000, prefetch_steps = 2")
+    print("\none epoch by several reader threads, L = 1000, prefetch_steps = 2")
     for name, dataset in sets.items():
         rates = []
         for threads in (0, 1, 2, 4):
             config = StreamConfig(context_length=1000, reader_threads=threads)
 
-            def rest_of_epoch(config: StreamConfig = config, path: Path = Path(dataset.path)) -> float:
-                stream = TrainStream(Dataset.open(path, cache_bytes=0), config)
-                batches = itertools.islice(stream, stream.steps_per_epoch(0))
-                next(batches)
-                began = time.perf_counter()
-                targets = sum(int((batch.targets > 0).sum()) for batch in batches)
-                return targets / (time.perf_counter() - began)
+            def whole(config: StreamConfig = config, path: Path = Path(dataset.path)) -> None:
+                read_epoch(path, config)
 
-            rate = statistics.median(rest_of_epoch() for _ in range(repeats))
-            rates.append(f"{threads}: {rate / 1e6:.1f}")
-        print(f"  {name:<8} M targets/s with threads {', '.join(rates)}")
+            rates.append(f"{threads}: {dataset.num_events / median_s(whole, repeats) / 1e6:.1f}")
+        print(f"  {name:<8} M events/s with threads {', '.join(rates)}")
 
 
 def main() -> None:
@@ -229,6 +228,7 @@ def main() -> None:
             sets = {
                 "LFM-like": write_dataset(Path(folder) / "lfm", lfm_lengths(args.events)),
                 "ML-1M": write_dataset(Path(folder) / "ml1m", ml1m_lengths()),
+                "Beauty": write_dataset(Path(folder) / "beauty", beauty_lengths(50 * 22_363)),
             }
             if "read" in parts:
                 benchmark_read(sets, args.repeats)
