@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
-from longplay.distributed.runtime.rendezvous import agree_on_port, free_port, read_port, slurm_rendezvous
+from longplay.distributed.runtime.rendezvous import agree_on_port, read_port, slurm_rendezvous
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
 
@@ -121,18 +121,24 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
         where = torch.device("cpu")
         keep_freed_memory()
 
-    address, port = _rendezvous(rank, world_size, launcher, timeout_s)
+    met = _rendezvous(rank, world_size, launcher, timeout_s)
     # DeepSpeed takes LOCAL_RANK as the number of the GPU.
     device_index = local_rank if where.index is None else where.index
-    values = (str(rank), str(device_index), str(world_size), address, str(port))
+    values = (str(rank), str(device_index), str(world_size), *(map(str, met) if met else (None, None)))
     if not _variables_before:
         _variables_before.update({name: os.environ.get(name) for name in _VARIABLES})
-    os.environ.update(zip(_VARIABLES, values, strict=True))
+    _set_variables(zip(_VARIABLES, values, strict=True))
+    backend, timeout = "nccl" if device_type == "cuda" else "gloo", timedelta(seconds=timeout_s)
+    if met is None and not torch.distributed.is_initialized():  # an earlier command may have failed
+        store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # it is documented
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
     comm.init_distributed(
-        dist_backend="nccl" if device_type == "cuda" else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
         rank=rank,
         world_size=world_size,
     )
@@ -140,10 +146,11 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
     return World(rank=rank, local_rank=local_rank, world_size=world_size, device=where, launcher=launcher)
 
 
-def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> tuple[str, int]:
+def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> tuple[str, int] | None:
     """Return the address and the port at which the ranks meet. Collective under srun and in local jobs.
 
-    A world of one process meets nobody, so that any number of them may run in one srun step.
+    None = a single process, which meets nobody and needs no port, so that any number of them may run in one
+    srun step. Under torchrun, or with both MASTER_ADDR and MASTER_PORT set by hand, it uses that port.
     """
     env = os.environ
     if world_size > 1 and LOCAL_JOB in env:
@@ -158,7 +165,7 @@ def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> 
         )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if world_size == 1 and (launcher != "torchrun" or len(missing) == 2):
-        return "127.0.0.1", free_port()
+        return None
     if launcher == "srun":
         return slurm_rendezvous(env, rank=rank, world_size=world_size, timeout_s=timeout_s)
     if missing:
@@ -182,9 +189,14 @@ def close_world(world: World) -> None:
     """
     barrier(world)
     comm.destroy_process_group()
-    for name, value in _variables_before.items():
+    _set_variables(_variables_before.items())
+    _variables_before.clear()
+
+
+def _set_variables(values: Iterable[tuple[str, str | None]]) -> None:
+    """Set variables of the environment, or unset those that are None."""
+    for name, value in values:
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    _variables_before.clear()

@@ -61,6 +61,7 @@ def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STEP = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "3"}
 
 
@@ -190,7 +191,7 @@ def test_master_address_and_port_each_replace_the_choice() -> None:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Unset a launcher's variables, and replace DeepSpeed's process group by nothing."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("longplay.distributed.runtime.world.load_deepspeed", lambda device_type: None)
     nothing = SimpleNamespace(init_distributed=lambda **_: None, destroy_process_group=lambda: None)
@@ -199,19 +200,28 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_world_of_one_in_an_srun_step_needs_no_agreed_port(bare: pytest.MonkeyPatch) -> None:
-    step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1", "MASTER_PORT": "29500"}
-    for name, value in {**STEP, **step}.items():
-        bare.setenv(name, value)
-    ports = set()
-    for _ in range(2):
-        world = init_world(device="cpu")
-        assert (world.world_size, world.launcher, os.environ["MASTER_ADDR"]) == (1, "srun", "127.0.0.1")
-        ports.add(os.environ["MASTER_PORT"])
-        close_world(world)
-    assert "29500" not in ports
-    assert os.environ["MASTER_PORT"] == "29500"
-    assert "RANK" not in os.environ
+def test_a_process_alone_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a port in the environment of its srun step nor one that was free a moment ago is used."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("", 0)) as other_program:
+        port = other_program.getsockname()[1]
+        step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+        for name, value in {**STEP, **step, "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        for module in ("rendezvous", "world"):
+            monkeypatch.setattr(
+                f"longplay.distributed.runtime.{module}.free_port", lambda port=port: port, raising=False
+            )
+        before = {name: os.environ.get(name) for name in VARIABLES}
+        for _ in range(2):  # a process may form a world after another
+            world = init_world(device="cpu")
+            assert (world.world_size, world.launcher, os.environ["RANK"]) == (1, "srun", "0")
+            assert "MASTER_PORT" not in os.environ  # what starts in this process meets nobody either
+            torch.distributed.all_reduce(torch.ones(1))
+            assert read_environment(os.environ) == (0, 0, 1, "torchrun")
+            close_world(world)
+            assert {name: os.environ.get(name) for name in VARIABLES} == before
 
 
 @pytest.mark.parametrize(
