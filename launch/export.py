@@ -7,7 +7,7 @@ from typing import Any
 
 from longplay.common.sizes import gib, mib
 from longplay.launch.evaluation.loading import find_checkpoint, open_dataset
-from longplay.launch.exports.model_folder import check_exportable, check_output, write_export
+from longplay.launch.exports.model_folder import check_output, write_export
 from longplay.launch.settings.common_arguments import add_run_arguments
 from longplay.launch.settings.saved import read_config
 
@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     check_output(args.out, args.overwrite)
     config = read_config(args.run)
-    check_exportable(config)
     dataset = open_dataset(args.run, args.data)
     checkpoint = find_checkpoint(args.run, args.checkpoint)
     width = config.encoder.d_model

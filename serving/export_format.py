@@ -4,6 +4,11 @@ config.json               format version, encoder, metrics, dataset id, and ever
 encoder.safetensors       the encoder's fp32 weights, by parameter name
 item_table.safetensors    "weight" (num_items + 1, D) fp32: row i is item i, row 0 (padding) is zeros
 items.parquet             item_id, original_id, count, ordered by item_id from 1
+
+A model with inputs besides the items has more files:
+
+feature-NAME.parquet      the values of a categorical feature, in the order of their codes from 1
+item_inputs.safetensors   item_NAME (num_items + 1,) int32 codes, item_vectors (num_items + 1, V) fp32
 """
 
 import dataclasses
@@ -21,6 +26,7 @@ from longplay.common.kinds import not_a
 from longplay.common.settings import Count
 from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
+from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
 
 FORMAT = "longplay-export"
 FORMAT_VERSION = 1
@@ -28,6 +34,7 @@ CONFIG_NAME = "config.json"
 ENCODER_NAME = "encoder.safetensors"
 TABLE_NAME = "item_table.safetensors"
 ITEMS_NAME = "items.parquet"
+ITEM_INPUTS_NAME = "item_inputs.safetensors"
 TABLE_TENSOR = "weight"
 _GIVE_AN_EXPORT = "give the folder that `longplay export --out` wrote"
 
@@ -48,6 +55,8 @@ class ExportConfig:
         checkpoint: the checkpoint's "name", "step" and "metrics" (validation metrics at that step).
         longplay_version: the version that wrote it.
         files: name -> {"bytes", "sha256"} of every other file.
+        inputs: what the encoder sees of an event besides its item.
+        time_unit: unit of the dataset's times; None if it is unknown, or if the encoder sees items only.
     """
 
     encoder: EncoderConfig
@@ -56,7 +65,9 @@ class ExportConfig:
     recipe: str
     checkpoint: JsonObject
     longplay_version: str
-    files: dict[Annotated[str, Field(pattern=r"^[a-z_]+\.[a-z]+$")], FileInfo]
+    files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.[a-z]+$")], FileInfo]
+    inputs: InputSpec = ITEMS_ONLY
+    time_unit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of config.json."""
@@ -71,6 +82,11 @@ class ExportConfig:
             "encoder": dataclasses.asdict(self.encoder),
             "checkpoint": self.checkpoint,
             "files": self.files,
+            **(
+                {"inputs": dataclasses.asdict(self.inputs), "time_unit": self.time_unit}
+                if self.inputs
+                else {}
+            ),
         }
 
 

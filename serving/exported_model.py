@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,8 @@ from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
+from longplay.models.inputs.spec import NO_TIME, TIMES
+from longplay.models.inputs.stage import Inputs, missing_inputs
 from longplay.serving.export_format import (
     ENCODER_NAME,
     ITEMS_NAME,
@@ -29,12 +31,12 @@ from longplay.serving.export_format import (
     check_sha256,
     read_export_config,
 )
+from longplay.serving.exported_inputs import ExportedInputs
+from longplay.serving.histories import GIVE_A_HISTORY, Events, Features, History, HistoryReader, Times
 from longplay.serving.item_rows import ItemRows
 
 _SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
 _QUERIES_AT_ONCE = 256  # per pass over the item table
-
-History = Sequence[int] | Sequence[str] | np.ndarray
 
 
 @dataclass(repr=False)
@@ -81,14 +83,21 @@ class ExportedModel:
         encoder: in eval mode, on `device`.
         rows: the item table.
         items: the items' original ids and counts.
+        inputs: what the encoder sees of events besides their items.
         device: device of the encoder and of scoring.
     """
 
     def __init__(
-        self, config: ExportConfig, encoder: SequenceEncoder, rows: ItemRows, items: ItemVocabulary
+        self,
+        config: ExportConfig,
+        encoder: SequenceEncoder,
+        rows: ItemRows,
+        items: ItemVocabulary,
+        inputs: ExportedInputs,
     ) -> None:
-        self.config, self.encoder, self.rows, self.items = config, encoder, rows, items
+        self.config, self.encoder, self.rows, self.items, self.inputs = config, encoder, rows, items, inputs
         self.device = rows.device
+        self._reader = HistoryReader(items, inputs)
 
     def __repr__(self) -> str:
         config = self.config
@@ -105,22 +114,29 @@ class ExportedModel:
         """Open an export; see `longplay.load`."""
         folder = Path(path)
         config = read_export_config(folder)
-        for name in (
-            config.files if verify else (ENCODER_NAME, ITEMS_NAME)
-        ):  # these two are read in full anyway
-            check_sha256(folder, config, name)
+        for name in config.files:
+            if verify or name != TABLE_NAME:  # the others are read in full anyway
+                check_sha256(folder, config, name)
         where = torch.device(device)
         width, num_items = config.encoder.d_model, config.num_items
         rows = ItemRows(folder / TABLE_NAME, num_items=num_items, width=width, device=where)
         encoder = _read_encoder(folder / ENCODER_NAME, config)
         check_packages(encoder, where)
-        return cls(config, encoder.to(where), rows, _read_items(folder / ITEMS_NAME, num_items))
+        items = _read_items(folder / ITEMS_NAME, num_items)
+        inputs = ExportedInputs.read(folder, config.inputs, config.time_unit, num_items)
+        return cls(config, encoder.to(where), rows, items, inputs)
 
     # ------------------------------------------------------------------ whole histories
 
     @torch.inference_mode()
     def recommend(
-        self, history: History | Sequence[History], *, top: int = 20, exclude_seen: bool = True
+        self,
+        history: History | Sequence[History],
+        *,
+        times: Times | Sequence[Times] | None = None,
+        features: Features | Sequence[Features] | None = None,
+        top: int = 20,
+        exclude_seen: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best next items after one history, or after each of several.
 
@@ -130,6 +146,10 @@ class ExportedModel:
         Args:
             history: original item ids, oldest first; or a list of such histories. Ids are integers or
                 strings, as in the dataset: 5 is not "5".
+            times: for a model that was trained with times, those of the events: integers in the unit of the
+                dataset, or datetime64 in UTC. Several histories: a list of them. None = unknown.
+            features: for a model that was trained with event features, name -> original values, or numbers;
+                None is a missing value. Several histories: a list of them. None = all are missing.
             top: number of items to return.
             exclude_seen: exclude the items of the history.
         Returns:
@@ -139,12 +159,13 @@ class ExportedModel:
             of an empty history is all padding.
         Raises:
             ValueError: the only history is empty, a history has events but no item of the model or is not a
-                list of ids of the dataset's type, or `top` is below 1.
+                list of ids of the dataset's type, times or features do not fit the history or the model, or
+                `top` is below 1.
         """
-        histories, single = self._histories(history)
-        filled = [number for number, one in enumerate(histories) if len(one)]
-        known = [self._known(histories[number], number, single) for number in filled]
-        seen = [np.unique(one).tolist() if exclude_seen else [] for one in known]
+        histories, single = self._reader.histories(history, times, features)
+        filled = [number for number, one in enumerate(histories) if one is not None]
+        known = [one for one in histories if one is not None]
+        seen = [np.unique(one.items).tolist() if exclude_seen else [] for one in known]
         item_ids, scores = self._top(self._encode(known), seen, top)
         if single:
             return _without_padding(item_ids[0], scores[0])
@@ -157,21 +178,30 @@ class ExportedModel:
         return all_ids, all_scores
 
     @torch.inference_mode()
-    def scores(self, history: History | Sequence[History], item_ids: History) -> np.ndarray:
+    def scores(
+        self,
+        history: History | Sequence[History],
+        item_ids: History,
+        *,
+        times: Times | Sequence[Times] | None = None,
+        features: Features | Sequence[Features] | None = None,
+    ) -> np.ndarray:
         """Return float64 scores of given items: (n,) after one history, (B, n) after B histories.
 
         Args:
-            history: as for `recommend`.
+            history, times, features: as for `recommend`.
             item_ids: (n,) original ids.
         Raises:
             ValueError: as for `recommend`, or one of `item_ids` is not an item of the model.
         """
-        originals = self._typed(item_ids, "item_ids")
+        originals = self._reader.typed(item_ids, "item_ids")
         ids = self.items.item_ids(originals)
         if (ids == 0).any():
             raise ValueError(f"item_ids: {originals[int(np.argmin(ids))]!r} is not an item of this model")
-        histories, single = self._histories(history)
-        known = [self._known(one, number, single) for number, one in enumerate(histories)]
+        histories, single = self._reader.histories(history, times, features)
+        known = [one for one in histories if one is not None]
+        if len(known) < len(histories):
+            raise ValueError(f"history {histories.index(None)}: is empty; {GIVE_A_HISTORY}")
         scores = self.rows.score(self._encode(known), torch.from_numpy(ids)).cpu().numpy()
         return scores[0] if single else scores
 
@@ -185,7 +215,7 @@ class ExportedModel:
         """
         values = list(item_ids)
         known = [value for value in values if value is not None]
-        titles = self.items.columns.titles(self.items.item_ids(self._typed(known, "item_ids")))
+        titles = self.items.columns.titles(self.items.item_ids(self._reader.typed(known, "item_ids")))
         if titles is None:
             raise ValueError("the export has no titles, because the dataset's items have no column `title`")
         found = iter(titles)
@@ -194,28 +224,40 @@ class ExportedModel:
     # ------------------------------------------------------------------ one event at a time
 
     @torch.inference_mode()
-    def session(self, history: History = ()) -> Session:
+    def session(
+        self, history: History = (), *, times: Times | None = None, features: Features | None = None
+    ) -> Session:
         """Return a session after `history`; `step` then adds one event in constant time.
 
         Args:
             history: original item ids, oldest first; only the latest `context_length` are encoded. May be
                 empty.
+            times, features: as for `recommend`.
         Raises:
             TypeError: the encoder is not recurrent (sasrec, moematrrec); use `recommend`.
             ValueError: as for `recommend`.
         """
         state = self.encoder.init_state(1)
-        originals = self._typed(history, "history")
+        originals = self._reader.typed(history, "history")
         if len(originals) == 0:
             return Session(self, state, None, set())
-        known = self._known(originals, 0, True)
-        recent = torch.from_numpy(known[-self.config.encoder.context_length :]).unsqueeze(0)
-        lengths = torch.tensor([recent.shape[1]], device=self.device)
-        hidden, state = self.encoder.prefill(self.rows.lookup(recent), lengths)
-        return Session(self, state, hidden.float(), set(known.tolist()))
+        known = self._reader.events(originals, times, features, "history")
+        recent = known.latest(self.config.encoder.context_length)
+        rows = self.rows.lookup(torch.from_numpy(recent.items).unsqueeze(0))
+        inputs = recent.inputs and {key: values.unsqueeze(0) for key, values in recent.inputs.items()}
+        lengths = torch.tensor([len(recent)], device=self.device)
+        hidden, state = self.encoder.prefill(rows, lengths, self._on_device(inputs))
+        return Session(self, state, hidden.float(), set(known.items.tolist()))
 
     @torch.inference_mode()
-    def step(self, session: Session, item_id: int | str) -> Session:
+    def step(
+        self,
+        session: Session,
+        item_id: int | str,
+        *,
+        time: int | np.datetime64 | None = None,
+        features: Mapping[str, Any] | None = None,
+    ) -> Session:
         """Add one event to a session in place, and return the session.
 
         Unlike in `recommend`, events older than the latest `context_length` still count. An item that is not
@@ -223,63 +265,37 @@ class ExportedModel:
 
         Args:
             item_id: original item id.
+            time: the time of the event, as for `recommend`.
+            features: name -> value of the event.
+        Raises:
+            ValueError: as for `recommend`, or the time is before that of the event before.
         """
-        original = self._typed([item_id], "item_id")
-        (item,) = self.items.item_ids(original).tolist()
-        if item == 0:
+        original = self._reader.typed([item_id], "item_id")
+        if not self.items.item_ids(original).any():
             warnings.warn(f"item {original[0]!r} is not an item of this model; it is ignored", stacklevel=2)
             return session
-        row = self.rows.lookup(torch.tensor([item]))
-        hidden, session.state = self.encoder.step(row, session.state)
+        times = None if time is None else np.array([time])
+        told = {name: [value] for name, value in (features or {}).items()}
+        event = self._reader.events(original, times, told, "the event")
+        latest = session.state.time
+        if latest is not None and event.inputs is not None:
+            when = int(event.inputs[TIMES])
+            if NO_TIME < when < int(latest):
+                raise ValueError(f"time: {when} is before the time of the event before, {int(latest)}")
+        row = self.rows.lookup(torch.from_numpy(event.items))
+        hidden, session.state = self.encoder.step(row, session.state, self._on_device(event.inputs))
         session.hidden = hidden.float()
-        session.seen.add(item)
+        session.seen.update(event.items.tolist())
         return session
 
     # ------------------------------------------------------------------ helpers
 
-    def _typed(self, ids: Any, name: str) -> pl.Series:
-        """Return original ids as a series; `name` is used in messages."""
-        try:
-            return self.items.original_ids.typed(ids)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    def _on_device(self, inputs: Inputs | None) -> Inputs | None:
+        return inputs and {key: values.to(self.device) for key, values in inputs.items()}
 
-    def _histories(self, history: Any) -> tuple[list[pl.Series], bool]:
-        """Return a list of histories of original ids, and whether `history` is a single one."""
-        try:
-            first = history[0] if len(history) else None
-        except (TypeError, LookupError):
-            raise ValueError(
-                f"history: {str(history)[:40]} is not a list; give original item ids, oldest first, such as "
-                f"[{self.items.original_ids[0]!r}]"
-            ) from None
-        if first is None:
-            raise ValueError("history: is empty; give original item ids, oldest first")
-        if np.ndim(first) == 0:
-            return [self._typed(history, "history")], True
-        return [self._typed(one, f"history {number}") for number, one in enumerate(history)], False
-
-    def _known(self, history: pl.Series, number: int, single: bool) -> np.ndarray:
-        """Return the item ids (n,) int64 of a history of original ids, without unknown items."""
-        ids = self.items.item_ids(history)
-        unknown = history.filter(ids == 0)
-        name = "history" if single else f"history {number}"
-        if not len(history):
-            raise ValueError(f"{name}: is empty; give original item ids, oldest first")
-        if len(unknown) == len(history):
-            raise ValueError(f"{name}: has no item of this model; give original item ids, oldest first")
-        if len(unknown):
-            shown = ", ".join(map(repr, unknown[:5]))
-            warnings.warn(
-                f"{name}: {len(unknown)} of {len(history)} items are not in this model ({shown}); ignored",
-                stacklevel=3,
-            )
-        return ids[ids > 0]
-
-    def _encode(self, histories: list[np.ndarray]) -> Tensor:
-        """Encode histories of item ids to (B, D) fp32; histories of similar length run together."""
-        limit = self.config.encoder.context_length
-        recent = [history[-limit:] for history in histories]
+    def _encode(self, histories: list[Events]) -> Tensor:
+        """Encode histories to (B, D) fp32; histories of similar length run together."""
+        recent = [history.latest(self.config.encoder.context_length) for history in histories]
         lengths = np.array([len(history) for history in recent])
         hidden = torch.empty(len(recent), self.config.encoder.d_model, device=self.device)
         waiting = np.argsort(-lengths, kind="stable")
@@ -287,11 +303,16 @@ class ExportedModel:
             longest = int(lengths[waiting[0]])
             batch, waiting = np.split(waiting, [max(1, _SLOTS_AT_ONCE // longest)])
             items = torch.zeros(len(batch), longest, dtype=torch.int64)
+            inputs = missing_inputs(self.inputs.spec, (len(batch), longest), items.device)
             for row, number in enumerate(batch):
-                items[row, : lengths[number]] = torch.from_numpy(recent[number])
+                items[row, : lengths[number]] = torch.from_numpy(recent[number].items)
+                for key, values in (recent[number].inputs or {}).items():
+                    inputs[key][row, : lengths[number]] = values
             seq_idx = (items == 0).int().to(self.device)  # padding after a history is another segment
             last = torch.from_numpy(np.arange(len(batch)) * longest + lengths[batch] - 1).to(self.device)
-            encoded = self.encoder(self.rows.lookup(items), seq_idx, at=last)
+            encoded = self.encoder(
+                self.rows.lookup(items), seq_idx, at=last, inputs=self._on_device(inputs or None)
+            )
             hidden[torch.from_numpy(batch).to(self.device)] = encoded.float()
         return hidden
 
@@ -329,7 +350,7 @@ def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
     try:
-        encoder = build_encoder(config.encoder)
+        encoder = build_encoder(config.encoder, inputs=config.inputs)
         encoder.load_state_dict(read_tensors(file))
     except (RuntimeError, TensorFileError) as error:
         cause = " ".join(str(error).split())

@@ -1,6 +1,5 @@
 """Write the folder of an exported model; its format is in `longplay.serving.export_format`."""
 
-import dataclasses
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -12,17 +11,20 @@ from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, read_json
 from longplay.common.tensor_file import WrittenFile, read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
+from longplay.data_shards.storage.features import vocabulary_name
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.launch.exports.item_table import write_table
+from longplay.launch.inputs.event_inputs import EventInputs, load_inputs
 from longplay.launch.run_folders.metrics_file import read_scalars
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.models.inputs.config import InputConfig
+from longplay.models.inputs.spec import VECTORS, category_key
 from longplay.serving.export_format import (
     CONFIG_NAME,
     ENCODER_NAME,
     FORMAT,
+    ITEM_INPUTS_NAME,
     ITEMS_NAME,
     TABLE_NAME,
     ExportConfig,
@@ -48,24 +50,6 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out {out}: holds an export; add --overwrite, or give another folder")
 
 
-def check_exportable(config: RunConfig) -> None:
-    """Check that an export can hold the model of a run.
-
-    Raises:
-        ConfigError: its encoder sees more of an event than the item, which an export does not support.
-    """
-    changed = [
-        f"inputs.{item.name}"
-        for item in dataclasses.fields(InputConfig)
-        if getattr(config.inputs, item.name) != getattr(InputConfig(), item.name)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{', '.join(changed)}: an export recommends from item ids alone, so it cannot hold a model with "
-            "inputs; use `longplay recommend`, or train without them"
-        )
-
-
 def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, checkpoint: Checkpoint) -> int:
     """Write a model to `out` and return its size in bytes. The folder appears complete or not at all.
 
@@ -83,7 +67,8 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        files = write_files(partial, checkpoint, dataset)
+        inputs = load_inputs(config.inputs, dataset)
+        files = write_files(partial, checkpoint, dataset, inputs)
         described = ExportConfig(
             encoder=config.encoder,
             num_items=dataset.num_items,
@@ -96,6 +81,8 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
             },
             longplay_version=metadata.version("longplay"),
             files=files,
+            inputs=inputs.spec,
+            time_unit=dataset.manifest.time_unit if inputs.spec else None,
         )
         write_json(partial / CONFIG_NAME, described.to_json())
         replace_folder(partial, out)
@@ -111,8 +98,14 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
     return sum(file["bytes"] for file in files.values())
 
 
-def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, FileInfo]:
-    """Write the encoder, the item table and the items; return the size and checksum of each file."""
+def write_files(
+    folder: Path, checkpoint: Checkpoint, dataset: Dataset, inputs: EventInputs
+) -> dict[str, FileInfo]:
+    """Write the encoder, the item table, the items and the inputs.
+
+    Returns:
+        The size and checksum of each file.
+    """
     saved = read_tensors(checkpoint.path / "encoder.safetensors")
     weights = {
         name.removeprefix("weight/"): value.float()
@@ -128,18 +121,30 @@ def write_files(folder: Path, checkpoint: Checkpoint, dataset: Dataset) -> dict[
             **{name: columns.column(name) for name, dtype in columns.types.items() if not dtype.is_nested()},
         }
     )
-    with atomic_file(folder / ITEMS_NAME) as file:
-        items.write_parquet(file)
-    num_bytes = (folder / ITEMS_NAME).stat().st_size
     written = [
         write_tensors(folder / ENCODER_NAME, weights),
         write_table(folder / TABLE_NAME, checkpoint),
-        WrittenFile(name=ITEMS_NAME, num_bytes=num_bytes, sha256=sha256_of(folder / ITEMS_NAME)),
+        _write_parquet(folder / ITEMS_NAME, items),
+        *(
+            _write_parquet(folder / vocabulary_name(name), dataset.feature_values(name))
+            for name, _ in inputs.spec.categorical
+        ),
     ]
+    of_items = {category_key(name): codes for name, codes in inputs.items.categories.items()}
+    if inputs.items.vectors is not None:
+        of_items[VECTORS] = inputs.items.vectors
+    if of_items:
+        written.append(write_tensors(folder / ITEM_INPUTS_NAME, of_items))
     return {
         file.name: FileInfo(bytes=file.num_bytes, sha256=file.sha256)
         for file in sorted(written, key=lambda file: file.name)
     }
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> WrittenFile:
+    with atomic_file(path) as file:
+        table.write_parquet(file)
+    return WrittenFile(name=path.name, num_bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def validation_metrics(run: Path, step: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from longplay.data_shards.stream.rows import Batch
 from longplay.launch.inputs.item_inputs import ItemInputs, load_item_inputs
 from longplay.launch.settings.errors import ConfigError
 from longplay.models.inputs.config import InputConfig
-from longplay.models.inputs.spec import TIMES, InputSpec, feature_key
+from longplay.models.inputs.spec import InputSpec
 from longplay.models.inputs.stage import missing_inputs
 
 
@@ -68,13 +68,11 @@ class EventInputs:
         """
         if not self.spec:
             return None
-        found = {feature_key(name): features[name] for name in self.columns.names}
-        if times is not None and self.spec.uses_times:
-            found[TIMES] = times
-        of_items = self.items.gather(item_ids)
+        named = {name: features[name] for name in self.columns.names}
+        found = self.items.of_events(self.spec, item_ids, times, named)
         if device.type == "cuda":  # as the batch is, so that the copies do not wait for the device
-            of_items = {key: values.pin_memory() for key, values in of_items.items()}
-        return {key: values.to(device, non_blocking=True) for key, values in (found | of_items).items()}
+            found = {key: values.pin_memory() for key, values in found.items()}
+        return {key: values.to(device, non_blocking=True) for key, values in found.items()}
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,8 +1,6 @@
-"""Item categories and item vectors of a dataset, in host memory."""
+"""Read item categories and item vectors from a dataset."""
 
-import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -11,38 +9,10 @@ from torch import Tensor
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.settings.errors import ConfigError
-from longplay.models.inputs.spec import VECTORS, category_key
+from longplay.models.inputs.items import ItemInputs
 
 _ROWS_AT_ONCE = 1 << 18
 _NUMBERS = (pl.Float32, pl.Float64, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
-
-
-@dataclass(frozen=True, eq=False)
-class ItemInputs:
-    """Columns of the items, by item id; row 0 is padding.
-
-    Attributes:
-        categories: column -> (items + 1,) int32 codes, 0 = missing.
-        vectors: (items + 1, V) float32, scaled to a mean squared length of 1, 0 = missing; None without.
-    """
-
-    categories: dict[str, Tensor] = field(default_factory=dict)
-    vectors: Tensor | None = None
-
-    def gather(self, item_ids: Tensor) -> dict[str, Tensor]:
-        """Return the columns of item ids (...) on the CPU."""
-        found = {category_key(name): codes[item_ids] for name, codes in self.categories.items()}
-        if self.vectors is not None:
-            found[VECTORS] = self.vectors[item_ids]
-        return found
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the columns; "" without any."""
-        tensors = [*self.categories.values(), *([] if self.vectors is None else [self.vectors])]
-        sha256 = hashlib.sha256()
-        for tensor in tensors:
-            sha256.update(tensor.numpy().data)
-        return sha256.hexdigest() if tensors else ""
 
 
 def load_item_inputs(dataset: Dataset, categories: Iterable[str], vectors: str | None) -> ItemInputs:

@@ -162,14 +162,6 @@ def test_a_user_is_encoded_as_in_the_evaluation(data: Path) -> None:
     )
 
 
-def test_a_model_with_inputs_is_not_exported(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
-    assert "inputs.features, inputs.time_gap, inputs.time_of_day" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_changed_item_columns_are_refused(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

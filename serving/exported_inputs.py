@@ -1,0 +1,151 @@
+"""What an exported encoder sees of events besides their items, and what callers tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from longplay.common.tensor_file import TensorFileError, read_tensors
+from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.features import vocabulary_name
+from longplay.data_shards.storage.id_column import IdColumn
+from longplay.models.inputs.items import ItemInputs
+from longplay.models.inputs.spec import VECTORS, InputSpec, category_key
+from longplay.models.inputs.stage import missing_inputs
+from longplay.serving.export_format import ITEM_INPUTS_NAME, ExportError
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedInputs:
+    """The inputs of an exported encoder.
+
+    Attributes:
+        spec: the layers of its input stage.
+        items: the item columns that it sees.
+        values: categorical feature -> its values; entry i has code i + 1.
+        time_unit: unit of the times; None if it is unknown.
+    """
+
+    spec: InputSpec
+    items: ItemInputs
+    values: dict[str, IdColumn]
+    time_unit: str | None
+
+    @classmethod
+    def read(cls, folder: Path, spec: InputSpec, time_unit: str | None, num_items: int) -> ExportedInputs:
+        """Read the inputs of an export.
+
+        Raises:
+            ExportError: a file does not fit `spec`, or is damaged.
+        """
+        values = {}
+        for name, count in spec.categorical:
+            file = folder / vocabulary_name(name)
+            try:
+                values[name] = IdColumn(pl.read_parquet(file, columns=["value"], glob=False)["value"])
+            except (OSError, pl.exceptions.PolarsError, DataError) as error:
+                cause = str(error).splitlines()[0]
+                raise ExportError(f"{file}: cannot be read ({cause}); export the run again") from None
+            if len(values[name]) != count:
+                raise ExportError(
+                    f"{file}: has {len(values[name])} values, not {count}; export the run again"
+                )
+        items = ItemInputs()
+        if spec.item_categories or spec.vector_width:
+            file = folder / ITEM_INPUTS_NAME
+            try:
+                found = read_tensors(file)
+                items = ItemInputs(
+                    {name: found[category_key(name)] for name, _ in spec.item_categories}, found.get(VECTORS)
+                )
+            except (KeyError, TensorFileError) as error:
+                raise ExportError(f"{file}: cannot be read ({error}); export the run again") from None
+            rows = {len(tensor) for tensor in found.values()}
+            if rows != {num_items + 1} or items.digest() != spec.items_digest:
+                raise ExportError(f"{file}: does not fit config.json; export the run again")
+        return cls(spec, items, values, time_unit)
+
+    def known(
+        self, num_events: int, times: Any, features: Mapping[str, Any] | None, name: str
+    ) -> dict[str, np.ndarray]:
+        """Check what a caller tells of events, and return the times (`""`) and features as arrays (n,).
+
+        Args:
+            num_events: number of events n.
+            times: in the unit of the dataset, ascending; or of NumPy's type datetime64, in UTC.
+            features: name -> original values of a categorical feature, or numbers. None is a missing value.
+            name: name of the events, for messages.
+
+        Raises:
+            ValueError: they are of another length or type, or the model has no such input.
+        """
+        found = {}
+        if times is not None:
+            found[""] = self._times(times, f"times of {name}")
+        for feature, values in (features or {}).items():
+            found[feature] = self._codes_or_numbers(feature, values, f"feature {feature} of {name}")
+        for feature, values in found.items():
+            if len(values) != num_events:
+                what = f"feature {feature}" if feature else "times"
+                raise ValueError(f"{what} of {name}: has {len(values)} values for {num_events} events")
+        return found
+
+    def tensors(self, item_ids: np.ndarray, known: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
+        """Return the tensors (n,) of the input stage; None if the encoder sees items only.
+
+        Args:
+            item_ids: (n,) int64.
+            known: the result of `known` for these events; what is absent counts as missing.
+        """
+        if not self.spec:
+            return None
+        features = {name: torch.from_numpy(values) for name, values in known.items() if name}
+        times = torch.from_numpy(known[""]) if "" in known else None
+        given = self.items.of_events(self.spec, torch.from_numpy(item_ids), times, features)
+        return missing_inputs(self.spec, item_ids.shape, _CPU) | given
+
+    def _times(self, times: Any, name: str) -> np.ndarray:
+        if not self.spec.uses_times:
+            raise ValueError(f"{name}: this model does not read times; leave them out")
+        array = np.asarray(times)
+        if array.dtype.kind == "M" and self.time_unit in ("s", "ms", "us", "ns"):
+            array = array.astype(f"datetime64[{self.time_unit}]").astype(np.int64)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{name}: are not a list of integers in the dataset's unit of time "
+                f"({self.time_unit or 'unknown'})"
+            )
+        array = array.astype(np.int64)
+        if (np.diff(array) < 0).any():
+            raise ValueError(f"{name}: decrease; give events oldest first")
+        return array
+
+    def _codes_or_numbers(self, feature: str, values: Any, name: str) -> np.ndarray:
+        if feature in self.values:
+            column, series = self.values[feature], list(values)
+            codes = np.zeros(len(series), np.int32)
+            present = [at for at, value in enumerate(series) if value is not None]
+            try:
+                codes[present] = column.find(column.typed([series[at] for at in present])) + 1
+            except ValueError as error:
+                raise ValueError(f"{name}: {str(error).replace('ids here', 'its values')}") from None
+            return codes
+        if feature not in {one for one, _, _ in self.spec.floats}:
+            known = [*self.values, *(one for one, _, _ in self.spec.floats)]
+            raise ValueError(f"{name}: this model reads {', '.join(known) or 'no features'}")
+        try:
+            numbers = np.array([np.nan if value is None else value for value in values], np.float32)
+        except (TypeError, ValueError):
+            numbers = np.full((1, 1), np.nan)
+        if numbers.ndim != 1 or np.isinf(numbers).any():
+            raise ValueError(f"{name}: is not a list of finite numbers")
+        return numbers

@@ -1,0 +1,117 @@
+"""Turn the histories that callers give to an exported model into item ids and inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from torch import Tensor
+
+from longplay.data_shards.storage.vocabulary import ItemVocabulary
+from longplay.serving.exported_inputs import ExportedInputs
+
+History = Sequence[int] | Sequence[str] | np.ndarray
+Times = Sequence[int] | np.ndarray
+Features = Mapping[str, Sequence[Any] | np.ndarray]
+GIVE_A_HISTORY = "give original item ids, oldest first"
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Events of one user, oldest first.
+
+    Attributes:
+        items: (n,) int64 item ids.
+        inputs: tensors (n,) of the input stage on the CPU; None if the encoder sees items only.
+    """
+
+    items: np.ndarray
+    inputs: dict[str, Tensor] | None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def latest(self, count: int) -> Events:
+        """Return the latest `count` events, or all if they are fewer."""
+        inputs = self.inputs and {key: values[-count:] for key, values in self.inputs.items()}
+        return Events(self.items[-count:], inputs)
+
+
+@dataclass(frozen=True)
+class HistoryReader:
+    """Reads histories of original ids, with what callers tell of the events."""
+
+    items: ItemVocabulary
+    inputs: ExportedInputs
+
+    def typed(self, ids: Any, name: str) -> pl.Series:
+        """Return original ids as a series; `name` is used in messages.
+
+        Raises:
+            ValueError: they are not a list of ids of the dataset's type.
+        """
+        try:
+            return self.items.original_ids.typed(ids)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def histories(self, history: Any, times: Any, features: Any) -> tuple[list[Events | None], bool]:
+        """Return the events of each history, and whether `history` is a single one.
+
+        Among several, None stands for an empty one. Arguments as in `ExportedModel.recommend`.
+
+        Raises:
+            ValueError: see there.
+        """
+        try:
+            first = history[0] if len(history) else None
+        except (TypeError, LookupError):
+            raise ValueError(
+                f"history: {str(history)[:40]} is not a list; {GIVE_A_HISTORY}, such as "
+                f"[{self.items.original_ids[0]!r}]"
+            ) from None
+        if first is None:
+            raise ValueError(f"history: is empty; {GIVE_A_HISTORY}")
+        if np.ndim(first) == 0:
+            return [self.events(self.typed(history, "history"), times, features, "history")], True
+        nothing = [None] * len(history)
+        for name, told in (("times", times), ("features", features)):
+            if told is not None and (isinstance(told, Mapping) or len(told) != len(history)):
+                raise ValueError(
+                    f"{name}: give a list with an entry for each of the {len(history)} histories"
+                )
+        found = []
+        for number, told in enumerate(zip(history, times or nothing, features or nothing, strict=True)):
+            name = f"history {number}"
+            ids = self.typed(told[0], name)
+            found.append(self.events(ids, *told[1:], name) if len(ids) else None)
+        return found, False
+
+    def events(self, originals: pl.Series, times: Any, features: Any, name: str) -> Events:
+        """Return the events of a history of original ids, without unknown items.
+
+        Raises:
+            ValueError: no item is known, or times or features do not fit.
+        """
+        ids = self.items.item_ids(originals)
+        unknown = originals.filter(ids == 0)
+        if len(unknown) == len(originals):
+            raise ValueError(f"{name}: has no item of this model; {GIVE_A_HISTORY}")
+        known = self.inputs.known(len(ids), times, features, name)
+        if len(unknown):
+            shown = ", ".join(map(repr, unknown[:5]))
+            warnings.warn(
+                f"{name}: {len(unknown)} of {len(ids)} items are not in this model ({shown}); ignored",
+                stacklevel=4,
+            )
+        if times is None and self.inputs.spec.uses_times:
+            warnings.warn(
+                f"{name}: has no times, which this model reads; they count as missing", stacklevel=4
+            )
+        kept = ids > 0
+        of_kept = {key: values[kept] for key, values in known.items()}
+        return Events(ids[kept], self.inputs.tensors(ids[kept], of_kept))
