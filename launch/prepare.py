@@ -27,11 +27,10 @@ from longplay.data_shards.readers.downloads import downloaded
 from longplay.data_shards.readers.registry import READERS
 from longplay.data_shards.readers.sources import Source
 from longplay.data_shards.readers.tables import FileSource
+from longplay.data_shards.storage.manifest import PER_SECOND
 from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
 from longplay.launch.settings.imports import ImportAction
-
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def register(subparsers: Any) -> None:
@@ -311,7 +310,7 @@ def _parse_time(text: str | None, flag: str, source: Source) -> int | None:
         )
     since = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
     microseconds = since // timedelta(microseconds=1)
-    return -(-microseconds * _PER_SECOND[unit] // 10**6)  # rounded up, because times are integers
+    return -(-microseconds * PER_SECOND[unit] // 10**6)  # rounded up, because times are integers
 
 
 def _print_summary(prepared: Prepared, out: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -15,6 +17,7 @@ from longplay.data_shards.errors import DataError
 
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst", ".xz")
 _COPY = re.compile(r"(\.(bak|old|orig|copy)|~)$|( \(\d+\)| copy)(?=(\.\w+)*$)", re.IGNORECASE)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _NUMBERED = re.compile(r"\.\d+$")
 
 
@@ -93,6 +96,13 @@ def _without_marks(path: Path) -> Path:
     for _ in range(3):
         path = path.with_name(_COPY.sub("", without_compression(path.name)) or path.name)
     return path
+
+
+def folder_columns(path: Path) -> dict[str, str | None]:
+    """Return the columns that folders called `name=value` give a file, as Hive and Spark write them."""
+    names = itertools.takewhile(lambda name: "=" in name, (folder.name for folder in path.resolve().parents))
+    pairs = [name.partition("=") for name in reversed(list(names))]
+    return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, _, value in pairs}
 
 
 def file_identity(path: Path) -> list[Any]:

@@ -38,7 +38,7 @@ _LARGEST_BLOCK = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(FileSource):
-    """Parquet files. Row numbers start at 1 in each file. Folders called `name=value` are columns.
+    """Parquet files. Row numbers start at 1 in each file.
 
     Attributes:
         lists: each row is a user. The item and, if read, the time and the features are lists of equal length.
@@ -54,23 +54,17 @@ class ParquetSource(FileSource):
 
 
 class _ParquetFile:
-    """A Parquet file and the columns that its folders give."""
+    """A Parquet file."""
 
     is_text = False
 
     def __init__(self, path: Path, source: ParquetSource) -> None:
         self.path = path
         with _opened(path) as file:
-            schema, self.weight = file.schema_arrow, file.metadata.num_rows
-        self._schema = schema
-        self._folders = {
-            name: value
-            for name, value in _folder_columns(path, source.paths).items()
-            if name not in schema.names
-        }
-        self.header: Sequence[str] = [*schema.names, *self._folders]
+            self._schema, self.weight = file.schema_arrow, file.metadata.num_rows
+        self.header: Sequence[str] = self._schema.names
         self._item = find_column(source.columns.item, self.header, "--item", path) if source.lists else None
-        if self._item is not None and not _is_list(schema, self._item):
+        if self._item is not None and not _is_list(self._schema, self._item):
             raise DataError(
                 f"{path}: column {source.columns.item!r} does not hold lists; choose the column of a user's "
                 "items with --item, or read events with `longplay prepare parquet`"
@@ -117,24 +111,18 @@ class _ParquetFile:
 
     def _names(self, needed: Sequence[int]) -> list[str]:
         """Return the columns to read. A name that occurs twice in the file is left out."""
-        names = [self.header[at] for at in needed if at < len(self._schema.names)]
+        names = [self.header[at] for at in needed]
         return [name for name in names if names.count(name) == 1]
 
     def _unnested(self, table: pa.Table, needed: Sequence[int]) -> RawTable:
         """Return a row for each event, with the column names of `RawTable`."""
-        columns = {f"c{at}": self._column(table, at) for at in needed}
-        found = pa.table({name: column for name, column in columns.items() if column is not None})
+        names = {at: self.header[at] for at in needed if self.header[at] in table.column_names}
+        found = pa.table({f"c{at}": table[name] for at, name in names.items()})
         where, numbers = f"{self.path}, row", np.arange(1, table.num_rows + 1)
         if self._item is None:
             return RawTable(found, where, numbers)
         found, of_row = _unnest(found, f"c{self._item}")
         return RawTable(found, where, numbers[of_row])
-
-    def _column(self, table: pa.Table, at: int) -> pa.ChunkedArray | pa.Array | None:
-        name = self.header[at]
-        if name in self._folders:
-            return pa.array([self._folders[name]] * table.num_rows, pa.string())
-        return table.column(name) if name in table.column_names else None
 
 
 def _row_groups(metadata: pq.FileMetaData, rows: int) -> Iterator[tuple[list[int], int]]:
@@ -184,18 +172,6 @@ def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
 def _is_list(schema: pa.Schema, at: int) -> bool:
     kind = schema.field(at).type
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _folder_columns(path: Path, roots: Sequence[Path]) -> dict[str, str]:
-    """Return the columns that folders `name=value` give, below the folders that the user typed."""
-    tops = {root.resolve() for root in roots}
-    names = []
-    for folder in path.resolve().parents:
-        if folder in tops or "=" not in folder.name:
-            break
-        names.append(folder.name)
-    pairs = (name.partition("=") for name in reversed(names))
-    return {key: value for key, _, value in pairs}
 
 
 @contextmanager

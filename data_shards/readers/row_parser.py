@@ -23,14 +23,18 @@ from longplay.data_shards.readers.sources import MISSING, Ids, ParsedBlock
 from longplay.data_shards.readers.values import (
     EXACT_BELOW,
     WHITESPACE,
+    float_sql,
     id_sql,
     integer_sql,
     literal,
     present_sql,
     time_sql,
 )
+from longplay.data_shards.storage.manifest import PER_SECOND
 
 NOT_SELECTED = "not_selected"
+_MOST_INT64 = np.iinfo(np.int64).max
+_LEAST_SECOND, _MOST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 
 
 @dataclass(frozen=True)
@@ -82,60 +86,50 @@ class RowParser:
         self.needed = sorted(set(places.values())) if columns.where is None else list(range(len(header)))
         values = {}
         for role, at in places.items():
-            raw, dtype = f"c{at}", types[f"c{at}"]
-            name = role.partition(":")[2]
-            feature = next((one for one in columns.features if one.name == name), None)
+            raw, dtype, kind = f"c{at}", types[f"c{at}"], kinds.of[role]
             if role == "time":
-                values[role] = time_sql(raw, dtype, kinds.time, columns.time_scale)
-            elif feature is not None and feature.kind == "float":
-                number = f"TRY_CAST({raw} AS FLOAT)"
-                values[role] = f"CASE WHEN isfinite({number}) THEN {number} END"
+                values[role] = time_sql(raw, dtype, kind, columns.time_scale)
             else:
-                kind = kinds.features[name] if feature else getattr(kinds, role)
-                values[role] = id_sql(raw, dtype, kind)
+                values[role] = float_sql(raw) if kind == "float" else id_sql(raw, dtype, kind)
         self._select = ", ".join(f'{value} AS "{role}"' for role, value in values.items())
+        self._limits = _limits(columns, kinds)
         self._faults = self._fault_cases(places, kinds, types)
-        self._seen = _seen_columns(header, kinds.types, self.needed) if columns.where else ""
-        texts = [at for role, at in places.items() if types[f"c{at}"] == "VARCHAR"]
-        plain = {
-            role: kind for role in places if (kind := getattr(kinds, role, None)) in ("integer", "string")
-        }
+        self._seen = _seen_columns(header, kinds.types, types, self.needed) if columns.where else ""
         as_they_are = columns.where is None and columns.has_time and columns.time_scale == 1
-        all_are_plain = as_they_are and len(texts) == len(plain) == len(places)
-        self._plain = {role: (at, plain[role]) for role, at in places.items()} if all_are_plain else None
+        is_plain = [
+            types[f"c{at}"] == "VARCHAR" and kinds.of[role] in ("integer", "string")
+            for role, at in places.items()
+        ]
+        plain = {role: (at, kinds.of[role]) for role, at in places.items()}
+        self._plain = plain if as_they_are and all(is_plain) and not columns.features else None
 
     def _fault_cases(self, places: Mapping[str, int], kinds: ColumnKinds, types: Mapping[str, str]) -> str:
         """Return the SQL of the columns `fault` (the reason) and `text`, null for a usable row."""
         wanted = {
             "integer": "not_an_integer",
             "string": "missing",
+            "float": "not_a_number",
             "decimal": "not_a_number",
             "date": "not_a_date",
         }
-        floats = {f"feature:{one.name}" for one in self._columns.features if one.kind == "float"}
         reasons, texts = [], []
+
+        def add(condition: str, reason: str, at: int, role: str) -> None:
+            reasons.append(f"WHEN {condition} THEN {reason} || {literal(f':{self._names[role]}')}")
+            texts.append(f"WHEN {condition} THEN coalesce(c{at}::VARCHAR, '')")
+
         for role, at in places.items():
-            name = literal(f":{self._names[role]}")
-            shown = f"coalesce(c{at}::VARCHAR, '')"
+            raw, dtype, kind = f"c{at}", types[f"c{at}"], kinds.of[role]
+            present = present_sql(raw, dtype, is_number=kind != "string")
             if role.startswith("feature:"):
-                if role not in floats and kinds.features[role.partition(":")[2]] == "integer":
-                    lost = f'WHEN "{role}" IS NULL AND {present_sql(f"c{at}", types[f"c{at}"])} THEN'
-                    reasons.append(f"{lost} 'not_an_integer' || {name}")
-                    texts.append(f"{lost} {shown}")
+                add(f'"{role}" IS NULL AND {present}', f"'{wanted[kind]}'", at, role)
                 continue
-            empty = f"trim({shown}, {WHITESPACE}) IN ('', 'NaN', 'nan')"
-            inexact = ""
-            if types[f"c{at}"] == "FLOAT":
-                inexact = f"WHEN abs(c{at}) >= {EXACT_BELOW['FLOAT']} THEN 'not_exact' "
-            reasons.append(
-                f"WHEN \"{role}\" IS NULL THEN CASE WHEN {empty} THEN 'missing' {inexact}"
-                f"ELSE '{wanted[getattr(kinds, role)]}' END || {name}"
-            )
-            texts.append(f'WHEN "{role}" IS NULL THEN {shown}')
-            if role in self._columns.least:
-                below = f'WHEN "{role}" < {self._columns.least[role]} THEN'
-                reasons.append(f"{below} 'out_of_range' || {name}")
-                texts.append(f"{below} {shown}")
+            inexact = f"abs({raw}) >= {EXACT_BELOW['FLOAT']}" if dtype == "FLOAT" else "false"
+            reason = f"WHEN {inexact} THEN 'not_exact' WHEN {present} THEN '{wanted[kind]}' ELSE 'missing'"
+            add(f'"{role}" IS NULL', f"CASE {reason} END", at, role)
+            if role in self._limits:
+                least, most = self._limits[role]
+                add(f'"{role}" NOT BETWEEN {least} AND {most}', "'out_of_range'", at, role)
         return (
             f"CASE WHEN fault IS NOT NULL THEN fault {' '.join(reasons)} END AS fault, "
             f"CASE WHEN fault IS NOT NULL THEN text {' '.join(texts)} END AS text"
@@ -189,7 +183,10 @@ class RowParser:
         for role, (at, kind) in sorted(self._plain.items(), key=lambda plain: plain[1][1]):
             text = raw.table[f"c{at}"]
             values = _plain_strings(text) if kind == "string" else _plain_integers(text)
-            if values is None or (kind == "integer" and values.min() < self._columns.least.get(role, 0)):
+            if values is None:
+                return None
+            least, most = self._limits.get(role, (0, _MOST_INT64))
+            if isinstance(values, np.ndarray) and (values.min() < max(least, 0) or values.max() > most):
                 return None
             found[role] = values
         blank = {BLANK_LINE: raw.num_blank} if raw.num_blank else {}
@@ -266,25 +263,33 @@ def _array(column: pa.ChunkedArray) -> Ids:
     return column.to_numpy()
 
 
-def _seen_columns(header: Sequence[str], types: Mapping[str, str], needed: Sequence[int]) -> str:
-    """Return the SQL of the columns that `where` sees, by name.
+def _limits(columns: Columns, kinds: ColumnKinds) -> dict[str, tuple[int, int]]:
+    """Return role -> smallest and largest usable number. A time of known unit lies in the years 1 to 9999."""
+    limits = {role: (least, _MOST_INT64) for role, least in columns.least.items()}
+    if kinds.time_unit in ("s", "ms", "us"):  # nanoseconds of 64 bits end in the year 2262
+        per_second = PER_SECOND[kinds.time_unit]
+        least = columns.least.get("time", _LEAST_SECOND * per_second)
+        limits["time"] = (least, (_MOST_SECOND + 1) * per_second - 1)
+    return limits
+
+
+def _seen_columns(
+    header: Sequence[str], seen: Mapping[str, str], types: Mapping[str, str], needed: Sequence[int]
+) -> str:
+    """Return the SQL of the columns that `where` sees, by name. NaN is null, as in a comparison in Python.
 
     A name that is empty or occurs twice is left out.
     """
     lower = [name.lower() for name in header]
-    seen = []
+    columns = []
     for at in needed:
         if lower.count(lower[at]) > 1 or not header[at]:
             continue
-        raw, dtype = f"c{at}", types.get(header[at]) or "VARCHAR"
-        typed = header[at] in types and dtype != "VARCHAR"
-        value = (
-            raw
-            if not typed
-            else integer_sql(raw, "VARCHAR")
-            if dtype == "BIGINT"
-            else f"TRY_CAST({raw} AS {dtype})"
-        )
+        value, dtype = f"c{at}", seen.get(header[at]) or types[f"c{at}"]
+        if dtype != types[f"c{at}"]:
+            value = integer_sql(value, "VARCHAR") if dtype == "BIGINT" else f"TRY_CAST({value} AS {dtype})"
+        if dtype in EXACT_BELOW:
+            value = f"nullif({value}, 'NaN'::{dtype})"
         quoted = header[at].replace('"', '""')
-        seen.append(f'{value} AS "{quoted}"')
-    return ", ".join(seen)
+        columns.append(f'{value} AS "{quoted}"')
+    return ", ".join(columns)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.columns import Columns
 from longplay.data_shards.readers.database import column_types
-from longplay.data_shards.readers.inputs import file_identity
+from longplay.data_shards.readers.inputs import file_identity, folder_columns
 from longplay.data_shards.readers.kinds import ColumnKinds
 from longplay.data_shards.readers.row_parser import RawTable, RowParser
 from longplay.data_shards.readers.sources import Block, ParsedBlock
@@ -72,14 +72,38 @@ class TableBlock:
     weight: int
     read: Callable[[], RawTable]
     parser: RowParser
+    folders: FolderColumns
 
     def parse(self) -> ParsedBlock:
-        return self.parser.parse(self.read())
+        raw = self.read()
+        return self.parser.parse(replace(raw, table=self.folders.append_to(raw.table)))
+
+
+class FolderColumns:
+    """The columns that a file has from its folders, such as `year=2024`. They follow its own columns.
+
+    Attributes:
+        header: names of all columns.
+    """
+
+    def __init__(self, file: TableFile) -> None:
+        columns = folder_columns(file.path)
+        self._own = len(file.header)
+        self._values = [value for name, value in columns.items() if name not in file.header]
+        self.header = [*file.header, *(name for name in columns if name not in file.header)]
+
+    def append_to(self, table: pa.Table) -> pa.Table:
+        """Return a table of the file with these columns too."""
+        for at, value in enumerate(self._values, self._own):
+            table = table.append_column(f"c{at}", pa.repeat(pa.scalar(value, pa.string()), len(table)))
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(ABC):
     """Files that are read in order. Each has the columns that are read, in any order.
+
+    Folders called `name=value` are columns.
 
     Attributes:
         format: name of the format, for the manifest.
@@ -129,7 +153,7 @@ class FileSource(ABC):
         kinds = self._kinds
         times = {"index": "the order of the rows as time", None: "times as they are, of unknown unit"}
         unit = times.get(kinds.time_unit, f"times in {kinds.time_unit}")
-        return f"users are {kinds.user}s, items are {kinds.item}s, {unit}"
+        return f"users are {kinds.of['user']}s, items are {kinds.of['item']}s, {unit}"
 
     def max_events(self) -> int:
         return sum(file.max_rows for file in self._files)
@@ -139,10 +163,12 @@ class FileSource(ABC):
 
     def blocks(self, block_bytes: int) -> Iterator[Block]:
         for file in self._files:
-            types = column_types(file.head())
-            parser = RowParser(self.columns, self._kinds, file.header, types, file.path)
-            for weight, read in file.blocks(block_bytes, parser.needed):
-                yield TableBlock(str(file.path), weight, read, parser)
+            folders = FolderColumns(file)
+            types = column_types(folders.append_to(file.head()))
+            parser = RowParser(self.columns, self._kinds, folders.header, types, file.path)
+            needed = [at for at in parser.needed if at < len(file.header)]
+            for weight, read in file.blocks(block_bytes, needed):
+                yield TableBlock(str(file.path), weight, read, parser, folders)
 
     @functools.cached_property
     def _files(self) -> tuple[TableFile, ...]:
@@ -150,60 +176,23 @@ class FileSource(ABC):
 
     @functools.cached_property
     def _kinds(self) -> ColumnKinds:
-        """How the columns of all files are read. Files without rows are ignored.
-
-        A text column of ids that holds strings in one file is read as strings from all files. Text times that
-        have a fraction in one file are read as numbers with a fraction from all.
+        """How the columns of all files are read. Files without rows, and columns without values, are ignored.
 
         Raises:
             DataError: two files hold a column as different types.
         """
         files = [file for file in self._files if file.head().num_rows] or self._files
-        first, *others = files
-        kinds = ColumnKinds.find(self.columns, first.header, first.head(), first.path)
-        for file in others:
-            found = ColumnKinds.find(self.columns, file.header, file.head(), file.path)
-            merged = _widest(kinds, found) if first.is_text else kinds
-            if (not first.is_text and found != kinds) or merged is None:
-                what = _difference(kinds, found)
+        kinds, first = None, files[0]
+        for file in files:
+            folders = FolderColumns(file)
+            head = folders.append_to(file.head())
+            found = ColumnKinds.find(self.columns, folders.header, head, file.path)
+            merged = found if kinds is None else kinds.merged(found, is_text=first.is_text)
+            if merged is None:
+                what = "" if kinds is None else kinds.difference(found)
                 raise DataError(
                     f"{first.path} and {file.path}: {what}; convert one, or prepare them separately"
                 )
             kinds = merged
-        return kinds
-
-
-def _widest(one: ColumnKinds, other: ColumnKinds) -> ColumnKinds | None:
-    """Return the kinds that fit two text files; None if one has dates and the other has numbers."""
-    if (one.time == "date") != (other.time == "date"):
-        return None
-    time = one if one.time == "decimal" else other
-    features = {
-        name: "string" if "string" in (kind, other.features[name]) else kind
-        for name, kind in one.features.items()
-    }
-    return replace(
-        one,
-        user="string" if "string" in (one.user, other.user) else one.user,
-        item="string" if "string" in (one.item, other.item) else one.item,
-        time=time.time,
-        time_unit=time.time_unit,
-        features=features,
-        types={name: _wider(kind, other.types.get(name, kind)) for name, kind in one.types.items()},
-    )
-
-
-def _wider(one: str, other: str) -> str:
-    """Return the type that the values of two text columns fit. An empty column fits any type."""
-    return (one or other) if not one or not other or one == other else "VARCHAR"
-
-
-def _difference(one: ColumnKinds, other: ColumnKinds) -> str:
-    """Return the difference between the kinds of two files, for the error message."""
-    for name in ("user", "item", "time"):
-        if getattr(one, name) != getattr(other, name):
-            return f"the {name} is {getattr(one, name)} in the one and {getattr(other, name)} in the other"
-    if one.time_unit != other.time_unit:
-        units = [kinds.time_unit or "an unknown unit" for kinds in (one, other)]
-        return f"times are in {units[0]} in the one and in {units[1]} in the other"
-    return "a feature has different types"
+        assert kinds is not None, "a source has files"
+        return kinds.completed()

@@ -15,6 +15,8 @@ WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 EXACT_BELOW = {"FLOAT": 2**24, "DOUBLE": 2**53}
 """Below these numbers, every integer is exact in the type."""
 NULL_TYPES = ("NULL", '"NULL"')
+_NULL_TEXTS = ("", "NaN", "nan", "NA", "N/A", "<NA>", "NULL", "null", "None", "\\N")
+"""Texts that stand for a missing number or time. As a string id, each but the first is kept."""
 WHITESPACE = "' \t\r\n\v\f'"  # no escapes: to DuckDB, E'\v' is the letter v
 
 
@@ -44,12 +46,12 @@ def integer_sql(raw: str, dtype: str, *, exponents: bool = False) -> str:
     Args:
         raw: the column.
         dtype: its type in DuckDB.
-        exponents: accept text such as 1.5e9, +5 or -0 too. Used for times only: as an id, it would be
+        exponents: accept text such as 1.5e9, +5 or 0829 too. Used for times only: as an id, it would be
             printed as another text.
     """
     if dtype == "VARCHAR":
         text = trimmed(raw)
-        whole = "[+-]?(0|[1-9][0-9]*)" if exponents else "(0|-?[1-9][0-9]*)"
+        whole = "[+-]?[0-9]+" if exponents else "(0|-?[1-9][0-9]*)"
         fraction = "([.][0-9]{0,15})?([eE][+-]?[0-9]+)?" if exponents else "[.]0*"
         digits, number = f"'{whole}'", f"'{whole}{fraction}'"
         whole = _whole_sql(f"TRY_CAST({text} AS DOUBLE)", EXACT_BELOW["DOUBLE"])
@@ -72,9 +74,24 @@ def id_sql(raw: str, dtype: str, kind: str) -> str:
     return f"CASE WHEN {present_sql(raw, dtype)} THEN {raw}::VARCHAR END"
 
 
-def present_sql(raw: str, dtype: str) -> str:
-    """Return the SQL condition that a value is not null, blank or NaN."""
-    return f"NOT isnan({raw})" if dtype in EXACT_BELOW else f"{trimmed(f'{raw}::VARCHAR')} <> ''"
+def present_sql(raw: str, dtype: str, *, is_number: bool = False) -> str:
+    """Return the SQL condition that a value is not null, blank or NaN. Null counts as false.
+
+    Args:
+        raw: the column.
+        dtype: its type in DuckDB.
+        is_number: a number or a time is expected: texts such as NULL and NaN stand for a missing one.
+    """
+    if dtype in EXACT_BELOW:
+        return f"NOT isnan({raw})"
+    absent = ", ".join(map(literal, _NULL_TEXTS)) if is_number else "''"
+    return f"{trimmed(f'{raw}::VARCHAR')} NOT IN ({absent})"
+
+
+def float_sql(raw: str) -> str:
+    """Return the SQL of a column as FLOAT, null where it is not a finite number."""
+    number = f"TRY_CAST({raw} AS FLOAT)"
+    return f"CASE WHEN isfinite({number}) THEN {number} END"
 
 
 def time_sql(raw: str, dtype: str, kind: str, scale: int) -> str:

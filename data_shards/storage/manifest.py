@@ -40,7 +40,7 @@ NUM_QUANTILES = 1000
 """`time_quantiles[i]`, i = 0..1000, is the exact i/1000 quantile of the event times."""
 TimeUnit = Literal["ns", "us", "ms", "s", "index"]
 """Unit of the event times. `index`: the times are row numbers of the source."""
-_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class SourceInfo(TypedDict):
@@ -118,7 +118,8 @@ class Manifest:
     @property
     def time_unit_s(self) -> float | None:
         """Seconds in one unit of the times; None if the unit is unknown or `index`."""
-        return _UNIT_SECONDS.get(self.time_unit or "")
+        per_second = PER_SECOND.get(self.time_unit or "")
+        return None if per_second is None else 1 / per_second
 
     def feature(self, name: str) -> FeatureInfo:
         """Return the entry of a feature.

@@ -19,6 +19,7 @@ class NaiveFormat:
         header: names of all fields.
         roles: names of the user, item and time fields.
         least: field -> smallest usable number.
+        most_time: largest usable time.
         wanted: field -> value that a selected row must have.
     """
 
@@ -27,6 +28,7 @@ class NaiveFormat:
     roles: tuple[str, str, str]
     least: dict[str, int] = field(default_factory=dict)
     wanted: dict[str, int] = field(default_factory=dict)
+    most_time: int = 2**63 - 1
 
     def row(self, line: str) -> list[int] | str:
         """Return user, item and time of a line, or the reason why it is unusable or not selected."""
@@ -41,7 +43,8 @@ class NaiveFormat:
             number = integer_of(values[name])
             if not isinstance(number, int):
                 return f"{'missing' if number is None else 'not_an_integer'}:{name}"
-            if number < self.least.get(name, number):
+            is_late = name == self.roles[2] and number > self.most_time
+            if number < self.least.get(name, number) or is_late:
                 return f"out_of_range:{name}"
             numbers[name] = number
         for name, value in self.wanted.items():

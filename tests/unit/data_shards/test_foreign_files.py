@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.datasets import LENIENT, prepared, sequences
 from support.sources import open_source
@@ -80,3 +83,96 @@ def test_any_key_of_json_is_a_column(tmp_path: Path) -> None:
 )
 def test_other_json_is_refused_by_its_name(tmp_path: Path, content: str, expected: str) -> None:
     assert expected in refusal(tmp_path, "jsonl", text(tmp_path / "a.json", content))
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet", "jsonl"])
+def test_hive_folders_are_columns_of_every_format(tmp_path: Path, format: str) -> None:
+    for place, shop in enumerate(["a%3Ab", "__HIVE_DEFAULT_PARTITION__", "c"]):
+        folder = tmp_path / f"lake/shop={shop}/day=2020-01-0{place + 1}"
+        frame = pl.DataFrame({"user_id": [7, 7], "item_id": [1, 2]})
+        folder.mkdir(parents=True)
+        {"csv": frame.write_csv, "parquet": frame.write_parquet, "jsonl": frame.write_ndjson}[format](
+            folder / f"part-0.{format}"
+        )
+        text(folder / "_SUCCESS", "")
+        text(folder / f".part-0.{format}.crc", "crc")
+    arguments = (tmp_path / "lake", "--time", "day", "--features", "shop:categorical")
+    events, dropped = found(tmp_path, format, *arguments)
+    days = [1577836800000000 + day * 86400000000 for day in range(3)]
+    assert (events, dropped) == ({7: [(item, day) for day in days for item in (1, 2)]}, {})
+    values = pl.read_parquet(tmp_path / "set/feature-shop.parquet")
+    assert values.rows() == [("a:b", 2), ("c", 2)]
+
+
+def test_a_time_of_the_default_partition_is_missing(tmp_path: Path) -> None:
+    for day in ("2020-01-01", "__HIVE_DEFAULT_PARTITION__"):
+        text(tmp_path / f"lake/day={day}/a.csv", "user_id,item_id\n7,1\n7,2\n")
+    events, dropped = found(tmp_path, "csv", tmp_path / "lake", "--time", "day")
+    assert (events, dropped) == ({7: [(1, 1577836800000000), (2, 1577836800000000)]}, {"missing:day": 2})
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_without_values_in_one_file_has_the_type_of_the_others(tmp_path: Path, first: bool) -> None:
+    empty, full = ("a", "b") if first else ("b", "a")
+    none = pa.nulls(1)
+    tables = {
+        empty: {"user_id": none, "item_id": ["x"], "timestamp": none, "r": none, "p": none},
+        full: {
+            "user_id": ["u"] * 2,
+            "item_id": ["x", "y"],
+            "timestamp": [1.5, 2.5],
+            "r": ["g"] * 2,
+            "p": [1, 2],
+        },
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    paths = (tmp_path / "a.parquet", tmp_path / "b.parquet")
+    events, dropped = found(tmp_path, "parquet", *paths, "--features", "r:categorical,p:float")
+    assert events == {"u": [("x", 1500000), ("y", 2500000)]}
+    assert dropped == {"missing:user_id": 1}
+
+
+@pytest.mark.parametrize("mark", ["NaN", "NA", "NULL", "None", "\\N", "<NA>"])
+def test_a_mark_of_a_missing_value_does_not_make_integers_strings(tmp_path: Path, mark: str) -> None:
+    rows = f"1,5,10,3\n1,4,9,3\n{mark},6,11,3\n1,{mark},12,3\n1,8,{mark},3\n1,9,13,{mark}\n"
+    path = text(tmp_path / "a.csv", "user_id,item_id,timestamp,rating\n" + rows)
+    arguments = (path, "--features", "rating:categorical,score=rating:float")
+    events, dropped = found(tmp_path, "csv", *arguments)
+    assert events == {1: [(4, 9), (5, 10), (9, 13)]}
+    assert dropped == {"missing:user_id": 1, "missing:item_id": 1, "missing:timestamp": 1}
+    assert found(tmp_path / "w", "csv", path, "--where", "rating > 2")[1]["not_selected"] == 1
+
+
+@pytest.mark.parametrize("value", ["1,5", "abc", "inf", "1e39"])
+def test_a_float_feature_that_is_not_a_number_is_an_unusable_row(tmp_path: Path, value: str) -> None:
+    rows = f"1;5;10;1.5\n1;6;11;{value}\n1;7;12;\n"
+    path = text(tmp_path / "a.csv", "user_id;item_id;timestamp;price\n" + rows)
+    events, dropped = found(tmp_path, "csv", path, "--features", "price:float")
+    assert (events, dropped) == ({1: [(5, 10), (7, 12)]}, {"not_a_number:price": 1})
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_nan_meets_no_condition(tmp_path: Path, format: str) -> None:
+    frame = pl.DataFrame(
+        {"user_id": [1] * 3, "item_id": [5, 6, 7], "timestamp": [1, 2, 3], "r": [4.5, float("nan"), 5.0]}
+    )
+    path = tmp_path / f"a.{format}"
+    (frame.write_csv if format == "csv" else frame.write_parquet)(path)
+    events, dropped = found(tmp_path, format, path, "--where", "r >= 4")
+    assert (events, dropped) == ({1: [(5, 1), (7, 3)]}, {"not_selected": 1})
+
+
+@pytest.mark.parametrize("where", ["true", None])
+def test_times_of_another_unit_in_one_file_are_unusable_rows(tmp_path: Path, where: str | None) -> None:
+    rows = "1,5,1577836800\n1,6,1577836801000\n1,7,-62135596801\n1,8,253402300799\n1,9,-62135596800\n"
+    path = text(tmp_path / "a.csv", HEADER + rows)
+    arguments = ("--time-unit", "s", *(("--where", where) if where else ()))
+    events, dropped = found(tmp_path, "csv", path, *arguments)
+    assert events == {1: [(9, -62135596800), (5, 1577836800), (8, 253402300799)]}
+    assert dropped == {"out_of_range:timestamp": 2}
+
+
+def test_times_with_leading_zeros_are_integers(tmp_path: Path) -> None:
+    path = text(tmp_path / "a.csv", HEADER + "1,5,0829\n1,6,1111\n")
+    assert found(tmp_path, "csv", path) == ({1: [(5, 829), (6, 1111)]}, {})

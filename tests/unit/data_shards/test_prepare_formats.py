@@ -23,16 +23,19 @@ from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.sources import Source
 
 ID_AND_TIME = {"user_id": 0, "track_id": 0, "video_id": 0, "timestamp": 1, "time_ms": 1}
+END_OF_9999 = 253402300799  # in seconds
 LFM1B = NaiveFormat(
     sep="\t",
     header=("user_id", "artist_id", "album_id", "track_id", "timestamp"),
     roles=("user_id", "track_id", "timestamp"),
     least=ID_AND_TIME,
+    most_time=END_OF_9999,
 )
 ML1M = NaiveFormat(
     sep="::",
     header=("UserID", "MovieID", "Rating", "Timestamp"),
     roles=("UserID", "MovieID", "Timestamp"),
+    most_time=END_OF_9999,
 )
 KUAIRAND_HEADER = tuple(
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
@@ -142,6 +145,7 @@ def kuairand(wanted: dict[str, int]) -> NaiveFormat:
         header=KUAIRAND_HEADER,
         roles=("user_id", "video_id", "time_ms"),
         least=ID_AND_TIME,
+        most_time=1000 * END_OF_9999,
         wanted=wanted,
     )
 

@@ -43,7 +43,7 @@ def listed(values: Ids) -> list:
 @example([("a", "b", "5"), ("b", "007", "0")], "string", "string")
 @example([("7", "b", "5"), ("8", "", "0")], "integer", "string")
 def test_both_ways_agree(rows: list[tuple[str | None, ...]], user: str, item: str) -> None:
-    kinds = ColumnKinds(user, item, "integer", None)
+    kinds = ColumnKinds({"user": user, "item": item, "time": "integer"}, None)
     quick = parsed(COLUMNS, kinds, rows)
     thorough = parsed(replace(COLUMNS, where="true"), kinds, rows)
     for role in ("user", "item", "time"):
@@ -56,6 +56,7 @@ def test_both_ways_agree(rows: list[tuple[str | None, ...]], user: str, item: st
 )
 def test_plain_values_do_without_duckdb(monkeypatch: pytest.MonkeyPatch, user: str, item: str) -> None:
     monkeypatch.setattr("longplay.data_shards.readers.row_parser.query", None)
-    found = parsed(COLUMNS, ColumnKinds(user, item, "integer", None), [("1", "20", "5"), ("3", "20", "6")])
+    kinds = ColumnKinds({"user": user, "item": item, "time": "integer"}, None)
+    found = parsed(COLUMNS, kinds, [("1", "20", "5"), ("3", "20", "6")])
     assert [str(value) for value in listed(found.user)] == ["1", "3"]
     assert [str(value) for value in listed(found.item)] == ["20", "20"]

@@ -487,7 +487,7 @@ def test_features_travel_with_their_events(tmp_path: Path) -> None:
     path = text(
         tmp_path / "a.csv",
         "user_id,item_id,timestamp,hour,Price (EUR),genre\n"
-        "1,10,2,0,1.5,rock\n1,11,1,7,,\n2,10,1,0,inf,pop\n2,12,3,7,2.5,rock\n2,13,2,0,x,jazz\n3,1,1,5,9,none\n",
+        "1,10,2,0,1.5,rock\n1,11,1,7,,\n2,10,1,0,NaN,pop\n2,12,3,7,2.5,rock\n2,13,2,0,NULL,jazz\n3,1,1,5,9,none\n",
     )
     features = "--features=hour:categorical,price=Price (EUR):float,genre:categorical"
     dataset = prepared(open_source("csv", path, features), tmp_path / "set", STRICT)
