@@ -15,6 +15,15 @@ BAD_QUOTING = "bad_quoting"
 NOT_JSON = "not_json"
 NOT_UTF8 = "not_utf8"
 LENGTHS_DIFFER = "lengths_differ"
+_QUOTED = "a quoted field may not hold a line break; write such a file as Parquet"
+_HINTS = {
+    NOT_UTF8: "`iconv -f LATIN1 -t UTF-8` converts Latin-1",
+    BAD_QUOTING: _QUOTED,
+    TOO_FEW_COLUMNS: _QUOTED,
+    TOO_MANY_COLUMNS: _QUOTED,
+    "not_a_date": "dates are ISO 8601, such as 2020-01-31 or 2020-01-31T10:00:00Z",
+}
+"""What may be wrong if rows are dropped for a reason; for wrong numbers of columns, if they hold quotes."""
 NUM_EXAMPLES = 5
 _MAX_TEXT = 60
 
@@ -86,12 +95,14 @@ class BadRows:
         """
         if self.num_bad <= max_bad_fraction * rows_in:
             return
-        recode = ""
-        if NOT_UTF8 in self.counts:
-            recode = " (`iconv -f LATIN1 -t UTF-8` converts Latin-1)"
+        kinds = {reason.partition(":")[0] for reason in self.counts}
+        if not any('"' in row.text for row in self.first):
+            kinds -= {TOO_FEW_COLUMNS, TOO_MANY_COLUMNS}
+        hints = "; ".join(dict.fromkeys(hint for kind, hint in _HINTS.items() if kind in kinds))
+        hints = f" ({hints})" if hints else ""
         raise DataError(
             f"{self.first[0]}; {self.num_bad} of {'at most ' * estimated}{rows_in} rows are unusable, more "
-            f"than --max-bad-fraction {max_bad_fraction:g} allows; correct the file{recode}, "
+            f"than --max-bad-fraction {max_bad_fraction:g} allows; correct the file{hints}, "
             "choose other columns with --user, --item and --time, pass --user-type string or "
             "--item-type string if ids are not integers, or raise --max-bad-fraction to drop these rows"
         )

@@ -27,6 +27,7 @@ _MAGIC = {
     b"PK\x05\x06": "zip",
 }
 _SKIPPABLE_ZSTD = b"\x2a\x4d\x18"  # follows a byte 0x50..0x5f, as pzstd writes it
+_UTF_16 = b"\xff\xfe"
 _FOREIGN = {
     b"PAR1": "a Parquet file; read it with `longplay prepare parquet {path}`",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -37,7 +38,10 @@ _FOREIGN = {
     b"ARROW1": "an Arrow file; write it as Parquet",
     b"\x93NUMPY": "a NumPy array; write it as CSV or Parquet",
     b"\x80\x04\x95": "a pickle; write it as CSV or Parquet",
-    b"\xff\xfe": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"<!DOCTYPE html": "an HTML page; download the file again",
+    b"<html": "an HTML page; download the file again",
+    _UTF_16: "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
     b"\xfe\xff": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
 }
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -246,6 +250,9 @@ def _check_is_text(path: Path, start: bytes) -> None:
     Raises:
         DataError: it does; the message names the format and the remedy.
     """
+    zeros = sorted((start[::2].count(0), start[1::2].count(0)))
+    if zeros[0] == 0 and zeros[1] > len(start) // 4:
+        start = _UTF_16  # without a byte order mark
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             raise DataError(f"{path}: is " + what.replace("{path}", str(path)))

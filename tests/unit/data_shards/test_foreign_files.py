@@ -176,3 +176,20 @@ def test_times_of_another_unit_in_one_file_are_unusable_rows(tmp_path: Path, whe
 def test_times_with_leading_zeros_are_integers(tmp_path: Path) -> None:
     path = text(tmp_path / "a.csv", HEADER + "1,5,0829\n1,6,1111\n")
     assert found(tmp_path, "csv", path) == ({1: [(5, 829), (6, 1111)]}, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16-le"), "UTF-16"),
+        ("user_id,item_id,timestamp\n1,2,3\n".encode("utf-16-be"), "UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html></html>\n", "HTML page"),
+        (b'user_id,item_id,timestamp\n1,"a\nb",3\n1,c,4\n', "a quoted field may not hold a line break"),
+        (b"user_id,item_id,timestamp\n1,2,31.1.2020\n1,3,31.2.2020\n", "dates are ISO 8601"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert expected in refusal(tmp_path, "csv", path)
