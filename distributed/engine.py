@@ -15,6 +15,7 @@ from longplay.common.settings import (
     Probability,
     settings_class,
 )
+from longplay.distributed.cuda_graph import GraphedCall
 from longplay.distributed.runtime.collectives import all_reduce_sum
 from longplay.distributed.runtime.errors import NonFiniteError
 from longplay.distributed.runtime.phases import phase
@@ -40,6 +41,8 @@ class EngineConfig:
         eps: Term that Adam adds to the denominator.
         weight_decay: Decoupled weight decay of the encoder.
         reduce_bucket_elements: Elements that DeepSpeed reduces in one collective.
+        cuda_graph: Launch the encoder's forward and backward as CUDA graphs. Needs a GPU, mambarec or
+            recmamba with items only and `encoder.scan_backend` triton or auto, and one micro-batch.
     """
 
     zero_stage: Annotated[Literal[1, 2, 3], NotBool] = 1
@@ -50,6 +53,16 @@ class EngineConfig:
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     reduce_bucket_elements: Count = 50_000_000
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph and self.zero_stage == 3:
+            raise ValueError("cuda_graph=True: needs zero_stage 1 or 2; ZeRO-3 moves the encoder's weights")
+        if self.cuda_graph and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "cuda_graph=True: needs gradient_accumulation_steps 1; each run of a graph overwrites the "
+                "gradients of the last one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +84,21 @@ class _Trained(nn.Module):
     """The module that DeepSpeed trains: the encoder, and with `zero_dense` the table's parameter."""
 
     def __init__(
-        self, encoder: nn.Module, holder: nn.Module | None, precision: str, device: torch.device
+        self, encoder: nn.Module, holder: nn.Module | None, config: EngineConfig, device: torch.device
     ) -> None:
         super().__init__()
         self.encoder = encoder
         if holder is not None:
             self.item_table = holder
-        self._bf16, self._device_type = precision == "bf16", device.type
+        self._bf16, self._device_type = config.precision == "bf16", device.type
+        self._graphed = GraphedCall(self._encode, encoder) if config.cuda_graph else None
 
     def forward(self, *inputs: Any) -> Tensor:
+        if self._graphed is None or not self.training:
+            return self._encode(*inputs)
+        return self._graphed(*(each for each in inputs if each is not None))
+
+    def _encode(self, *inputs: Any) -> Tensor:
         with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.encoder(*inputs)
 
@@ -100,7 +119,7 @@ class EncoderEngine:
             )
         self.config, self.world, self.table, self.encoder = config, world, table, encoder
         encoder.to(world.device)
-        trained = _Trained(encoder, table.holder if zero_dense else None, config.precision, world.device)
+        trained = _Trained(encoder, table.holder if zero_dense else None, config, world.device)
         groups = parameter_groups(
             {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()},
             config.weight_decay,

@@ -69,6 +69,24 @@ def check_deterministic(encoder: nn.Module, device: torch.device) -> None:
             module.require_deterministic()
 
 
+def check_cuda_graph(encoder: "SequenceEncoder", device: torch.device) -> None:
+    """Check that a CUDA graph can hold the forward and backward of `encoder`.
+
+    Raises:
+        ValueError: it cannot; names the setting or the part of the encoder.
+    """
+    if device.type != "cuda":
+        raise ValueError("engine.cuda_graph: needs a GPU; set engine.cuda_graph false")
+    if encoder.input_stage is not None or encoder.position_embedding is not None:
+        raise ValueError(
+            "engine.cuda_graph: needs an encoder of items only, without inputs and positional embeddings; "
+            "or set engine.cuda_graph false"
+        )
+    for module in encoder.modules():
+        if isinstance(module, Mamba | Mamba2 | EncoderBlock):
+            module.require_fixed_shapes()
+
+
 @dataclass(frozen=True)
 class EncoderState:
     """State of a recurrent encoder between events.

@@ -19,7 +19,7 @@ from longplay.launch.settings.resolving import to_json, validate
 SAME_RESULT = frozenset(
     {
         *("data.reader_threads", "data.prefetch_steps", "data.on_bad_shard"),
-        *("engine.reduce_bucket_elements", "evaluation.rows_per_batch"),
+        *("engine.reduce_bucket_elements", "engine.cuda_graph", "evaluation.rows_per_batch"),
         *("train.timeout_s", "train.background_save", "train.device", "train.log_every_steps"),
         *("train.keep_checkpoints", "train.checkpoint_every_steps"),
     }

@@ -13,7 +13,13 @@ from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.inputs.event_inputs import EventInputs, load_inputs
 from longplay.launch.settings.config import RunConfig
-from longplay.models.encoder import SequenceEncoder, build_encoder, check_deterministic, check_packages
+from longplay.models.encoder import (
+    SequenceEncoder,
+    build_encoder,
+    check_cuda_graph,
+    check_deterministic,
+    check_packages,
+)
 from longplay.models.losses.base import LOSSES, Loss
 from longplay.models.losses.negatives import shared_negatives
 
@@ -51,7 +57,7 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
 
     Raises:
         ValueError: a package with kernels for this device is not installed, the dataset lacks an input, or
-            the encoder has no deterministic backward on this device and `train.deterministic` is set.
+            the encoder does not support `train.deterministic` or `engine.cuda_graph` on this device.
     """
     inputs = load_inputs(config.inputs, dataset)
     generator = torch.Generator().manual_seed(config.seed)
@@ -59,6 +65,8 @@ def build_model(config: RunConfig, dataset: Dataset, world: World, *, initial_ro
     check_packages(encoder, world.device)
     if config.train.deterministic:
         check_deterministic(encoder, world.device)
+    if config.engine.cuda_graph:
+        check_cuda_graph(encoder, world.device)
     table = ItemTable(
         config.table,
         num_items=dataset.num_items,

@@ -48,6 +48,18 @@ class EncoderBlock(nn.Module):
             ValueError: they do not.
         """
 
+    def require_fixed_shapes(self) -> None:
+        """Check that all shapes in `forward` and its backward follow from the shape of x alone.
+
+        Raises:
+            ValueError: they do not.
+        """
+        raise ValueError(
+            f"engine.cuda_graph: {type(self).__name__} works on shapes that depend on the lengths of the "
+            "segments, or does not say that it does not; use encoder.model mambarec or recmamba, or "
+            "engine.cuda_graph false"
+        )
+
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
         """Return the activations of one block, from which `longplay plan` estimates the memory of a step.

@@ -19,6 +19,9 @@ class MambaRecBlock(MixerBlock):
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
         super().__init__(config, block_index, build_mixer(config))
 
+    def require_fixed_shapes(self) -> None:
+        """Do nothing: all shapes follow from the shape of x."""
+
     @staticmethod
     def activations(config: EncoderConfig, execution: Execution) -> Activations:
         """Return the activations of one block.

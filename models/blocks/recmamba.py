@@ -43,6 +43,9 @@ class RecMambaBlock(EncoderBlock):
         x = self.mixer_join(select_slots(x, at), update)
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
+    def require_fixed_shapes(self) -> None:
+        """Do nothing: all shapes follow from the shape of x."""
+
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return the mixer's state before the first event."""
         return self.mixer.init_state(batch_size, device, dtype)

@@ -121,6 +121,18 @@ class Mamba(nn.Module):
         """
         require_no_atomics(self._cuda_backend())
 
+    def require_fixed_shapes(self) -> None:
+        """Check that a CUDA graph can hold the mixer.
+
+        Raises:
+            ValueError: `scan` is not "triton" on a GPU; other kernels have not been checked.
+        """
+        if self._cuda_backend() != "triton":
+            raise ValueError(
+                f"engine.cuda_graph: needs encoder.scan_backend triton, not {self.scan}; "
+                "or set engine.cuda_graph false"
+            )
+
     def init_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Return the state before the first event. `dtype` is the parameters' dtype."""
         conv_state = torch.zeros(

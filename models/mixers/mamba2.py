@@ -93,6 +93,14 @@ class Mamba2(nn.Module):
             KERNEL.require()
         require_conv_package(self.conv1d, self.scan)
 
+    def require_fixed_shapes(self) -> None:
+        """Refuse.
+
+        Raises:
+            ValueError: always; the kernels have not been checked.
+        """
+        raise ValueError("engine.cuda_graph: needs encoder.mixer mamba; or set engine.cuda_graph false")
+
     def require_deterministic(self) -> None:
         """Check that the gradients repeat bitwise on a GPU.
 

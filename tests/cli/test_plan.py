@@ -134,6 +134,15 @@ def test_cached_rows_are_counted_as_they_are_allocated(data: Path, optimizer: st
     assert estimate.persistent["table rows on the device"] == allocated["cached_rows"]
 
 
+def test_graphs_of_the_encoder_keep_copies_of_its_inputs_and_gradients(data: Path) -> None:
+    plain, graphed = (
+        estimate_run(small_config("--engine.cuda_graph", on), Dataset.open(data), device_type="cuda")
+        for on in ("false", "true")
+    )
+    copies = 2 * 4 * graphed.slots * small_config().encoder.d_model
+    assert graphed.total_bytes - plain.total_bytes == graphed.transient["CUDA graph"] > copies
+
+
 def test_table_and_batch_are_divided_over_the_ranks(data: Path) -> None:
     dataset = Dataset.open(data)
     estimates = [estimate_run(small_config(), dataset, world_size=size) for size in (1, 2, 4)]

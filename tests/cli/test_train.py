@@ -276,6 +276,29 @@ def test_deterministic_runs_on_a_gpu_are_bitwise_identical(data: Path, tmp_path:
     assert_bitwise_equal(tmp_path / "second", tmp_path / "first")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_graphs_train_bitwise_the_same_weights(data: Path, tmp_path: Path, precision: str) -> None:
+    settings = ["--train.device", "cuda", "--train.deterministic", "true", "--loss.name", "bce"]
+    settings += ["--engine.precision", precision]
+    for graphed in ("false", "true"):
+        words = train_words(data, tmp_path / graphed, *settings, "--engine.cuda_graph", graphed)
+        longplay(words, tmp_path / "log", fresh=True)
+    assert_bitwise_equal(tmp_path / "true", tmp_path / "false")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cached_rows_train_bitwise_the_same_weights(data: Path, tmp_path: Path) -> None:
+    settings = ["--train.device", "cuda", "--train.deterministic", "true", "--loss.name", "bce"]
+    settings += ["--table.placement", "host"]
+    for rows in ("0", "50"):
+        words = train_words(data, tmp_path / rows, *settings, "--table.cached_rows", rows)
+        longplay(words, tmp_path / "log", fresh=True)
+    assert_bitwise_equal(tmp_path / "50", tmp_path / "0")
+
+
 def test_run_stops_after_patience_validations(data: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", "--train.lr", "1e-9", "--train.patience", "2")
     printed = longplay([*words, "--train.eval_every_steps", "2"], tmp_path / "log")

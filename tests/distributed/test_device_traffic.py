@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+from support.op_tape import TapeRecorder
 from support.other_device import DEVICE, OtherDevice
 from support.runs import small_config, small_dataset
 from support.triton_interpreter import assert_tests_pass_in_the_interpreter, combine_slices
@@ -133,6 +134,25 @@ def test_a_step_waits_for_the_device_only_at_these_places(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@in_interpreter
+@pytest.mark.parametrize(("model", "precision"), [("mambarec", "fp32"), ("recmamba", "bf16")])
+def test_graphs_of_the_encoder_give_the_losses_of_plain_steps(data: Path, model: str, precision: str) -> None:
+    """The graphs are simulated: the same operations and kernels are repeated on the same memory."""
+    combine_slices()
+    words = ["--loss.name", "bce", "--encoder.model", model, "--encoder.scan_backend", "triton"]
+    words += ["--engine.precision", precision, "--context_length", "40"]  # rows of several segments
+    with OtherDevice() as other:
+        plain = losses(data, DEVICE, words, other.waits)
+        plain_waits = Counter(other.waits)
+        with (
+            mock.patch("longplay.distributed.cuda_graph.GraphRecorder", TapeRecorder),
+            mock.patch("longplay.launch.training.model.check_cuda_graph"),
+        ):
+            graphed = losses(data, DEVICE, [*words, "--engine.cuda_graph", "true"], other.waits)
+    assert graphed == plain
+    assert other.waits == plain_waits
+
+
 def metrics(data: Path, device: torch.device, *overrides: str) -> dict[str, float]:
     """Return the metrics of an untrained model."""
     config, dataset = small_config(*SIZES, *overrides), Dataset.open(data)
@@ -161,4 +181,4 @@ def test_an_operation_that_mixes_devices_is_refused() -> None:
 def test_in_the_interpreter() -> None:
     """Run the tests above in a process with TRITON_INTERPRET=1."""
     if not IN_INTERPRETER:
-        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused or mix")
+        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused or mix or graphs")

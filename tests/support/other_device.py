@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
 # They return a value to the host, or a tensor whose size the host must know.
-_WAITS = {
+WAITS = {
     aten._local_scalar_dense.default,
     aten._unique2.default,
     aten.bincount.default,
@@ -126,7 +126,7 @@ class OtherDevice(TorchDispatchMode):
             shapes = [tuple(tensor.shape) for tensor in on_cpu]
             assert not on_cpu, f"{func} mixes devices in {_place()}: CPU tensors of shapes {shapes}"
             indices = args[1] if func in _INDEXING else ()
-            if func in _WAITS or any(index is not None and index.dtype == torch.bool for index in indices):
+            if func in WAITS or any(index is not None and index.dtype == torch.bool for index in indices):
                 self.waits[f"{func.overloadpacket.__name__} in {_place()}"] += 1
         args, kwargs = tree_map(_held, (args, kwargs))
 
