@@ -28,7 +28,8 @@ from longplay.launch.settings.saved import changed_on_resume, read_config
 from longplay.launch.sweeps.folder import open_sweep
 from longplay.launch.sweeps.status import sweep_status
 from longplay.launch.training.progress import Progress, RunState
-from longplay.serving.export_format import read_export_config
+from longplay.serving.export_format import ExportError
+from longplay.serving.exported_model import ExportedModel
 
 EXAMPLES = hypothesis.settings(max_examples=100)
 
@@ -128,6 +129,23 @@ def test_another_model_in_config_json_is_refused_before_it_is_built(
     assert re.search(r"restore config\.json|more than 2\^63 bytes", line), line
 
 
+@pytest.mark.parametrize("setting", ["context_length", "num_blocks", "d_ff", "d_state", "expand"])
+def test_another_model_in_an_export_is_refused_before_it_is_built(
+    folders: Path, tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(folders / "export", tmp_path / "export")
+    saved = json.loads((folder / "config.json").read_text())
+    saved["encoder"] |= {"model": "recmamba", "positional_embedding": True}
+    saved["encoder"][setting] = 1000 if setting == "num_blocks" else 1_000_000_000
+    (folder / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(
+        "longplay.serving.exported_model.build_encoder", lambda *_: pytest.fail("it is built")
+    )
+    with pytest.raises(ExportError, match=r"does not fit config\.json \(.*; export the run again") as raised:
+        ExportedModel.load(folder)
+    assert "encoder.safetensors" in str(raised.value)
+
+
 # ---------------------------------------------------------------------- any value in any field
 
 
@@ -206,7 +224,7 @@ def test_any_line_of_metrics_jsonl_is_read_or_skipped(folders: Path, data: st.Da
 def test_any_config_json_of_an_export_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
     file = folders / "export" / "config.json"
     content = data.draw(contents(json.loads(file.read_text())))
-    damaged(file, content, lambda: read_export_config(file.parent))
+    damaged(file, content, lambda: ExportedModel.load(file.parent))
 
 
 @EXAMPLES
