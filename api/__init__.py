@@ -10,8 +10,7 @@ This module loads exported models:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # without `typing`, whose import would delay the handling of Ctrl-C
 if TYPE_CHECKING:
     from os import PathLike
 

@@ -4,10 +4,12 @@ import argparse
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from longplay.launch.console.exit_codes import EXIT_USAGE, exit_code_of
+from longplay.launch.console.importing import exit_on_interrupt
 
 # Every command with its line of help. Its module is imported when the command is used, because most of them
 # import PyTorch.
@@ -43,10 +45,17 @@ class _Commands(argparse._SubParsersAction):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 bad input, 75 stopped and saved."""
+    """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 bad input, 75 stopped and saved.
+
+    Args:
+        argv: the words of the command; None = those of this process, which Ctrl-C then ends during imports.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     has_command = bool(words) and not words[0].startswith("-")
-    return exit_code_of(lambda: _run_command(words) if has_command else _run_without_command(words))
+    importing = exit_on_interrupt if argv is None else nullcontext
+    return exit_code_of(
+        lambda: _run_command(words, importing) if has_command else _run_without_command(words)
+    )
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -91,12 +100,13 @@ def _run_without_command(words: Sequence[str]) -> int:
     return 0
 
 
-def _run_command(words: Sequence[str]) -> int:
+def _run_command(words: Sequence[str], importing: Callable[[], AbstractContextManager[None]]) -> int:
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"{words[0]}: unknown command; {hint}the commands are {', '.join(COMMANDS)}")
-    parser = build_parser(words[0])
+    with importing():
+        parser = build_parser(words[0])
     (command,) = subcommands(parser)
     add_settings = command.get_default("settings")
     if add_settings is not None and {"-h", "--help"}.intersection(words):

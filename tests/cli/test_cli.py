@@ -149,6 +149,38 @@ def test_an_error_prints_one_line_and_sets_the_exit_code(
     assert line.startswith("longplay: error: ")
 
 
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Hook:
+    def find_spec(self, name, *_):
+        if name == interrupted:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:  # as some packages do around an import
+                pass
+
+from longplay.launch.start import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+sys.meta_path.insert(0, Hook())
+interrupted, sys.argv[1:] = sys.argv[1], ["config", "demo"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["longplay.launch.cli", "torch"])
+def test_ctrl_c_during_an_import_ends_the_command_at_once(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "longplay: error: interrupted\n")
+
+
 def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise RuntimeError("a bug")
