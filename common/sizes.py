@@ -43,3 +43,8 @@ def mib(size: float) -> str:
 def gib(size: float) -> str:
     """Format a number of bytes in GiB, for example "1.00 GiB"."""
     return f"{size / 2**30:,.2f} GiB"
+
+
+def readable_size(size: float) -> str:
+    """Format a number of bytes in GiB from 1 GiB on, and in MiB below."""
+    return gib(size) if size >= 2**30 else mib(size)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longplay.common.sizes import gib, mib
+from longplay.common.sizes import readable_size
 from longplay.launch.evaluation.loading import find_checkpoint, open_dataset
 from longplay.launch.exports.model_folder import check_output, write_export
 from longplay.launch.settings.common_arguments import add_run_arguments
@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
     width = config.encoder.d_model
     print(
         f"model    {config.encoder.model} of {args.run}, {checkpoint.path.name}; item table "
-        f"{dataset.num_items:,} x {width}, {gib(4 * (dataset.num_items + 1) * width)}",
+        f"{dataset.num_items:,} x {width}, {readable_size(4 * (dataset.num_items + 1) * width)}",
         flush=True,
     )
     num_bytes = write_export(args.out, args.run, config, dataset, checkpoint)
-    print(f"exported {args.out} ({mib(num_bytes)}); in Python: longplay.load({str(args.out)!r})")
+    print(f"exported {args.out} ({readable_size(num_bytes)}); in Python: longplay.load({str(args.out)!r})")
     return 0
 
 

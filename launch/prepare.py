@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longplay.common.printable import printable
-from longplay.common.sizes import parse_bytes
+from longplay.common.sizes import parse_bytes, readable_size
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.parts import PASSES, list_parts, merge_parts, prepare_part
@@ -278,7 +278,7 @@ def _print_plan(source: Source, options: PrepareOptions, out: Path) -> None:
         f"{source.summary()}\n"
         f"drops users with fewer than {options.min_user_events} events, numbers items by frequency\n"
         f"at most {most:,} events, {options.memory_bytes / 2**30:g} GiB of memory, up to "
-        f"{most * SCRATCH_BYTES_PER_EVENT / 2**30:.1f} GiB of temporary files in {scratch}"
+        f"{readable_size(most * SCRATCH_BYTES_PER_EVENT)} of temporary files in {scratch}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from longplay.common.sizes import gib, mib
+from longplay.common.sizes import gib, mib, readable_size
 
 _RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 1 << 30}  # interpreter and libraries; assumed for CUDA
 ALLOCATOR = "allocator's reserve"
@@ -58,7 +58,9 @@ class MemoryEstimate:
         for name, size in (self.persistent | self.transient).items():
             part = name.split()[0].rstrip(",")
             parts[part] = parts.get(part, 0) + size
-        shown = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
+        parts["data and allocator"] = sum(self.host.values()) if self.device_type == "cpu" else 0
+        parts["libraries"] = _RUNTIME_BYTES[self.device_type]
+        shown = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items() if size)
         return f"memory   about {gib(self.total_bytes)} per rank{limit}: {shown}"
 
     def table(self) -> str:

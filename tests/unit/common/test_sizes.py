@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longplay.common.sizes import gib, mib, parse_bytes
+from longplay.common.sizes import gib, mib, parse_bytes, readable_size
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,5 @@ def test_argparse_shows_the_message(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sizes_are_formatted_in_binary_units() -> None:
     assert mib(3 << 19) == "1.5 MiB"
     assert gib(2048 << 30) == "2,048.00 GiB"
+    assert readable_size(3 << 19) == "1.5 MiB"
+    assert readable_size(3 << 29) == "1.50 GiB"
