@@ -7,9 +7,10 @@ from functools import cache
 from longplay.models.base.activations import Activations, Execution, total
 from longplay.models.base.config import EncoderConfig
 from longplay.models.encoder import build_encoder
-from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
+from longplay.models.inputs.spec import ITEMS_ONLY, NUM_GAP_BUCKETS, InputSpec
 
 _BUILT_BLOCKS = 32
+_SMALL = 1 << 26
 
 
 class EncoderTooLargeError(ValueError):
@@ -40,6 +41,21 @@ def activation_bytes(
     edges = total(first, last).saved_bytes(execution.bf16)
     saved = config.num_blocks * block.saved_bytes(execution.bf16) + edges + inputs.saved_bytes(execution.bf16)
     return SlotBytes(saved=saved, transient=4 * block.transient)
+
+
+def is_small(config: EncoderConfig, inputs: InputSpec = ITEMS_ONLY) -> bool:
+    """Return whether an encoder without options has at most 2^26 parameters, by an upper bound.
+
+    It takes microseconds. `num_parameters` is exact, but first imports modules of torch for a second.
+    """
+    if config.options:
+        return False
+    width = config.d_model + config.inner_width + config.feed_forward_width + config.d_state
+    block = 4 * width * (width + config.d_conv)
+    positions = config.context_length if config.has_positions else 0
+    codes = sum(values for _, values in (*inputs.categorical, *inputs.item_categories))
+    embedded = positions + codes + inputs.vector_width + len(inputs.floats) + 2 * NUM_GAP_BUCKETS
+    return config.num_blocks * block + config.d_model * embedded <= _SMALL
 
 
 @cache

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
-from longplay.models.encoder_size import EncoderTooLargeError, num_parameters
+from longplay.models.encoder_size import EncoderTooLargeError, is_small, num_parameters
 from longplay.models.inputs.spec import NO_TIME, TIMES
 from longplay.models.inputs.stage import Inputs, missing_inputs
 from longplay.serving.export_format import (
@@ -351,14 +352,15 @@ def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
     try:
-        with TensorFile(file) as tensors:
-            saved, expected = tensors.num_elements(), num_parameters(config.encoder, config.inputs)
-        if saved != expected:
-            raise TensorFileError(f"it has {saved:,} weights, but the settings give {expected:,}")
+        if not is_small(config.encoder, config.inputs):  # building it could exhaust the memory
+            with TensorFile(file) as tensors:
+                saved, expected = tensors.num_elements(), num_parameters(config.encoder, config.inputs)
+            if saved != expected:
+                raise TensorFileError(f"it has {saved:,} weights, but the settings give {expected:,}")
         encoder = build_encoder(config.encoder, inputs=config.inputs)
         encoder.load_state_dict(read_tensors(file))
     except (RuntimeError, TensorFileError, EncoderTooLargeError) as error:
-        cause = " ".join(str(error).split())
+        cause = shorten(str(error), 300, placeholder=" ...")  # PyTorch lists every missing weight
         raise ExportError(f"{file}: does not fit config.json ({cause}); export the run again") from None
     return encoder.requires_grad_(False).eval()
 

@@ -129,7 +129,15 @@ def test_another_model_in_config_json_is_refused_before_it_is_built(
     assert re.search(r"restore config\.json|more than 2\^63 bytes", line), line
 
 
-@pytest.mark.parametrize("setting", ["context_length", "num_blocks", "d_ff", "d_state", "expand"])
+def test_other_weights_in_an_export_are_refused_in_a_short_line(folders: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders / "export", tmp_path / "export")
+    saved = json.loads((folder / "config.json").read_text())
+    saved["encoder"]["num_blocks"] = 100
+    (folder / "config.json").write_text(json.dumps(saved))
+    check_refusal(lambda: ExportedModel.load(folder), folder / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("setting", ["context_length", "d_ff", "d_state", "expand"])
 def test_another_model_in_an_export_is_refused_before_it_is_built(
     folders: Path, tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +147,7 @@ def test_another_model_in_an_export_is_refused_before_it_is_built(
     saved["encoder"][setting] = 1000 if setting == "num_blocks" else 1_000_000_000
     (folder / "config.json").write_text(json.dumps(saved))
     monkeypatch.setattr(
-        "longplay.serving.exported_model.build_encoder", lambda *_, **__: pytest.fail("it is built")
+        "longplay.serving.exported_model.build_encoder", lambda *_, **__: pytest.fail("built")
     )
     with pytest.raises(ExportError, match=r"does not fit config\.json \(.*; export the run again") as raised:
         ExportedModel.load(folder)
