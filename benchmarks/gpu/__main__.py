@@ -237,10 +237,11 @@ def _variants(sizes: Sizes, data: Path, world: World, timer: Timer) -> None:
         "default": [],
         "no pipelining of the next step": [],
         "encoder through torch.compile": [],
-        "encoder as CUDA graphs": ["--engine.cuda_graph", "true"],
         "table in host memory": ["--table.placement", "host"],
         "and 30,000 rows on the device": ["--table.placement", "host", "--table.cached_rows", "30000"],
     }
+    if timer.device.type == "cuda":
+        words["encoder as CUDA graphs"] = ["--engine.cuda_graph", "true"]
     loops: list[LongplayLoop] = []
     pieces: dict[str, Callable[[], float]] = {}
     for name, more in words.items():

@@ -20,7 +20,12 @@ LINES = {
         "Longplay: sasrec, num_blocks 2",
         "Longplay: mambarec, num_blocks 1",
     ],
-    "variants": ["no pipelining", "through torch.compile", "table in host memory"],
+    "variants": [
+        "no pipelining",
+        "through torch.compile",
+        "table in host memory",
+        "and 30,000 rows on the device",
+    ],
     "trace": ["backward", "no kernels: the steps ran on a CPU"],
 }
 
