@@ -28,6 +28,8 @@ from longplay.launch.exports.item_table import write_table
 from longplay.serving.export_format import ExportError
 from longplay.serving.exported_model import ExportedModel
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker: the fixtures of the module are slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

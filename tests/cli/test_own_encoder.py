@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import Command
+from support.commands import Command, enter
 from support.runs import small_dataset, steps_logged
 
 MODULE = "my_package.my_encoder"
@@ -86,12 +86,6 @@ def run(folder: Path, *words: object) -> tuple[int, str]:
     output = folder / "output.txt"
     command = Command(list(map(str, words)), output, fault=functools.partial(enter, folder))
     return command.wait(), output.read_text()
-
-
-def enter(folder: Path, rank: int) -> None:
-    """Add `folder` to the path of this process and make it the current folder."""
-    sys.path.insert(0, str(folder))
-    os.chdir(folder)
 
 
 def succeed(folder: Path, *words: object) -> str:

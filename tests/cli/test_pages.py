@@ -1,5 +1,6 @@
 """Run the code of the pages that show how to extend Longplay, and the code of the notebook."""
 
+import functools
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import Command, enter
 from support.datasets import REPOSITORY
+from support.ranks import FORK_SERVER
 
 pytestmark = pytest.mark.slow
 GUIDES = REPOSITORY / "docs" / "guides"
@@ -19,11 +22,12 @@ SMALL = shlex.split(
 )
 
 
-def write_modules(page: Path, folder: Path) -> None:
-    """Write the page's code blocks that have a file name."""
+def write_modules(page: Path, folder: Path) -> list[str]:
+    """Write the page's code blocks that have a file name; return the names."""
     found = re.findall(r'^```python title="(.+?)"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
     for name, code in found:
         (folder / name).write_text(code)
+    return [name for name, _ in found]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -34,27 +38,15 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in lines if "--import" in words]
 
 
-def run(words: list[str], folder: Path) -> str:
-    """Run `python WORDS` in `folder`, with its modules importable, and return what it prints."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env={**environment, "MPLBACKEND": "agg"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{shlex.join(words)}:\n{done.stdout}"
-    return done.stdout
-
-
 def longplay(words: list[str], folder: Path) -> str:
-    return run(["-m", "longplay.launch.cli", *words], folder)
+    command = Command(words, folder / "log", fault=functools.partial(enter, folder))
+    assert command.wait() == 0, f"{shlex.join(words)}:\n{(folder / 'log').read_text()}"
+    return (folder / "log").read_text()
+
+
+def run_tests(names: list[str], folder: Path) -> None:
+    enter(folder, 0)
+    os._exit(pytest.main(["-q", "-p", "no:cacheprovider", *names]))
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +66,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["add_encoder", "add_parts"])
 def test_the_modules_of_a_page_work_with_its_commands(name: str, folder: Path) -> None:
     page = GUIDES / f"{name}.md"
-    write_modules(page, folder)
+    tests = [module for module in write_modules(page, folder) if module.startswith("test_")]
     for words in commands(page):
         longplay([*words[1:], *(SMALL if words[1] == "train" else [])], folder)
-    for test in sorted(folder.glob("test_*.py")):
-        run(["-m", "pytest", "-q", "-p", "no:cacheprovider", test.name], folder)
+    assert len(tests) == (name == "add_encoder")
+    if tests:
+        process = FORK_SERVER.Process(target=run_tests, args=(tests, folder))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0
 
 
 def test_the_notebook_runs_and_its_outputs_contain_no_local_paths(tmp_path: Path) -> None:
     notebook = json.loads((REPOSITORY / "examples" / "quickstart.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    (tmp_path / "notebook.py").write_text("\n\n".join("".join(cell["source"]) for cell in code))
-    run(["notebook.py"], tmp_path)
+    program = "\n\n".join("".join(cell["source"]) for cell in code)
+    assert "--events 60000" in program
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("--events 60000", "--events 6000")],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
     assert all(cell["execution_count"] for cell in code)
     outputs = json.dumps([cell["outputs"] for cell in code])
     assert re.search(r"[^\w.](/home|/root|/tmp|/Users|/opt)/", outputs) is None

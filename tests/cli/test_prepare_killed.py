@@ -15,6 +15,7 @@ from support.ranks import FORK_SERVER
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.prepare import main
 
+NUM_KILLS = 10
 NAMED = ["--features", "device:categorical,price:float,day:categorical", "--where", "day <> 3"]
 
 
@@ -63,7 +64,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["LFM-1b_LEs.txt", "named.csv"])
-def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path, name: str) -> None:
+def test_output_is_bitwise_identical_after_ten_kills(tmp_path: Path, name: str) -> None:
     path, draws = tmp_path / name, random.Random(0)
     if path.suffix == ".csv":
         named_events(path, 30_000)
@@ -76,19 +77,19 @@ def test_output_is_bitwise_identical_after_twenty_kills(tmp_path: Path, name: st
     expected = folder_bytes(tmp_path / "undisturbed")
     out, num_killed = tmp_path / "killed", 0
     for attempt in range(200):
-        if num_killed == 20 and out.exists():
+        if num_killed == NUM_KILLS and out.exists():
             break
         if out.exists():
             assert folder_bytes(out) == expected
             out.rename(tmp_path / f"finished-{attempt}")
         process = start(path, out)
-        process.join(draws.uniform(0.1, 0.8) * whole_s if num_killed < 20 else 120)
+        process.join(draws.uniform(0.1, 0.8) * whole_s if num_killed < NUM_KILLS else 120)
         if process.is_alive():
             process.kill()
             num_killed += 1
         process.join()
         assert process.exitcode in (0, -9)
-    assert num_killed == 20
+    assert num_killed == NUM_KILLS
     assert folder_bytes(out) == expected
     left = {entry.name for entry in tmp_path.iterdir() if not entry.name.startswith("finished-")}
     assert left == {name, "again", "killed", "undisturbed"}

@@ -92,7 +92,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "num_parts"),
-    [("strings", 1), ("strings", 2), ("strings", 3), ("integers", 2), ("integers", 9), ("text", 3)],
+    [("strings", 1), ("strings", 2), ("strings", 3), ("integers", 2), ("integers", 6), ("text", 3)],
 )
 def test_parts_write_the_bytes_of_one_process(tmp_path: Path, kind: str, num_parts: int) -> None:
     words = write_source(tmp_path / "raw", kind)
@@ -152,23 +152,20 @@ def test_merge_names_the_missing_parts(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
+def test_another_command_in_the_folder_of_parts_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*write_source(tmp_path / "raw", "integers"), "--out", str(tmp_path / "set")]
+    assert main([*words, *part("read", "1/2")]) == 0
+    for other in (
         part("read", "1/3"),
         [*part("read", "1/2"), "--min-user-events", "5"],
         [*merge("read", 2), "--seed", "1"],
         [],
         ["--seed", "1"],
-    ],
-)
-def test_another_command_in_the_folder_of_parts_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]
-) -> None:
-    words = [*write_source(tmp_path / "raw", "integers"), "--out", str(tmp_path / "set")]
-    assert main([*words, *part("read", "1/2")]) == 0
-    message = error_of([*words, *other], capsys)
-    assert "set.work: holds the unfinished work of another command" in message
+    ):
+        message = error_of([*words, *other], capsys)
+        assert "set.work: holds the unfinished work of another command" in message
     run_passes(words, 2)
     assert (tmp_path / "set" / "manifest.json").exists()
 

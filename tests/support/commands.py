@@ -79,6 +79,12 @@ class Command:
             process.join()
 
 
+def enter(folder: Path, rank: int) -> None:
+    """Add `folder` to the path of this process and make it the current folder."""
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+
+
 def longplay(words: list[str], output: Path, *, world_size: int = 1, fresh: bool = False) -> str:
     """Run a command, which must succeed, and return its output."""
     code = Command(words, output, world_size=world_size, fresh=fresh).wait()

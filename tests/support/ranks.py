@@ -12,18 +12,7 @@ from typing import Any
 FORK_SERVER = mp.get_context("forkserver")
 os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's choice when the server imports it
 # The server imports the heavy packages once; every rank is a fork of a process that ran nothing else.
-FORK_SERVER.set_forkserver_preload(
-    [
-        "deepspeed",
-        "longplay.launch.train",
-        "longplay.launch.evaluate",
-        "longplay.launch.prepare",
-        "longplay.launch.recommend",
-        # DeepSpeed imports these at its first engine, which takes seconds.
-        "torch._dynamo",
-        "torch._inductor.compile_fx",
-    ]
-)
+FORK_SERVER.set_forkserver_preload(["support.fork_server"])
 
 
 def run_ranks(

@@ -41,7 +41,7 @@ class Job:
         deadline = time.monotonic() + timeout_s
         while not reached():
             assert time.monotonic() < deadline, f"no {what}: {self.state}\n{self.printed()}"
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def wait_for(self, *states: str) -> str:
         """Wait for one of the states and return it."""
