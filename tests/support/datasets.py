@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
 from longplay.data_shards.storage.dataset import Dataset
-from longplay.data_shards.storage.manifest import SourceInfo, TimeUnit
+from longplay.data_shards.storage.manifest import MANIFEST_NAME, SourceInfo, TimeUnit
 
 Sequences = dict[int, list[tuple[int, int]]]
 LENIENT = PrepareOptions(max_bad_fraction=1)
@@ -124,3 +125,9 @@ def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Da
     """Prepare a dataset from `source` and open it."""
     prepare_dataset(source, out, options)
     return Dataset.open(out)
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    """Set fields of the manifest without a check."""
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

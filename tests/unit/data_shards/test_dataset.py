@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pytest
-from support.datasets import FrameSource, log_normal_lengths, make_dataset, random_events
+from support.datasets import FrameSource, edit_manifest, log_normal_lengths, make_dataset, random_events
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
@@ -34,11 +34,6 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def folder(intact: Dataset, tmp_path: Path) -> Path:
     """Return a copy of the dataset to damage."""
     return Path(shutil.copytree(intact.path, tmp_path / "set"))
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    path = folder / MANIFEST_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def overwrite(path: Path, at: int, content: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from support.datasets import log_normal_lengths, make_dataset
+from support.datasets import edit_manifest, log_normal_lengths, make_dataset
 from support.feature_sets import described, random_dataset
 
 from longplay.data_shards.errors import DataError
@@ -36,11 +36,6 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def folder(intact: Dataset, tmp_path: Path) -> Path:
     """Return a copy of the dataset to damage."""
     return Path(shutil.copytree(intact.path, tmp_path / "set"))
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    path = folder / MANIFEST_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def replace_features(folder: Path, *features: FeatureInfo) -> None:
