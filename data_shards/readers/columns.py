@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.manifest import TimeUnit
@@ -114,91 +112,6 @@ class Columns:
         times = {"time": self.time} if self.has_time else {}
         features = {f"feature:{feature.name}": feature.column for feature in self.features}
         return {"user": self.user, "item": self.item, **times, **features}
-
-    def options(self) -> dict[str, Any]:
-        """Return the options of `add_column_arguments` that select these columns, for the manifest."""
-        options = {name: getattr(self, name) for name in ("user", "item", "time", "user_type", "item_type")}
-        options |= {"time_type": self.time_type, "time_unit": self.time_unit}
-        options["time_scale"] = None if self.time_scale == 1 else self.time_scale
-        return options
-
-
-def add_selecting_arguments(parser: ArgumentParser) -> None:
-    """Add `--where`, `--features`, `--items` and `--items-id`."""
-    parser.add_argument(
-        "--items",
-        type=Path,
-        metavar="FILE",
-        help="table of the items' titles and other columns: CSV, JSON lines or Parquet",
-    )
-    parser.add_argument(
-        "--items-id", metavar="COLUMN", help="column of the ids in --items (default: that of --item)"
-    )
-    parser.add_argument(
-        "--where", metavar="SQL", help="keep only the rows that meet a condition, such as 'rating >= 4'"
-    )
-    parser.add_argument(
-        "--features",
-        type=_features_argument,
-        default=(),
-        metavar="LIST",
-        help="columns to keep with the events, such as genre:categorical,price:float",
-    )
-
-
-def _features_argument(text: str) -> tuple[FeatureColumn, ...]:
-    """Return `parse_features(text)`. An error has the type whose message argparse prints."""
-    try:
-        return parse_features(text)
-    except DataError as error:
-        raise ArgumentTypeError(str(error)) from error
-
-
-def add_column_arguments(parser: ArgumentParser) -> None:
-    """Add the options that `columns_of` reads."""
-    default = Columns()
-    for role in ("user", "item", "time"):
-        name = getattr(default, role)
-        more = "; none: the order of the rows" if role == "time" else ""
-        parser.add_argument(
-            f"--{role}", default=name, metavar="COLUMN", help=f"column of the {role}{more} (default: {name})"
-        )
-    for role in ("user", "item"):
-        parser.add_argument(
-            f"--{role}-type",
-            choices=get_args(IdType),
-            help=f"type of the {role} ids (default: detected from the first rows)",
-        )
-    parser.add_argument(
-        "--time-type",
-        choices=get_args(TimeType),
-        help="integer, decimal (seconds) or date (default: detected from the first rows)",
-    )
-    parser.add_argument(
-        "--time-unit",
-        choices=NUMERIC_UNITS,
-        help="unit of integer times; with it, times are shown and given as dates (default: unknown)",
-    )
-    parser.add_argument(
-        "--time-scale",
-        type=int,
-        default=default.time_scale,
-        metavar="N",
-        help="multiply times that are numbers by N and round (default: 1)",
-    )
-    add_selecting_arguments(parser)
-
-
-def selecting_options(args: Namespace) -> dict[str, Any]:
-    """Return the options of `add_selecting_arguments`, for the manifest."""
-    options = {"where": args.where, "features": ",".join(map(str, args.features)) or None}
-    return options | {"items": args.items and str(args.items), "items_id": args.items_id}
-
-
-def columns_of(args: Namespace) -> Columns:
-    """Return the columns that the arguments of `add_column_arguments` select."""
-    names = ("user", "item", "time", "user_type", "item_type", "time_type", "time_unit", "time_scale")
-    return Columns(**{name: getattr(args, name) for name in (*names, "where", "features")})
 
 
 def find_column(name: str, present: Sequence[str], option: str | None, path: object) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.arguments import add_file_arguments, file_options
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, NOT_JSON
-from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
 from longplay.data_shards.readers.database import query
-from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -153,28 +151,11 @@ def _as_written(texts: pa.ChunkedArray, lines: pa.ChunkedArray, key: str) -> pa.
     return pc.replace_with_mask(texts.combine_chunks(), rounded.combine_chunks(), values)
 
 
-def _open(args: Namespace) -> JsonLinesSource:
-    columns = columns_of(args)
-    return JsonLinesSource(
-        format="jsonl",
-        paths=tuple(args.paths),
-        columns=columns,
-        options={**columns.options(), **selecting_options(args)},
-    )
-
-
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
-    )
-    add_column_arguments(parser)
-
-
 READERS.register(
     "jsonl",
     Reader(
         help="JSON objects, one per line, also compressed or in a .zip or .tar",
-        add_arguments=_add_arguments,
-        open=_open,
+        add_arguments=add_file_arguments,
+        open=lambda args: JsonLinesSource(format="jsonl", **file_options(args)),
     ),
 )

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.arguments import add_file_arguments, file_options
 from longplay.data_shards.readers.bad_rows import LENGTHS_DIFFER
-from longplay.data_shards.readers.columns import (
-    add_column_arguments,
-    columns_of,
-    find_column,
-    selecting_options,
-)
-from longplay.data_shards.readers.downloads import input_path
+from longplay.data_shards.readers.columns import find_column
 from longplay.data_shards.readers.inputs import find_files, reading
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -186,37 +180,19 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
-    )
-    add_column_arguments(parser)
-
-
-def _open(args: Namespace, *, lists: bool) -> ParquetSource:
-    columns = columns_of(args)
-    return ParquetSource(
-        format="sequences" if lists else "parquet",
-        paths=tuple(args.paths),
-        columns=columns,
-        options={**columns.options(), **selecting_options(args)},
-        lists=lists,
-    )
-
-
 READERS.register(
     "parquet",
     Reader(
         help="Parquet files with an event in each row",
-        add_arguments=_add_arguments,
-        open=functools.partial(_open, lists=False),
+        add_arguments=add_file_arguments,
+        open=lambda args: ParquetSource(format="parquet", **file_options(args)),
     ),
 )
 READERS.register(
     "sequences",
     Reader(
         help="Parquet files with a user and lists of items and times in each row, as Spark groups them",
-        add_arguments=_add_arguments,
-        open=functools.partial(_open, lists=True),
+        add_arguments=add_file_arguments,
+        open=lambda args: ParquetSource(format="sequences", lists=True, **file_options(args)),
     ),
 )

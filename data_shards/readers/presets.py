@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.readers.columns import Columns, add_selecting_arguments, selecting_options
-from longplay.data_shards.readers.downloads import input_path
+from longplay.data_shards.readers.arguments import add_preset_arguments, preset_options
+from longplay.data_shards.readers.columns import NO_TIME, Columns
 from longplay.data_shards.readers.inputs import check_copies, without_compression
 from longplay.data_shards.readers.jsonl import JsonLinesSource
 from longplay.data_shards.readers.parquet import ParquetSource
@@ -19,21 +20,17 @@ from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.tables import FileSource
 from longplay.data_shards.readers.text import TextSource
 
+_INTEGERS: dict[str, Any] = {"user_type": "integer", "item_type": "integer", "time_type": "integer"}
+_LEAST = {"user": 0, "item": 0, "time": 1}
 _KUAIRAND_LOG = re.compile(r"(?P<log>log_(?:standard|random)_.+?)(?:_part(?P<part>\d+))?\.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadedText(TextSource):
-    """A text file, or the folder that contains it under its own name.
-
-    Attributes:
-        name: name of the file, without the suffix of its compression.
-    """
-
-    name: str
+    """A text file, or the folder or archive that contains it. `member` is its name, uncompressed."""
 
     def find_files(self) -> tuple[Path, ...]:
-        return tuple(_file_in(path, self.name) for path in self.paths)
+        return tuple(_file_in(path, self.member) for path in self.paths)
 
 
 def _file_in(path: Path, name: str) -> Path:
@@ -51,45 +48,24 @@ def _file_in(path: Path, name: str) -> Path:
     return found[0]
 
 
-def _downloaded(args: Namespace, format: str, name: str, columns: Columns, **dialect: Any) -> DownloadedText:
-    columns, options = _selected(args, columns)
-    paths = (args.path,)
-    return DownloadedText(
-        format=format, paths=paths, columns=columns, options=options, name=name, member=name, **dialect
-    )
-
-
-def _selected(args: Namespace, columns: Columns) -> tuple[Columns, dict[str, Any]]:
-    """Apply `--where` and `--features` to the columns. Return them, and the options for the manifest."""
-    chosen = replace(columns, where=args.where or columns.where, features=args.features)
-    return chosen, selecting_options(args)
-
-
 def _ml1m(args: Namespace) -> FileSource:
-    columns = Columns(user="UserID", item="MovieID", time="Timestamp", time_unit="s")
-    columns = replace(columns, user_type="integer", item_type="integer", time_type="integer")
+    columns = Columns(user="UserID", item="MovieID", time="Timestamp", time_unit="s", **_INTEGERS)
     header = ("UserID", "MovieID", "Rating", "Timestamp")
-    return _downloaded(args, "ml1m", "ratings.dat", columns, sep="::", header=header, quotes=False)
+    given: dict[str, Any] = {"header": header, "sep": "::", **preset_options(args, columns)}
+    return DownloadedText(format="ml1m", member="ratings.dat", quotes=False, **given)
 
 
 def _movielens(args: Namespace) -> FileSource:
     columns = Columns(user="userId", item="movieId", time="timestamp", time_unit="s")
-    return _downloaded(args, "movielens", "ratings.csv", columns, sep=",")
+    given = preset_options(args, columns)
+    return DownloadedText(format="movielens", member="ratings.csv", sep=",", **given)
 
 
 def _lfm1b(args: Namespace) -> FileSource:
-    columns = Columns(
-        user="user_id",
-        item="track_id",
-        time="timestamp",
-        user_type="integer",
-        item_type="integer",
-        time_type="integer",
-        time_unit="s",
-        least={"user": 0, "item": 0, "time": 1},
-    )
+    columns = Columns(item="track_id", time_unit="s", least=_LEAST, **_INTEGERS)
     header = ("user_id", "artist_id", "album_id", "track_id", "timestamp")
-    return _downloaded(args, "lfm1b", "LFM-1b_LEs.txt", columns, sep="\t", header=header, quotes=False)
+    given: dict[str, Any] = {"header": header, "sep": "\t", **preset_options(args, columns)}
+    return DownloadedText(format="lfm1b", member="LFM-1b_LEs.txt", quotes=False, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,33 +123,17 @@ def _kuairand(args: Namespace) -> FileSource:
     flags = {"all": [], "is_click": ["is_click"], "long_view": ["long_view"]}
     conditions = [f"lower(trim({flag})) IN ('1', '1.0', 'true')" for flag in flags[args.events]]
     conditions += [] if args.tab is None else [f"TRY_CAST(tab AS DOUBLE) = {args.tab}"]
-    columns = Columns(
-        user="user_id",
-        item="video_id",
-        time="time_ms",
-        user_type="integer",
-        item_type="integer",
-        time_type="integer",
-        time_unit="ms",
-        least={"user": 0, "item": 0, "time": 1},
-        where=" AND ".join(conditions) or None,
-        typed_where=False,
-    )
-    if args.where:
-        if conditions:
-            raise DataError(
-                "--where cannot be combined with --events or --tab; add their conditions to --where"
-            )
-        columns = replace(columns, typed_where=True)
-    columns, options = _selected(args, columns)
-    options |= {"events": args.events, "tab": args.tab, "random": args.random}
-    return KuaiRandSource(
-        format="kuairand", paths=(args.path,), columns=columns, options=options, sep=",", random=args.random
-    )
+    if args.where and conditions:
+        raise DataError("--where cannot be combined with --events or --tab; add their conditions to --where")
+    columns = Columns(item="video_id", time="time_ms", time_unit="ms", least=_LEAST, **_INTEGERS)
+    where = " AND ".join(conditions) or None
+    given = preset_options(args, replace(columns, where=where, typed_where=bool(args.where)))
+    given["options"] |= {"events": args.events, "tab": args.tab, "random": args.random}
+    return KuaiRandSource(format="kuairand", sep=",", random=args.random, **given)
 
 
 def _kuairand_arguments(parser: ArgumentParser) -> None:
-    _path_argument("the folder that contains log_standard_*.csv, or its parent")(parser)
+    add_preset_arguments(parser, "the folder that contains log_standard_*.csv, or its parent")
     parser.add_argument(
         "--events",
         choices=["all", "is_click", "long_view"],
@@ -188,15 +148,12 @@ def _kuairand_arguments(parser: ArgumentParser) -> None:
 
 def _amazon(args: Namespace) -> FileSource:
     name = without_compression(args.path.name).lower()
+    columns = Columns(item="parent_asin", time_unit="ms", user_type="string", item_type="string")
     if name.endswith(".csv"):
-        columns = Columns(item="parent_asin", user_type="string", item_type="string", time_unit="ms")
-        columns, options = _selected(args, columns)
-        return TextSource(format="amazon", paths=(args.path,), columns=columns, options=options, sep=",")
-    new = name.endswith(".jsonl")
-    names = ("user_id", "parent_asin", "timestamp") if new else ("reviewerID", "asin", "unixReviewTime")
-    columns = Columns(user=names[0], item=names[1], time=names[2], time_unit="ms" if new else "s")
-    columns, options = _selected(args, replace(columns, user_type="string", item_type="string"))
-    return JsonLinesSource(format="amazon", paths=(args.path,), columns=columns, options=options)
+        return TextSource(format="amazon", sep=",", **preset_options(args, columns))
+    if not name.endswith(".jsonl"):  # of 2014 and 2018
+        columns = replace(columns, user="reviewerID", item="asin", time="unixReviewTime", time_unit="s")
+    return JsonLinesSource(format="amazon", **preset_options(args, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,61 +185,54 @@ class DownloadedParquet(ParquetSource):
 
 
 def _yambda(args: Namespace) -> FileSource:
-    columns, options = _selected(args, Columns(user="uid", item="item_id", time="timestamp"))
-    paths = (args.path,)
-    return DownloadedParquet(
-        format="yambda", paths=paths, columns=columns, options=options, name="listens.parquet"
-    )
+    given = preset_options(args, Columns(user="uid"))
+    return DownloadedParquet(format="yambda", name="listens.parquet", **given)
 
 
 def _vklsvd(args: Namespace) -> FileSource:
-    columns, options = _selected(args, Columns(user="user_id", item="item_id", time="none"))
-    paths = (args.path,)
-    return DownloadedParquet(
-        format="vklsvd", paths=paths, columns=columns, options=options, name="week_*.parquet"
-    )
+    given = preset_options(args, Columns(time=NO_TIME))
+    return DownloadedParquet(format="vklsvd", name="week_*.parquet", **given)
 
 
-def _path_argument(help: str) -> Callable[[ArgumentParser], None]:
-    def add(parser: ArgumentParser) -> None:
-        parser.add_argument("path", type=input_path, metavar="PATH", help=help)
-        add_selecting_arguments(parser)
-
-    return add
-
-
-_PRESETS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], FileSource]]] = {
+_PRESETS: dict[str, tuple[Callable[[Namespace], FileSource], str, str]] = {
     "ml1m": (
-        "the original MovieLens 1M ratings.dat",
-        _path_argument("ratings.dat, the folder that contains it, or ml-1m.zip"),
         _ml1m,
+        "the original MovieLens 1M ratings.dat",
+        "ratings.dat, the folder that contains it, or ml-1m.zip",
     ),
     "movielens": (
-        "ratings.csv of MovieLens 20M, 25M and 32M",
-        _path_argument("ratings.csv, the folder that contains it, or ml-25m.zip"),
         _movielens,
+        "ratings.csv of MovieLens 20M, 25M and 32M",
+        "ratings.csv, the folder that contains it, or ml-25m.zip",
     ),
     "lfm1b": (
-        "the original listening events of LFM-1b",
-        _path_argument("LFM-1b_LEs.txt, also compressed, the folder that contains it, or LFM-1b.zip"),
         _lfm1b,
+        "the original listening events of LFM-1b",
+        "LFM-1b_LEs.txt, also compressed, the folder that contains it, or LFM-1b.zip",
     ),
-    "kuairand": ("the original logs of KuaiRand, all parts", _kuairand_arguments, _kuairand),
     "amazon": (
-        "Amazon reviews: JSON lines of 2014, 2018 and 2023, and CSV of 2023",
-        _path_argument("the file of a category, such as Books_5.json.gz or Books.csv.gz"),
         _amazon,
+        "Amazon reviews: JSON lines of 2014, 2018 and 2023, and CSV of 2023",
+        "the file of a category, such as Books_5.json.gz or Books.csv.gz",
     ),
     "yambda": (
-        "Yambda's flat Parquet files",
-        _path_argument("a file, or the folder that contains listens.parquet"),
         _yambda,
+        "Yambda's flat Parquet files",
+        "a file, or the folder that contains listens.parquet",
     ),
     "vklsvd": (
-        "VK-LSVD's weekly Parquet files; the order of the rows is the time",
-        _path_argument("the folder that contains the weeks, at any depth, or one file"),
         _vklsvd,
+        "VK-LSVD's weekly Parquet files; the order of the rows is the time",
+        "the folder that contains the weeks, at any depth, or one file",
     ),
 }
-for _name, (_help, _add, _open) in _PRESETS.items():
+"""Name -> how it is opened, what it is, and its path."""
+for _name, (_open, _help, _path) in _PRESETS.items():
+    _add = functools.partial(add_preset_arguments, help=_path)
     READERS.register(_name, Reader(help=_help, add_arguments=_add, open=_open))
+READERS.register(
+    "kuairand",
+    Reader(
+        help="the original logs of KuaiRand, all parts", add_arguments=_kuairand_arguments, open=_kuairand
+    ),
+)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from longplay.data_shards.readers.arguments import add_paths_argument
 from longplay.data_shards.readers.bad_rows import TOO_FEW_COLUMNS
 from longplay.data_shards.readers.columns import Columns
-from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -91,22 +90,15 @@ def _events(data: bytes, where: str) -> RawTable:
     return RawTable(table, where, numbers[of_line] + 1, num_blank)
 
 
-def _open(args: Namespace) -> LineSource:
-    columns = Columns(user="user", item="item", time="none")
-    return LineSource(format="s3rec", paths=tuple(args.paths), columns=columns)
-
-
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
-    )
-
-
 READERS.register(
     "s3rec",
     Reader(
         help="lines `user item item ...`, oldest item first, as S3-Rec writes them",
-        add_arguments=_add_arguments,
-        open=_open,
+        add_arguments=add_paths_argument,
+        open=lambda args: LineSource(
+            format="s3rec",
+            paths=tuple(args.paths),
+            columns=Columns(user="user", item="item", time="none"),
+        ),
     ),
 )

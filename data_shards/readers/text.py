@@ -11,9 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.arguments import add_file_arguments, file_options
 from longplay.data_shards.readers.bad_rows import BAD_QUOTING
-from longplay.data_shards.readers.columns import add_column_arguments, columns_of, selecting_options
-from longplay.data_shards.readers.downloads import input_path
 from longplay.data_shards.readers.inputs import find_files, without_compression
 from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
@@ -120,53 +119,29 @@ def _guess_separator(path: Path, line: str) -> str:
     return found if found in line else " "
 
 
-def add_text_arguments(parser: ArgumentParser) -> None:
-    """Add `--sep`, `--header` and `--quote`."""
-    parser.add_argument(
-        "--sep",
-        help="separator: tab, comma, semicolon, pipe, space or any text (default: detected)",
-    )
-    parser.add_argument(
-        "--header",
-        choices=["first-line", "none"],
-        default="first-line",
-        help="none: the file has no header line, and columns are numbered from 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quote",
-        choices=["double", "none"],
-        help='double: fields may be quoted with "; none: " is text (default: detected)',
-    )
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_file_arguments(parser)
+    meaning = "separator: tab, comma, semicolon, pipe, space or any text (default: detected)"
+    parser.add_argument("--sep", help=meaning)
+    meaning = "none: the file has no header line, and columns are numbered from 1 (default: %(default)s)"
+    parser.add_argument("--header", choices=["first-line", "none"], default="first-line", help=meaning)
+    meaning = 'double: fields may be quoted with "; none: " is text (default: detected)'
+    parser.add_argument("--quote", choices=["double", "none"], help=meaning)
 
 
 def _open(args: Namespace) -> TextSource:
-    columns = columns_of(args)
-    header = None if args.header == "first-line" else args.header
     if args.sep == "":
         raise DataError("--sep is empty; pass tab, comma, semicolon, pipe, space or the separating text")
+    given = file_options(args)
+    header = None if args.header == "first-line" else args.header
+    given["options"] |= {"sep": args.sep, "header": header, "quote": args.quote}
     return TextSource(
         format="csv",
-        paths=tuple(args.paths),
-        columns=columns,
-        options={
-            **columns.options(),
-            **selecting_options(args),
-            "sep": args.sep,
-            "header": header,
-            "quote": args.quote,
-        },
         sep=_SEPARATOR_NAMES.get(args.sep, args.sep),
         header=None if header is None else (),
         quotes=None if args.quote is None else args.quote == "double",
+        **given,
     )
-
-
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "paths", type=input_path, nargs="+", metavar="PATH", help="files, folders, patterns or URLs"
-    )
-    add_text_arguments(parser)
-    add_column_arguments(parser)
 
 
 READERS.register(
