@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.readers.values import id_sql, literal, quoted
 from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ITEM_COLUMNS, TITLE
 
@@ -26,7 +27,6 @@ _PARQUET, _JSON = (".parquet", ".pq"), (".jsonl", ".ndjson", ".json")
 _TAB_SEPARATED = (".tsv", ".tab", ".item")
 _SEPARATORS = (",", "\t", ";", "|")
 _RECBOLE_NAME = re.compile(r"(.+):(token|float)(_seq)?")
-_INTEGER = "'[+-]?(0|[1-9][0-9]*)'"
 _NUMBER = "'[+-]?(0|[1-9][0-9]*)([.][0-9]*)?([eE][+-]?[0-9]+)?'"
 _AS_TEXT = re.compile(r"(ENUM.*|UUID|U?HUGEINT|JSON|INTERVAL|TIME|TIMETZ|BIT)")
 _GUESSED = re.compile(r"(DATE|TIME.*|UUID|JSON|U?HUGEINT)((\[\])*)")
@@ -98,14 +98,14 @@ class _Join:
         """Load the table, check its ids and join it to the items."""
         source, types = self._source()
         names = self._additional(types)
-        key = _id(_quoted(self._item), types[self._item], is_text=self._ids.is_text)
+        key = id_sql(quoted(self._item), types[self._item], "string" if self._ids.is_text else "integer")
         values = ", ".join(_value(name, types[name]) for name in names)
         self._query(f"CREATE TEMP TABLE found AS SELECT {key} AS id, {values} FROM {source}")
         items = pa.table({"position": np.arange(len(self._ids)), "id": self._ids.values.to_arrow()})
         self._database.register("items", items)
         rows, known = self._check_ids()
         is_typed = self._kind in (*_PARQUET, *_JSON)
-        selected = ", ".join(f"found.{_quoted(name)}" if is_typed else self._narrowed(name) for name in names)
+        selected = ", ".join(f"found.{quoted(name)}" if is_typed else self._narrowed(name) for name in names)
         query = f"SELECT {selected} FROM items LEFT JOIN found USING (id) ORDER BY position"
         schema = self._database.sql(f"SELECT * FROM ({query}) LIMIT 0").to_arrow_table().schema
         joined = self._database.sql(query)
@@ -116,7 +116,7 @@ class _Join:
 
     def _source(self) -> tuple[str, dict[str, str]]:
         """Return a table function that reads the table, and the type of each column."""
-        file = _literal(re.sub(r"([*?\[])", r"[\1]", str(self._path)))
+        file = literal(re.sub(r"([*?\[])", r"[\1]", str(self._path)))
         if self._kind in _PARQUET:
             source = f"read_parquet({file})"
             return source, self._types(source)
@@ -147,7 +147,7 @@ class _Join:
                 raise DataError(f"{self._path}: column {name!r} occurs twice; rename one")
         types = dict.fromkeys(names, "VARCHAR")
         form = f"""auto_detect=false, quote='"', escape='"', header=true, columns={_mapping(types)}"""
-        return f"read_csv({file}, delim={_literal(separator)}, nullstr='', {form})", types
+        return f"read_csv({file}, delim={literal(separator)}, nullstr='', {form})", types
 
     def _additional(self, types: dict[str, str]) -> list[str]:
         """Return the names of the columns besides the ids."""
@@ -187,56 +187,27 @@ class _Join:
 
     def _narrowed(self, name: str) -> str:
         """Return the SQL of a column of text, as BIGINT or DOUBLE if every field is such a number."""
-        column = f"found.{_quoted(name)}"
+        column = f"found.{quoted(name)}"
         if name == TITLE:
             return column
-        integer = f"CASE WHEN regexp_full_match({column}, {_INTEGER}) THEN TRY_CAST({column} AS BIGINT) END"
+        integer = f"CASE WHEN NOT regexp_matches({column}, '[.eE]') THEN TRY_CAST({column} AS BIGINT) END"
         number = f"CASE WHEN regexp_full_match({column}, {_NUMBER}) THEN 1 END"
         counts = f"SELECT count({column}), count({integer}), count({number}) FROM found"
         ((present, integers, numbers),) = self._query(counts)
         if not present or numbers < present:
             return column
-        return f"{column}::{'BIGINT' if integers == present else 'DOUBLE'} AS {_quoted(name)}"
-
-
-def _id(raw: str, dtype: str, *, is_text: bool) -> str:
-    """Return the SQL of an id of the dataset's type, null where it is not such an id."""
-    if is_text:
-        return f"CASE WHEN {raw}::VARCHAR <> '' THEN {raw}::VARCHAR END"
-    if dtype == "VARCHAR":
-        text = f"trim({raw}, ' \t\r\n\v\f')"  # to DuckDB, E'\v' is the letter v
-        whole = _whole(f"TRY_CAST({text} AS DOUBLE)", 2**53)
-        return (
-            f"CASE WHEN regexp_full_match({text}, {_INTEGER}) THEN TRY_CAST({text} AS BIGINT) "
-            f"WHEN regexp_full_match({text}, {_NUMBER}) THEN {whole} END"
-        )
-    if dtype in ("FLOAT", "DOUBLE"):
-        return _whole(raw, 2**24 if dtype == "FLOAT" else 2**53)
-    return f"TRY_CAST({raw} AS BIGINT)"
-
-
-def _whole(number: str, limit: int) -> str:
-    """Return the SQL of a float as BIGINT, null unless it is an integer below the limit of exact ones."""
-    return f"CASE WHEN {number} = floor({number}) AND abs({number}) < {limit} THEN {number}::BIGINT END"
+        return f"{column}::{'BIGINT' if integers == present else 'DOUBLE'} AS {quoted(name)}"
 
 
 def _value(name: str, dtype: str) -> str:
     """Return the SQL of a column in a type that Parquet has."""
-    column = _quoted(name)
+    column = quoted(name)
     is_title = name == TITLE and not dtype.endswith(("]", ")"))
     return f"{column}::VARCHAR AS {column}" if is_title or _AS_TEXT.fullmatch(dtype) else column
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _mapping(types: dict[str, str]) -> str:
-    return "{" + ", ".join(f"{_literal(name)}: {_literal(kind)}" for name, kind in types.items()) + "}"
+    return "{" + ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items()) + "}"
 
 
 @contextmanager

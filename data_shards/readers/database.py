@@ -48,11 +48,11 @@ def query(sql: str, **tables: pa.Table) -> pa.Table:
 
 def column_types(table: pa.Table) -> dict[str, str]:
     """Return column -> DuckDB's name of its type, or Arrow's name if DuckDB has no such type."""
-    types = {}
-    for name in table.column_names:
-        try:
-            (row,) = query("SELECT column_type FROM (DESCRIBE block)", block=table.select([name])).to_pylist()
-            types[name] = row["column_type"]
-        except duckdb.Error:
-            types[name] = str(table.schema.field(name).type)
-    return types
+    try:
+        found = query("SELECT column_name, column_type FROM (DESCRIBE block)", block=table.slice(0, 0))
+        return {row["column_name"]: row["column_type"] for row in found.to_pylist()}
+    except duckdb.Error:
+        if table.num_columns == 1:
+            return {table.column_names[0]: str(table.schema[0].type)}
+        columns = (table.select([name]) for name in table.column_names)
+        return {name: dtype for column in columns for name, dtype in column_types(column).items()}

@@ -23,13 +23,11 @@ from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
-from longplay.data_shards.readers.text_lines import LineFormat, count_lines
+from longplay.data_shards.readers.text_lines import LineFormat
 from longplay.data_shards.readers.values import literal, trimmed
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _LINES = LineFormat("\x1f", 1, quotes=False)
-_HEAD_BYTES = 1 << 20
-_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
 _ROUNDED = r"^(-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)|-?(NaN|nan|Infinity|inf))$"
 """What DuckDB makes of a number that is not an integer. A string may look the same."""
 _OTHER_JSON = {
@@ -67,14 +65,14 @@ class _JsonFile:
 
     def __init__(self, file: TextFile, exact: Collection[str]) -> None:
         self.path, self.weight, self._file, self._exact = file.path, file.num_bytes, file, exact
-        objects = []
-        for line in self._first_lines.decode("utf-8", "replace").split("\n")[:HEAD_ROWS]:
+        objects, data = [], file.first_lines(skip_header=False)
+        for line in data.decode("utf-8", "replace").split("\n")[:HEAD_ROWS]:
             try:
                 objects.append(json.loads(line))
             except ValueError:
                 continue
         keys = dict.fromkeys(key for one in objects if isinstance(one, dict) for key in one)
-        start = self._first_lines[:8].decode("utf-8", "replace").lstrip()
+        start = data[:8].decode("utf-8", "replace").lstrip()
         if not keys or start.startswith("["):
             other = (
                 "not JSON objects; pass one object per line, or read other text with `longplay prepare csv`"
@@ -82,16 +80,10 @@ class _JsonFile:
             kind = next((kind for begin, kind in _OTHER_JSON.items() if start.startswith(begin)), other)
             raise DataError(f"{file.path}: the first lines are {kind}")
         self.header: Sequence[str] = list(keys)
-        lines_per_byte = count_lines(self._first_lines) / len(self._first_lines)
-        self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + 1
-
-    @functools.cached_property
-    def _first_lines(self) -> bytes:
-        block = next(self._file.blocks(_HEAD_BYTES, skip_header=False), None)
-        return b"" if block is None else block.read()
+        self.max_rows = file.max_lines(data)
 
     def head(self) -> pa.Table:
-        table = self._table(self._first_lines, range(len(self.header))).table
+        table = self._table(self._file.first_lines(skip_header=False), range(len(self.header))).table
         return table.filter(table["fault"].is_null()).drop_columns(["fault", "text"]).slice(0, HEAD_ROWS)
 
     def blocks(self, block_bytes: int, needed: Sequence[int]) -> Iterator[tuple[int, Callable[[], RawTable]]]:

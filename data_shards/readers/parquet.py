@@ -70,10 +70,6 @@ class _ParquetFile:
         return rows if self.weight <= HEAD_ROWS else int(1.5 * rows * self.weight / HEAD_ROWS) + 1
 
     def head(self) -> pa.Table:
-        return self._head
-
-    @functools.cached_property
-    def _head(self) -> pa.Table:
         needed = list(range(len(self.header)))
         with _opened(self.path) as file:
             batch = next(file.iter_batches(HEAD_ROWS, columns=self._names(needed)), None)

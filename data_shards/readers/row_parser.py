@@ -28,6 +28,7 @@ from longplay.data_shards.readers.values import (
     integer_sql,
     literal,
     present_sql,
+    quoted,
     time_sql,
 )
 from longplay.data_shards.storage.manifest import PER_SECOND
@@ -290,6 +291,5 @@ def _seen_columns(
             value = integer_sql(value, "VARCHAR") if dtype == "BIGINT" else f"TRY_CAST({value} AS {dtype})"
         if dtype in EXACT_BELOW:
             value = f"nullif({value}, 'NaN'::{dtype})"
-        quoted = header[at].replace('"', '""')
-        columns.append(f'{value} AS "{quoted}"')
+        columns.append(f"{value} AS {quoted(header[at])}")
     return ", ".join(columns)

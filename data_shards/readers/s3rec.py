@@ -24,7 +24,6 @@ from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat
 
 _LINES = LineFormat("\x1f", 1, quotes=False)
-_HEAD_BYTES = 1 << 20
 _LEAST_EVENT_BYTES = 2
 
 
@@ -50,8 +49,7 @@ class _LineFile:
         self.max_rows = file.max_text_bytes // _LEAST_EVENT_BYTES + 1
 
     def head(self) -> pa.Table:
-        block = next(self._file.blocks(_HEAD_BYTES, skip_header=False))
-        table = _events(block.read(), "").table
+        table = _events(self._file.first_lines(skip_header=False), "").table
         return table.filter(table["fault"].is_null()).select(["c0", "c1"]).slice(0, HEAD_ROWS)
 
     def blocks(self, block_bytes: int, needed: Sequence[int]) -> Iterator[tuple[int, Callable[[], RawTable]]]:

@@ -35,20 +35,11 @@ class TableFile(Protocol):
         max_rows: upper estimate of the number of rows.
     """
 
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def header(self) -> Sequence[str]: ...
-
-    @property
-    def is_text(self) -> bool: ...
-
-    @property
-    def weight(self) -> int: ...
-
-    @property
-    def max_rows(self) -> int: ...
+    path: Path
+    header: Sequence[str]
+    is_text: bool
+    weight: int
+    max_rows: int
 
     def head(self) -> pa.Table:
         """Return at most `HEAD_ROWS` first rows, with the columns `c0`, `c1`, ... of `RawTable`."""
@@ -181,18 +172,20 @@ class FileSource(ABC):
         Raises:
             DataError: two files hold a column as different types.
         """
-        files = [file for file in self._files if file.head().num_rows] or self._files
-        kinds, first = None, files[0]
-        for file in files:
-            folders = FolderColumns(file)
-            head = folders.append_to(file.head())
-            found = ColumnKinds.find(self.columns, folders.header, head, file.path)
-            merged = found if kinds is None else kinds.merged(found, is_text=first.is_text)
-            if merged is None:
-                what = "" if kinds is None else kinds.difference(found)
+        kinds, first, has_rows = None, self._files[0], False
+        for file in self._files:
+            folders, head = FolderColumns(file), file.head()
+            if kinds is not None and not head.num_rows:
+                continue
+            found = ColumnKinds.find(self.columns, folders.header, folders.append_to(head), file.path)
+            if kinds is None or not has_rows:
+                kinds, first, has_rows = found, file, head.num_rows > 0
+            elif (merged := kinds.merged(found, is_text=first.is_text)) is not None:
+                kinds = merged
+            else:
                 raise DataError(
-                    f"{first.path} and {file.path}: {what}; convert one, or prepare them separately"
+                    f"{first.path} and {file.path}: {kinds.difference(found)}; convert one, or prepare them "
+                    "separately"
                 )
-            kinds = merged
         assert kinds is not None, "a source has files"
         return kinds.completed()

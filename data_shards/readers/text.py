@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from longplay.data_shards.readers.registry import READERS, Reader
 from longplay.data_shards.readers.row_parser import RawTable
 from longplay.data_shards.readers.tables import HEAD_ROWS, FileSource, TableFile
 from longplay.data_shards.readers.text_files import TextFile
-from longplay.data_shards.readers.text_lines import LineFormat, count_lines, split_line
+from longplay.data_shards.readers.text_lines import LineFormat, split_line
 
 SUFFIXES = (".csv", ".tsv", ".inter", ".txt", ".dat", ".tab")
 _TAB_SUFFIXES = (".tsv", ".inter", ".tab")
 _SEPARATORS = (",", "\t", ";", "|")
 _SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
-_HEAD_BYTES = 1 << 20
-_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +67,24 @@ class _DelimitedFile:
         )
         quotes = len(self._sep) == 1 if source.quotes is None else source.quotes
         self._lines = LineFormat(self._sep, len(self.header), quotes)
+        data = file.first_lines(skip_header=self._has_header_line)
         if source.quotes is None and quotes:
-            self._lines = self._better_quoted()
-        data = self._first_lines
-        lines_per_byte = count_lines(data) / max(1, len(data))
-        self.max_rows = int(_SAFETY * file.max_text_bytes * lines_per_byte) + bool(data)
+            self._lines = self._better_quoted(data)
+        self.max_rows = file.max_lines(data)
 
-    def _better_quoted(self) -> LineFormat:
+    def _better_quoted(self, first_lines: bytes) -> LineFormat:
         """Return the format, with or without quotes, by which fewer of the first lines are unusable."""
         formats = [LineFormat(self._sep, len(self.header), quotes) for quotes in (True, False)]
         faults = []
         for lines in formats:
-            table, _, _ = lines.split(self._first_lines, [0])
+            table, _, _ = lines.split(first_lines, [0])
             found = table["fault"].to_pylist() if "fault" in table.column_names else []
             faults.append((sum(fault is not None for fault in found), found.count(BAD_QUOTING)))
         return formats[1] if faults[1] < faults[0] else formats[0]
 
-    @functools.cached_property
-    def _first_lines(self) -> bytes:
-        block = next(self._file.blocks(_HEAD_BYTES, skip_header=self._has_header_line), None)
-        return b"" if block is None else block.read()
-
     def head(self) -> pa.Table:
-        table, _, _ = self._lines.split(self._first_lines, list(range(len(self.header))))
+        data = self._file.first_lines(skip_header=self._has_header_line)
+        table, _, _ = self._lines.split(data, list(range(len(self.header))))
         if "fault" in table.column_names:
             table = table.filter(table["fault"].is_null())
         return table.select([f"c{at}" for at in range(len(self.header))]).slice(0, HEAD_ROWS)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.inputs import reading
+from longplay.data_shards.readers.text_lines import count_lines
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -49,6 +50,8 @@ _LONGEST_LINE = 1 << 24
 _PROBE_BYTES = 1 << 16
 _ENCRYPTED = 1  # bit of a member's flags in a zip archive
 _TAR_MAGIC = slice(257, 262)
+_HEAD_BYTES = 1 << 20
+_SAFETY = 1.5  # later lines may be shorter than the first ones by this factor
 _MAX_INFLATION = 8
 """Assumed compression ratio, for estimates of sizes."""
 
@@ -139,6 +142,16 @@ class TextFile:
         if not end and b"\r" in line[:-1]:
             raise DataError(f"{self.path}: its lines end in CR; convert it with `tr '\\r' '\\n'`")
         return (line[:end] if end else line).removeprefix(_BYTE_ORDER_MARK)
+
+    def first_lines(self, *, skip_header: bool) -> bytes:
+        """Return whole lines of about 1 MiB."""
+        block = next(self.blocks(_HEAD_BYTES, skip_header=skip_header), None)
+        return b"" if block is None else block.read()
+
+    def max_lines(self, first_lines: bytes) -> int:
+        """Return an upper estimate of the number of lines, from the result of `first_lines`."""
+        lines_per_byte = count_lines(first_lines) / max(1, len(first_lines))
+        return int(_SAFETY * self.max_text_bytes * lines_per_byte) + 1
 
     def blocks(self, block_bytes: int, *, skip_header: bool) -> Iterator[TextBlock]:
         """Yield whole lines in blocks of about `block_bytes` of text.

@@ -30,6 +30,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def quoted(name: str) -> str:
+    """Return the name of a column as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def trimmed(raw: str) -> str:
     """Return the SQL that removes white space from both ends of a text."""
     return f"trim({raw}, {WHITESPACE})"

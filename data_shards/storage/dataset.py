@@ -69,18 +69,15 @@ class Dataset:
         """
         path = parse_location(path)
         manifest = _read_manifest(path)
-        users = _read_table(in_folder(path, USERS_NAME), ("num_events", "shard"))
+        users = _read_table(in_folder(path, USERS_NAME), ("num_events", "shard"), manifest.num_users)
         shard_ptr = np.cumsum([0, *(shard.num_users for shard in manifest.shards)])
         lengths = users["num_events"].to_numpy()
-        if len(lengths) != manifest.num_users or not np.array_equal(
-            users["shard"].to_numpy(), np.repeat(np.arange(len(manifest.shards)), np.diff(shard_ptr))
-        ):
-            raise DataError(f"{in_folder(path, USERS_NAME)}: does not match the manifest; {_TABLE_REMEDY}")
+        shard_of = np.repeat(np.arange(len(manifest.shards)), np.diff(shard_ptr))
         per_shard = np.add.reduceat(lengths, shard_ptr[:-1])
-        if not np.array_equal(per_shard, [shard.num_events for shard in manifest.shards]):
-            raise DataError(
-                f"{in_folder(path, USERS_NAME)}: event counts do not match the manifest; {_TABLE_REMEDY}"
-            )
+        if not np.array_equal(users["shard"].to_numpy(), shard_of) or not np.array_equal(
+            per_shard, [shard.num_events for shard in manifest.shards]
+        ):
+            raise _mismatch(in_folder(path, USERS_NAME))
         if isinstance(path, Path):
             _check_items(path / ITEMS_NAME, manifest)
         store = ShardStore(
@@ -106,10 +103,7 @@ class Dataset:
             DataError: the table is missing or damaged.
         """
         location = in_folder(self.path, USERS_NAME)
-        table = _read_table(location, ("original_id",))
-        if len(table) != self.num_users:
-            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        return _ids(location, table)
+        return _ids(location, _read_table(location, ("original_id",), self.num_users))
 
     @functools.cached_property
     def items(self) -> ItemVocabulary:
@@ -119,10 +113,8 @@ class Dataset:
             DataError: the table is missing or damaged.
         """
         location = in_folder(self.path, ITEMS_NAME)
-        table = _read_table(location, ("original_id",))
-        if len(table) != self.num_items:
-            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        return ItemVocabulary(_ids(location, table), self.item_counts, self.item_columns)
+        ids = _ids(location, _read_table(location, ("original_id",), self.num_items))
+        return ItemVocabulary(ids, self.item_counts, self.item_columns)
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
@@ -132,9 +124,9 @@ class Dataset:
             DataError: the table is missing or damaged.
         """
         location = in_folder(self.path, ITEMS_NAME)
-        counts = _read_table(location, ("count",))["count"].to_numpy()
-        if len(counts) != self.num_items or counts.sum() != self.num_events:
-            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
+        counts = _read_table(location, ("count",), self.num_items)["count"].to_numpy()
+        if counts.sum() != self.num_events:
+            raise _mismatch(location)
         return counts
 
     @functools.cached_property
@@ -153,10 +145,7 @@ class Dataset:
         if feature.kind != "categorical":
             raise DataError(f"feature {name!r}: is {feature.kind}, so it has no list of values")
         location = in_folder(self.path, vocabulary_name(name))
-        table = _read_table(location, ("value", "count"))
-        if len(table) != feature.num_values:
-            raise DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
-        return table
+        return _read_table(location, ("value", "count"), feature.num_values)
 
     @property
     def dataset_id(self) -> str:
@@ -260,7 +249,11 @@ def _check_items(path: Path, manifest: Manifest) -> None:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_TABLE_REMEDY}") from error
     if (num_items, num_events) != (manifest.num_items, manifest.num_events):
-        raise DataError(f"{path}: does not match the manifest; {_TABLE_REMEDY}")
+        raise _mismatch(path)
+
+
+def _mismatch(location: Location) -> DataError:
+    return DataError(f"{location}: does not match the manifest; {_TABLE_REMEDY}")
 
 
 def _read_manifest(path: Location) -> Manifest:
@@ -288,9 +281,14 @@ def _open_table(location: Location) -> Path | io.BytesIO:
     return location if isinstance(location, Path) else io.BytesIO(read_whole(location).tobytes())
 
 
-def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:
+def _read_table(location: Location, columns: tuple[str, ...], num_rows: int | None) -> pl.DataFrame:
+    """Read columns of a table.
+
+    Raises:
+        DataError: the file is missing or damaged, or does not have `num_rows` rows.
+    """
     try:
-        return pl.read_parquet(_open_table(location), columns=list(columns), glob=False)
+        table = pl.read_parquet(_open_table(location), columns=list(columns), glob=False)
     except FileNotFoundError:
         raise DataError(f"{location}: is missing; {_TABLE_REMEDY}") from None
     except DataError:
@@ -298,3 +296,6 @@ def _read_table(location: Location, columns: tuple[str, ...]) -> pl.DataFrame:
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         cause = str(error).splitlines()[0]
         raise DataError(f"{location}: cannot be read ({cause}); {_TABLE_REMEDY}") from error
+    if len(table) != num_rows:
+        raise _mismatch(location)
+    return table
