@@ -73,84 +73,41 @@ def _add_readers(formats: Any) -> None:
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    default = PrepareOptions()
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the dataset")
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset at --out")
-    for flag, value, meaning in (
-        ("--min-user-events", default.min_user_events, "drop users with fewer events"),
-        (
-            "--min-item-events",
-            default.min_item_events,
-            "drop items with fewer events; items and users are dropped in turn until both limits hold",
-        ),
-        ("--max-user-events", None, "keep only the latest N events of each user"),
-    ):
-        shown = "all" if value is None else value
-        parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{meaning} (default: {shown})")
-    parser.add_argument(
-        "--dedup", choices=["latest"], help="keep only a user's latest event with each item (default: all)"
+    add, default = parser.add_argument, PrepareOptions()
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the dataset")
+    add("--overwrite", action="store_true", help="replace the dataset at --out")
+    meaning = "drop users with fewer events (default: %(default)s)"
+    add("--min-user-events", type=int, default=default.min_user_events, metavar="N", help=meaning)
+    meaning = (
+        "drop items with fewer events; items and users are dropped in turn until both limits hold "
+        "(default: %(default)s)"
     )
-    parser.add_argument(
-        "--from", dest="from_time", metavar="TIME", help="drop events before TIME, a date or an integer"
-    )
-    parser.add_argument(
-        "--until",
-        dest="until_time",
-        metavar="TIME",
-        help="drop events at or after TIME, a date or an integer",
-    )
-    parser.add_argument(
-        "--memory",
-        type=parse_bytes,
-        default=default.memory_bytes,
-        metavar="SIZE",
-        help="memory limit, for example 4GiB (default: 4GiB)",
-    )
-    parser.add_argument(
-        "--scratch",
-        type=Path,
-        metavar="DIR",
-        help="folder for temporary files (default: the parent of --out)",
-    )
-    parser.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=default.max_bad_fraction,
-        metavar="X",
-        help="fail if a larger share of the rows is unusable (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--shards",
-        type=int,
-        metavar="N",
-        help="number of tar files (default: by size; a multiple of 24 if there are enough users)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        metavar="N",
-        help="seed for the order of users and for generated events (default: %(default)s)",
-    )
-    parts = parser.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--part",
-        type=_parse_share,
-        metavar="K/N",
-        help="do part K of the N parts of a pass; the parts can run on several machines",
-    )
-    parts.add_argument(
-        "--merge",
-        type=_parse_num_parts,
-        metavar="N",
-        help="complete a pass after its N parts; after the last pass, the dataset is complete",
-    )
-    parser.add_argument(
-        "--pass",
-        dest="pass_name",
-        choices=PASSES,
-        help="the pass that --part or --merge does: first read, then sort, then write",
-    )
+    add("--min-item-events", type=int, default=default.min_item_events, metavar="N", help=meaning)
+    meaning = "keep only the latest N events of each user (default: all)"
+    add("--max-user-events", type=int, metavar="N", help=meaning)
+    meaning = "keep only a user's latest event with each item (default: all)"
+    add("--dedup", choices=["latest"], help=meaning)
+    meaning = "drop events before TIME, a date or an integer"
+    add("--from", dest="from_time", metavar="TIME", help=meaning)
+    meaning = "drop events at or after TIME, a date or an integer"
+    add("--until", dest="until_time", metavar="TIME", help=meaning)
+    meaning = "memory limit, for example 4GiB (default: 4GiB)"
+    add("--memory", type=parse_bytes, default=default.memory_bytes, metavar="SIZE", help=meaning)
+    meaning = "folder for temporary files (default: the parent of --out)"
+    add("--scratch", type=Path, metavar="DIR", help=meaning)
+    meaning = "fail if a larger share of the rows is unusable (default: %(default)s)"
+    add("--max-bad-fraction", type=float, default=default.max_bad_fraction, metavar="X", help=meaning)
+    meaning = "number of tar files (default: by size; a multiple of 24 if there are enough users)"
+    add("--shards", type=int, metavar="N", help=meaning)
+    meaning = "seed for the order of users and for generated events (default: %(default)s)"
+    add("--seed", type=int, default=default.seed, metavar="N", help=meaning)
+    add_part = parser.add_mutually_exclusive_group().add_argument
+    meaning = "do part K of the N parts of a pass; the parts can run on several machines"
+    add_part("--part", type=_parse_share, metavar="K/N", help=meaning)
+    meaning = "complete a pass after its N parts; after the last pass, the dataset is complete"
+    add_part("--merge", type=_parse_num_parts, metavar="N", help=meaning)
+    meaning = "the pass that --part or --merge does: first read, then sort, then write"
+    add("--pass", dest="pass_name", choices=PASSES, help=meaning)
 
 
 def run(args: argparse.Namespace) -> int:
