@@ -32,6 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	@touch $@
+	@echo "installed; activate it with: source .venv/bin/activate"
 
 demo: install
 	@if test -f demo/data/manifest.json; then echo "demo/data exists"; \
@@ -51,7 +52,8 @@ test: install test-packages
 # A strict build: a broken link, anchor or reference fails. Nothing is fetched from the network while building.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
-	@echo "open site/index.html"
+	@echo "open site/index.html, or http://localhost:8000 after: $(BIN)/python -m http.server --directory site"
+	@echo "(only the second has the search)"
 
 # Debian packages that some tests need: Slurm, a browser for TensorBoard, curl and a C++ compiler. Root installs them with
 # apt-get. Without them the tests that need them are skipped; the end of the test run lists those tests and the reason.

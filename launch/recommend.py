@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if user is None:
             if inputs.spec.reads_events and world.is_rank0:
                 print(
-                    "longplay: note: a typed history has no times and features; they are missing",
+                    "longplay: note: the history has no times and features; the model treats them as missing",
                     file=sys.stderr,
                 )
             known = inputs.of_items(recent.unsqueeze(0), world.device)

@@ -51,7 +51,7 @@ def check_packages(encoder: nn.Module, device: torch.device) -> None:
     """Check that the packages that `encoder` uses on `device` can be imported.
 
     Raises:
-        ValueError: one cannot; names it and the ways out.
+        ValueError: a package cannot be imported; the message names it and the alternatives.
     """
     for module in encoder.modules():
         if device.type == "cuda" and isinstance(module, Mamba | Mamba2):
@@ -62,7 +62,7 @@ def check_deterministic(encoder: nn.Module, device: torch.device) -> None:
     """Check that the gradients of `encoder` repeat bitwise on `device`.
 
     Raises:
-        ValueError: they do not; names the part and what replaces it.
+        ValueError: a part has no deterministic form; the message names it and its replacement.
     """
     for module in encoder.modules():
         if device.type == "cuda" and isinstance(module, Mamba | Mamba2 | EncoderBlock):
@@ -287,7 +287,10 @@ class SequenceEncoder(nn.Module):
         if self.input_stage is None:
             return hidden
         if inputs is None:
-            raise ValueError("inputs=None: this encoder has an input stage; `missing_inputs` gives none")
+            raise ValueError(
+                "inputs=None: this encoder has an input stage; if the inputs are unknown, pass those of "
+                "`missing_inputs`"
+            )
         return hidden + self.input_stage(inputs, previous)
 
     def _recurrent_blocks(self) -> Sequence[RecurrentBlock]:

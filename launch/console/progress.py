@@ -61,16 +61,17 @@ class ProgressDisplay:
         elif self._enabled:
             print(line, file=self._file, flush=True)
 
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+    def update(self, name: str, done: int, total: int, note: str = "", *, unit: str = "") -> None:
         """Show the progress of a stage.
 
         Args:
             name: name of the stage; a new name starts a new bar.
             note: text shown after the count.
+            unit: what is counted.
         """
         if not self._enabled:
             return
-        count = f"{done:,} / {total:,}"
+        count = f"{done:,} / {total:,} {unit}".rstrip()
         if self._console.is_interactive:
             self._draw(name, done, total, f"{count}  {note}")
         elif self._clock() >= self._next_line_at:
@@ -130,13 +131,13 @@ class StageProgress:
         now = self._clock()
         if stage != self._stage:
             self._stage, self._began = stage, now
-        note, seconds = self._unit, now - self._began
+        note, seconds = "", now - self._began
         if done and seconds > 0:
             rate = done / seconds
             if rate >= _LOWEST_SHOWN_RATE:
-                note = f"{note}  {rate:,.0f} {self._unit}/s"
-            note = f"{note}  {duration(max(0, total - done) / rate)} left"
-        self._display.update(stage, done, total, note)
+                note = f"{rate:,.0f} {self._unit}/s  "
+            note += f"{duration(max(0, total - done) / rate)} left"
+        self._display.update(stage, done, total, note, unit=self._unit)
 
 
 def track_shards(numbers: range, stage: str) -> Iterator[int]:

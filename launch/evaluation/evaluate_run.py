@@ -76,7 +76,7 @@ def evaluate_run(
     with Watchdog(world, timeout_s=config.train.timeout_s) as watchdog:
         agree_on_bad_shards(dataset, config, world)
         encoder, table = load_model(config, dataset, loaded, world)
-        with StageProgress("rounds", enabled=world.is_rank0) as progress:
+        with StageProgress("batches", enabled=world.is_rank0) as progress:
             result = evaluate(
                 encoder, table, dataset, config, split, progress=progress, heartbeat=watchdog.heartbeat
             )

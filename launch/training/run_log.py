@@ -8,6 +8,7 @@ from longplay.launch.evaluation.evaluation import Evaluation
 from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.bad_shards import share_skipped
+from longplay.launch.settings.imports import imported
 from longplay.launch.training.model import Model
 from longplay.launch.training.pace import Pace
 from longplay.launch.training.progress import Progress
@@ -128,4 +129,5 @@ class RunLog:
             self._display.print(
                 f"best     {train.metric} {at.best_value:.4f} at step {at.best_step} (validation)"
             )
-        self._display.print(f"next     longplay evaluate {self._folder.path} --split test")
+        options = "".join(f" --import {module}" for module in imported())
+        self._display.print(f"next     longplay evaluate {self._folder.path} --split test{options}")

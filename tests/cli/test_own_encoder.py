@@ -106,7 +106,8 @@ def refused(folder: Path, *words: object) -> str:
 def test_own_encoder_is_trained_evaluated_and_resumed(folder: Path) -> None:
     words = ("train", "mine", "--data", "data", "--run", "run", "--encoder.options.rank", 8)
     own = ("--import", MODULE)
-    succeed(folder, *words, *own)
+    printed = succeed(folder, *words, *own)
+    assert f"longplay evaluate run --split test --import {MODULE}" in printed
     saved = json.loads((folder / "run" / "config.json").read_text())
     assert saved["imports"] == [MODULE]
     assert saved["config"]["encoder"]["options"] == {"rank": 8}

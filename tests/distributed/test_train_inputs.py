@@ -145,7 +145,7 @@ def test_a_user_has_features_and_a_typed_history_has_none(
     of_user = recommended(run, capsys, "--user", "3")
     typed = recommended(run, capsys, "--history", str(tmp_path / "ids.txt"))
     assert len(of_user) == len(typed) > 0
-    assert "a typed history has no times and features" in capsys.readouterr().err
+    assert "the history has no times and features" in capsys.readouterr().err
     assert of_user != typed
 
 

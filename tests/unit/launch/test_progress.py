@@ -106,7 +106,7 @@ def test_stages_have_a_rate_and_the_time_left(capsys: pytest.CaptureFixture[str]
         for second in (0, 20):
             clock.now = second
             show("reading", 100 * second, 8000)
-    assert capsys.readouterr().err == "reading 2,000 / 8,000  events  100 events/s  1 min left\n"
+    assert capsys.readouterr().err == "reading 2,000 / 8,000 events  100 events/s  1 min left\n"
 
 
 def test_short_stages_leave_a_log_empty(capsys: pytest.CaptureFixture[str]) -> None:
