@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.inputs import reading
-from longplay.data_shards.readers.text_lines import count_lines
+from longplay.data_shards.readers.text_lines import BYTE_ORDER_MARK, count_lines
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -45,7 +45,6 @@ _FOREIGN = {
     _UTF_16: "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
     b"\xfe\xff": "UTF-16 text; convert it with `iconv -f UTF-16 -t UTF-8 {path}`",
 }
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 24
 _PROBE_BYTES = 1 << 16
 _ENCRYPTED = 1  # bit of a member's flags in a zip archive
@@ -141,7 +140,7 @@ class TextFile:
         end = line.find(b"\n") + 1
         if not end and b"\r" in line[:-1]:
             raise DataError(f"{self.path}: its lines end in CR; convert it with `tr '\\r' '\\n'`")
-        return (line[:end] if end else line).removeprefix(_BYTE_ORDER_MARK)
+        return (line[:end] if end else line).removeprefix(BYTE_ORDER_MARK)
 
     def first_lines(self, *, skip_header: bool) -> bytes:
         """Return whole lines of about 1 MiB."""
@@ -164,7 +163,7 @@ class TextFile:
             DataError: the file is damaged or is not text.
         """
         with reading(self.path, "text"), self._stream() as stream:
-            mark = len(_BYTE_ORDER_MARK) if stream.read(3) == _BYTE_ORDER_MARK else 0
+            mark = len(BYTE_ORDER_MARK) if stream.read(3) == BYTE_ORDER_MARK else 0
         begin = mark + (len(self.first_line()) if skip_header else 0)
         return self._unpacked(block_bytes, begin) if self.packing else self._plain(block_bytes, begin)
 

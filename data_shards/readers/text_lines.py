@@ -24,6 +24,7 @@ from longplay.data_shards.readers.bad_rows import (
     TOO_MANY_COLUMNS,
 )
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNIT_SEPARATOR = b"\x1f"
 _MAX_IRREGULAR_LINES = 4096
 _PARTS = 16
@@ -83,6 +84,8 @@ class LineFormat:
     def _split_in_bulk(self, data: bytes, needed: list[int]) -> pa.Table | None:
         """Return the fields, or None if a line is irregular: not UTF-8, badly quoted, or of another width."""
         sep, quoted = self.sep.encode(), self.quotes and b'"' in data
+        if data.startswith(BYTE_ORDER_MARK):  # pyarrow would leave it out, also in the middle of a file
+            return None
         if len(sep) > 1:
             if _UNIT_SEPARATOR in data:
                 return None

@@ -193,3 +193,11 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, expec
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert expected in refusal(tmp_path, "csv", path)
+
+
+@pytest.mark.parametrize("format", ["csv", "s3rec"])
+def test_a_mark_at_the_start_of_a_block_is_part_of_an_id(tmp_path: Path, format: str) -> None:
+    lines = ["\ufeffu,a,1", "\ufeffu,b,2"] if format == "csv" else ["\ufeff\ufeffu a b", "\ufeffu c d"]
+    source = open_source(format, text(tmp_path / "a.txt", HEADER * (format == "csv") + "\n".join(lines)))
+    users = [user for block in source.blocks(4) for user in block.parse().user.to_pylist()]
+    assert users == ["\ufeffu"] * (2 if format == "csv" else 4)
