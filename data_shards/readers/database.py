@@ -47,7 +47,7 @@ def query(sql: str, **tables: pa.Table) -> pa.Table:
 
 
 def column_types(table: pa.Table) -> dict[str, str]:
-    """Return column -> DuckDB's name of its type, or Arrow's name if DuckDB has no such type."""
+    """Return column -> DuckDB's name of its type, or Arrow's, in lower case, if DuckDB has no such type."""
     try:
         found = query("SELECT column_name, column_type FROM (DESCRIBE block)", block=table.slice(0, 0))
         return {row["column_name"]: row["column_type"] for row in found.to_pylist()}

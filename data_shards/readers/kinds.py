@@ -155,7 +155,7 @@ def _id_kind(head: pa.Table, raw: str, dtype: str, role: str) -> str:
     if not (is_number or dtype in (*WIDE_INTEGERS, "VARCHAR", *NULL_TYPES)):
         return "string"
     present = f"count_if({present_sql(raw, dtype, is_number=True)})"
-    row = _counts(head, present=present, integers=f"count({integer_sql(raw, dtype)})")
+    row = _counts(head, raw, present=present, integers=f"count({integer_sql(raw, dtype)})")
     if not row["present"]:
         return ""
     is_id_number = is_number and role in _OPTIONS
@@ -169,17 +169,19 @@ def _time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:
     kinds = ["integer"]
     if scale == 1 and dtype not in INTEGERS:
         kinds += ["decimal", "date"] if dtype == "VARCHAR" else ["decimal"]
-    found = _counts(head, **{kind: f"count({time_sql(raw, dtype, kind, 1)})" for kind in kinds})
+    found = _counts(head, raw, **{kind: f"count({time_sql(raw, dtype, kind, 1)})" for kind in kinds})
     if not any(found.values()):
-        present = _counts(head, present=f"count_if({present_sql(raw, dtype, is_number=True)})")["present"]
+        present = _counts(head, raw, present=f"count_if({present_sql(raw, dtype, is_number=True)})")[
+            "present"
+        ]
         return kinds[-1] if present else ""
     return max(kinds, key=lambda kind: found[kind])
 
 
-def _counts(head: pa.Table, **counts: str) -> dict[str, int]:
-    """Return aggregates of a table by name."""
+def _counts(head: pa.Table, raw: str, **counts: str) -> dict[str, int]:
+    """Return aggregates of a column by name. DuckDB may not have the types of the others."""
     select = ", ".join(f"{count} AS {name}" for name, count in counts.items())
-    return query(f"SELECT {select} FROM block", block=head).to_pylist()[0]
+    return query(f"SELECT {select} FROM block", block=head.select([raw])).to_pylist()[0]
 
 
 def _unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
@@ -201,7 +203,7 @@ def _seen_type(head: pa.Table, raw: str) -> str:
     tests = {"BIGINT": integer_sql(raw, "VARCHAR")}
     tests |= {name: f"TRY_CAST({trimmed(raw)} AS {name})" for name in ("DOUBLE", "BOOLEAN", "TIMESTAMPTZ")}
     counts = {name: f"count(CASE WHEN {present} THEN {test} END)" for name, test in tests.items()}
-    row = _counts(head, present=f"count_if({present})", **counts)
+    row = _counts(head, raw, present=f"count_if({present})", **counts)
     if not row["present"]:
         return ""
     return next((name for name in tests if row[name] == row["present"]), "VARCHAR")

@@ -132,7 +132,7 @@ def _row_groups(metadata: pq.FileMetaData, rows: int) -> Iterator[tuple[list[int
 def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
     """Return a row for each element of the lists, and the (events,) int64 index of the row that holds it.
 
-    A row whose lists have different lengths gives one unusable event for each of its items.
+    A row whose lists have different lengths gives one unusable event for each of its items, at least one.
     """
     table = table.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(table[item]), 0)
@@ -141,7 +141,10 @@ def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
     for name in lists:
         same &= pc.equal(pc.fill_null(pc.list_value_length(table[name]), 0), lengths).to_numpy()
     rows, counts = np.arange(table.num_rows), lengths.to_numpy()
-    of_good, of_bad = (np.repeat(rows[kept], counts[kept]) for kept in (same, ~same))
+    of_good, of_bad = (
+        np.repeat(rows[same], counts[same]),
+        np.repeat(rows[~same], np.maximum(counts[~same], 1)),
+    )
     good = table.filter(same)
     events = {
         name: pc.list_flatten(good[name]) if name in lists else table[name].take(of_good)

@@ -84,7 +84,8 @@ class RowParser:
         self._columns = columns
         places = find_columns(columns, header, path)
         self._names = {role: header[at] for role, at in places.items()}
-        self.needed = sorted(set(places.values())) if columns.where is None else list(range(len(header)))
+        seen = () if columns.where is None else (at for at in range(len(header)) if _is_seen(at, types))
+        self.needed = sorted({*places.values(), *seen})
         values = {}
         for role, at in places.items():
             raw, dtype, kind = f"c{at}", types[f"c{at}"], kinds.of[role]
@@ -274,22 +275,27 @@ def _limits(columns: Columns, kinds: ColumnKinds) -> dict[str, tuple[int, int]]:
     return limits
 
 
+def _is_seen(at: int, types: Mapping[str, str]) -> bool:
+    """Return whether DuckDB has the type of a column, and its name occurs once."""
+    return not types.get(f"c{at}", "unknown")[0].islower()
+
+
 def _seen_columns(
     header: Sequence[str], seen: Mapping[str, str], types: Mapping[str, str], needed: Sequence[int]
 ) -> str:
     """Return the SQL of the columns that `where` sees, by name. NaN is null, as in a comparison in Python.
 
-    A name that is empty or occurs twice is left out.
+    A column `rating:float` of RecBole is `rating` too. A name that is empty or occurs twice is left out.
     """
-    lower = [name.lower() for name in header]
+    names = {at: dict.fromkeys((header[at], header[at].partition(":")[0])) for at in needed}
+    lower = [name.lower() for of_column in names.values() for name in of_column]
     columns = []
     for at in needed:
-        if lower.count(lower[at]) > 1 or not header[at]:
-            continue
         value, dtype = f"c{at}", seen.get(header[at]) or types[f"c{at}"]
         if dtype != types[f"c{at}"]:
             value = integer_sql(value, "VARCHAR") if dtype == "BIGINT" else f"TRY_CAST({value} AS {dtype})"
         if dtype in EXACT_BELOW:
             value = f"nullif({value}, 'NaN'::{dtype})"
-        columns.append(f"{value} AS {quoted(header[at])}")
+        usable = (name for name in names[at] if name and lower.count(name.lower()) == 1)
+        columns += [f"{value} AS {quoted(name)}" for name in usable]
     return ", ".join(columns)

@@ -201,3 +201,26 @@ def test_a_mark_at_the_start_of_a_block_is_part_of_an_id(tmp_path: Path, format:
     source = open_source(format, text(tmp_path / "a.txt", HEADER * (format == "csv") + "\n".join(lines)))
     users = [user for block in source.blocks(4) for user in block.parse().user.to_pylist()]
     assert users == ["\ufeffu"] * (2 if format == "csv" else 4)
+
+
+def test_a_list_without_items_whose_times_are_not_empty_is_counted(tmp_path: Path) -> None:
+    lists = {"item_id": [["x", "y"], None, []], "timestamp": [[1, 2], [5], []]}
+    pq.write_table(pa.table({"user_id": ["a", "b", "c"], **lists}), tmp_path / "a.parquet")
+    events, dropped = found(tmp_path, "sequences", tmp_path / "a.parquet")
+    assert (events, dropped) == ({"a": [("x", 1), ("y", 2)]}, {"lengths_differ": 1})
+
+
+@pytest.mark.parametrize("where", ["true", None])
+def test_columns_of_types_that_are_not_read_do_no_harm(tmp_path: Path, where: str | None) -> None:
+    others = {"half": pa.array([1, 2], pa.float16()), "wide": pa.nulls(2, pa.decimal256(50, 1))}
+    table = pa.table({"user_id": ["u"] * 2, "item_id": ["x", "y"], "timestamp": [1, 2], **others})
+    pq.write_table(table, tmp_path / "a.parquet")
+    arguments = ("--where", where) if where else ()
+    assert found(tmp_path, "parquet", tmp_path / "a.parquet", *arguments)[0] == {"u": [("x", 1), ("y", 2)]}
+
+
+@pytest.mark.parametrize("where", ["rating > 4", '"rating:float" > 4'])
+def test_a_condition_sees_the_columns_of_recbole_without_their_types(tmp_path: Path, where: str) -> None:
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    path = text(tmp_path / "a.inter", header + "1\t5\t3\t10\n1\t6\t4.5\t11\n1\t7\t5\t12\n")
+    assert found(tmp_path, "csv", path, "--where", where)[0] == {1: [(6, 11), (7, 12)]}
