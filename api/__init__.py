@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
     from longplay.serving.exported_model import ExportedModel
 
-__all__ = ["load"]
+    __version__: str
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> str:
+    """Return `__version__`, which is read from the installed package only when it is used."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata
+
+    return metadata.version("longplay")
 
 
 def load(path: str | PathLike[str], *, verify: bool = False, device: str = "cpu") -> ExportedModel:

@@ -26,6 +26,7 @@ from longplay.common.kinds import not_a
 from longplay.common.settings import Count
 from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
+from longplay.models.base.registry import ENCODERS
 from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
 
 FORMAT = "longplay-export"
@@ -118,8 +119,10 @@ def read_export_config(path: Path) -> ExportConfig:
             f"{path}: format version {saved.get('format_version')!r} is not {FORMAT_VERSION}; export the run "
             "again with this version of longplay"
         )
+    encoder = _renamed(saved.get("encoder"))
+    _check_registered(encoder, path)
     try:
-        config = check_json({**saved, "encoder": _renamed(saved.get("encoder"))}, ExportConfig, file)
+        config = check_json({**saved, "encoder": encoder}, ExportConfig, file)
     except JsonFileError as error:
         raise ExportError(f"{error}; export the run again") from None
     absent = {ENCODER_NAME, TABLE_NAME, ITEMS_NAME} - set(config.files)
@@ -131,6 +134,20 @@ def read_export_config(path: Path) -> ExportConfig:
         if (path / name).stat().st_size != recorded["bytes"]:
             raise ExportError(f"{path / name}: is not {recorded['bytes']} bytes long; export the run again")
     return config
+
+
+def _check_registered(encoder: Any, path: Path) -> None:
+    """Check that the export's encoder is registered.
+
+    Raises:
+        ExportError: it is an encoder of the user's, whose module is not imported.
+    """
+    model = encoder.get("model") if isinstance(encoder, dict) else None
+    if isinstance(model, str) and model not in ENCODERS:
+        raise ExportError(
+            f"{path}: its encoder {model!r} is not registered; import the module that registers it before "
+            f"longplay.load. Registered: {', '.join(ENCODERS)}"
+        )
 
 
 def _renamed(encoder: Any) -> Any:

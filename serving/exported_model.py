@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,16 @@ from longplay.serving.export_format import (
     read_export_config,
 )
 from longplay.serving.exported_inputs import ExportedInputs
-from longplay.serving.histories import GIVE_A_HISTORY, Events, Features, History, HistoryReader, Times
-from longplay.serving.item_rows import ItemRows
+from longplay.serving.histories import (
+    GIVE_A_HISTORY,
+    Events,
+    Features,
+    History,
+    HistoryReader,
+    Times,
+    warn_caller,
+)
+from longplay.serving.item_rows import ItemRows, parse_device
 
 _SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
 _QUERIES_AT_ONCE = 256  # per pass over the item table
@@ -119,7 +126,7 @@ class ExportedModel:
         for name in config.files:
             if verify or name != TABLE_NAME:  # the others are read in full anyway
                 check_sha256(folder, config, name)
-        where = torch.device(device)
+        where = parse_device(device)
         width, num_items = config.encoder.d_model, config.num_items
         rows = ItemRows(folder / TABLE_NAME, num_items=num_items, width=width, device=where)
         encoder = _read_encoder(folder / ENCODER_NAME, config)
@@ -274,7 +281,7 @@ class ExportedModel:
         """
         original = self._reader.typed([item_id], "item_id")
         if not self.items.item_ids(original).any():
-            warnings.warn(f"item {original[0]!r} is not an item of this model; it is ignored", stacklevel=2)
+            warn_caller(f"item {original[0]!r} is not an item of this model; it is ignored")
             return session
         times = None if time is None else np.array([time])
         told = {name: [value] for name, value in (features or {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ History = Sequence[int] | Sequence[str] | np.ndarray
 Times = Sequence[int] | np.ndarray
 Features = Mapping[str, Sequence[Any] | np.ndarray]
 GIVE_A_HISTORY = "give original item ids, oldest first"
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line of the user's code that called this package, also through PyTorch's wrappers."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(("longplay.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +113,11 @@ class HistoryReader:
         known = self.inputs.known(len(ids), times, features, name)
         if len(unknown):
             shown = ", ".join(map(repr, unknown[:5]))
-            warnings.warn(
-                f"{name}: {len(unknown)} of {len(ids)} items are not in this model ({shown}); ignored",
-                stacklevel=4,
+            warn_caller(
+                f"{name}: {len(unknown)} of {len(ids)} items are not in this model ({shown}); ignored"
             )
         if times is None and self.inputs.spec.uses_times:
-            warnings.warn(
-                f"{name}: has no times, which this model reads; they count as missing", stacklevel=4
-            )
+            warn_caller(f"{name}: has no times, which this model reads; they count as missing")
         kept = ids > 0
         of_kept = {key: values[kept] for key, values in known.items()}
         return Events(ids[kept], self.inputs.tensors(ids[kept], of_kept))

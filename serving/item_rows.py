@@ -9,6 +9,21 @@ from longplay.models.top_k import top_k
 from longplay.serving.export_format import map_table
 
 
+def parse_device(name: str) -> torch.device:
+    """Return the device of `longplay.load`.
+
+    Raises:
+        ValueError: the name is not one of a device, or PyTorch finds no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name!r}: is not a device; use 'cpu' or 'cuda'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r}: PyTorch finds no CUDA device; use device='cpu'")
+    return device
+
+
 class ItemRows:
     """Rows 0..num_items of width D in item-id order, memory-mapped; processes on one machine share the pages.
 

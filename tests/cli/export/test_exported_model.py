@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +208,41 @@ def test_the_table_is_memory_mapped_not_copied(exported: Path) -> None:
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(exported) in line]
     begin, end = (int(part, 16) for part in mapped[0].split()[0].split("-"))
     assert begin <= model.rows.weight.data_ptr() < end
+
+
+def test_the_package_has_a_version() -> None:
+    assert package.__version__ == metadata.version("longplay")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "is not a device"), ("cuda", "finds no CUDA device")]
+)
+def test_an_unusable_device_is_named(
+    exported: Path, device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"device='{device}': .*{message}"):
+        package.load(exported, device=device)
+
+
+def test_an_encoder_that_is_not_imported_is_named(exported: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["encoder"]["model"] = "my_encoder"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'my_encoder' is not registered; import the module"):
+        package.load(copy)
+
+
+def test_warnings_point_to_the_calling_line(data: Path, exported: Path) -> None:
+    model = package.load(exported)
+    known = histories(data, 1)[0]
+    session = model.session(known)
+    for call in (
+        lambda: model.recommend([*known, 10**12]),
+        lambda: model.recommend([known, [*known, 10**12]]),
+        lambda: model.step(session, 10**12),
+    ):
+        with pytest.warns(UserWarning, match="not") as caught:
+            call()
+        assert {warning.filename for warning in caught} == {__file__}
