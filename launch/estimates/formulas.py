@@ -146,7 +146,7 @@ def _transient_bytes(sizes: _Sizes) -> dict[str, int]:
         # Copies of the embeddings and of the output's gradient, and memory that the loss cannot reuse.
         copies = 2 * 4 * sizes.slots * config.encoder.d_model
         kept = min(int(sizes.slots * per_slot.transient), loss_cost.working_bytes)
-        transient["CUDA graph"] = copies + kept + 4 * sizes.weights
+        transient["encoder CUDA graphs"] = copies + kept + 4 * sizes.weights
     # Activations are freed before the optimizer step, which needs more memory only for a large table.
     every_row = sizes.loss.dense_gradient or config.table.update == "zero_dense"
     optimizer_step = 3 * sizes.table_shard_bytes if every_row else 5 * rows

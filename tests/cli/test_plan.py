@@ -140,7 +140,7 @@ def test_graphs_of_the_encoder_keep_copies_of_its_inputs_and_gradients(data: Pat
         for on in ("false", "true")
     )
     copies = 2 * 4 * graphed.slots * small_config().encoder.d_model
-    assert graphed.total_bytes - plain.total_bytes == graphed.transient["CUDA graph"] > copies
+    assert graphed.total_bytes - plain.total_bytes == graphed.transient["encoder CUDA graphs"] > copies
 
 
 def test_table_and_batch_are_divided_over_the_ranks(data: Path) -> None:
