@@ -140,7 +140,7 @@ def test_graphs_of_the_encoder_give_the_losses_of_plain_steps(data: Path, model:
     """The graphs are simulated: the same operations and kernels are repeated on the same memory."""
     combine_slices()
     words = ["--loss.name", "bce", "--encoder.model", model, "--encoder.scan_backend", "triton"]
-    words += ["--engine.precision", precision, "--context_length", "40"]  # rows of several segments
+    words += ["--engine.precision", precision, "--context_length", "24"]  # rows of several segments
     with OtherDevice() as other:
         plain = losses(data, DEVICE, words, other.waits)
         plain_waits = Counter(other.waits)
