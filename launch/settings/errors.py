@@ -49,7 +49,9 @@ def one_line(error: ValidationError) -> str:
         return f"{'.'.join(place)}: has no value"
     reason = first["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return ".".join([*place, reason])  # from a __post_init__: begins with the setting's name
+        return _cut(
+            ".".join([*place, reason]), 300, 300
+        )  # from a __post_init__: begins with the setting's name
     if place[-1].isdigit():  # the entry of a tuple
         place.pop()
     value = first["input"]
@@ -65,8 +67,12 @@ def one_line(error: ValidationError) -> str:
 
 def _short(value: object) -> str:
     """Return the value as Python spells it, cut to 100 characters."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:70]}...{text[-27:]}"
+    return _cut(repr(value), 70, 27)
+
+
+def _cut(text: str, first: int, last: int) -> str:
+    """Return the text, or its first and last characters if it is longer."""
+    return text if len(text) <= first + 3 + last else f"{text[:first]}...{text[-last:]}"
 
 
 def _choices(value: str, expected: str) -> str:

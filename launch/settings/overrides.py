@@ -123,7 +123,7 @@ def read_value(text: str) -> Any:
         return [read_value(part.strip()) for part in text.split(",") if part.strip()]
     try:
         return json.loads(text.lower())
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.wrong_json import edits
 
 from longplay.launch.cli import main
 from longplay.launch.settings.compatibility import RENAMED
@@ -20,6 +23,8 @@ from longplay.launch.settings.overrides import flatten, settings_of, spell_value
 from longplay.launch.settings.recipes import RECIPES, get_recipe
 from longplay.launch.settings.resolving import SHARED, resolve, to_json, to_yaml
 from longplay.launch.settings.saved import MAY_CHANGE, SAME_RESULT, changed_settings, from_json, read_config
+
+EXAMPLES = int(os.environ.get("LONGPLAY_EXAMPLES", "100"))
 
 
 def configured(*words: str, recipe: str = "mambarec", file: Path | None = None) -> RunConfig:
@@ -220,6 +225,53 @@ def test_the_nearest_divisor_of_a_huge_width_is_found_at_once(model: str) -> Non
     words = ["--encoder.d_model=2147483647", "--encoder.expand=2147483647", "--encoder.mixer=mamba2"]
     with pytest.raises(ConfigError, match=r"must divide .* = \d{10,}; nearest valid: 1$"):
         configured(*words, recipe=model)
+
+
+def check_refused_in_one_line(use: Callable[[], object]) -> None:
+    """Check that `use` succeeds, or raises what a command prints as one short line."""
+    problem = ""
+    try:
+        use()
+    except ValueError as error:
+        problem = str(error)
+    assert len(problem.splitlines()) <= 1
+    assert len(problem) < 800
+
+
+NAMES = [*settings_of(RunConfig), "encoder.options.x", "train.lr.x", "", "train"]
+VALUES = ["", "nan", "-inf", "1e400", "0x10", "1_000", "true", "none", "[]", "{}", '{"a": [1]}']
+WORDS = st.text(max_size=8) | st.from_regex(r"[-+0-9.,eE_]{1,12}") | st.sampled_from(VALUES)
+
+
+@given(name=st.sampled_from(NAMES), text=WORDS)
+@settings(max_examples=EXAMPLES)
+def test_any_text_for_any_setting_is_accepted_or_refused_in_one_line(name: str, text: str) -> None:
+    check_refused_in_one_line(lambda: to_yaml(configured(f"--{name}={text}")))
+
+
+@pytest.mark.parametrize("name", ["train.lr", "evaluation.cutoffs", "loss.name", "encoder.options.x"])
+def test_deep_nesting_on_the_command_line_is_refused_in_one_line(name: str) -> None:
+    check_refused_in_one_line(lambda: configured(f"--{name}={'[' * 100_000}"))
+
+
+@given(edited=edits(yaml.safe_load(to_yaml(configured()))))
+@settings(max_examples=EXAMPLES // 2)
+def test_any_value_in_a_yaml_file_is_accepted_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, edited: Any
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "edited.yaml"
+    file.write_text(yaml.safe_dump(edited))
+    check_refused_in_one_line(lambda: to_yaml(configured(file=file)))
+
+
+@given(text=st.text(st.characters(codec="utf-8") | st.sampled_from("[]{}:-,#&*!|>'\"%@\n\t "), max_size=40))
+@settings(max_examples=EXAMPLES)
+def test_any_text_as_a_yaml_file_is_accepted_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "text.yaml"
+    file.write_bytes(text.encode())
+    check_refused_in_one_line(lambda: configured(file=file))
 
 
 ALIASES = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefgh"))

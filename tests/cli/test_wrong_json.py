@@ -1,6 +1,7 @@
 """JSON files with any content: one clear line that names the file, or the checkpoint before is taken."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from longplay.serving.exported_model import ExportedModel
 
 pytestmark = pytest.mark.xdist_group("wrong_json")  # one worker: the fixtures of the module are slow
 
-EXAMPLES = hypothesis.settings(max_examples=100)
+EXAMPLES = hypothesis.settings(max_examples=int(os.environ.get("LONGPLAY_EXAMPLES", "100")))
 
 
 @pytest.fixture(scope="module")
