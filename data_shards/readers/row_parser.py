@@ -16,7 +16,13 @@ import pyarrow.compute as pc
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.readers.bad_rows import BLANK_LINE, NUM_EXAMPLES, BadRow, BadRows
 from longplay.data_shards.readers.columns import Columns
-from longplay.data_shards.readers.conditions import check_condition
+from longplay.data_shards.readers.conditions import (
+    NOT_CAST,
+    SeenColumn,
+    check_condition,
+    is_seen,
+    seen_columns,
+)
 from longplay.data_shards.readers.database import query
 from longplay.data_shards.readers.kinds import ColumnKinds, find_columns
 from longplay.data_shards.readers.sources import MISSING, Ids, ParsedBlock
@@ -25,7 +31,6 @@ from longplay.data_shards.readers.values import (
     WHITESPACE,
     float_sql,
     id_sql,
-    integer_sql,
     literal,
     present_sql,
     quoted,
@@ -79,12 +84,11 @@ class RowParser:
         types: Mapping[str, str],
         path: object,
     ) -> None:
-        if columns.where is not None:
-            check_condition(columns.where)
+        used = set() if columns.where is None else check_condition(columns.where)
         self._columns = columns
         places = find_columns(columns, header, path)
-        self._names = {role: header[at] for role, at in places.items()}
-        seen = () if columns.where is None else (at for at in range(len(header)) if _is_seen(at, types))
+        self._header, self._roles = header, list(places)
+        seen = () if columns.where is None else (at for at in range(len(header)) if is_seen(at, types))
         self.needed = sorted({*places.values(), *seen})
         values = {}
         for role, at in places.items():
@@ -95,8 +99,10 @@ class RowParser:
                 values[role] = float_sql(raw) if kind == "float" else id_sql(raw, dtype, kind)
         self._select = ", ".join(f'{value} AS "{role}"' for role, value in values.items())
         self._limits = _limits(columns, kinds)
-        self._faults = self._fault_cases(places, kinds, types)
-        self._seen = _seen_columns(header, kinds.types, types, self.needed) if columns.where else ""
+        seen = seen_columns(header, kinds.types, types, self.needed) if columns.where else []
+        self._seen = ", ".join(f"{one.sql} AS {quoted(name)}" for one in seen for name in one.names)
+        cast = [one for one in seen if one.is_cast and not used.isdisjoint(map(str.lower, one.names))]
+        self._faults = self._fault_cases(places, kinds, types, cast)
         as_they_are = columns.where is None and columns.has_time and columns.time_scale == 1
         is_plain = [
             types[f"c{at}"] == "VARCHAR" and kinds.of[role] in ("integer", "string")
@@ -105,8 +111,17 @@ class RowParser:
         plain = {role: (at, kinds.of[role]) for role, at in places.items()}
         self._plain = plain if as_they_are and all(is_plain) and not columns.features else None
 
-    def _fault_cases(self, places: Mapping[str, int], kinds: ColumnKinds, types: Mapping[str, str]) -> str:
-        """Return the SQL of the columns `fault` (the reason) and `text`, null for a usable row."""
+    def _fault_cases(
+        self,
+        places: Mapping[str, int],
+        kinds: ColumnKinds,
+        types: Mapping[str, str],
+        cast: Sequence[SeenColumn],
+    ) -> str:
+        """Return the SQL of the columns `fault` (the reason) and `text`, null for a usable row.
+
+        `cast` are the columns of text that the `where` condition uses as another type.
+        """
         wanted = {
             "integer": "not_an_integer",
             "string": "missing",
@@ -116,22 +131,25 @@ class RowParser:
         }
         reasons, texts = [], []
 
-        def add(condition: str, reason: str, at: int, role: str) -> None:
-            reasons.append(f"WHEN {condition} THEN {reason} || {literal(f':{self._names[role]}')}")
+        def add(condition: str, reason: str, at: int) -> None:
+            reasons.append(f"WHEN {condition} THEN {reason} || {literal(f':{self._header[at]}')}")
             texts.append(f"WHEN {condition} THEN coalesce(c{at}::VARCHAR, '')")
 
         for role, at in places.items():
             raw, dtype, kind = f"c{at}", types[f"c{at}"], kinds.of[role]
             present = present_sql(raw, dtype, is_number=kind != "string")
             if role.startswith("feature:"):
-                add(f'"{role}" IS NULL AND {present}', f"'{wanted[kind]}'", at, role)
+                add(f'"{role}" IS NULL AND {present}', f"'{wanted[kind]}'", at)
                 continue
             inexact = f"abs({raw}) >= {EXACT_BELOW['FLOAT']}" if dtype == "FLOAT" else "false"
             reason = f"WHEN {inexact} THEN 'not_exact' WHEN {present} THEN '{wanted[kind]}' ELSE 'missing'"
-            add(f'"{role}" IS NULL', f"CASE {reason} END", at, role)
+            add(f'"{role}" IS NULL', f"CASE {reason} END", at)
             if role in self._limits:
                 least, most = self._limits[role]
-                add(f'"{role}" NOT BETWEEN {least} AND {most}', "'out_of_range'", at, role)
+                add(f'"{role}" NOT BETWEEN {least} AND {most}', "'out_of_range'", at)
+        for one in cast:
+            present = present_sql(f"c{one.at}", "VARCHAR", is_number=True)
+            add(f"{one.sql} IS NULL AND {present}", f"'{NOT_CAST[one.dtype]}'", one.at)
         return (
             f"CASE WHEN fault IS NOT NULL THEN fault {' '.join(reasons)} END AS fault, "
             f"CASE WHEN fault IS NOT NULL THEN text {' '.join(texts)} END AS text"
@@ -149,7 +167,7 @@ class RowParser:
         if "fault" not in table.column_names:
             nothing = pa.nulls(table.num_rows, pa.string())
             table = table.append_column("fault", nothing).append_column("text", nothing)
-        roles = ", ".join(f'"{role}"' for role in self._names)
+        roles = ", ".join(f'"{role}"' for role in self._roles)
         inner = f"SELECT *, {self._select} FROM block"
         found = query(f"SELECT {roles}, {self._faults} FROM ({inner})", block=table)
         if self._columns.where is not None:
@@ -273,29 +291,3 @@ def _limits(columns: Columns, kinds: ColumnKinds) -> dict[str, tuple[int, int]]:
         least = columns.least.get("time", _LEAST_SECOND * per_second)
         limits["time"] = (least, (_MOST_SECOND + 1) * per_second - 1)
     return limits
-
-
-def _is_seen(at: int, types: Mapping[str, str]) -> bool:
-    """Return whether DuckDB has the type of a column, and its name occurs once."""
-    return not types.get(f"c{at}", "unknown")[0].islower()
-
-
-def _seen_columns(
-    header: Sequence[str], seen: Mapping[str, str], types: Mapping[str, str], needed: Sequence[int]
-) -> str:
-    """Return the SQL of the columns that `where` sees, by name. NaN is null, as in a comparison in Python.
-
-    A column `rating:float` of RecBole is `rating` too. A name that is empty or occurs twice is left out.
-    """
-    names = {at: dict.fromkeys((header[at], header[at].partition(":")[0])) for at in needed}
-    lower = [name.lower() for of_column in names.values() for name in of_column]
-    columns = []
-    for at in needed:
-        value, dtype = f"c{at}", seen.get(header[at]) or types[f"c{at}"]
-        if dtype != types[f"c{at}"]:
-            value = integer_sql(value, "VARCHAR") if dtype == "BIGINT" else f"TRY_CAST({value} AS {dtype})"
-        if dtype in EXACT_BELOW:
-            value = f"nullif({value}, 'NaN'::{dtype})"
-        usable = (name for name in names[at] if name and lower.count(name.lower()) == 1)
-        columns += [f"{value} AS {quoted(name)}" for name in usable]
-    return ", ".join(columns)

@@ -224,3 +224,22 @@ def test_a_condition_sees_the_columns_of_recbole_without_their_types(tmp_path: P
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
     path = text(tmp_path / "a.inter", header + "1\t5\t3\t10\n1\t6\t4.5\t11\n1\t7\t5\t12\n")
     assert found(tmp_path, "csv", path, "--where", where)[0] == {1: [(6, 11), (7, 12)]}
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "where", "reason"),
+    [
+        ("5", "good", "r <> 3", "not_an_integer:r"),
+        ("4.5", "1,5", "r > 1", "not_a_number:r"),
+        ("true", "maybe", "r", "not_a_boolean:r"),
+        ("2020-01-31", "31.1.2020", "r > '2019-01-01'", "not_a_date:r"),
+    ],
+)
+def test_a_later_value_of_another_type_is_not_left_out_by_a_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, later: str, where: str, reason: str
+) -> None:
+    monkeypatch.setattr("longplay.data_shards.readers.text.HEAD_ROWS", 2)
+    rows = f"1;5;10;{first};x\n1;6;11;{first};y\n1;7;12;{later};7\n1;8;13;;8\n"
+    path = text(tmp_path / "a.csv", "user_id;item_id;timestamp;r;unused\n" + rows)
+    events, dropped = found(tmp_path, "csv", path, "--where", where)
+    assert (events, dropped) == ({1: [(5, 10), (6, 11)]}, {reason: 1, "not_selected": 1})
