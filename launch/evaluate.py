@@ -23,7 +23,10 @@ from longplay.launch.training.progress import Progress, RunState
 
 def register(subparsers: Any) -> None:
     """Add `evaluate` to the `longplay` command."""
-    parser = subparsers.add_parser("evaluate", description=__doc__)
+    parser = subparsers.add_parser(
+        "evaluate",
+        description="Print the exact ranking metrics of a checkpoint, among all items and sampled ones.",
+    )
     add_run_arguments(parser)
     parser.add_argument(
         "--split", choices=("validation", "test"), default="test", help="events to predict (default: test)"

@@ -14,7 +14,10 @@ from longplay.launch.settings.saved import read_config
 
 def register(subparsers: Any) -> None:
     """Add `export` to the `longplay` command."""
-    parser = subparsers.add_parser("export", description=__doc__)
+    parser = subparsers.add_parser(
+        "export",
+        description="Write the model of a run as plain files, which `longplay.load` opens in Python.",
+    )
     add_run_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the export in --out")

@@ -32,7 +32,10 @@ _EXIT_PROBLEMS = 1
 
 def register(subparsers: Any) -> None:
     """Add the command `inspect` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("inspect", description=__doc__)
+    parser = subparsers.add_parser(
+        "inspect",
+        description="Describe a prepared dataset as text, JSON and a figure.",
+    )
     add_arguments(parser)
     parser.set_defaults(func=run)
 

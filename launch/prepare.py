@@ -35,7 +35,11 @@ from longplay.launch.settings.imports import ImportAction
 
 def register(subparsers: Any) -> None:
     """Add the command `prepare` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("prepare", description=__doc__)
+    parser = subparsers.add_parser(
+        "prepare",
+        description="Turn raw events into the dataset folder that the other commands read. "
+        "`longplay prepare FORMAT --help` lists the options of a format.",
+    )
     add_arguments(parser)
     parser.set_defaults(func=run)
 

@@ -31,7 +31,10 @@ from longplay.models.inputs.stage import Inputs
 
 def register(subparsers: Any) -> None:
     """Add `recommend` to the `longplay` command."""
-    parser = subparsers.add_parser("recommend", description=__doc__)
+    parser = subparsers.add_parser(
+        "recommend",
+        description="Print the best next items after a history.",
+    )
     add_run_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(

@@ -15,7 +15,10 @@ from longplay.launch.settings.imports import add_import_argument
 
 def register(subparsers: Any) -> None:
     """Add `report` to the `longplay` command."""
-    parser = subparsers.add_parser("report", description=__doc__)
+    parser = subparsers.add_parser(
+        "report",
+        description="Write tables and figures of runs from the files in their folders.",
+    )
     parser.add_argument(
         "runs",
         nargs="+",

@@ -30,7 +30,7 @@ def register(subparsers: Any) -> None:
     """Add `sweep` to the `longplay` command."""
     parser = subparsers.add_parser(
         "sweep",
-        description="Train and evaluate every run of a grid, on Slurm as one job array. Run it again to "
+        description="Train and evaluate every run of a grid, on Slurm or on this machine. Run it again to "
         "submit runs that are missing or failed; with --out alone, all such runs of the sweep. "
         "--section.name VALUE overrides a setting of all runs; `longplay train RECIPE --help` lists all "
         "settings.",

@@ -25,7 +25,11 @@ _HELP = {
 
 def register(subparsers: Any) -> None:
     """Add the command `synth` to the subparsers of `longplay`."""
-    parser = subparsers.add_parser("synth", description=__doc__)
+    parser = subparsers.add_parser(
+        "synth",
+        description="Generate raw files of any size in the layout of LFM-1b, KuaiRand-27K or MovieLens-1M. "
+        "`longplay synth FORMAT --help` lists the options of a format.",
+    )
     add_arguments(parser)
     parser.set_defaults(func=run)
 

@@ -50,19 +50,29 @@ class Once(argparse.Action):
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     """Add --data for a command that needs a prepared dataset."""
     parser.add_argument(
-        "--data", type=data_location, required=True, help="folder written by `longplay prepare`, or its URL"
+        "--data",
+        type=data_location,
+        required=True,
+        metavar="DIR",
+        help="folder written by `longplay prepare`, or its URL",
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, --import, and the options that select its dataset and its checkpoint."""
-    parser.add_argument("run", type=Path, help="folder of `longplay train --run`")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of `longplay train --run`")
     add_import_argument(parser)
     parser.add_argument(
-        "--data", type=data_location, help="the prepared dataset, if it has moved since training"
+        "--data",
+        type=data_location,
+        metavar="DIR",
+        help="the prepared dataset, if it has moved since training",
     )
     parser.add_argument(
-        "--checkpoint", default="best", help="best, last, or a name such as step-000000120 (default: best)"
+        "--checkpoint",
+        default="best",
+        metavar="NAME",
+        help="best, last, or a name such as step-000000120 (default: best)",
     )
 
 
