@@ -49,7 +49,7 @@ OVERRIDES = {
 
 
 @given(recipe=st.sampled_from(list(RECIPES)), values=st.fixed_dictionaries({}, optional=OVERRIDES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_printed_settings_read_back_to_the_same_run(
     tmp_path_factory: pytest.TempPathFactory, recipe: str, values: dict[str, Any]
 ) -> None:
