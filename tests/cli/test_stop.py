@@ -75,7 +75,7 @@ def test_the_first_signal_is_answered_and_the_second_one_ends_even_a_native_call
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     answer = f"longplay: {name}: the run ends its step, saves and stops; a second {name} ends it now"
     command.signal_when(number, lambda: answer in log.read_text())
-    assert command.wait(timeout_s=30) == -number
+    assert command.wait() == -number
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -89,7 +89,7 @@ def test_a_signal_while_the_data_server_is_silent_saves_and_stops(
     settings = [*words(server.url, run), "--train.checkpoint_every_steps", "100", *few]
     command = Command(settings, log, world_size=world_size, fault=forget_shards)
     command.signal_when(signal.SIGTERM, lambda: steps_logged(run) >= 1 and server.is_silent)
-    assert command.wait(timeout_s=60) == 75, log.read_text()
+    assert command.wait() == 75, log.read_text()
     assert any(run.glob("checkpoints/step-*"))
     server.silent_after = 10**9
     longplay(settings, log, world_size=world_size)
@@ -104,7 +104,7 @@ def test_a_signal_before_the_first_batch_has_arrived_stops(tmp_path: Path, data:
     server.silent_after = 0
     command = Command(words(server.url, run), log)
     command.signal_when(signal.SIGTERM, lambda: server.is_silent)
-    assert command.wait(timeout_s=60) == 75, log.read_text()
+    assert command.wait() == 75, log.read_text()
     server.close()
 
 
@@ -113,7 +113,7 @@ def test_a_signal_ends_a_command_that_waits_for_the_manifest(tmp_path: Path, dat
     server.faults["manifest.json"] = ["silent"]
     command = Command(words(server.url, tmp_path / "run"), tmp_path / "log")
     command.signal_when(signal.SIGTERM, lambda: server.requests["manifest.json"] > 0)
-    assert command.wait(timeout_s=30) == -signal.SIGTERM
+    assert command.wait() == -signal.SIGTERM
     assert not (tmp_path / "run").exists()
     server.close()
 
@@ -124,7 +124,7 @@ def test_a_data_server_that_is_silent_for_longer_than_the_timeout_ends_the_run(
     server = DataServer(data)
     server.silent_after = 3
     command = Command([*words(server.url, tmp_path / "run"), "--train.timeout_s", "5"], tmp_path / "log")
-    assert command.wait(timeout_s=60) == 1
+    assert command.wait() == 1
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith("longplay: error: no progress for 5 s while evaluating, round 1 of ")
     server.close()

@@ -49,7 +49,7 @@ class Command:
         for process in self.processes:
             process.start()
 
-    def wait(self, timeout_s: float = 120.0) -> int:
+    def wait(self, timeout_s: float = 240.0) -> int:
         """Return the first exit code that is not 0, or 0. Kill the processes and fail at the deadline."""
         deadline = time.monotonic() + timeout_s
         for process in self.processes:
@@ -60,7 +60,7 @@ class Command:
         codes = [process.exitcode or 0 for process in self.processes]
         return next((code for code in codes if code), 0)
 
-    def signal_when(self, number: int, reached: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    def signal_when(self, number: int, reached: Callable[[], bool], timeout_s: float = 240.0) -> None:
         """Send signal `number` to every rank as soon as `reached()`."""
         deadline = time.monotonic() + timeout_s
         while not reached():

@@ -16,7 +16,7 @@ FORK_SERVER.set_forkserver_preload(["support.fork_server"])
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
+    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240.0
 ) -> list[Any]:
     """Call `function(world, *args)` on `world_size` ranks and return their results in rank order.
 
