@@ -47,7 +47,7 @@ test: install test-packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto
 
 # A strict build: a broken link, anchor or reference fails. Nothing is fetched from the network while building.
 docs: install

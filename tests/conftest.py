@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,6 +15,21 @@ from local_cluster import ClusterConfig, LocalCluster, missing_requirement
 
 torch.set_num_threads(1)
 
+# Tests that run in one worker, because they share a cluster or fixtures that take seconds.
+GROUPS = (
+    "tests/slurm/",
+    "tests/cli/export/",
+    "tests/cli/test_evaluate.py",
+    "tests/cli/test_report.py",
+    "tests/cli/test_stop.py",
+    "tests/cli/test_string_ids.py",
+    "tests/cli/test_train.py",
+    "tests/cli/test_wrong_json.py",
+    "tests/distributed/test_train_inputs.py",
+    "tests/unit/launch/test_tensorboard_log.py",
+    "tests/unit/models/test_compile.py",
+)
+
 # The same examples in every run, so that only a change of the code makes a test fail.
 # HYPOTHESIS_PROFILE=search draws new examples.
 hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
@@ -21,20 +37,29 @@ hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the number of workers for `-n auto`: one per CPU, and one that mostly waits for Slurm."""
     return min(os.cpu_count() or 1, 4) + 1
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests on the Slurm cluster first and in one worker, then the slow tests.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each test to the next free worker, but all tests of a group to the same worker."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
 
-    The Slurm tests mostly wait; other workers run tests meanwhile.
-    """
-    for item in items:
-        if item.path.parent.name == "slurm":
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for group in GROUPS if nodeid.startswith(group)), nodeid)
+
+    config.option.loadscopereorder = False  # keep the order of the collection
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests on the Slurm cluster first, which mostly wait, then the slow tests."""
     items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
 
 

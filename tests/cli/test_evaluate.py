@@ -10,8 +10,6 @@ from support.runs import small_dataset
 
 from longplay.launch.cli import main
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # one worker: the fixtures of the module are slow
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

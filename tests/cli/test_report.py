@@ -15,8 +15,6 @@ from longplay.launch.reports.data import collect
 from longplay.launch.reports.groups import group_frame
 from longplay.launch.reports.tables import accuracy_tables
 
-pytestmark = pytest.mark.xdist_group("report")  # one worker: the fixtures of the module are slow
-
 HITS = {  # (model, context length) -> hit@10 of each seed
     ("sasrec", 50): (0.10, 0.12),
     ("mambarec", 50): (0.11, 0.15),

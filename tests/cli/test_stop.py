@@ -13,8 +13,6 @@ from support.faults import AtStep, SignalInValidation, compute_natively, forget_
 from support.runs import small_dataset, steps_logged
 from support.soak import losses_and_metrics
 
-pytestmark = pytest.mark.xdist_group("stop")  # one worker: the fixtures of the module are slow
-
 SETTINGS = ["--train.max_epochs", "2", "--train.checkpoint_every_steps", "3"]
 EPOCH, LAST = 8, 15  # steps: the second epoch has one step less
 

@@ -18,8 +18,6 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.evaluation.histories import read_history
 from longplay.serving.exported_model import ExportedModel
 
-pytestmark = pytest.mark.xdist_group("string_ids")  # one worker: the fixtures of the module are slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,8 +21,6 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates import estimate_run as estimate_module
 from longplay.launch.run_folders.metrics_file import read_scalars
 
-pytestmark = pytest.mark.xdist_group("train")  # one worker: the fixtures of the module are slow
-
 EVERY = ["--train.checkpoint_every_steps", "3"]
 
 

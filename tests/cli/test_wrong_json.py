@@ -32,8 +32,6 @@ from longplay.launch.training.progress import Progress, RunState
 from longplay.serving.export_format import ExportError
 from longplay.serving.exported_model import ExportedModel
 
-pytestmark = pytest.mark.xdist_group("wrong_json")  # one worker: the fixtures of the module are slow
-
 EXAMPLES = hypothesis.settings(max_examples=int(os.environ.get("LONGPLAY_EXAMPLES", "100")))
 
 

@@ -34,8 +34,6 @@ from longplay.launch.training.train_step import train_step
 from longplay.models.encoder_size import num_parameters
 from longplay.models.inputs.config import InputConfig
 
-pytestmark = pytest.mark.xdist_group("train_inputs")  # one worker: the fixtures of the module are slow
-
 ALL = [
     *("--inputs.features", "genre,hour,price", "--inputs.time_gap", "true", "--inputs.time_of_day", "true"),
     *("--inputs.item_categories", "artist", "--inputs.item_vectors", "vector"),

@@ -26,8 +26,6 @@ from longplay.launch.cli import main
 from longplay.launch.exports.item_table import write_table
 from longplay.serving.export_format import ExportError
 
-pytestmark = pytest.mark.xdist_group("export")  # one worker: the fixtures are slow
-
 
 def test_the_files_hold_the_checkpoint_in_item_order(run: Path, data: Path, exported: Path) -> None:
     config = json.loads((exported / "config.json").read_text())

@@ -17,8 +17,6 @@ from support.exports import histories, recommended, trained
 import longplay as package
 from longplay.serving.exported_model import ExportedModel
 
-pytestmark = pytest.mark.xdist_group("export")  # one worker: the fixtures are slow
-
 
 def test_recommendations_equal_those_of_the_command(
     run: Path, data: Path, exported: Path, tmp_path: Path

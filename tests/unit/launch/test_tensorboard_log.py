@@ -26,8 +26,6 @@ from longplay.launch.run_folders.metrics_log import MetricsLog
 from longplay.launch.run_folders.tensorboard_log import gate_picture, row_norms, write_final_metrics
 from longplay.launch.settings.resolving import to_json
 
-pytestmark = pytest.mark.xdist_group("tensorboard")  # one worker: the fixtures of the module are slow
-
 GATE = {"block0/mamba": 0.7, "block0/attention": 0.3, "block1/mamba": 0.2, "block1/attention": 0.8}
 MODELS = ("sasrec", "moematrrec")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,7 +13,6 @@ from longplay.models.encoder import build_encoder
 from longplay.native.triton_runtime import can_run_triton
 
 pytestmark = [
-    pytest.mark.xdist_group("compile"),  # one worker: PyTorch's compiler is slow to start
     pytest.mark.filterwarnings("ignore"),  # the compiler of PyTorch warns about itself
     pytest.mark.filterwarnings("error:Dynamo does"),  # it traces into C
     pytest.mark.filterwarnings("error:Dynamo detected a call"),  # it traces into a cached function
