@@ -20,10 +20,8 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
         database = duckdb.connect()
         database.execute("SET threads=1; SET TimeZone='UTC'")
         database.execute("SET enable_external_access=false; SET lock_configuration=true")
-    try:
-        yield database
-    finally:
-        _idle_databases.append(database)
+    yield database
+    _idle_databases.append(database)  # not after an error, which may have made it unusable
 
 
 def query(sql: str, **tables: pa.Table) -> pa.Table:

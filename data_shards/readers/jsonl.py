@@ -69,7 +69,7 @@ class _JsonFile:
         for line in data.decode("utf-8", "replace").split("\n")[:HEAD_ROWS]:
             try:
                 objects.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         keys = dict.fromkeys(key for one in objects if isinstance(one, dict) for key in one)
         start = data[:8].decode("utf-8", "replace").lstrip()
@@ -136,7 +136,7 @@ def _as_written(texts: pa.ChunkedArray, lines: pa.ChunkedArray, key: str) -> pa.
                 parse_constant=lambda _: None,
                 object_pairs_hook=lambda pairs: dict(reversed(pairs)),  # DuckDB takes the first of equal keys
             )[key]
-        except ValueError:  # `nan` and `inf`, which Python does not accept
+        except (ValueError, RecursionError):  # `nan` and `inf`, which Python does not accept
             return None
 
     values = pa.array([written(line) for line in found], pa.string())

@@ -53,7 +53,7 @@ class _ParquetFile:
     is_text = False
 
     def __init__(self, path: Path, source: ParquetSource) -> None:
-        self.path = path
+        self.path, self._required = path, set(source.columns.names().values())
         with _opened(path) as file:
             self._schema, self.weight = file.schema_arrow, file.metadata.num_rows
         self.header: Sequence[str] = self._schema.names
@@ -70,10 +70,15 @@ class _ParquetFile:
         return rows if self.weight <= HEAD_ROWS else int(1.5 * rows * self.weight / HEAD_ROWS) + 1
 
     def head(self) -> pa.Table:
-        needed = list(range(len(self.header)))
+        everything = range(len(self.header))
         with _opened(self.path) as file:
-            batch = next(file.iter_batches(HEAD_ROWS, columns=self._names(needed)), None)
+            batch = next(file.iter_batches(HEAD_ROWS, columns=self._names(everything)), None)
         found = self._schema.empty_table() if batch is None else pa.table(batch)
+        needed = [
+            at
+            for at, name in enumerate(self.header)
+            if name in found.column_names and (name in self._required or _is_valid(found[name]))
+        ]
         table = self._unnested(found, needed).table
         return table.drop_columns([name for name in ("fault", "text") if name in table.column_names])
 
@@ -105,8 +110,17 @@ class _ParquetFile:
         return [name for name in names if names.count(name) == 1]
 
     def _unnested(self, table: pa.Table, needed: Sequence[int]) -> RawTable:
-        """Return a row for each event, with the column names of `RawTable`."""
+        """Return a row for each event, with the column names of `RawTable`.
+
+        Raises:
+            DataError: a text is not UTF-8.
+        """
         names = {at: self.header[at] for at in needed if self.header[at] in table.column_names}
+        for name in names.values():
+            if not _is_valid(table[name]):
+                raise DataError(
+                    f"{self.path}: column {name!r} holds text that is not UTF-8; write the file with UTF-8"
+                )
         found = pa.table({f"c{at}": table[name] for at, name in names.items()})
         where, numbers = f"{self.path}, row", np.arange(1, table.num_rows + 1)
         if self._item is None:
@@ -160,6 +174,15 @@ def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
         )
         found = pa.concat_tables([found, lost], promote_options="default")
     return found, np.concatenate([of_good, of_bad])
+
+
+def _is_valid(column: pa.ChunkedArray) -> bool:
+    """Return whether all texts are UTF-8. Other text would stop DuckDB."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _is_list(schema: pa.Schema, at: int) -> bool:

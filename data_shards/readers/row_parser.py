@@ -159,7 +159,7 @@ class RowParser:
         """Return the usable events of consecutive rows, and count the other rows by reason.
 
         Raises:
-            DataError: the condition of `where` cannot be evaluated.
+            DataError: the condition of `where` cannot be evaluated, or DuckDB cannot read a value.
         """
         table = raw.table
         if (plain := self._parse_plain(raw)) is not None:
@@ -169,7 +169,14 @@ class RowParser:
             table = table.append_column("fault", nothing).append_column("text", nothing)
         roles = ", ".join(f'"{role}"' for role in self._roles)
         inner = f"SELECT *, {self._select} FROM block"
-        found = query(f"SELECT {roles}, {self._faults} FROM ({inner})", block=table)
+        try:
+            found = query(f"SELECT {roles}, {self._faults} FROM ({inner})", block=table)
+        except duckdb.Error as error:
+            cause = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"{raw.where.rpartition(',')[0]}: a value cannot be read ({cause}); correct the file, or "
+                "choose other columns"
+            ) from error
         if self._columns.where is not None:
             found = found.append_column("selected", self._selected(table, raw.where))
         return self._account(found, raw)

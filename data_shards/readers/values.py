@@ -102,7 +102,7 @@ def float_sql(raw: str) -> str:
 def time_sql(raw: str, dtype: str, kind: str, scale: int) -> str:
     """Return the SQL of a time as BIGINT, null where it is unusable."""
     if is_date(dtype):
-        return f"epoch_ns({raw})" if "_NS" in dtype else f"epoch_us({raw}::TIMESTAMP)"
+        return f"epoch_ns({raw})" if "_NS" in dtype else f"epoch_us(TRY_CAST({raw} AS TIMESTAMP))"
     if kind == "date":
         stamp = f"TRY_CAST({trimmed(raw)} AS TIMESTAMPTZ)"
         return f"CASE WHEN isfinite({stamp}) THEN epoch_us({stamp}) END"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -243,3 +244,30 @@ def test_a_later_value_of_another_type_is_not_left_out_by_a_condition(
     path = text(tmp_path / "a.csv", "user_id;item_id;timestamp;r;unused\n" + rows)
     events, dropped = found(tmp_path, "csv", path, "--where", where)
     assert (events, dropped) == ({1: [(5, 10), (6, 11)]}, {reason: 1, "not_selected": 1})
+
+
+def test_parquet_text_that_is_not_utf8_is_refused_only_where_it_is_read(tmp_path: Path) -> None:
+    offsets, content = pa.py_buffer(np.array([0, 1, 2], np.int32).tobytes()), pa.py_buffer(b"a\xff")
+    table = pa.table({"user_id": [1, 1], "item_id": [5, 6], "timestamp": [1, 2]})
+    table = table.append_column("note", pa.StringArray.from_buffers(2, offsets, content))
+    pq.write_table(table, tmp_path / "a.parquet")
+    arguments = (tmp_path / "a.parquet", "--where", "timestamp > 0")
+    assert found(tmp_path, "parquet", *arguments)[0] == {1: [(5, 1), (6, 2)]}
+    message = refusal(tmp_path / "r", "parquet", tmp_path / "a.parquet", "--item", "note")
+    assert "column 'note' holds text that is not UTF-8" in message
+
+
+@pytest.mark.parametrize("far", [-(2**31), 2**31 - 1])
+def test_a_date_beyond_all_calendars_is_an_unusable_row(tmp_path: Path, far: int) -> None:
+    days = pa.array([0, 1, far], pa.date32())
+    pq.write_table(
+        pa.table({"user_id": [1] * 3, "item_id": [5, 6, 7], "timestamp": days}), tmp_path / "a.parquet"
+    )
+    events, dropped = found(tmp_path, "parquet", tmp_path / "a.parquet")
+    assert (events, dropped) == ({1: [(5, 0), (6, 86400000000)]}, {"not_a_date:timestamp": 1})
+
+
+def test_deeply_nested_json_is_read(tmp_path: Path) -> None:
+    deep = f'{{"user_id": 1, "item_id": 5, "timestamp": 1, "x": {"[" * 5000 + "]" * 5000}}}\n'
+    path = text(tmp_path / "a.jsonl", deep + '{"user_id": 1, "item_id": 6, "timestamp": 2}\n')
+    assert found(tmp_path, "jsonl", path) == ({1: [(5, 1), (6, 2)]}, {})
