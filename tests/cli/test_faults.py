@@ -186,7 +186,7 @@ def test_soak_with_many_faults_and_numbers_of_ranks_does_not_change_the_result(
     kinds = ["second train", "server silent", "copied to later", "killed"]
     if num_faults:
         kinds = random.Random(1).sample([*KINDS] * -(-num_faults // len(KINDS)), num_faults)
-    steps = 8 * len(kinds)
+    steps = 12 * len(kinds)
     soak = Soak(["train", "mambarec", *soak_settings(steps)], data, tmp_path, steps=steps, seed=1)
     expected = soak.undisturbed(2)
     found = soak.disturbed(kinds, [2, 3] if num_faults else [2])

@@ -96,7 +96,11 @@ class Soak:
             self.server = DataServer(self.data, self.server.port)
             return
         if kind in COMMANDS:
+            running.signal_when(
+                signal.SIGSTOP, lambda: True
+            )  # or it may end before the second command starts
             self._run_second(kind)
+            running.signal_when(signal.SIGCONT, lambda: True)
         elif kind == "server silent":
             self.server.silent_after = self.server.num_shards_read
             running.signal_when(signal.SIGCONT, lambda: self.server.is_silent, LIMIT_S)
