@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -116,7 +117,9 @@ def parts_folder(out: Path, scratch: Path | None, key: Any, share: Share | None)
 
 
 def _folders(out: Path, scratch: Path | None) -> WorkFolder:
-    name = f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(str(out.resolve()))[:8]}"
+    name = (
+        f"{out.name}.work" if scratch is None else f"{out.name}.work-{fingerprint(os.path.realpath(out))[:8]}"
+    )
     path = (out.parent if scratch is None else scratch) / name
     return WorkFolder(path, out.with_name(f"{out.name}.partial"))
 

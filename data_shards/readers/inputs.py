@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,9 +77,9 @@ def check_copies(files: Iterable[Path]) -> None:
     """
     seen: dict[Path, Path] = {}
     files = list(files)
-    plain = {_without_marks(file.resolve()) for file in files}
+    plain = {_without_marks(_real(file)) for file in files}
     for file in files:
-        origin = _without_marks(file.resolve())
+        origin = _without_marks(_real(file))
         unnumbered = origin.with_name(_NUMBERED.sub("", origin.name) or origin.name)
         if (
             unnumbered in plain
@@ -91,6 +92,11 @@ def check_copies(files: Iterable[Path]) -> None:
         seen[origin] = file
 
 
+def _real(path: Path) -> Path:
+    """Return the absolute path without symbolic links. Path.resolve fails for links that form a loop."""
+    return Path(os.path.realpath(path))
+
+
 def _without_marks(path: Path) -> Path:
     """Return a path without marks of a copy, such as `.bak` or ` (1)`, and suffixes of compression."""
     for _ in range(3):
@@ -100,7 +106,7 @@ def _without_marks(path: Path) -> Path:
 
 def folder_columns(path: Path) -> dict[str, str | None]:
     """Return the columns that folders called `name=value` give a file, as Hive and Spark write them."""
-    names = itertools.takewhile(lambda name: "=" in name, (folder.name for folder in path.resolve().parents))
+    names = itertools.takewhile(lambda name: "=" in name, (folder.name for folder in _real(path).parents))
     pairs = [name.partition("=") for name in reversed(list(names))]
     return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, _, value in pairs}
 
@@ -117,7 +123,7 @@ def file_identity(path: Path) -> list[Any]:
         raise DataError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    return [str(_real(path)), stat.st_size, stat.st_mtime_ns]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import reprlib
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -177,8 +178,8 @@ class Manifest:
                 )
             if about.get("schema_version") != SCHEMA_VERSION:
                 raise DataError(
-                    f"{path}: schema_version is {about.get('schema_version')!r}, but this version of "
-                    f"longplay reads {SCHEMA_VERSION}; {_prepare_again(about, path)}"
+                    f"{path}: schema_version is {reprlib.repr(about.get('schema_version'))}, but this "
+                    f"version of longplay reads {SCHEMA_VERSION}; {_prepare_again(about, path)}"
                 )
             return parse_json(content, cls, path)
         except JsonFileError as error:

@@ -102,7 +102,7 @@ class SweepFolder:
                 self.submissions[name] = job.submission
             try:
                 _ = self.jobs[name].config
-            except ConfigError as error:
+            except ValueError as error:  # a setting, or the name of the recipe
                 raise ConfigError(f"{self.file}: jobs.{name}: {error}; give another --out") from None
 
     def write(self) -> None:

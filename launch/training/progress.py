@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from longplay.common.json_files import Finite, JsonObject, Natural
-from longplay.distributed.checkpoints.checkpoint import CheckpointState
+from longplay.common.json_files import Finite, JsonObject, Natural, check_json
+from longplay.distributed.checkpoints.checkpoint import Checkpoint, CheckpointState
 from longplay.launch.settings.config import TrainConfig
 
 
@@ -89,6 +89,11 @@ class Progress:
         if train.patience is not None and self.validations_since_best >= train.patience:
             return f"no better {train.metric} in {train.patience} validations"
         return None
+
+
+def read_progress(checkpoint: Checkpoint) -> Progress:
+    """Return the progress that a checkpoint of a run stores, without the fields that this version lacks."""
+    return check_json(checkpoint.state["progress"], Progress, checkpoint.path / "state.json")
 
 
 class RunState(CheckpointState):

@@ -23,7 +23,7 @@ from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.resolving import to_json
 from longplay.launch.settings.saved import changed_on_resume
 from longplay.launch.training.model import Model
-from longplay.launch.training.progress import Progress, RunState
+from longplay.launch.training.progress import Progress, RunState, read_progress
 
 
 class RunCheckpoints:
@@ -72,7 +72,7 @@ class RunCheckpoints:
         began = time.perf_counter()
         self._watchdog.heartbeat(f"loading step {checkpoint.step}")
         load_checkpoint(checkpoint, model.engine, model.table, progress=self._watchdog.progress)
-        progress = Progress(**checkpoint.state["progress"])
+        progress = read_progress(checkpoint)
         changed, restart = changed_on_resume(checkpoint.state["config"], self._config)
         if restart:
             progress.restart_best()

@@ -28,7 +28,7 @@ from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.saved import changed_on_resume, read_config
 from longplay.launch.sweeps.folder import open_sweep
 from longplay.launch.sweeps.status import sweep_status
-from longplay.launch.training.progress import Progress, RunState
+from longplay.launch.training.progress import RunState, read_progress
 from longplay.serving.export_format import ExportError
 from longplay.serving.exported_model import ExportedModel
 
@@ -193,6 +193,25 @@ def test_any_sweep_json_is_read_or_refused(folders: Path, data: st.DataObject) -
     damaged(file, content, lambda: collect([file.parent]))
 
 
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("manifest.json", "schema_version", 10**3000),
+        ("sweep.json", "recipe", ""),
+        ("sweep.json", "recipe", "x"),
+    ],
+)
+def test_a_wrong_value_is_shown_shortened_and_with_its_file(
+    folders: Path, file: str, field: str, value: Any
+) -> None:
+    path = folders / ("data" if file == "manifest.json" else "sweep") / file
+    document = json.loads(path.read_text())
+    place = document if file == "manifest.json" else next(iter(document["jobs"].values()))
+    place[field] = value
+    use = Dataset.open if file == "manifest.json" else open_sweep
+    damaged(path, json.dumps(document).encode(), lambda: use(path.parent))
+
+
 @EXAMPLES
 @hypothesis.given(data=st.data())
 def test_any_best_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
@@ -278,10 +297,17 @@ def test_a_damaged_state_json_gives_the_checkpoint_before(
         assert found is not None
         assert found.path in (first, last)
         assert (found.path == first) == (last in problems)
-        Progress(**found.state["progress"])
+        read_progress(found)
         changed_on_resume(found.state["config"], small_config())
     finally:
         file.write_bytes(before)
+
+
+def test_fields_of_another_version_in_a_progress_are_ignored(folders: Path) -> None:
+    found, _ = latest_checkpoint(folders / "run" / "checkpoints", shape=RunState)
+    assert found is not None
+    found.state["progress"]["of another version"] = 1
+    assert read_progress(found).step == found.step
 
 
 @pytest.mark.parametrize("content", ["a list", "nested lists", "not text"])
