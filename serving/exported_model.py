@@ -19,7 +19,8 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
-from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder, check_packages
+from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder
+from longplay.models.encoder_checks import check_packages
 from longplay.models.encoder_size import EncoderTooLargeError, is_small, num_parameters
 from longplay.models.inputs.spec import NO_TIME, TIMES
 from longplay.models.inputs.stage import Inputs, missing_inputs

@@ -19,6 +19,7 @@ from longplay.common.settings import NonNegativeInt, PositiveFloat, settings_cla
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table.host_memory import page_lock
+from longplay.distributed.table.initial_rows import fill_initial_rows
 from longplay.distributed.table.row_cache import RowCache, most_frequent_rows
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
 from longplay.distributed.table.row_optimizers import RowOptimizerConfig, build_row_optimizer
@@ -32,8 +33,6 @@ from longplay.distributed.zero.parameter import (
 )
 from longplay.models.rows.gather import RowEntries, find_entries
 from longplay.native.triton_runtime import can_run_triton
-
-_INIT_BLOCK = 16384  # rows drawn from one generator; another value changes the rows of every seed
 
 
 @settings_class
@@ -317,20 +316,3 @@ class ItemTable:
     def _rows(self, partition: Tensor) -> Tensor:
         """View a flat partition as this rank's rows (num_rows, D)."""
         return partition.view(self.rows_per_rank, self.width)[: self.num_rows]
-
-
-def fill_initial_rows(rows: Tensor, first_row: int, *, std: float, seed: int) -> None:
-    """Fill rows (n, D) in place with normal values that depend only on the seed and the row number.
-
-    Args:
-        first_row: table row of rows[0].
-        std: standard deviation.
-    """
-    done = 0
-    while done < rows.shape[0]:
-        block, offset = divmod(first_row + done, _INIT_BLOCK)
-        take = min(_INIT_BLOCK - offset, rows.shape[0] - done)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + block) & 0x7FFF_FFFF_FFFF_FFFF)
-        drawn = torch.randn(_INIT_BLOCK, rows.shape[1], generator=generator)
-        rows[done : done + take] = drawn[offset : offset + take] * std
-        done += take

@@ -23,7 +23,8 @@ from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.settings.saved import from_json, read_saved_run
-from longplay.models.encoder import SequenceEncoder, build_encoder, check_packages
+from longplay.models.encoder import SequenceEncoder, build_encoder
+from longplay.models.encoder_checks import check_packages
 from longplay.models.encoder_size import num_parameters
 
 

@@ -13,13 +13,8 @@ from longplay.distributed.runtime.world import World
 from longplay.distributed.table.item_table import ItemTable
 from longplay.launch.inputs.event_inputs import EventInputs, load_inputs
 from longplay.launch.settings.config import RunConfig
-from longplay.models.encoder import (
-    SequenceEncoder,
-    build_encoder,
-    check_cuda_graph,
-    check_deterministic,
-    check_packages,
-)
+from longplay.models.encoder import SequenceEncoder, build_encoder
+from longplay.models.encoder_checks import check_cuda_graph, check_deterministic, check_packages
 from longplay.models.losses.base import LOSSES, Loss
 from longplay.models.losses.negatives import shared_negatives
 

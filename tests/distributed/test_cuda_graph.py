@@ -24,7 +24,8 @@ from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
 from longplay.models.base.config import EncoderConfig
-from longplay.models.encoder import build_encoder, check_cuda_graph
+from longplay.models.encoder import build_encoder
+from longplay.models.encoder_checks import check_cuda_graph
 from longplay.models.inputs.spec import InputSpec
 
 GPU = torch.device("cuda")

@@ -9,7 +9,8 @@ import torch
 
 from longplay.distributed.runtime.determinism import use_deterministic_algorithms
 from longplay.models.base.config import EncoderConfig
-from longplay.models.encoder import build_encoder, check_deterministic
+from longplay.models.encoder import build_encoder
+from longplay.models.encoder_checks import check_deterministic
 from longplay.models.scans import packages
 from longplay.native.triton_runtime import can_run_triton
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longplay.models.base.config import EncoderConfig, MixerName, ScanName
-from longplay.models.encoder import build_encoder, check_packages
+from longplay.models.encoder import build_encoder
+from longplay.models.encoder_checks import check_packages
 from longplay.models.mixers.causal_conv import require_conv_package
 from longplay.models.scans.packages import PackageFunction
 from longplay.native.triton_runtime import can_run_triton
