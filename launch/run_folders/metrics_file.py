@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.common.atomic import write_text
-from longplay.common.json_files import JsonFileError, Natural, parse_json
+from longplay.common.json_files import JsonFileError, Natural, parse_json, read_content
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,8 +42,8 @@ def parse_scalars(lines: Iterable[str]) -> Iterator[Scalar]:
 def read_scalars(run: Path) -> dict[str, Series]:
     """Return a run's series by tag; empty if the file does not exist or cannot be read."""
     try:
-        lines = (run / METRICS_FILE).read_text(errors="replace").splitlines()
-    except OSError:
+        lines = read_content(run / METRICS_FILE).decode(errors="replace").splitlines()
+    except (OSError, JsonFileError):
         lines = []
     found: dict[str, Series] = {}
     for scalar in parse_scalars(lines):
@@ -54,7 +54,7 @@ def read_scalars(run: Path) -> dict[str, Series]:
 def drop_scalars_after(run: Path, step: int) -> None:
     """Remove the scalars logged after `step` and damaged lines, atomically."""
     file = run / METRICS_FILE
-    if not file.exists():
+    if not file.is_file():
         return
     lines = file.read_text(errors="replace").splitlines()
     kept = [line for line in lines if any(scalar.step <= step for scalar in parse_scalars([line]))]

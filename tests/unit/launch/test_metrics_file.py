@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 from pathlib import Path
+
+import pytest
 
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_scalars_after, read_scalars
 
@@ -36,3 +39,15 @@ def test_lines_after_a_step_and_damaged_lines_are_dropped(tmp_path: Path) -> Non
     drop_scalars_after(tmp_path, 2)
     assert file.read_text() == "".join(LINES.splitlines(keepends=True)[:4])
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "device"])
+def test_what_is_not_a_regular_file_has_no_scalars(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / METRICS_FILE
+    if kind == "device":
+        file.symlink_to("/dev/null")
+    else:
+        os.mkfifo(file)
+    assert read_scalars(tmp_path) == {}
+    drop_scalars_after(tmp_path, 0)
+    assert file.exists()
