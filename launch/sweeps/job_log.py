@@ -20,7 +20,9 @@ def logs_of_job(folder: Path, job_id: str) -> list[Path]:
 
 
 def tail(path: Path) -> str:
-    """Return the last 64 KiB of a file as text; "" if it cannot be read."""
+    """Return the last 64 KiB of a regular file as text; "" if it cannot be read."""
+    if not path.is_file():  # opening a named pipe could wait forever
+        return ""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
