@@ -12,7 +12,21 @@ from typing import Any
 FORK_SERVER = mp.get_context("forkserver")
 os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's choice when the server imports it
 # The server imports the heavy packages once; every rank is a fork of a process that ran nothing else.
-FORK_SERVER.set_forkserver_preload(["support.fork_server"])
+# It finds installed modules only, and passes over others in silence.
+FORK_SERVER.set_forkserver_preload(
+    [
+        "deepspeed",
+        "longplay.launch.train",
+        "longplay.launch.evaluate",
+        "longplay.launch.prepare",
+        "longplay.launch.recommend",
+        # DeepSpeed imports these at its first engine, which takes seconds.
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "torch._dynamo",
+        "torch._inductor.compile_fx",
+    ]
+)
 
 
 def run_ranks(
