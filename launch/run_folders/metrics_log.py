@@ -18,11 +18,17 @@ class MetricsLog:
     Args:
         run: the run folder, which has a config.json.
         from_step: the checkpoint's step; 0 for a new run.
+
+    Raises:
+        ValueError: metrics.jsonl is not a regular file.
     """
 
     def __init__(self, run: Path, *, from_step: int) -> None:
+        file = run / METRICS_FILE
+        if file.exists() and not file.is_file():  # opening a named pipe could wait forever
+            raise ValueError(f"{file}: is not a regular file; remove it")
         drop_scalars_after(run, from_step)
-        self._file = open(run / METRICS_FILE, "a", buffering=1)
+        self._file = open(file, "a", buffering=1)
         # Also for step 0: a run that was killed before its first checkpoint repeats the steps it has logged.
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
         write_settings(self._tensorboard, run)
