@@ -1,4 +1,4 @@
-"""What an exported encoder sees of events besides their items, and what callers tell of it."""
+"""What an exported encoder sees of events besides their items, from what callers give."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ExportedInputs:
     def known(
         self, num_events: int, times: Any, features: Mapping[str, Any] | None, name: str
     ) -> dict[str, np.ndarray]:
-        """Check what a caller tells of events, and return the times (`""`) and features as arrays (n,).
+        """Check the times and features of events, and return them as arrays (n,); the key of the times is "".
 
         Args:
             num_events: number of events n.

@@ -285,8 +285,8 @@ class ExportedModel:
             warn_caller(f"item {original[0]!r} is not an item of this model; it is ignored")
             return session
         times = None if time is None else np.array([time])
-        told = {name: [value] for name, value in (features or {}).items()}
-        event = self._reader.events(original, times, told, "the event")
+        of_event = {name: [value] for name, value in (features or {}).items()}
+        event = self._reader.events(original, times, of_event, "the event")
         latest = session.state.time
         if latest is not None and event.inputs is not None:
             when = int(event.inputs[TIMES])

@@ -52,7 +52,7 @@ class Events:
 
 @dataclass(frozen=True)
 class HistoryReader:
-    """Reads histories of original ids, with what callers tell of the events."""
+    """Reads histories of original ids, with the times and features of their events."""
 
     items: ItemVocabulary
     inputs: ExportedInputs
@@ -88,16 +88,18 @@ class HistoryReader:
         if np.ndim(first) == 0:
             return [self.events(self.typed(history, "history"), times, features, "history")], True
         nothing = [None] * len(history)
-        for name, told in (("times", times), ("features", features)):
-            if told is not None and (isinstance(told, Mapping) or len(told) != len(history)):
+        for name, given in (("times", times), ("features", features)):
+            if given is not None and (isinstance(given, Mapping) or len(given) != len(history)):
                 raise ValueError(
                     f"{name}: give a list with an entry for each of the {len(history)} histories"
                 )
         found = []
-        for number, told in enumerate(zip(history, times or nothing, features or nothing, strict=True)):
+        each_times, each_features = (nothing if given is None else given for given in (times, features))
+        several = zip(history, each_times, each_features, strict=True)
+        for number, (one, its_times, its_features) in enumerate(several):
             name = f"history {number}"
-            ids = self.typed(told[0], name)
-            found.append(self.events(ids, *told[1:], name) if len(ids) else None)
+            ids = self.typed(one, name)
+            found.append(self.events(ids, its_times, its_features, name) if len(ids) else None)
         return found, False
 
     def events(self, originals: pl.Series, times: Any, features: Any, name: str) -> Events:

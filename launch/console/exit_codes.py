@@ -1,6 +1,7 @@
 """Exit codes of every command, and errors printed as one line."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run received a stop signal and saved; the same command resumes it
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
 _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing their module takes seconds
 
 
@@ -20,10 +22,15 @@ def exit_code_of(command: Callable[[], int]) -> int:
     with its traceback.
     """
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
     except ValueError as error:
         return report(str(error), EXIT_USAGE)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return EXIT_PIPE_CLOSED
         return report(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_USAGE)
     except KeyboardInterrupt:
         return report("interrupted", EXIT_INTERRUPTED)
@@ -31,6 +38,16 @@ def exit_code_of(command: Callable[[], int]) -> int:
         if type(error).__name__ not in _FAILURES:
             raise
         return report(str(error), EXIT_FAILED)
+
+
+def _output_is_closed() -> bool:
+    """Return whether the program that reads stdout has ended, as `head` does. Then drop all later output."""
+    closed = select.poll()
+    closed.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in closed.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def report(message: str, code: int) -> int:

@@ -73,7 +73,8 @@ def expectation(train: TrainConfig, at: Progress, pace: Pace, steps_per_epoch: i
     steps = steps if train.max_steps is None else min(steps, train.max_steps)
     seconds = at.train_seconds + (steps - at.step) * pace.s_per_step
     return (
-        f"expects  {steps:,} steps in {seconds / 60:.3g} of at most {train.max_minutes:g} minutes of training"
+        f"expected {steps:,} steps in {seconds / 60:.3g} minutes of training; train.max_minutes is "
+        f"{train.max_minutes:g}"
     )
 
 

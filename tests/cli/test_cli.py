@@ -202,3 +202,14 @@ def test_prepare_does_not_import_deepspeed() -> None:
     code = "import sys; from longplay.launch.cli import build_parser; build_parser('prepare'); "
     code += "sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 0), ("config mambarec", 141)])
+def test_a_command_ends_quietly_when_nobody_reads_its_output(words: str, code: int) -> None:
+    command = [sys.executable, "-m", "longplay.launch.cli", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=240) == code

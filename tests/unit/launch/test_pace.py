@@ -90,8 +90,8 @@ def test_a_bound_that_is_not_reached_changes_nothing(seconds: Callable[[int], fl
     rates, lines, at = train_run(bound, seconds)
     assert (rates, no_lines, at.reachable_epochs) == (expected, [], None)
     assert len(lines) == 1
-    assert lines[0].startswith("expects  400 steps in ")
-    assert lines[0].endswith(" of at most 9 minutes of training")
+    assert lines[0].startswith("expected 400 steps in ")
+    assert lines[0].endswith(" minutes of training; train.max_minutes is 9")
 
 
 def test_steps_that_end_the_run_first_keep_the_schedule() -> None:
