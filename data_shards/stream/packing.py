@@ -45,35 +45,33 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray,
         (N,) int64 row of each piece, and the number of rows.
     """
     order = np.argsort(-lengths, kind="stable")
-    distinct, counts = np.unique(lengths, return_counts=True)
-    placed: list[int] = []  # row of each piece in `order`
-    num_rows = 0
+    num_full = num_rows = int(np.count_nonzero(lengths == capacity))
+    distinct, counts = np.unique(lengths[order[num_full:]], return_counts=True)
+    placed: list[int] = []  # row of each shorter piece in `order`
     rows_by_space: defaultdict[int, list[int]] = defaultdict(list)
     spaces = 0  # bit s is set if a row has s free slots
     for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        while count:  # pieces of one length: each row takes as many of them as fit
+        while count:
             fitting = spaces >> length
-            space = length + (fitting & -fitting).bit_length() - 1 if fitting else capacity
-            per_row = space // length
-            num_needed = -(-count // per_row)
             if fitting:
+                space = length + (fitting & -fitting).bit_length() - 1
                 fullest = rows_by_space[space]
-                rows = fullest[-num_needed:][::-1]
-                del fullest[-num_needed:]
-                spaces ^= (not fullest) << space
+                row = fullest.pop()
+                if not fullest:
+                    spaces ^= 1 << space
             else:
-                rows = list(range(num_rows, num_rows + num_needed))
-                num_rows += num_needed
-            in_last = min(count, len(rows) * per_row) - (len(rows) - 1) * per_row
-            for some, pieces in ((rows[:-1], per_row), (rows[-1:], in_last)):
-                placed += [row for row in some for _ in range(pieces)]
-                count -= len(some) * pieces
-                left = space - pieces * length
-                if some and left:
-                    rows_by_space[left] += some
-                    spaces |= 1 << left
+                space, row = capacity, num_rows
+                num_rows += 1
+            pieces = 1 if count == 1 else min(count, space // length)  # the row stays the fullest that fits
+            placed += (row,) * pieces
+            count -= pieces
+            left = space - pieces * length
+            if left:
+                rows_by_space[left].append(row)
+                spaces |= 1 << left
     row_of = np.empty(len(lengths), np.int64)
-    row_of[order] = placed
+    row_of[order[:num_full]] = np.arange(num_full)
+    row_of[order[num_full:]] = placed
     return row_of, num_rows
 
 
