@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
 from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.registry import READERS
-from longplay.data_shards.readers.sources import Source
+from longplay.data_shards.readers.sources import Ids, Source
 from support.datasets import prepared, sequences
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -26,6 +27,11 @@ def open_source(format: str, *arguments: str | Path) -> Source:
     reader, parser = READERS[format], ArgumentParser()
     reader.add_arguments(parser)
     return reader.open(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def list_of(ids: Ids) -> list[Any]:
+    """Return the ids of a block as integers or strings."""
+    return ids.tolist() if isinstance(ids, np.ndarray) else ids.to_pylist()
 
 
 def text(path: Path, content: str) -> Path:

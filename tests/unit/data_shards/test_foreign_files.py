@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.datasets import LENIENT, prepared, sequences
-from support.sources import open_source
+from support.sources import list_of, open_source
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.options import PrepareOptions
@@ -200,7 +200,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, expec
 def test_a_mark_at_the_start_of_a_block_is_part_of_an_id(tmp_path: Path, format: str) -> None:
     lines = ["\ufeffu,a,1", "\ufeffu,b,2"] if format == "csv" else ["\ufeff\ufeffu a b", "\ufeffu c d"]
     source = open_source(format, text(tmp_path / "a.txt", HEADER * (format == "csv") + "\n".join(lines)))
-    users = [user for block in source.blocks(4) for user in block.parse().user.to_pylist()]
+    users = [user for block in source.blocks(4) for user in list_of(block.parse().user)]
     assert users == ["\ufeffu"] * (2 if format == "csv" else 4)
 
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.sources import list_of
 
 from longplay.data_shards.readers.columns import Columns
 from longplay.data_shards.readers.kinds import ColumnKinds
 from longplay.data_shards.readers.row_parser import RawTable, RowParser
-from longplay.data_shards.readers.sources import Ids, ParsedBlock
+from longplay.data_shards.readers.sources import ParsedBlock
 
 COLUMNS = Columns(user="user", item="item", time="time", least={"time": 0})
 VALUES = st.sampled_from(
@@ -30,10 +31,6 @@ def parsed(columns: Columns, kinds: ColumnKinds, rows: list[tuple[str | None, ..
     return parser.parse(RawTable(table, "events.csv, line", np.arange(1, len(rows) + 1)))
 
 
-def listed(values: Ids) -> list:
-    return values.tolist() if isinstance(values, np.ndarray) else values.to_pylist()
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(VALUES, VALUES, TIMES), min_size=1, max_size=4),
@@ -47,7 +44,7 @@ def test_both_ways_agree(rows: list[tuple[str | None, ...]], user: str, item: st
     quick = parsed(COLUMNS, kinds, rows)
     thorough = parsed(replace(COLUMNS, where="true"), kinds, rows)
     for role in ("user", "item", "time"):
-        assert listed(getattr(quick, role)) == listed(getattr(thorough, role))
+        assert list_of(getattr(quick, role)) == list_of(getattr(thorough, role))
     assert (quick.rows_in, quick.bad_rows) == (thorough.rows_in, thorough.bad_rows)
 
 
@@ -58,5 +55,5 @@ def test_plain_values_do_without_duckdb(monkeypatch: pytest.MonkeyPatch, user: s
     monkeypatch.setattr("longplay.data_shards.readers.row_parser.query", None)
     kinds = ColumnKinds({"user": user, "item": item, "time": "integer"}, None)
     found = parsed(COLUMNS, kinds, [("1", "20", "5"), ("3", "20", "6")])
-    assert [str(value) for value in listed(found.user)] == ["1", "3"]
-    assert [str(value) for value in listed(found.item)] == ["20", "20"]
+    assert [str(value) for value in list_of(found.user)] == ["1", "3"]
+    assert [str(value) for value in list_of(found.item)] == ["20", "20"]
