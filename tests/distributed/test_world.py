@@ -209,6 +209,8 @@ def test_a_process_alone_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
         step = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
         for name, value in {**STEP, **step, "MASTER_PORT": str(port)}.items():
             monkeypatch.setenv(name, value)
+        # A command that failed earlier in this process may have left its world, and what it restores, behind.
+        monkeypatch.setattr("longplay.distributed.runtime.world._variables_before", {})
         for module in ("rendezvous", "world"):
             monkeypatch.setattr(
                 f"longplay.distributed.runtime.{module}.free_port", lambda port=port: port, raising=False

@@ -122,7 +122,7 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "is not an export"),
         (lambda folder: edit_config(folder, format_version=2), "format version 2 is not 1"),
-        (lambda folder: edit_config(folder, encoder={"model": "bert4rec"}), "is damaged"),
+        (lambda folder: edit_config(folder, encoder={"model": "bert4rec"}), "is not registered"),
         (lambda folder: edit_config(folder, files={}), "does not list"),
         (lambda folder: edit_config(folder, num_items=299), "is not an fp32 table of 300 x 16"),
         (lambda folder: (folder / "items.parquet").unlink(), "is missing"),

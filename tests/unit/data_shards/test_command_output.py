@@ -70,7 +70,13 @@ def test_a_command_ends_with_a_reader_that_is_killed(tmp_path: Path, number: int
 from longplay.data_shards.storage.locations import read_whole
 read_whole("pipe:sleep 600 & echo $! $$ > {tmp_path}/pids.new; mv {tmp_path}/pids.new {tmp_path}/pids; wait")
 """
-    reader = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests started with &
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "pids").exists():
         assert time.monotonic() < deadline

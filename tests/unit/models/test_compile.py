@@ -47,9 +47,8 @@ def assert_compiled_is_same(**settings: Any) -> None:
 
 
 @pytest.mark.skipif(IN_INTERPRETER, reason="the interpreter runs the kernels")
-@pytest.mark.parametrize("model", ["mambarec", "moematrrec"])
-def test_a_compiled_encoder_gives_the_same_results(model: str) -> None:
-    assert_compiled_is_same(model=model)
+def test_a_compiled_encoder_gives_the_same_results() -> None:
+    assert_compiled_is_same(model="moematrrec")  # Mamba and attention
 
 
 @pytest.mark.skipif(IN_INTERPRETER, reason="the interpreter runs the kernels")
