@@ -5,6 +5,7 @@ Everything goes into the run's own tensorboard/ folder, so that a run is one ent
 
 import math
 import os
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ _SHOWN_FIRST = ("dataset", "encoder.model", "context_length", "seed", "train.lr"
 def final_tag(split: str, kind: str, name: str) -> str:
     """Return the tag of a final metric: "test_full_unseen/ndcg@10"."""
     return f"{split}_{kind}/{name}"
+
+
+def report_write_errors_once() -> None:
+    """Keep TensorBoard's thread from printing a traceback: its writer raises the same error to the caller."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = hook
 
 
 def write_settings(writer: SummaryWriter, run: Path) -> None:

@@ -93,19 +93,6 @@ def test_run_killed_mid_epoch_resumes_bitwise_identically(
     assert_bitwise_equal(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("update", ["row_sparse", "zero_dense"])
-def test_run_resumes_on_other_numbers_of_ranks(data: Path, tmp_path: Path, update: str) -> None:
-    stage = "3" if update == "zero_dense" else "1"
-    fixed = ["--table.update", update, "--engine.zero_stage", stage, *EVERY]
-    longplay(train_words(data, tmp_path / "whole", *fixed, "--train.max_steps", "18"), tmp_path / "log")
-    words = train_words(data, tmp_path / "run", *fixed, "--train.max_steps")
-    for world_size, steps in ((2, 7), (1, 12), (3, 18)):
-        longplay([*words, str(steps)], tmp_path / "log", world_size=world_size)
-    for tag in ("train/loss", "optim/grad_norm"):
-        whole, pieces = (read_metrics(tmp_path / name, tag) for name in ("whole", "run"))
-        assert pieces == pytest.approx(whole, rel=1e-5, abs=1e-5)
-
-
 def test_sigterm_saves_and_exits_with_the_requeue_code(data: Path, finished: Path, tmp_path: Path) -> None:
     words = train_words(data, tmp_path / "run", *EVERY)
     command = Command(words, tmp_path / "log", world_size=1)

@@ -139,7 +139,7 @@ def test_graphs_of_the_encoder_give_the_losses_of_plain_steps(data: Path) -> Non
     """The graphs are simulated: the same operations and kernels are repeated on the same memory."""
     combine_slices()
     words = ["--loss.name", "bce", "--encoder.model", "recmamba", "--encoder.scan_backend", "triton"]
-    words += ["--engine.precision", "bf16", "--context_length", "24"]  # rows of several segments
+    words += ["--engine.precision", "bf16", "--context_length", "16"]  # rows of several segments
     with OtherDevice() as other:
         plain = losses(data, DEVICE, words, other.waits)
         plain_waits = Counter(other.waits)

@@ -1,9 +1,11 @@
 """Readers of metrics.jsonl skip incomplete lines; resuming removes the lines after the checkpoint."""
 
+import errno
 import json
 import math
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -53,3 +55,14 @@ def test_what_is_not_a_regular_file_has_no_scalars(tmp_path: Path, kind: str) ->
     drop_scalars_after(tmp_path, 0)
     with pytest.raises(ValueError, match=r"metrics\.jsonl: is not a regular file; remove it"):
         MetricsLog(tmp_path, from_step=0)
+
+
+def test_a_full_disk_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longplay.launch.run_folders.metrics_log.write_settings", lambda *_: None)
+    log = MetricsLog(tmp_path, from_step=0)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(log._tensorboard, "add_scalar", Mock(side_effect=full))
+    with pytest.raises(OSError, match="cannot be written") as error:
+        log.write(1, {"train/loss": 1.0})
+    assert error.value.filename == str(tmp_path)
+    log.close()
