@@ -39,7 +39,7 @@ class EncoderBlock(nn.Module):
         Returns:
             (B, L, D), or (Q, D) at the slots `at`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every encoder block defines its own
 
     def require_deterministic(self) -> None:
         """Check that the gradients repeat bitwise on a GPU, apart from those of the block's mixer.

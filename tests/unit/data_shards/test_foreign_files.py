@@ -1,4 +1,4 @@
-"""Files as other programs write them: nothing of them is lost or altered without a word."""
+"""Files as other programs write them: nothing in them is lost or changed silently."""
 
 from __future__ import annotations
 
