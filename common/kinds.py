@@ -4,6 +4,9 @@ from pathlib import Path
 
 from longplay.common.json_files import JsonFileError, JsonObject, read_json
 
+_READERS = {".parquet": "parquet", ".pq": "parquet", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+"""Extension -> format of `longplay prepare`; other files are `csv`."""
+
 
 def kind_of(path: Path) -> str | None:
     """Return what a path is: "dataset", "run", "export", "sweep", "file", or None for anything else."""
@@ -24,7 +27,7 @@ def not_a(wanted: str, path: Path) -> str | None:
     kind = kind_of(path)
     if kind is None or kind == wanted:
         return None
-    reader = "parquet" if path.suffix in (".parquet", ".pq") else "csv"
+    reader = _READERS.get(path.suffix.lower(), "csv")
     return (
         f"{path}: is "
         + {

@@ -12,6 +12,8 @@ Units are case-insensitive.
 import argparse
 import re
 
+from longplay.common.printable import short_repr
+
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
     _UNITS |= {f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power, _letter: 1024**_power}
@@ -26,13 +28,14 @@ def parse_bytes(text: str) -> int:
     """Parse a size such as 80GiB, 512MiB, 24GB, 4G or 1000000 and return its number of bytes.
 
     Raises:
-        SizeError: `text` is not a positive number with an optional unit.
+        SizeError: `text` is not a number with an optional unit, or is not between 1 byte and 2**63 bytes.
     """
     match = _SIZE.fullmatch(text.strip().lower())
     unit = _UNITS.get(match[2]) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise SizeError(f"{text!r} is not a size; write it as 80GiB, 512MiB or 24GB")
-    return int(float(match[1]) * unit)
+    size = float(match[1]) * unit if match is not None and unit is not None else 0.0
+    if not 1 <= size < 2**63:
+        raise SizeError(f"{short_repr(text)} is not a size; write it as 80GiB, 512MiB or 24GB")
+    return int(size)
 
 
 def mib(size: float) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 from longplay.common.tensor_file import TensorFileError, read_tensors
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.features import vocabulary_name
-from longplay.data_shards.storage.id_column import IdColumn
+from longplay.data_shards.storage.id_column import IdColumn, as_int64
+from longplay.data_shards.storage.manifest import PER_SECOND
 from longplay.models.inputs.items import ItemInputs
 from longplay.models.inputs.spec import VECTORS, InputSpec, category_key
 from longplay.models.inputs.stage import missing_inputs
@@ -91,6 +92,8 @@ class ExportedInputs:
         found = {}
         if times is not None:
             found[""] = self._times(times, f"times of {name}")
+        if not isinstance(features, Mapping | None):
+            raise ValueError(f"features of {name}: give a dict of feature name -> list of values")
         for feature, values in (features or {}).items():
             found[feature] = self._codes_or_numbers(feature, values, f"feature {feature} of {name}")
         for feature, values in found.items():
@@ -116,36 +119,44 @@ class ExportedInputs:
     def _times(self, times: Any, name: str) -> np.ndarray:
         if not self.spec.uses_times:
             raise ValueError(f"{name}: this model does not read times; leave them out")
-        array = np.asarray(times)
-        if array.dtype.kind == "M" and self.time_unit in ("s", "ms", "us", "ns"):
-            array = array.astype(f"datetime64[{self.time_unit}]").astype(np.int64)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        try:
+            times = np.asarray(times)
+        except ValueError:  # lists of different lengths
+            times = None
+        if times is not None and times.dtype.kind == "M" and self.time_unit in PER_SECOND:
+            if np.isnat(times).any():
+                raise ValueError(f"{name}: contain NaT; give the time of each event, or no times")
+            times = times.astype(f"datetime64[{self.time_unit}]").astype(np.int64)
+        array = as_int64(times)
+        if array is None:
             raise ValueError(
                 f"{name}: are not a list of integers in the dataset's unit of time "
                 f"({self.time_unit or 'unknown'})"
             )
-        array = array.astype(np.int64)
-        if (np.diff(array) < 0).any():
+        if (array[1:] < array[:-1]).any():
             raise ValueError(f"{name}: decrease; give events oldest first")
         return array
 
     def _codes_or_numbers(self, feature: str, values: Any, name: str) -> np.ndarray:
+        entries = np.asarray(values, dtype=object)
+        if entries.ndim != 1:
+            raise ValueError(f"{name}: is not a list of values")
+        is_missing = np.array([value is None for value in entries], bool)
         if feature in self.values:
-            column, series = self.values[feature], list(values)
-            codes = np.zeros(len(series), np.int32)
-            present = [at for at, value in enumerate(series) if value is not None]
+            column, codes = self.values[feature], np.zeros(len(entries), np.int32)
             try:
-                codes[present] = column.find(column.typed([series[at] for at in present])) + 1
+                codes[~is_missing] = column.find(column.typed(entries[~is_missing].tolist())) + 1
             except ValueError as error:
                 raise ValueError(f"{name}: {str(error).replace('ids here', 'its values')}") from None
             return codes
         if feature not in {one for one, _, _ in self.spec.floats}:
             known = [*self.values, *(one for one, _, _ in self.spec.floats)]
             raise ValueError(f"{name}: this model reads {', '.join(known) or 'no features'}")
-        try:
-            numbers = np.array([np.nan if value is None else value for value in values], np.float32)
-        except (TypeError, ValueError):
-            numbers = np.full((1, 1), np.nan)
-        if numbers.ndim != 1 or np.isinf(numbers).any():
+        numbers, present = np.full(len(entries), np.nan, np.float32), entries[~is_missing]
+        is_numeric = all(isinstance(value, float | int | np.number) for value in present)
+        if is_numeric:
+            with np.errstate(over="ignore"):
+                numbers[~is_missing] = present.astype(np.float32)
+        if not is_numeric or np.isinf(numbers).any():
             raise ValueError(f"{name}: is not a list of finite numbers")
         return numbers

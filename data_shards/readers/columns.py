@@ -136,7 +136,7 @@ def find_column(name: str, present: Sequence[str], option: str | None, path: obj
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)
     hint = f"; nearest {nearest[0]!r}" if nearest else ""
     way_out = f"choose a column with {option}" if option else "pass files of this format"
-    if name.isdigit() and present[0] != "1":
+    if name.isdigit() and list(present[:1]) != ["1"]:
         way_out += ", or pass --header none to number the columns of a file without a header"
     shown = ", ".join(map(repr, present[:50])) + (", ..." if len(present) > 50 else "")
     raise DataError(f"{path}: no column {name!r} (columns: {shown}{hint}); {way_out}")

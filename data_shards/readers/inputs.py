@@ -142,8 +142,6 @@ def reading(path: Path, kind: str, remedy: str = "check that it is complete") ->
         raise DataError(f"{path}: is a folder; give the path of the file to read")
     try:
         yield
-    except DataError:
-        raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except (OSError, EOFError, pa.ArrowException, *_archive_errors()) as error:

@@ -109,20 +109,17 @@ class IdColumn:
         Raises:
             ValueError: `ids` is not a list of integers, or of strings, as this column is.
         """
-        try:
-            if self.is_text:
-                array = np.asarray(ids, dtype=object)
-                if array.ndim == 1 and all(isinstance(value, str) for value in array):
+        if not self.is_text:
+            array = as_int64(ids)
+            if array is not None:
+                return pl.Series(array)
+        else:
+            array = np.asarray(ids, dtype=object)
+            if array.ndim == 1 and all(isinstance(value, str) for value in array):
+                try:
                     return pl.Series(array.tolist(), dtype=pl.String)
-            else:
-                array = np.asarray(ids)
-                fits = array.dtype.kind != "u" or not array.size or array.max() <= np.iinfo(np.int64).max
-                if array.ndim == 1 and (not array.size or array.dtype.kind in "iu") and fits:
-                    return pl.Series(array.astype(np.int64))
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{error.object!r} is not valid Unicode") from None
-        except ValueError:  # lists of different lengths
-            pass
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"{error.object!r} is not valid Unicode") from None
         kind = "strings" if self.is_text else "64-bit integers"
         raise ValueError(f"is not a list of {kind}; ids here are {self.description}")
 
@@ -152,6 +149,19 @@ class IdColumn:
             digest(part.str.len_bytes().to_numpy().astype("<i8").data)
         for part in parts:
             digest(part.str.join().item().encode())
+
+
+def as_int64(values: Any) -> np.ndarray | None:
+    """Return a list or array of integers as (N,) int64; None if it is anything else or does not fit."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        return None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        return None
+    if array.dtype.kind == "u" and array.max(initial=0) > np.iinfo(np.int64).max:
+        return None
+    return array.astype(np.int64)
 
 
 def parse_integers(texts: pl.Series) -> pl.Series:

@@ -155,10 +155,10 @@ class Manifest:
         try:
             return cls.parse(read_content(path), path)
         except FileNotFoundError:
-            raise DataError(
-                f"{folder}: contains no {MANIFEST_NAME}, so it is not a prepared dataset; make one with "
-                "`longplay prepare ... --out DIR`"
-            ) from None
+            fault = f"contains no {MANIFEST_NAME}, so it is not a prepared dataset; make one"
+            if not folder.exists():
+                fault = "does not exist; check the path, or make a dataset"
+            raise DataError(f"{folder}: {fault} with `longplay prepare ... --out DIR`") from None
         except JsonFileError as error:
             raise DataError(f"{error}; prepare the dataset again") from None
 

@@ -41,7 +41,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
         track: reports progress.
 
     Raises:
-        DataError: `folder` contains no manifest, so it is not a dataset.
+        DataError: `folder` does not exist or contains no manifest.
     """
     folder = Path(folder)
     try:

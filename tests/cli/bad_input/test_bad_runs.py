@@ -86,6 +86,7 @@ KINDS = {
     "model": r"model: is an export, which longplay\.load\('.*model'\) opens in Python",
     "sweep": r"sweep: is a sweep, which `longplay report` takes; its runs are in .*sweep/runs",
     "raw.csv": r"raw\.csv: is a file; `longplay prepare csv .*raw\.csv --out DIR` makes a dataset",
+    "raw.jsonl": r"raw\.jsonl: is a file; `longplay prepare jsonl .*raw\.jsonl --out DIR`",
     "raw.parquet": r"raw\.parquet: is a file; `longplay prepare parquet .*raw\.parquet --out DIR`",
 }
 
@@ -97,6 +98,7 @@ def kinds(data: Path, run: Path, tmp_path: Path) -> Path:
         ("model/config.json", '{"format": "longplay-export"}'),
         ("sweep/sweep.json", "{}"),
         ("raw.csv", HEAD + "1,2,3\n"),
+        ("raw.jsonl", '{"user_id": 1, "item_id": 2, "timestamp": 3}\n'),
     ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content)

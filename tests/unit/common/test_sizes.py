@@ -34,7 +34,24 @@ def test_units_are_powers_and_case_insensitive(number: int, power: int) -> None:
             assert parse_bytes(text) == number * factor**power
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "0", "0GiB", "-1GiB", "24Gigs", "1e9", "1ib", "1,5GiB", "nan"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "GiB",
+        "0",
+        "0GiB",
+        "0.5",
+        "-1GiB",
+        "24Gigs",
+        "1e9",
+        "1ib",
+        "1,5GiB",
+        "nan",
+        "9" * 400,
+        "1" + "0" * 20,
+    ],
+)
 def test_invalid_size_raises_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write it as 80GiB, 512MiB or 24GB"):
         parse_bytes(text)

@@ -160,6 +160,8 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         match=r"contains no manifest\.json, so it is not a prepared dataset; make one",
     ):
         Dataset.open(tmp_path)
+    with pytest.raises(DataError, match=r"gone: does not exist; check the path, or make a dataset with"):
+        Dataset.open(tmp_path / "gone")
     (tmp_path / MANIFEST_NAME).write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         Dataset.open(tmp_path)
