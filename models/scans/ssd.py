@@ -110,14 +110,16 @@ def ssd_chunk(
     """Compute `ssd` in chunks of T slots: matrix products within a chunk, a recurrence between chunks.
 
     The log decays are sums of dt A from the start of the segment in the chunk. They never span segments, so
-    rounding errors of one segment do not affect another.
+    rounding errors of one segment do not affect another. Under autocast the operands of the other matrix
+    products are rounded to bfloat16; decays and states are float32.
     """
     num_slots, length = x.shape[1], min(chunk_length, x.shape[1])
     chunked = [_to_chunks(tensor, length) for tensor in (x, dt, B, C)]
     x, dt, B, C = chunked  # (B, K, T, ...)
     seq_idx = _to_chunks(layout.seq_idx, length, pad_value=-1)
     pair = (seq_idx.unsqueeze(3) == seq_idx.unsqueeze(2)).tril()  # (B, K, T, T): j <= i in the same segment
-    decay_sum = (pair.to(x.dtype) @ (dt * A)).transpose(2, 3)  # (B, K, H, T)
+    with torch.autocast(x.device.type, enabled=False):  # in bfloat16, differences of the sums would be noise
+        decay_sum = (pair.to(dt.dtype) @ (dt * A)).transpose(2, 3)  # (B, K, H, T)
     x = (x * dt.unsqueeze(4)).transpose(2, 3)  # (B, K, H, T, P)
 
     within = decay_sum.unsqueeze(4) - decay_sum.unsqueeze(3)

@@ -44,6 +44,20 @@ def test_ssd_matches_the_float64_reference(sizes: tuple[int, int, int, int, int]
         )
 
 
+def test_ssd_under_autocast_is_as_accurate_as_its_operands() -> None:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(2, 100, 4, 8), (2, 100, 4), (4,), (2, 100, 16), (2, 100, 16)]
+    x, dt, A, B, C = (torch.rand(shape, generator=g, dtype=torch.float64) for shape in shapes)
+    inputs = [x - 0.5, dt, -1 - 15 * A, B - 0.5, C - 0.5]  # A as Mamba-2 initializes it
+    layout = SegmentLayout(random_seq_idx(g, 2, 100))
+
+    def ours(*tensors: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ssd_chunk(*tensors, layout=layout)
+
+    assert_same_values_and_gradients(ours, partial(ssd_ref, layout=layout), inputs, torch.float32, 0.01)
+
+
 @given(sizes=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5)))
 @settings(max_examples=15, deadline=None)
 def test_convolution_matches_conv1d_per_segment(sizes: tuple[int, int, int, int]) -> None:
