@@ -9,6 +9,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+@contextmanager
+def named_errors(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, as one of writing or flushing does not.
+
+    Args:
+        instead_of: another file whose name is replaced by `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(instead_of):
+            error.filename = str(path)
+        raise
+
+
 def temporary_name(path: Path) -> Path:
     """Return the hidden sibling of `path` that holds its content until it is committed."""
     return path.with_name(f".{path.name}.writing")
@@ -26,16 +41,17 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             file; killing the process cannot.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; `filename` is `path`.
     """
     partial = temporary_name(path)
     try:
-        with partial.open("wb") as file:
-            yield file
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
+        with named_errors(path, instead_of=partial):
+            with partial.open("wb") as file:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from longplay.common.atomic import named_errors
 
 _LOCK_NAME = ".lock"
 
@@ -29,7 +32,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
-        self._file, self._shared = open(lock_file(folder), "a+"), shared
+        # Without a buffer, so that an error of writing is raised here.
+        self._file, self._shared = open(lock_file(folder), "ab", buffering=0), shared
         try:
             fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,15 +45,16 @@ class FolderLock:
             self._file.close()
             raise FolderLockedError(f"{folder}: locked by another process; wait until it ends")
         if not shared:
-            self._file.truncate(0)
-            self._file.write(f"{os.uname().nodename} {os.getpid()}\n")
-            self._file.flush()
+            with named_errors(lock_file(folder)):
+                self._file.truncate(0)
+                self._file.write(f"{os.uname().nodename} {os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Release the lock. Idempotent."""
         if not self._file.closed:
             if not self._shared:
-                self._file.truncate(0)
+                with suppress(OSError):  # the file system may have become read-only
+                    self._file.truncate(0)
             self._file.close()
 
     def __enter__(self) -> "FolderLock":
@@ -82,7 +87,7 @@ def lock_holder(folder: Path) -> int | None:
     return int(process) if host == os.uname().nodename and process.strip().isdigit() else None
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
+def _is_at(file: IO[bytes], path: Path) -> bool:
     """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

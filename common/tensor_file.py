@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from longplay.common.atomic import named_errors
 from longplay.common.json_files import JsonFileError, JsonObject, Natural, check_json, parse_json
 
 _BLOCK_BYTES = 8 << 20
@@ -95,11 +96,12 @@ def write_tensors(
         progress: called whenever a block is written or flushed.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written.
+        OSError: the disk is full, or the file cannot be written; `filename` is `path`.
     """
     digest, num_bytes = hashlib.sha256(), 0
     flushes: list[Future[None]] = []
     with (
+        named_errors(path),
         path.open("wb", buffering=0) as file,
         ThreadPoolExecutor(1, "longplay-hash") as hasher,
         ThreadPoolExecutor(1, "longplay-flush") as flusher,

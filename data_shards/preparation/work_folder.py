@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longplay.common.atomic import write_bytes
+from longplay.common.atomic import named_errors, write_bytes
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.shares import Share
@@ -191,8 +191,9 @@ def _clear(folder: Path) -> None:
 def _write_key(folder: Path, key: Any) -> None:
     """Write the key, which several parts may do at the same time."""
     unfinished = folder / f".{_KEY_NAME}.{uuid.uuid4().hex}"
-    unfinished.write_text(json.dumps(key))
-    unfinished.replace(folder / _KEY_NAME)
+    with named_errors(folder / _KEY_NAME, instead_of=unfinished):
+        unfinished.write_text(json.dumps(key))
+        unfinished.replace(folder / _KEY_NAME)
 
 
 def _read_key(folder: Path) -> Any:

@@ -1,17 +1,22 @@
 """Exit codes of every command, and errors printed as one line."""
 
+import errno
 import os
-import select
 import sys
 from collections.abc import Callable
 
 from longplay.common.printable import printable
+from longplay.launch.console.standard_streams import open_closed_streams, reader_has_ended, write_or_drop
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: the run received a stop signal and saved; the same command resumes it
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141  # as of a program that SIGPIPE ends
+_REMEDIES = {
+    errno.ENOSPC: "free disk space and repeat the command",
+    errno.EDQUOT: "free disk space and repeat the command",
+}
 _FAILURES = ("NonFiniteError", "OutOfMemoryError")  # by name, because importing their module takes seconds
 
 
@@ -21,6 +26,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     ValueError and OSError mean invalid input. Any exception that is not listed here is a bug and propagates
     with its traceback.
     """
+    open_closed_streams()
     try:
         try:
             return command()
@@ -29,9 +35,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except ValueError as error:
         return report(str(error), EXIT_USAGE)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _output_is_closed():
+        if isinstance(error, BrokenPipeError) and reader_has_ended(sys.stdout):
+            write_or_drop(sys.stdout)
             return EXIT_PIPE_CLOSED
-        return report(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_USAGE)
+        return report(_line_of(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return report("interrupted", EXIT_INTERRUPTED)
     except RuntimeError as error:
@@ -40,14 +47,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return report(str(error), EXIT_FAILED)
 
 
-def _output_is_closed() -> bool:
-    """Return whether the program that reads stdout has ended, as `head` does. Then drop all later output."""
-    closed = select.poll()
-    closed.register(sys.stdout.fileno(), 0)
-    if not any(event & select.POLLERR for _, event in closed.poll(0)):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
+def _line_of(error: OSError) -> str:
+    """Return where the error is, what it is, and what to do."""
+    if error.filename is not None:
+        where = os.fsdecode(error.filename)
+    else:
+        where = "input or output" if write_or_drop(sys.stdout, "\n") else "standard output"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
 
 
 def report(message: str, code: int) -> int:
@@ -61,8 +68,8 @@ def report(message: str, code: int) -> int:
         torch is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     )
     if rank == "0" or connected:
-        sys.stdout.flush()
+        write_or_drop(sys.stdout)
         where = f" on rank {rank}" if connected else ""
         line = printable(" ".join(message.splitlines()), sys.stderr.encoding)
-        print(f"longplay: error{where}: {line}", file=sys.stderr, flush=True)
+        write_or_drop(sys.stderr, f"longplay: error{where}: {line}\n")
     return code

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from longplay.common.atomic import named_errors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, num_top
 from longplay.launch.reports.drawing import plain_numbers
@@ -33,7 +34,8 @@ def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
         plain_numbers(axes.xaxis)
         plain_numbers(axes.yaxis)
         axes.legend(framealpha=1, edgecolor="none")
-    figure.savefig(path, format="png")
+    with named_errors(path):
+        figure.savefig(path, format="png")
 
 
 def _draw_lengths(axes: Axes, lengths: np.ndarray, found: Inspection) -> None:

@@ -1,12 +1,12 @@
 """Log the scalars of a run to metrics.jsonl and TensorBoard."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from longplay.common.atomic import named_errors
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, Scalar, drop_scalars_after
 from longplay.launch.run_folders.tensorboard_log import (
     report_write_errors_once,
@@ -35,9 +35,10 @@ class MetricsLog:
         drop_scalars_after(run, from_step)
         report_write_errors_once()
         self._run, self._file = run, open(file, "a", buffering=1)
-        # Also for step 0: a run that was killed before its first checkpoint repeats the steps it has logged.
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
-        write_settings(self._tensorboard, run)
+        with named_errors(run):
+            # Also for step 0: a run killed before its first checkpoint repeats the steps it has logged.
+            self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
+            write_settings(self._tensorboard, run)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one line per scalar.
@@ -45,7 +46,7 @@ class MetricsLog:
         Raises:
             OSError: the run folder cannot be written; names it.
         """
-        with _named_errors(self._run):
+        with named_errors(self._run):
             for tag, value in scalars.items():
                 self._file.write(Scalar(step, tag, value).line())
                 self._tensorboard.add_scalar(tag, value, step)
@@ -58,21 +59,11 @@ class MetricsLog:
             table_shard: (rows, D).
         """
         self.write(step, {f"gate/{name}": weight for name, weight in gate_weights.items()})
-        with _named_errors(self._run):
+        with named_errors(self._run):
             write_model(self._tensorboard, step, gate_weights, table_shard)
 
     def close(self) -> None:
         """Write buffered scalars to disk."""
-        with _named_errors(self._run):
+        with named_errors(self._run):
             self._file.close()
             self._tensorboard.close()
-
-
-@contextmanager
-def _named_errors(run: Path) -> Iterator[None]:
-    """Say which folder cannot be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}); free disk space, and the same command resumes"
-        raise OSError(error.errno, reason, str(run)) from error

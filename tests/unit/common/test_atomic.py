@@ -1,11 +1,14 @@
 """Atomic writes: a file or folder has either its old or its new content."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from longplay.common.atomic import atomic_file, replace_folder, write_json, write_text
+from longplay.common.tensor_file import write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -61,3 +64,20 @@ def test_failed_replace_restores_the_old_folder(tmp_path: Path) -> None:
         replace_folder(tmp_path / "absent", final)
     assert (final / "file").read_text() == "old"
     assert names(tmp_path) == ["final"]
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda path: write_text(path, "new"), lambda path: write_tensors(path, {})):
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write(tmp_path / "x")
+        assert error.value.filename == str(tmp_path / "x")
+
+
+def test_an_error_does_not_name_the_temporary_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        write_text(tmp_path / "absent" / "x", "new")
+    assert error.value.filename == str(tmp_path / "absent" / "x")
