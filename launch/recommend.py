@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.text import Text
 from torch import Tensor
@@ -16,7 +15,7 @@ from longplay.distributed.runtime.world import close_world, init_world
 from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
-from longplay.launch.evaluation.histories import find_user, read_history
+from longplay.launch.evaluation.histories import find_user, read_history, user_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
 from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.common_arguments import (
@@ -43,8 +42,9 @@ def register(subparsers: Any) -> None:
         action=Once,
         metavar="FILE",
         help="original item ids, oldest first, separated by whitespace or commas (one per line if ids of the "
-        "dataset contain those): a text file, or - for stdin; also .csv and .parquet with the item column of "
-        "`longplay prepare` or item_id, and .json or .jsonl",
+        "dataset contain those): a text file, or - for stdin; also a .csv, .tsv, .parquet, .json or .jsonl "
+        "file with the item column of `longplay prepare` or item_id, and the times and features that the "
+        "model reads",
     )
     source.add_argument(
         "--user",
@@ -65,30 +65,28 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     config = read_config(args.run)
     dataset = open_dataset(args.run, args.data)
-    inputs, user = load_inputs(config.inputs, dataset), None
+    inputs = load_inputs(config.inputs, dataset)
     if args.history is None:
-        user = find_user(dataset, args.user)
-        history = torch.from_numpy(dataset.sequence(user)[0].astype(np.int64))
+        history = user_history(dataset, find_user(dataset, args.user), inputs.columns)
     else:
-        history = read_history(dataset, args.history)
+        history = read_history(dataset, args.history, inputs.columns)
     checkpoint = find_checkpoint(args.run, args.checkpoint)
     world = init_world(device=args.device)
     encoder, table = load_model(config, dataset, checkpoint, world)
     recent = history[-config.context_length :]
+    absent = ["times"] if inputs.columns.times and history.times is None else []
+    absent += [name for name in inputs.columns.names if name not in history.features]
+    if absent and world.is_rank0:
+        print(
+            f"longplay: note: the history has no {', '.join(absent)}; the model treats them as missing",
+            file=sys.stderr,
+        )
     with torch.inference_mode():
-        if user is None:
-            if inputs.spec.reads_events and world.is_rank0:
-                print(
-                    "longplay: note: the history has no times and features; the model treats them as missing",
-                    file=sys.stderr,
-                )
-            known = inputs.of_items(recent.unsqueeze(0), world.device)
-        else:
-            known = inputs.of_user(dataset, user, len(recent), world.device)
-        hidden = encode(encoder, table, recent.to(world.device), known)
+        known = inputs.of_known(recent.item_ids, recent.times, recent.features, world.device)
+        hidden = encode(encoder, table, recent.item_ids.to(world.device), known)
         excluded = None
         if not args.keep_seen:
-            seen = history.unique().to(world.device)
+            seen = history.item_ids.unique().to(world.device)
             excluded = torch.stack([torch.zeros_like(seen), seen], 1)
         items, scores = top_items(hidden, table, args.top, excluded)
     found = items[0] > 0
@@ -105,13 +103,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor, inputs: Inputs | None) -> Tensor:
-    """Return the hidden state (1, D) after a history (n,) of item ids with inputs (1, n). Collective."""
+    """Return the hidden state (1, D) after a history (n,) of item ids with inputs (n,). Collective."""
     exchange, index = table.make_exchange(history)
     rows = exchange.fetch_rows(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
     last = seq_idx.new_tensor([seq_idx.numel() - 1], dtype=torch.int64)
     embedded = torch.nn.functional.embedding(index.unsqueeze(0), rows)
-    return encoder(embedded, seq_idx, None, last, inputs).float()
+    of_row = inputs and {key: values.unsqueeze(0) for key, values in inputs.items()}
+    return encoder(embedded, seq_idx, None, last, of_row).float()
 
 
 def as_objects(

@@ -65,8 +65,8 @@ class ColumnKinds:
             if role in floats:
                 kinds[role] = "float"
             elif role == "time":
-                kinds[role] = given[role] or _time_kind(head, raw, dtype, columns.time_scale)
-                unit = _unit(kinds[role], dtype, columns)
+                kinds[role] = given[role] or time_kind(head, raw, dtype, columns.time_scale)
+                unit = stored_unit(kinds[role], dtype, columns)
             else:
                 kinds[role] = given.get(role) or _id_kind(head, raw, dtype, role)
         seen = {}
@@ -162,8 +162,11 @@ def _id_kind(head: pa.Table, raw: str, dtype: str, role: str) -> str:
     return "integer" if is_id_number or row["present"] == row["integers"] else "string"
 
 
-def _time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:
-    """Return the kind of time that most of the first rows hold; for text that is none, `date`."""
+def time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:
+    """Return the kind of time that most of the first rows hold; '' if they hold nothing.
+
+    Text that is not a time is `date`.
+    """
     if is_date(dtype):
         return "date"
     kinds = ["integer"]
@@ -184,7 +187,7 @@ def _counts(head: pa.Table, raw: str, **counts: str) -> dict[str, int]:
     return query(f"SELECT {select} FROM block", block=head.select([raw])).to_pylist()[0]
 
 
-def _unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
+def stored_unit(kind: str, dtype: str, columns: Columns) -> TimeUnit | None:
     """Return the unit of the stored times, or None if it is unknown."""
     if kind in ("decimal", "date"):
         return "ns" if "_NS" in dtype else "us"

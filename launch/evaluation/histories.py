@@ -1,6 +1,9 @@
 """Histories to recommend from: a file of original item ids, or a user of the dataset."""
 
+from __future__ import annotations
+
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,41 +12,72 @@ from torch import Tensor
 
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.id_column import IdColumn
-from longplay.launch.evaluation.history_files import read_values
+from longplay.data_shards.stream.columns import EventColumns
+from longplay.launch.evaluation.history_columns import column_names, read_columns
+from longplay.launch.evaluation.history_files import read_rows
 from longplay.launch.settings.errors import ConfigError
 
 _SEPARATORS = r"[\s,\x1c-\x1f]"
 """The characters that separate ids in text: commas, and all that `str.split` splits at."""
 
 
-def read_history(dataset: Dataset, path: Path) -> Tensor:
-    """Read original item ids, oldest first; return item ids (n,) int64.
+@dataclass(frozen=True)
+class History:
+    """The events of one user, oldest first.
+
+    Attributes:
+        item_ids: (n,) int64.
+        times: (n,) int64 in the dataset's unit; None if they are not known or not requested.
+        features: name -> (n,) int32 codes or float32 values of each requested feature that is known.
+    """
+
+    item_ids: Tensor
+    times: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __getitem__(self, events: slice | Tensor) -> History:
+        times = None if self.times is None else self.times[events]
+        return History(self.item_ids[events], times, {name: of[events] for name, of in self.features.items()})
+
+
+def read_history(
+    dataset: Dataset,
+    path: Path,
+    columns: EventColumns = EventColumns(),  # noqa: B008 -- immutable
+) -> History:
+    """Read original item ids, oldest first, and the requested columns that the file has.
 
     Integer ids are read as `longplay prepare` reads them: 10.0 is 10. String ids are taken as they are. Text
     is split at whitespace and commas, or only into lines if an id of the dataset contains such a character.
     Items that the dataset does not contain are dropped with a warning.
 
     Args:
-        path: see `read_values`.
+        path: see `read_rows`.
+        columns: the features and times that the model reads.
 
     Raises:
-        ConfigError: the file cannot be read, holds something other than ids, or holds no known item.
+        ConfigError: the file cannot be read, holds something other than ids, times or features, or holds no
+            known item.
     """
     name = "standard input" if str(path) == "-" else str(path)
     ids = dataset.items.original_ids
     one_per_line = ids.is_text and bool(ids.values.str.contains(_SEPARATORS).any())
-    values = read_values(path, _item_columns(dataset), one_per_line=one_per_line)
-    originals = ids.read([value for _, value in values])
+    names = column_names(dataset)
+    more = [each for several in names.values() for each in several]
+    rows = read_rows(path, names["item"], one_per_line=one_per_line, more=more)
+    originals = ids.read([row.item for row in rows])
     if originals.null_count():
-        place, value = values[originals.is_null().arg_true()[0]]
+        row = rows[originals.is_null().arg_true()[0]]
         remedy = (
             f"ids of this dataset are {ids.description}" if ids.is_text else "separate ids with whitespace"
         )
-        raise ConfigError(f"{name}, {place}: {value!r} is not a {_kind(ids)} item id; {remedy}")
+        raise ConfigError(f"{name}, {row.place}: {row.item!r} is not a {_kind(ids)} item id; {remedy}")
     item_ids = dataset.items.item_ids(originals)
     unknown = originals.filter(item_ids == 0)
-    item_ids = item_ids[item_ids > 0]
-    if item_ids.size == 0:
+    if len(unknown) == len(originals):
         raise ConfigError(
             f"{name}: holds no item of the dataset; give original item ids, oldest first; its ids are "
             f"{ids.description}"
@@ -54,7 +88,19 @@ def read_history(dataset: Dataset, path: Path) -> Tensor:
             f"longplay: warning: {len(unknown)} of {len(originals)} items are not in the dataset ({shown})",
             file=sys.stderr,
         )
-    return torch.from_numpy(item_ids.astype(np.int64))
+    found = History(torch.from_numpy(item_ids), *read_columns(rows, names, dataset, columns, name))
+    return found[found.item_ids > 0]
+
+
+def user_history(dataset: Dataset, user: int, columns: EventColumns) -> History:
+    """Return the whole history of a user of the dataset, with the requested columns."""
+    items, times = dataset.sequence(user)
+    features = dataset.features_of(user, columns.names)
+    return History(
+        torch.from_numpy(items.astype(np.int64)),
+        torch.from_numpy(times) if columns.times else None,
+        {name: torch.from_numpy(values) for name, values in features.items()},
+    )
 
 
 def find_user(dataset: Dataset, typed: str) -> int:
@@ -77,12 +123,6 @@ def find_user(dataset: Dataset, typed: str) -> int:
             "original user id, or --history FILE"
         )
     return user
-
-
-def _item_columns(dataset: Dataset) -> list[str]:
-    """Return the names that the item column of a file may have: as in `longplay prepare`, or `item_id`."""
-    chosen = dataset.manifest.source.get("options", {}).get("item")
-    return list(dict.fromkeys([chosen, "item_id"] if isinstance(chosen, str) else ["item_id"]))
 
 
 def _kind(ids: IdColumn) -> str:

@@ -1,27 +1,40 @@
-"""Read the values of a history file: text, CSV with a header, JSON or Parquet."""
+"""Read the rows of a history file: text, CSV with a header, JSON or Parquet."""
 
 import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from longplay.launch.settings.errors import ConfigError
-
-Value = tuple[str, Any]
-"""Where a value stands, such as "line 3", and the value."""
 
 _GIVE_TEXT = "give a text file of original item ids"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 
 
-def read_values(path: Path, columns: Sequence[str], *, one_per_line: bool) -> list[Value]:
-    """Return the values of a history file in order; its name decides how it is read.
+class Row(NamedTuple):
+    """An event of a history file.
+
+    Attributes:
+        place: its place in the file, such as "line 3".
+        item: the original item id, as the file holds it.
+        fields: column -> value of a row of a table, or of a JSON object; {} where the file holds ids only.
+    """
+
+    place: str
+    item: Any
+    fields: Mapping[str, Any] = {}
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], *, one_per_line: bool, more: Collection[str] = ()
+) -> list[Row]:
+    """Return the rows of a history file in order; its name decides how it is read.
 
     Args:
         path: "-", standard input, and other names are text. `.csv` and `.tsv` with one of `columns` in the
@@ -29,6 +42,7 @@ def read_values(path: Path, columns: Sequence[str], *, one_per_line: bool) -> li
             may be an object with one of `columns`. `.parquet` has one of `columns`, or a single column.
         columns: names of the item column, the preferred first.
         one_per_line: take each line of text as one value; otherwise split it at whitespace and commas.
+        more: other columns of `.parquet` to read if they are present. Other tables are read in full.
 
     Raises:
         ConfigError: the file cannot be read as what its name says.
@@ -36,7 +50,7 @@ def read_values(path: Path, columns: Sequence[str], *, one_per_line: bool) -> li
     name = "standard input" if str(path) == "-" else str(path)
     try:
         if path.suffix.lower() == ".parquet":
-            return list(_parquet(path, columns, name))
+            return list(_parquet(path, columns, more, name))
         text = sys.stdin.read() if str(path) == "-" else path.read_bytes().decode()
         return list(_parse(text.removeprefix("\ufeff"), path.suffix.lower(), columns, name, one_per_line))
     except ConfigError:
@@ -47,7 +61,7 @@ def read_values(path: Path, columns: Sequence[str], *, one_per_line: bool) -> li
         raise ConfigError(f"--history {name}: cannot be read ({cause}); {_GIVE_TEXT}") from None
 
 
-def _parse(text: str, kind: str, columns: Sequence[str], name: str, one_per_line: bool) -> Iterable[Value]:
+def _parse(text: str, kind: str, columns: Sequence[str], name: str, one_per_line: bool) -> Iterable[Row]:
     """Parse a file that is not Parquet; `kind` is its suffix."""
     if kind == ".json":
         return _json_list(text, columns, name)
@@ -57,38 +71,41 @@ def _parse(text: str, kind: str, columns: Sequence[str], name: str, one_per_line
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_DELIMITERS[kind])
         for column in columns:
             if column in (rows.fieldnames or ()):
-                return ((f"line {rows.line_num}", row[column]) for row in rows)
+                return (Row(f"line {rows.line_num}", row[column], row) for row in rows)
     if one_per_line:
         lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
-        return ((f"line {number}", line) for number, line in lines if line)
+        return (Row(f"line {number}", line) for number, line in lines if line)
     lines = enumerate(text.splitlines(), 1)
-    return ((f"line {number}", word) for number, line in lines for word in line.replace(",", " ").split())
+    return (Row(f"line {number}", word) for number, line in lines for word in line.replace(",", " ").split())
 
 
-def _json_list(text: str, columns: Sequence[str], name: str) -> Iterator[Value]:
+def _json_list(text: str, columns: Sequence[str], name: str) -> Iterator[Row]:
     content = json.loads(text)
     if not isinstance(content, list):
         raise ConfigError(f"--history {name}: is not a JSON list; give a list of original item ids")
     for number, value in enumerate(content, 1):
-        yield f"entry {number}", _of_object(value, columns, f"{name}, entry {number}")
+        yield _row(f"entry {number}", value, columns, name)
 
 
-def _json_lines(text: str, columns: Sequence[str], name: str) -> Iterator[Value]:
+def _json_lines(text: str, columns: Sequence[str], name: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"line {number}", _of_object(json.loads(line), columns, f"{name}, line {number}")
+            yield _row(f"line {number}", json.loads(line), columns, name)
 
 
-def _of_object(value: Any, columns: Sequence[str], where: str) -> Any:
-    """Return the item of a JSON object, and any other value as it is."""
-    return value[_choose(columns, list(value), where)] if isinstance(value, dict) else value
+def _row(place: str, value: Any, columns: Sequence[str], name: str) -> Row:
+    """Return the row of a JSON object, or of an id."""
+    if not isinstance(value, dict):
+        return Row(place, value)
+    return Row(place, value[_choose(columns, list(value), f"{name}, {place}")], value)
 
 
-def _parquet(path: Path, columns: Sequence[str], name: str) -> Iterator[Value]:
+def _parquet(path: Path, columns: Sequence[str], more: Collection[str], name: str) -> Iterator[Row]:
     present = list(pl.read_parquet_schema(path))
     column = present[0] if len(present) == 1 else _choose(columns, present, name)
-    values = pl.read_parquet(path, columns=[column], glob=False)[column]
-    return ((f"row {number}", value) for number, value in enumerate(values, 1))
+    names = [one for one in present if one == column or one in more]
+    rows = pl.read_parquet(path, columns=names, glob=False).iter_rows(named=True)
+    return (Row(f"row {number}", row[column], row) for number, row in enumerate(rows, 1))
 
 
 def _choose(columns: Sequence[str], present: list[str], where: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,20 +41,17 @@ class EventInputs:
 
     def of_items(self, item_ids: Tensor, device: torch.device) -> dict[str, Tensor] | None:
         """Return the input tensors of events of which only the items (...) are known."""
+        return self.of_known(item_ids.cpu(), None, {}, device)
+
+    def of_known(
+        self, item_ids: Tensor, times: Tensor | None, features: Mapping[str, Tensor], device: torch.device
+    ) -> dict[str, Tensor] | None:
+        """Return the input tensors (...) as `of_events`; times and features that are absent are missing."""
         if not self.spec:
             return None
-        missing = missing_inputs(self.spec, tuple(item_ids.shape), device)
-        return missing | {key: values.to(device) for key, values in self.items.gather(item_ids.cpu()).items()}
-
-    def of_user(
-        self, dataset: Dataset, user: int, length: int, device: torch.device
-    ) -> dict[str, Tensor] | None:
-        """Return the input tensors (1, length) of the latest events of a user of the dataset."""
-        items, times = dataset.sequence(user)
-        features = dataset.features_of(user, self.columns.names)
-        item_ids, when = (torch.from_numpy(each[-length:].astype(np.int64))[None] for each in (items, times))
-        recent = {name: torch.from_numpy(values[-length:])[None] for name, values in features.items()}
-        return self.of_events(item_ids, when, recent, device)
+        known = self.items.of_events(self.spec, item_ids, times, features)
+        found = missing_inputs(self.spec, tuple(item_ids.shape), item_ids.device) | known
+        return {key: values.to(device) for key, values in found.items()}
 
     def of_events(
         self, item_ids: Tensor, times: Tensor | None, features: Mapping[str, Tensor], device: torch.device

@@ -87,7 +87,7 @@ def test_a_history_file_has_any_form(folder: Path, tmp_path: Path, name: str) ->
     pl.DataFrame({"user": [1] * 4, "item_id": ids}).write_parquet(tmp_path / "k.parquet")
     pl.DataFrame({"any name": ids}).write_parquet(tmp_path / "l.parquet")
     for file in [*HISTORY_FILES, "k.parquet", "l.parquet"]:
-        assert read_history(dataset, tmp_path / file).tolist() == [5, 3, 4, 3], file
+        assert read_history(dataset, tmp_path / file).item_ids.tolist() == [5, 3, 4, 3], file
 
 
 def test_ids_with_separators_stand_one_per_line_or_quoted(folder: Path, tmp_path: Path) -> None:
@@ -98,10 +98,13 @@ def test_ids_with_separators_stand_one_per_line_or_quoted(folder: Path, tmp_path
     (tmp_path / "ids.csv").write_text(
         "item_id\n" + "".join('"{}"\n'.format(one.replace('"', '""')) for one in STRANGE)
     )
-    assert read_history(dataset, tmp_path / "ids.txt").tolist() == dataset.items.item_ids(lines).tolist()
+    assert (
+        read_history(dataset, tmp_path / "ids.txt").item_ids.tolist()
+        == dataset.items.item_ids(lines).tolist()
+    )
     every = list(range(1, len(STRANGE) + 1))
-    assert read_history(dataset, tmp_path / "ids.json").tolist() == every
-    assert read_history(dataset, tmp_path / "ids.csv").tolist() == every
+    assert read_history(dataset, tmp_path / "ids.json").item_ids.tolist() == every
+    assert read_history(dataset, tmp_path / "ids.csv").item_ids.tolist() == every
 
 
 @pytest.mark.parametrize(

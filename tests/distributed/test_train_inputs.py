@@ -26,6 +26,7 @@ from longplay.distributed.runtime.world import World
 from longplay.launch.cli import main
 from longplay.launch.estimates.estimate_run import estimate_run
 from longplay.launch.evaluation.evaluation import evaluate
+from longplay.launch.evaluation.histories import user_history
 from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.model import build_model
@@ -134,7 +135,7 @@ def recommended(run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> li
     return json.loads(found.out)
 
 
-def test_a_user_has_features_and_a_typed_history_has_none(
+def test_a_history_has_the_features_that_its_file_has(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = Dataset.open(data)
@@ -143,22 +144,30 @@ def test_a_user_has_features_and_a_typed_history_has_none(
     of_user = recommended(run, capsys, "--user", "3")
     typed = recommended(run, capsys, "--history", str(tmp_path / "ids.txt"))
     assert len(of_user) == len(typed) > 0
-    assert "the history has no times and features" in capsys.readouterr().err
+    assert "the history has no times, genre, hour, price; the model treats" in capsys.readouterr().err
     assert of_user != typed
+    table = {"item_id": items, "timestamp": dataset.sequence(3)[1]} | dataset.features_of(3, ["price"])
+    for name in ("genre", "hour"):
+        values = [None, *dataset.feature_values(name)["value"]]
+        table[name] = [values[code] for code in dataset.features_of(3, [name])[name]]
+    pl.DataFrame(table, nan_to_null=True).write_csv(tmp_path / "events.csv")
+    assert recommended(run, capsys, "--history", str(tmp_path / "events.csv")) == of_user
+    assert "the history has no" not in capsys.readouterr().err
 
 
 def test_a_user_is_encoded_as_in_the_evaluation(data: Path) -> None:
     dataset = Dataset.open(data)
     inputs = load_inputs(small_config(*ALL).inputs, dataset)
-    found = inputs.of_user(dataset, 3, 5, torch.device("cpu"))
+    recent = user_history(dataset, 3, inputs.columns)[-5:]
+    found = inputs.of_known(recent.item_ids, recent.times, recent.features, torch.device("cpu"))
     assert found is not None
     items, times = dataset.sequence(3)
-    assert found["times"].tolist() == [times[-5:].tolist()]
+    assert found["times"].tolist() == times[-5:].tolist()
     names = inputs.columns.names
     for name, values in dataset.features_of(3, names).items():
-        assert np.array_equal(found[f"feature_{name}"][0], values[-5:], equal_nan=True)
+        assert np.array_equal(found[f"feature_{name}"], values[-5:], equal_nan=True)
     assert torch.equal(
-        found["item_vectors"][0], inputs.items.gather(torch.from_numpy(items[-5:]))["item_vectors"]
+        found["item_vectors"], inputs.items.gather(torch.from_numpy(items[-5:]))["item_vectors"]
     )
 
 
