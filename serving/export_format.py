@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, check_json, read_json
 from longplay.common.kinds import not_a
 from longplay.common.settings import Count
-from longplay.common.tensor_file import TensorFile, TensorFileError
 from longplay.models.base.config import EncoderConfig
 from longplay.models.base.registry import ENCODERS
 from longplay.models.inputs.spec import ITEMS_ONLY, InputSpec
@@ -165,19 +162,3 @@ def check_sha256(path: Path, config: ExportConfig, name: str) -> None:
     """
     if sha256_of(path / name) != config.files[name]["sha256"]:
         raise ExportError(f"{path / name}: is damaged, its sha256 differs; export the run again")
-
-
-def map_table(path: Path, num_rows: int, width: int) -> Tensor:
-    """Memory-map an item table's file and return it as (num_rows, width) fp32; pages are read on access.
-
-    Raises:
-        ExportError: the file is damaged, or holds another tensor.
-    """
-    try:
-        with TensorFile(path) as file:
-            table = file.map(TABLE_TENSOR) if TABLE_TENSOR in file.names() else None
-    except TensorFileError as error:
-        raise ExportError(f"{error}; export the run again") from None
-    if table is None or table.dtype != torch.float32 or table.shape != (num_rows, width):
-        raise ExportError(f"{path}: is not an fp32 table of {num_rows} x {width}; export the run again")
-    return table

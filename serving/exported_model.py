@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
-from longplay.common.tensor_file import TensorFile, TensorFileError, read_tensors
-from longplay.data_shards.errors import DataError
-from longplay.data_shards.storage.id_column import IdColumn
-from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
-from longplay.models.encoder import EncoderState, SequenceEncoder, build_encoder
+from longplay.models.encoder import SequenceEncoder
 from longplay.models.encoder_checks import check_packages
-from longplay.models.encoder_size import EncoderTooLargeError, is_small, num_parameters
 from longplay.models.inputs.spec import NO_TIME, TIMES
 from longplay.models.inputs.stage import Inputs, missing_inputs
+from longplay.serving.export_files import read_encoder, read_items
 from longplay.serving.export_format import (
     ENCODER_NAME,
     ITEMS_NAME,
     TABLE_NAME,
     ExportConfig,
-    ExportError,
     check_sha256,
     read_export_config,
 )
@@ -44,45 +36,9 @@ from longplay.serving.histories import (
     warn_caller,
 )
 from longplay.serving.item_rows import ItemRows, parse_device
+from longplay.serving.session import Session
 
 _SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
-_QUERIES_AT_ONCE = 256  # per pass over the item table
-
-
-@dataclass(repr=False)
-class Session:
-    """The encoder's state after one user's history; created by `ExportedModel.session`, advanced by `step`.
-
-    Attributes:
-        model: the model that created it.
-        state: the encoder's recurrent state.
-        hidden: (1, D), the encoder's output after the last event; None before the first event.
-        seen: item ids of the history.
-    """
-
-    model: ExportedModel
-    state: EncoderState
-    hidden: Tensor | None
-    seen: set[int]
-
-    def __repr__(self) -> str:
-        return f"<Session of {self.model!r}, {len(self.seen):,} different items seen>"
-
-    def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best next items: original ids (n,) and scores (n,) float64, best first.
-
-        Raises:
-            ValueError: the session has no event yet, or `top` is below 1.
-        """
-        if self.hidden is None:
-            raise ValueError("the session has no event yet; add one with model.step(session, item)")
-        seen = [sorted(self.seen)] if exclude_seen else [[]]
-        item_ids, scores = self.model._top(self.hidden, seen, top)
-        return _without_padding(item_ids[0], scores[0])
-
-    def copy(self) -> Session:
-        """Return an independent session in the same state."""
-        return Session(self.model, self.state, self.hidden, set(self.seen))
 
 
 class ExportedModel:
@@ -130,9 +86,9 @@ class ExportedModel:
         where = parse_device(device)
         width, num_items = config.encoder.d_model, config.num_items
         rows = ItemRows(folder / TABLE_NAME, num_items=num_items, width=width, device=where)
-        encoder = _read_encoder(folder / ENCODER_NAME, config)
+        encoder = read_encoder(folder / ENCODER_NAME, config)
         check_packages(encoder, where)
-        items = _read_items(folder / ITEMS_NAME, num_items)
+        items = read_items(folder / ITEMS_NAME, num_items)
         inputs = ExportedInputs.read(folder, config.inputs, config.time_unit, num_items)
         return cls(config, encoder.to(where), rows, items, inputs)
 
@@ -176,14 +132,13 @@ class ExportedModel:
         filled = [number for number, one in enumerate(histories) if one is not None]
         known = [one for one in histories if one is not None]
         seen = [np.unique(one.items).tolist() if exclude_seen else [] for one in known]
-        item_ids, scores = self._top(self._encode(known), seen, top)
+        item_ids, scores = self.top_items(self._encode(known), seen, top)
         if single:
-            return _without_padding(item_ids[0], scores[0])
-        rows = len(histories), item_ids.shape[1]
-        all_ids, all_scores = (
-            np.full(rows, self.items.original_ids.padding, item_ids.dtype),
-            np.full(rows, -np.inf),
-        )
+            found = scores[0] > -np.inf
+            return item_ids[0][found], scores[0][found]
+        shape = len(histories), item_ids.shape[1]
+        all_ids = np.full(shape, self.items.original_ids.padding, item_ids.dtype)
+        all_scores = np.full(shape, -np.inf)
         all_ids[filled], all_scores[filled] = item_ids, scores
         return all_ids, all_scores
 
@@ -327,11 +282,13 @@ class ExportedModel:
         return hidden
 
     @torch.inference_mode()
-    def _top(self, hidden: Tensor, seen: list[list[int]], top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return original ids and scores (B, min(top, num_items)), padded as in `recommend`.
+    def top_items(
+        self, hidden: Tensor, seen: Sequence[Sequence[int]], top: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best items and their scores, (B, min(top, num_items)) each, padded as in `recommend`.
 
         Args:
-            hidden: (B, D).
+            hidden: (B, D) output of the encoder.
             seen: item ids to exclude, for each query.
             top: at least 1.
         Raises:
@@ -339,52 +296,6 @@ class ExportedModel:
         """
         if top < 1:
             raise ValueError(f"top={top}: must be at least 1")
-        width = min(top, self.config.num_items)
-        found, scores = [np.empty((0, width), np.int64)], [np.empty((0, width))]
-        for first in range(0, hidden.shape[0], _QUERIES_AT_ONCE):
-            part = slice(first, first + _QUERIES_AT_ONCE)
-            pairs = [(query, item) for query, items in enumerate(seen[part]) for item in items]
-            excluded = torch.tensor(pairs, dtype=torch.int64, device=self.device).view(-1, 2)
-            best = self.rows.top(hidden[part], top, excluded)
-            found.append(best[0].cpu().numpy())
-            scores.append(best[1].cpu().numpy())
-        items = np.concatenate(found)
+        items, scores = self.rows.top(hidden, top, seen)
         originals = self.items.originals(np.maximum(items, 1).ravel()).reshape(items.shape)
-        return np.where(items > 0, originals, self.items.original_ids.padding), np.concatenate(scores)
-
-
-def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    valid = scores > -np.inf
-    return item_ids[valid], scores[valid]
-
-
-def _read_encoder(file: Path, config: ExportConfig) -> SequenceEncoder:
-    try:
-        if not is_small(config.encoder, config.inputs):  # building it could exhaust the memory
-            with TensorFile(file) as tensors:
-                saved, expected = tensors.num_elements(), num_parameters(config.encoder, config.inputs)
-            if saved != expected:
-                raise TensorFileError(f"it has {saved:,} weights, but the settings give {expected:,}")
-        encoder = build_encoder(config.encoder, inputs=config.inputs)
-        encoder.load_state_dict(read_tensors(file))
-    except (RuntimeError, TensorFileError, EncoderTooLargeError) as error:
-        cause = shorten(str(error), 300, placeholder=" ...")  # PyTorch lists every missing weight
-        raise ExportError(f"{file}: does not fit config.json ({cause}); export the run again") from None
-    return encoder.requires_grad_(False).eval()
-
-
-def _read_items(file: Path, num_items: int) -> ItemVocabulary:
-    try:
-        table = pl.read_parquet(file, columns=["original_id", "count"], glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ExportError(f"{file}: cannot be read ({str(error).splitlines()[0]}); export again") from None
-    if len(table) != num_items:
-        raise ExportError(f"{file}: has {len(table)} items instead of {num_items}; export the run again")
-    try:
-        return ItemVocabulary(
-            IdColumn(table["original_id"]),
-            cast(np.ndarray, table["count"].to_numpy()),
-            ItemColumns(lambda: file, file),
-        )
-    except DataError as error:
-        raise ExportError(f"{file}: {error}; export the run again") from None
+        return np.where(items > 0, originals, self.items.original_ids.padding), scores

@@ -1,12 +1,16 @@
 """The exported item table, memory-mapped from its file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from longplay.models.top_k import top_k
-from longplay.serving.export_format import map_table
+from longplay.serving.export_files import map_table
+
+_QUERIES_AT_ONCE = 256  # per pass over the item table
 
 
 def parse_device(name: str) -> torch.device:
@@ -46,15 +50,23 @@ class ItemRows:
         """Return float64 scores (Q, n) of queries (Q, D) fp32 and items (n,) int64."""
         return hidden.double() @ self.lookup(items).double().T
 
-    def top(self, hidden: Tensor, k: int, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, k: int, excluded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best items of each query, best first, ties by item id; exact, see `top_k`.
 
         Args:
             hidden: (Q, D) fp32 on the device.
             k: at least 1.
-            excluded: (P, 2) int64 pairs (query, item) that may not be recommended.
+            excluded: for each query, the item ids that may not be recommended.
         Returns:
             (Q, min(k, num_items)) int64 items and float64 scores; item 0 and -inf where fewer remain.
         """
-        row_pairs = excluded - excluded.new_tensor([0, 1])
-        return top_k(hidden, self.weight[1:], k, items=lambda rows: rows + 1, excluded=row_pairs)
+        width = min(k, self.num_items)
+        found, scores = [np.empty((0, width), np.int64)], [np.empty((0, width))]
+        for first in range(0, len(hidden), _QUERIES_AT_ONCE):
+            part = slice(first, first + _QUERIES_AT_ONCE)
+            rows = [(query, item - 1) for query, items in enumerate(excluded[part]) for item in items]
+            pairs = torch.tensor(rows, dtype=torch.int64, device=self.device).view(-1, 2)
+            best = top_k(hidden[part], self.weight[1:], k, items=lambda rows: rows + 1, excluded=pairs)
+            found.append(best[0].cpu().numpy())
+            scores.append(best[1].cpu().numpy())
+        return np.concatenate(found), np.concatenate(scores)

@@ -147,9 +147,7 @@ def test_another_model_in_an_export_is_refused_before_it_is_built(
     saved["encoder"] |= {"model": "recmamba", "positional_embedding": True}
     saved["encoder"][setting] = 1000 if setting == "num_blocks" else 1_000_000_000
     (folder / "config.json").write_text(json.dumps(saved))
-    monkeypatch.setattr(
-        "longplay.serving.exported_model.build_encoder", lambda *_, **__: pytest.fail("built")
-    )
+    monkeypatch.setattr("longplay.serving.export_files.build_encoder", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(ExportError, match=r"does not fit config\.json \(.*; export the run again") as raised:
         ExportedModel.load(folder)
     assert "encoder.safetensors" in str(raised.value)
