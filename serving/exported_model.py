@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
-from longplay.models.encoder import SequenceEncoder
+from longplay.models.encoder import EncoderState, SequenceEncoder
 from longplay.models.encoder_checks import check_packages
 from longplay.models.inputs.spec import NO_TIME, TIMES
 from longplay.models.inputs.stage import Inputs, missing_inputs
@@ -36,9 +37,44 @@ from longplay.serving.histories import (
     warn_caller,
 )
 from longplay.serving.item_rows import ItemRows, parse_device
-from longplay.serving.session import Session
 
 _SLOTS_AT_ONCE = 1 << 15  # slots of histories that are encoded together
+
+
+@dataclass(repr=False)
+class Session:
+    """The encoder's state after one user's history; created by `ExportedModel.session`, advanced by `step`.
+
+    Attributes:
+        model: the model that created it.
+        state: the encoder's recurrent state.
+        hidden: (1, D), the encoder's output after the last event; None before the first event.
+        seen: item ids of the history.
+    """
+
+    model: ExportedModel
+    state: EncoderState
+    hidden: Tensor | None
+    seen: set[int]
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.model!r}, {len(self.seen):,} different items seen>"
+
+    def recommend(self, *, top: int = 20, exclude_seen: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best next items: original ids (n,) and scores (n,) float64, best first.
+
+        Raises:
+            ValueError: the session has no event yet, or `top` is below 1.
+        """
+        if self.hidden is None:
+            raise ValueError("the session has no event yet; add one with model.step(session, item)")
+        seen = [sorted(self.seen)] if exclude_seen else [[]]
+        item_ids, scores = self.model._top(self.hidden, seen, top)
+        return _without_padding(item_ids[0], scores[0])
+
+    def copy(self) -> Session:
+        """Return an independent session in the same state."""
+        return Session(self.model, self.state, self.hidden, set(self.seen))
 
 
 class ExportedModel:
@@ -132,10 +168,9 @@ class ExportedModel:
         filled = [number for number, one in enumerate(histories) if one is not None]
         known = [one for one in histories if one is not None]
         seen = [np.unique(one.items).tolist() if exclude_seen else [] for one in known]
-        item_ids, scores = self.top_items(self._encode(known), seen, top)
+        item_ids, scores = self._top(self._encode(known), seen, top)
         if single:
-            found = scores[0] > -np.inf
-            return item_ids[0][found], scores[0][found]
+            return _without_padding(item_ids[0], scores[0])
         shape = len(histories), item_ids.shape[1]
         all_ids = np.full(shape, self.items.original_ids.padding, item_ids.dtype)
         all_scores = np.full(shape, -np.inf)
@@ -282,9 +317,7 @@ class ExportedModel:
         return hidden
 
     @torch.inference_mode()
-    def top_items(
-        self, hidden: Tensor, seen: Sequence[Sequence[int]], top: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _top(self, hidden: Tensor, seen: Sequence[Sequence[int]], top: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best items and their scores, (B, min(top, num_items)) each, padded as in `recommend`.
 
         Args:
@@ -299,3 +332,8 @@ class ExportedModel:
         items, scores = self.rows.top(hidden, top, seen)
         originals = self.items.originals(np.maximum(items, 1).ravel()).reshape(items.shape)
         return np.where(items > 0, originals, self.items.original_ids.padding), scores
+
+
+def _without_padding(item_ids: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = scores > -np.inf
+    return item_ids[found], scores[found]
