@@ -120,7 +120,7 @@ def _layers(
     backends: list[ScanName] = ["chunk"]
     if device.type == "cpu" and scan_cpp.is_available(_STATE):
         backends.append("cpp")
-    if device.type == "cuda" and scan_kernel.is_available(torch.float32, _STATE):
+    if device.type == "cuda" and scan_kernel.KERNEL.find() is not None:
         backends.append("kernel")
     if device.type == "cuda" and can_run_triton(device.type):
         backends.append("triton")

@@ -17,6 +17,7 @@ from longplay.distributed.table.ranking import top_items
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.histories import find_user, read_history, user_history
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
+from longplay.launch.evaluation.queries import embed
 from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.settings.common_arguments import (
     Once,
@@ -104,13 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 def encode(encoder: torch.nn.Module, table: ItemTable, history: Tensor, inputs: Inputs | None) -> Tensor:
     """Return the hidden state (1, D) after a history (n,) of item ids with inputs (n,). Collective."""
-    exchange, index = table.make_exchange(history)
-    rows = exchange.fetch_rows(table.shard)
     seq_idx = torch.zeros(1, history.shape[0], dtype=torch.int32, device=history.device)
     last = seq_idx.new_tensor([seq_idx.numel() - 1], dtype=torch.int64)
-    embedded = torch.nn.functional.embedding(index.unsqueeze(0), rows)
     of_row = inputs and {key: values.unsqueeze(0) for key, values in inputs.items()}
-    return encoder(embedded, seq_idx, None, last, of_row).float()
+    return encoder(embed(history.unsqueeze(0), table), seq_idx, None, last, of_row).float()
 
 
 def as_objects(

@@ -17,8 +17,9 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._mark = None if self._side is None else torch.cuda.Event()
+        self._side = self._mark = None
+        if device.type == "cuda":
+            self._side, self._mark = torch.cuda.Stream(device), torch.cuda.Event()
 
     def mark(self) -> None:
         """Make later side-stream work wait for everything queued on the main stream so far."""
@@ -27,10 +28,9 @@ class SideStream:
 
     def stream(self) -> AbstractContextManager[object]:
         """Return a context whose GPU work runs on the side stream, after the last `mark`."""
-        if self._side is None:
+        if self._side is None or self._mark is None:
             return nullcontext()
-        if self._mark is not None:
-            self._side.wait_event(self._mark)
+        self._side.wait_event(self._mark)
         return torch.cuda.stream(self._side)
 
     def join(self) -> None:

@@ -100,7 +100,7 @@ def count_above(
     num_near = torch.zeros(1, dtype=torch.int64, device=queries.device)
     num_rows = others.norms.shape[0]
     grid = (split.norms.shape[0] // tile.queries, -(-num_rows // ROWS_PER_PROGRAM))
-    _kernel("count_above")[grid](
+    kernels().count_above[grid](
         split.high,
         split.low,
         others.high,
@@ -160,12 +160,6 @@ def split_rows(values: Tensor, multiple: int, fill: float = 0.0) -> SplitRows:
     norms = torch.empty(total, dtype=torch.float32, device=values.device)
     at_once = min(multiple, rows_at_once(padded))
     sizes = {"WIDTH": width, "PADDED": padded, "ROWS": at_once}
-    _kernel("split_rows")[(total // at_once,)](values, scale, high, low, norms, num_rows, fill, **sizes)
+    kernels().split_rows[(total // at_once,)](values, scale, high, low, norms, num_rows, fill, **sizes)
     norms = norms * (1 + padded * 2.0**-22) + padded**0.5 / 8
     return SplitRows(high, low, norms, scale)
-
-
-def _kernel(name: str):
-    source = kernels()
-    assert source is not None
-    return getattr(source, name)

@@ -11,8 +11,7 @@ from longplay.launch.estimates.memory_estimate import MemoryEstimate
 from longplay.launch.estimates.workload import Workload, measure_workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.overrides import set_value
-from longplay.launch.settings.resolving import SHARED, to_json, validate
+from longplay.launch.settings.resolving import with_setting
 from longplay.models.encoder_size import num_parameters
 from longplay.models.losses.base import LOSSES
 
@@ -96,7 +95,10 @@ def _changes(
     data, encoder, engine, table = config.data, config.encoder, config.engine, config.table
 
     def setting(name: str, *values: int | str) -> list[_Change]:
-        return [_Change(f"--{name} {value}", _with(config, name, value), world_size) for value in values]
+        return [
+            _Change(f"--{name} {value}", with_setting(config, name, str(value)), world_size)
+            for value in values
+        ]
 
     rows_of_rank = -(-lanes // world_size) * (data.rows_per_step // lanes)
     accumulation = _doublings(engine.gradient_accumulation_steps, rows_of_rank)
@@ -118,15 +120,6 @@ def _changes(
     yield setting("context_length", *_halvings(config.context_length))
     widths = [n for n in _halvings(encoder.d_model) if n % math.lcm(encoder.num_heads, 8) == 0]
     yield setting("encoder.d_model", *(n for n in widths if encoder.expand * n % encoder.headdim == 0))
-
-
-def _with(config: RunConfig, name: str, value: int | str) -> RunConfig:
-    """Return `config` with another value of the setting `name`."""
-    nested = to_json(config)
-    set_value(nested, name, str(value))
-    for section, shared in SHARED:
-        nested[section][shared] = nested[shared]
-    return validate(nested)
 
 
 def _doublings(value: int, most: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Refuse settings that are far beyond any memory at once, before anything is measured or built."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from longplay.launch.estimates.formulas import estimate_memory
 from longplay.launch.estimates.workload import Workload
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.overrides import flatten, set_value, settings_of
-from longplay.launch.settings.resolving import SHARED, to_json, validate
+from longplay.launch.settings.overrides import flatten, spell_value
+from longplay.launch.settings.resolving import to_json, with_setting
 from longplay.models.encoder_size import EncoderTooLargeError
 from longplay.models.inputs.spec import InputSpec
 
@@ -90,16 +91,8 @@ def _least_bytes(config: RunConfig, dataset: Dataset, world_size: int, device_ty
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Yield each setting that can be lowered to its usual value, and the settings with it lowered."""
-    known = settings_of(RunConfig)
+    values = flatten(to_json(config))
     for name, usual in _USUAL.items():
-        nested = to_json(config)
-        value = flatten(nested).get(name)
-        if name not in known or value is None or (usual is not None and value <= usual):
-            continue
-        set_value(nested, name, str(usual).lower())
-        for section, shared in SHARED:
-            nested[section][shared] = nested[shared]
-        try:
-            yield name, validate(nested)
-        except ConfigError:
-            continue
+        if values[name] is not None and (usual is None or values[name] > usual):
+            with suppress(ConfigError):
+                yield name, with_setting(config, name, spell_value(usual))

@@ -49,10 +49,7 @@ def make_queries(
         item_ids, seq_idx = batch.item_ids.to(device), batch.seq_idx.to(device)
         at = (batch.query_rows * config.context_length + batch.query_slots).to(device)
         inputs = event_inputs.of_batch(batch, device)
-    exchange, index = table.make_exchange(item_ids.flatten())
-    rows = exchange.fetch_rows(table.shard)
-    embedded = torch.nn.functional.embedding(index.view(item_ids.shape), rows)
-    hidden = encoder(embedded, seq_idx, None, at, inputs).float()
+    hidden = encoder(embed(item_ids, table), seq_idx, None, at, inputs).float()
     check_finite(hidden, table, stopped)
     if batch is None:
         nothing = torch.empty(0, 2, dtype=torch.int64, device=device)
@@ -63,6 +60,12 @@ def make_queries(
         seen=seen_pairs(batch).to(device),
         sampled=sampled_pairs(batch, config, num_items=table.num_items).to(device),
     )
+
+
+def embed(item_ids: Tensor, table: ItemTable) -> Tensor:
+    """Return the table rows (B, L, D) fp32 of item ids (B, L) int64; padding has zeros. Collective."""
+    exchange, index = table.make_exchange(item_ids.flatten())
+    return torch.nn.functional.embedding(index.view(item_ids.shape), exchange.fetch_rows(table.shard))
 
 
 def seen_pairs(batch: EvalBatch) -> Tensor:

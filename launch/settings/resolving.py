@@ -70,6 +70,19 @@ def validate(nested: Nested) -> RunConfig:
         raise ConfigError(one_line(error)) from None
 
 
+def with_setting(config: RunConfig, name: str, text: str) -> RunConfig:
+    """Return `config` with the value that `text` spells for the setting `name`.
+
+    Raises:
+        ConfigError: the value is not allowed.
+    """
+    nested = to_json(config)
+    set_value(nested, name, text)
+    for part, shared in SHARED:
+        nested[part][shared] = nested[shared]
+    return validate(nested)
+
+
 def to_json(config: RunConfig) -> Nested:
     """Return the configuration as nested JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -21,11 +21,6 @@ def supports(dtype: torch.dtype, d_state: int) -> bool:
     return dtype == torch.float32 and d_state <= LARGEST_STATE
 
 
-def is_available(dtype: torch.dtype, d_state: int) -> bool:
-    """Return whether the kernel is installed and supports CUDA tensors of this dtype and state size."""
-    return supports(dtype, d_state) and KERNEL.find() is not None
-
-
 def selective_scan_kernel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor) -> Tensor:
     """Compute `selective_scan_ref` with the kernel; same arguments and result."""
     kernel = KERNEL.require()
