@@ -26,7 +26,7 @@ from longplay.launch.inputs.event_inputs import load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.bad_shards import agree_on_bad_shards, check_agreement, share_skipped
 from longplay.launch.settings.config import RunConfig
-from longplay.launch.training.loop import run_loop
+from longplay.launch.training.loop import TrainingLoop
 from longplay.launch.training.model import build_model
 from longplay.launch.training.profiling import StepProfile
 from longplay.launch.training.progress import Progress
@@ -117,17 +117,17 @@ def _train(
 
     profile = StepProfile(folder.path / "profile", world, profile_steps)
     with display:
-        stopped = run_loop(
-            model,
-            stream,
-            progress,
+        stopped = TrainingLoop(
+            model=model,
+            stream=stream,
+            progress=progress,
             validation=validation,
             checkpoints=checkpoints,
             log=log,
             profile=profile,
             stop=stop,
             heartbeat=watchdog.heartbeat,
-        )
+        ).run()
         watchdog.heartbeat("finishing the last checkpoint")
         checkpoints.wait()
     log.print(profile.close())
