@@ -4,7 +4,7 @@ A graph repeats the same kernels on the same memory. The inputs, which differ be
 segments, keys of dropout), are copied into buffers that the graph reads; the weights are read in place.
 Shapes are those of the captured step. Rows of other shapes run without the graph.
 
-`torch.cuda.make_graphed_callables` does the same, but forbids other threads to use CUDA during the capture.
+`torch.cuda.make_graphed_callables` does the same, but fails if another thread uses CUDA during the capture.
 Here threads pin batches and NCCL's watchdog queries events at any time.
 """
 
@@ -34,7 +34,7 @@ class GraphRecorder:
         torch.cuda.current_stream().wait_stream(stream)
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Capture a function; return what replays it, and its result, which each replay overwrites."""
+        """Capture a function; return its replay and its result, which each replay overwrites."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = function()
@@ -45,9 +45,9 @@ class GraphedCall:
     """Calls a function of a module in training; the first call captures its graphs.
 
     Args:
-        function: maps tensors to one tensor and reads the module's parameters. Its kernels, shapes and
-            arguments that are no tensors must not depend on the elements of the tensors. The gradients of its
-            first argument and of the parameters are computed.
+        function: maps tensors to one tensor and reads the module's parameters. Its kernels and their shapes
+            and scalar arguments must not depend on the elements of the tensors. The gradients of its first
+            argument and of the parameters are computed.
         module: its parameters may change their values, not their memory.
     """
 
@@ -102,7 +102,7 @@ class GraphedCall:
 
 
 class _Replay(torch.autograd.Function):
-    """Autograd sees the inputs and the parameters, so that DeepSpeed's hooks on their gradients run."""
+    """A node of autograd with the parameters as inputs, so that DeepSpeed's hooks on their gradients run."""
 
     @staticmethod
     def forward(ctx: Any, call: GraphedCall, *tensors: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `longplay ...` and return the exit code: 0 done, 1 failed, 2 bad input, 75 stopped and saved.
 
     Args:
-        argv: the words of the command; None = those of this process, which Ctrl-C then ends during imports.
+        argv: the words of the command; None = `sys.argv`. Ctrl-C during imports then ends the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     has_command = bool(words) and not words[0].startswith("-")

@@ -178,7 +178,7 @@ def _prepare(args: argparse.Namespace, source: Source) -> None:
 def _run_passes(
     args: argparse.Namespace, source: Source, options: PrepareOptions, progress: StageProgress
 ) -> Prepared | str:
-    """Prepare the dataset, or do what `--part` or `--merge` asks for. Return the dataset or the next step."""
+    """Prepare the dataset, or one pass's part or merge. Return the dataset, or the next step as text."""
     if (args.pass_name is None) != (args.part is None and args.merge is None):
         raise DataError("--pass needs --part K/N or --merge N, and each of these needs --pass")
     if args.part is not None:

@@ -33,7 +33,7 @@ def build_encoder(
     Args:
         config: configuration of the encoder.
         generator: CPU generator, advanced by one draw; None = a generator seeded with 0.
-        inputs: what the encoder sees of an event besides its item.
+        inputs: the encoder's inputs besides the items.
         device: device of the parameters; "meta" allocates no memory.
     """
     generator = generator or torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ class SequenceEncoder(nn.Module):
         config: configuration of the encoder.
         blocks: blocks in order of application.
         final_norm: norm of the last block's output.
-        inputs: what the encoder sees of an event besides its item.
+        inputs: the encoder's inputs besides the items.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ _SMALL = 1 << 26
 
 
 class EncoderTooLargeError(ValueError):
-    """An encoder that no machine can hold."""
+    """A weight of the encoder has 2^63 bytes or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def activation_bytes(
 def is_small(config: EncoderConfig, inputs: InputSpec = ITEMS_ONLY) -> bool:
     """Return whether an encoder without options has at most 2^26 parameters, by an upper bound.
 
-    It takes microseconds. `num_parameters` is exact, but first imports modules of torch for a second.
+    This takes microseconds. The first call of `num_parameters`, which is exact, takes a second of imports.
     """
     if config.options:
         return False
@@ -65,7 +65,7 @@ def num_parameters(config: EncoderConfig, inputs: InputSpec = ITEMS_ONLY) -> int
     Blocks after the first 32 are counted like the 32nd, since building each takes a millisecond.
 
     Raises:
-        EncoderTooLargeError: the number of bytes of a weight does not fit into 64 bits.
+        EncoderTooLargeError: a weight has 2^63 bytes or more.
     """
     if config.num_blocks > _BUILT_BLOCKS:
         most, fewer = (

@@ -1,7 +1,7 @@
 """Collectives over deepspeed.comm; with one rank they return without communication.
 
 Ranks that launch collectives in different orders wait for each other forever. The order is the same on all
-ranks, on GPUs and whatever the stream, because:
+ranks, on GPUs and for any stream, because:
 
 * There is one process group, and so one NCCL communicator, which runs its collectives in the order in which
   the host launches them. DeepSpeed uses the same group (`use_default_group`).

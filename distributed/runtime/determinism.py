@@ -9,7 +9,7 @@ _DETERMINISTIC_WORKSPACES = ":4096:8", ":16:8"
 
 
 def use_deterministic_algorithms(device: torch.device) -> None:
-    """Let PyTorch and cuBLAS use deterministic algorithms only, or raise where there is none.
+    """Let PyTorch and cuBLAS use deterministic algorithms only, and raise for an operation without one.
 
     Changes nothing on a CPU, where all of Longplay's algorithms are deterministic. Call it before the first
     matrix product and before mamba-ssm is imported: cuBLAS and mamba-ssm choose their algorithms then.

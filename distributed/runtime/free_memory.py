@@ -13,7 +13,7 @@ _MOUNT_V1 = "sys/fs/cgroup/memory"
 
 
 def free_memory(root: Path = Path("/")) -> tuple[int, bool]:
-    """Return the free bytes, and whether a control group's limit is what bounds them.
+    """Return the free bytes, and whether the limit of a control group bounds them.
 
     Args:
         root: the folder with proc/ and sys/.
@@ -57,7 +57,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, tuple[str, str, str]]]:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in a file; None if there is none, as in `max`, which means no limit."""
+    """Return the number in a file; None if it holds no number, such as `max`, which means no limit."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Finds out whether the run hangs, and which rank is the cause."""
+"""Detect that a run hangs, and the rank that is the cause."""
 
 import json
 import time
@@ -12,7 +12,7 @@ _LONGEST_GAP_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class RankState:
-    """What a rank reports with each heartbeat.
+    """The state that a rank reports with each heartbeat.
 
     Attributes:
         steps: pieces of work that it has begun.
@@ -40,7 +40,7 @@ class RankState:
 
 @dataclass(frozen=True)
 class Hang:
-    """The cause in words, and the rank that hangs; None if it cannot be told."""
+    """The cause as text, and the rank that hangs; None if it is unknown."""
 
     cause: str
     rank: int | None
@@ -61,7 +61,8 @@ class HangDetector:
         """Return the hang if no rank has made progress for the timeout.
 
         The rank that has begun the fewest pieces of work and collectives is the cause: the others wait for
-        it, whether they mark that or not. Among several such ranks it is the only one that does not wait.
+        it, whether or not they mark that. Among several such ranks, the cause is the only one that does not
+        wait.
 
         Args:
             now: seconds on a clock that stands still while this process is suspended.

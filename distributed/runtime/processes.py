@@ -18,7 +18,7 @@ def is_alive(pid: int) -> bool:
 
 
 def exit_now() -> None:
-    """End this process at once, even while its main thread is blocked, perhaps in a write to stdout."""
+    """End this process immediately, even if its main thread is blocked, for example in a write to stdout."""
     flushing = threading.Thread(target=_flush, daemon=True)
     flushing.start()
     flushing.join(_FLUSH_S)

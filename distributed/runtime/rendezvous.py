@@ -25,7 +25,7 @@ def slurm_rendezvous(
 ) -> tuple[str, int]:
     """Return the address and the port at which the ranks of a command in a Slurm step meet. Collective.
 
-    Several commands may run in one step: they meet at their own ports, because their words differ.
+    Several commands may run in one step: each has its own port, because their words differ.
     MASTER_ADDR and MASTER_PORT each replace the choice made here: the step's first node, and a port that is
     free there.
 
@@ -34,7 +34,7 @@ def slurm_rendezvous(
 
     Raises:
         ValueError: the variables hold no address, or no port number.
-        RuntimeError: ranks did not come within `timeout_s`.
+        RuntimeError: ranks did not connect within `timeout_s`.
     """
     address = env.get("MASTER_ADDR") or first_host(
         env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
@@ -61,18 +61,19 @@ def agree_on_port(
 
     Args:
         address: rank 0's host.
-        name: what only the ranks that meet have in common.
-        first: selects the ports on which rank 0 tells its choice; names with the same one do not mix.
+        name: a name that only the ranks of this command have.
+        first: selects the ports from which rank 0 sends its choice. Commands with the same value are
+            distinguished by `name`.
 
     Raises:
-        RuntimeError: ranks did not come within `timeout_s`.
+        RuntimeError: ranks did not connect within `timeout_s`.
     """
     candidates = [_PORTS[(first + 701 * number) % len(_PORTS)] for number in range(_NUM_CANDIDATES)]
     deadline = time.monotonic() + timeout_s
     greeting = f"longplay {name} "
     if rank == 0:
-        return _tell_port(candidates, greeting, world_size, deadline)
-    return _ask_port(address, candidates, f"{greeting}{rank}", greeting, deadline)
+        return _serve_port(candidates, greeting, world_size, deadline)
+    return _request_port(address, candidates, f"{greeting}{rank}", greeting, deadline)
 
 
 def read_port(text: str) -> int:
@@ -105,10 +106,10 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def _tell_port(candidates: Sequence[int], greeting: str, world_size: int, deadline: float) -> int:
+def _serve_port(candidates: Sequence[int], greeting: str, world_size: int, deadline: float) -> int:
     """Choose a free port and send it to every other rank, through the first candidate that is free."""
     missing = set(range(1, world_size))
-    # The chosen port stays bound meanwhile, so that no other run gets it.
+    # The chosen port stays bound until all ranks have it, so that no other run gets it.
     with _listen(candidates, backlog=world_size) as server, socket.socket() as chosen:
         chosen.bind(("", 0))
         port = chosen.getsockname()[1]
@@ -123,19 +124,23 @@ def _tell_port(candidates: Sequence[int], greeting: str, world_size: int, deadli
                 connection.settimeout(_REPLY_S)
                 rank = int(_read_line(connection).removeprefix(greeting))  # ValueError: of another program
                 connection.sendall(f"{greeting}{port}\n".encode())
-                if _read_line(connection) == _RECEIVED:  # else it has given up, and will ask again
+                if (
+                    _read_line(connection) == _RECEIVED
+                ):  # otherwise the rank timed out, and will connect again
                     missing.discard(rank)
     return port
 
 
-def _ask_port(address: str, candidates: Sequence[int], question: str, greeting: str, deadline: float) -> int:
+def _request_port(
+    address: str, candidates: Sequence[int], request: str, greeting: str, deadline: float
+) -> int:
     """Return the port that rank 0 has chosen; other programs may listen on the candidates too."""
     problem = ""
     while time.monotonic() < deadline:
         for candidate in candidates:
             try:
                 with socket.create_connection((address, candidate), timeout=_REPLY_S) as connection:
-                    connection.sendall(f"{question}\n".encode())
+                    connection.sendall(f"{request}\n".encode())
                     port = int(_read_line(connection).removeprefix(greeting))
                     connection.sendall(f"{_RECEIVED}\n".encode())
                     return port

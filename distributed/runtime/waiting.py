@@ -1,7 +1,8 @@
-"""Marks where this rank waits for other ranks or for its device, and counts the collectives that it starts.
+"""Mark where this rank waits for other ranks or for its device, and count the collectives that it starts.
 
-The watchdog tells by them which rank hangs. On a GPU a collective returns at once, and the host waits later,
-where it reads a result: mark these places with `waiting`. Collectives of DeepSpeed's backend mark themselves.
+The watchdog uses both to find the rank that hangs. On a GPU a collective returns immediately, and the host
+waits later, where it reads a result: mark these places with `waiting`. Collectives of DeepSpeed's backend are
+marked by `mark_collectives`.
 """
 
 import threading
@@ -17,7 +18,7 @@ _num_collectives = 0
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Mark that the main thread waits, in the words of the watchdog's message; no-op in other threads."""
+    """Mark that the main thread waits for `what`, in the watchdog's message; no-op in other threads."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Ends every rank when one fails, and prints the first cause last.
+"""End every rank when one fails, and print the first cause last.
 
 A thread of each rank sends heartbeats with its progress to the rendezvous' key-value store, and looks for
 failures of other ranks:

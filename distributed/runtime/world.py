@@ -149,8 +149,8 @@ def init_world(*, device: str = "auto", timeout_s: float = 600.0) -> World:
 def _rendezvous(rank: int, world_size: int, launcher: str, timeout_s: float) -> tuple[str, int] | None:
     """Return the address and the port at which the ranks meet. Collective under srun and in local jobs.
 
-    None = a single process, which meets nobody and needs no port, so that any number of them may run in one
-    srun step. Under torchrun, or with both MASTER_ADDR and MASTER_PORT set by hand, it uses that port.
+    None = a single process, which needs no port, so that any number of them may run in one srun step. Under
+    torchrun, or with both MASTER_ADDR and MASTER_PORT set by hand, it uses that port.
     """
     env = os.environ
     if world_size > 1 and LOCAL_JOB in env:

@@ -3,7 +3,7 @@
 A PyTorch twin defines what each kernel computes: `index_select` and the `row_optimizers`. With
 TRITON_INTERPRET=1 the kernels run on the CPU, where the tests compare them. Before its first use at a width
 each kernel is checked against its twin on a small problem of that width. A kernel that cannot be compiled or
-gives another result is not used, and the log says so.
+gives another result is not used, which is logged.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ def exit_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process at once with exit code 130. Only for the main thread of a command.
 
     KeyboardInterrupt would not be enough: some packages catch any exception while they import another one,
-    and go on without it.
+    and continue without it.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:  # ignored, as in a job that a shell started with &

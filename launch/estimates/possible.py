@@ -1,4 +1,4 @@
-"""Refuse settings that are far beyond any memory at once, before anything is measured or built."""
+"""Refuse settings that need far more memory than exists, before anything is measured or built."""
 
 from collections.abc import Iterator
 from contextlib import suppress

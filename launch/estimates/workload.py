@@ -26,7 +26,7 @@ class Workload:
         filled: fraction of the slots that have a target.
         padding: slots of the padded segment buckets per slot of the rows, at least 1.
         probabilities: (num_items,) float64, each item's share of the events.
-        inputs: what the encoder sees of an event besides its item.
+        inputs: the encoder's inputs besides the items.
         column_bytes: bytes of the streamed columns per event, besides the items.
     """
 

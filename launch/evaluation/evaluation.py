@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -107,31 +107,22 @@ def evaluate(
     world, settings = table.world, config.evaluation
     began = time.perf_counter()
     inputs = load_inputs(config.inputs, dataset)
+    rows = EvalConfig(
+        context_length=config.context_length,
+        rows_per_batch=settings.rows_per_batch,
+        split=config.data.split,
+        max_users=max_users,
+        seed=config.seed,
+    )
     stream = EvalStream(
-        dataset,
-        EvalConfig(
-            context_length=config.context_length,
-            rows_per_batch=settings.rows_per_batch,
-            split=config.data.split,
-            max_users=max_users,
-            seed=config.seed,
-        ),
-        part,
-        rank=world.rank,
-        world_size=world.world_size,
-        columns=inputs.columns,
+        dataset, rows, part, rank=world.rank, world_size=world.world_size, columns=inputs.columns
     )
     batches, collected, pending = iter(stream), [], []
     num_rounds = min(stream.num_rounds, max_rounds or stream.num_rounds)
     rounds_per_pass = max(1, stream.num_rounds * settings.queries_per_pass // stream.num_users)
     for number in range(1, num_rounds + 1):
         heartbeat(f"evaluating, round {number} of {num_rounds}")
-        batch, stopped = None, False
-        try:
-            with interrupts():
-                batch = next(batches, None)
-        except StopRequested:
-            stopped = True
+        batch, stopped = _next_batch(batches, interrupts)
         with torch.no_grad():  # In inference_mode ZeRO-3 would keep gathered weights as inference tensors.
             queries = make_queries(encoder, table, batch, config, inputs, stopped=stopped)
             pending.append((_users_and_unseen(batch, dataset.num_items), queries))
@@ -152,6 +143,15 @@ def evaluate(
     if not everyone.shape[0]:
         raise DataError(f"{dataset.path}: all users of {part} are in bad shards; restore those shards")
     return Evaluation.of(everyone[:, 2:], everyone[:, 1], settings, seconds=time.perf_counter() - began)
+
+
+def _next_batch(batches: Iterator[EvalBatch], interrupts: Interrupts) -> tuple[EvalBatch | None, bool]:
+    """Return this rank's next batch, None if it has none, and whether a stop was requested meanwhile."""
+    try:
+        with interrupts():
+            return next(batches, None), False
+    except StopRequested:
+        return None, True
 
 
 def _users_and_unseen(batch: EvalBatch | None, num_items: int) -> Tensor:

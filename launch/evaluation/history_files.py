@@ -45,7 +45,7 @@ def read_rows(
         more: other columns of `.parquet` to read if they are present. Other tables are read in full.
 
     Raises:
-        ConfigError: the file cannot be read as what its name says.
+        ConfigError: the file cannot be read in the format that its name gives.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:

@@ -1,4 +1,4 @@
-"""Read what the settings `inputs` name from a dataset and turn events into the tensors of the input stage."""
+"""Read the inputs that the settings name from a dataset, and turn events into tensors of the input stage."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ class EventInputs:
 
     Attributes:
         spec: the layers of the input stage.
-        columns: what the streams deliver of each event.
+        columns: the columns of the events that the streams deliver.
         items: columns of the items.
     """
 

@@ -31,7 +31,7 @@ _BOUNDS = frozenset({"train.max_steps", "train.max_minutes", "train.patience"})
 # Settings on which the best validation so far depends.
 _BEST_DEPENDS_ON = ("train.metric", "evaluation.max_validation_users")
 
-# Settings that say where weights are, and change at most the rounding of a result.
+# Settings of where weights are kept, which change at most the rounding of a result.
 _SAME_UP_TO_ROUNDING = frozenset({"engine.zero_stage", "table.placement", "table.cached_rows"})
 
 # Settings, or whole sections, that may change when a run is resumed, including those that bound its length.
@@ -48,7 +48,7 @@ class SavedRun:
         dataset_id: the dataset's fingerprint.
         run_id: random; None in a run of an earlier version.
         imports: modules of the user that the run needs.
-        inputs: what the encoder sees of an event besides its item; None = nothing.
+        inputs: the encoder's inputs besides the items; None = none.
     """
 
     config: JsonObject
@@ -80,7 +80,7 @@ def changed_settings(
 
 
 def changed_on_resume(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str], bool]:
-    """Return what a resumed run does differently from here on, as `changed_settings` does.
+    """Return the settings that a resumed run changes from here on, in the form of `changed_settings`.
 
     Args:
         old: the configuration in the checkpoint, as JSON.

@@ -1,4 +1,4 @@
-"""Refuse runs whose settings are far beyond any memory before a sweep submits them."""
+"""Refuse runs that need far more memory than any machine has, before a sweep submits them."""
 
 from collections.abc import Iterable
 from pathlib import Path

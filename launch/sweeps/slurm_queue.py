@@ -43,10 +43,10 @@ def slurm_states(submissions: Collection[Submission], folder: Path) -> dict[Subm
         if here and each.slurm_cluster and each.slurm_cluster != here:
             reason = f"job {each.job_id} was submitted on cluster {each.slurm_cluster}; this is {here}"
             found[each] = QueueState(state=LOST, reason=reason)
-    asked = [each for each in submissions if each not in found]
-    if asked:
-        jobs = _listed({each.job_id for each in asked})
-        for each in asked:
+    queried = [each for each in submissions if each not in found]
+    if queried:
+        jobs = _listed({each.job_id for each in queried})
+        for each in queried:
             job = jobs.get(each.job_id)
             if job is not None:
                 ours = _is_same(job, each, folder)

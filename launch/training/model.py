@@ -27,10 +27,10 @@ class Model:
         config: settings of the run.
         world: this rank and its process group.
         encoder: the module that maps embedded rows to hidden states; `engine` trains it.
-        table: the item table, of which this rank holds a shard.
+        table: the item table; this rank holds a shard of it.
         engine: runs and updates the encoder under DeepSpeed, and updates the table in the same step.
         loss: the loss of one micro-batch, summed over its targets.
-        inputs: what the encoder sees of an event besides its item.
+        inputs: the encoder's inputs besides the items.
         side: the CUDA stream on which the next step is planned; on a CPU it does nothing.
     """
 

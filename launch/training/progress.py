@@ -75,11 +75,11 @@ class Progress:
         return train.checkpoint_every_steps is not None and self.step % train.checkpoint_every_steps == 0
 
     def why_complete(self, train: TrainConfig) -> str | None:
-        """Return the bound that is reached, in words; None while a step or a validation is left."""
+        """Return the bound that is reached, as text; None while a step or a validation is left."""
         return None if self.validation_is_pending else self.why_finished(train)
 
     def why_finished(self, train: TrainConfig) -> str | None:
-        """Return the bound that is reached, in words; None while a step is left."""
+        """Return the bound that is reached, as text; None while a step is left."""
         if self.epoch >= train.max_epochs:
             return f"train.max_epochs {train.max_epochs} reached"
         if train.max_steps is not None and self.step >= train.max_steps:
@@ -97,7 +97,7 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
 
 
 class RunState(CheckpointState):
-    """The state.json of a run's checkpoint: progress and settings, beside what every checkpoint has."""
+    """The state.json of a run's checkpoint: progress and settings, and the fields of every checkpoint."""
 
     progress: Progress
     config: JsonObject

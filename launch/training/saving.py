@@ -128,7 +128,7 @@ class RunCheckpoints:
     def _on_commit(self, at: Progress) -> None:
         """Record the best checkpoint and delete the ones that are no longer needed."""
         self._write_best(at)
-        if at.best_step is None:  # it was of another metric
+        if at.best_step is None:  # the earlier one was of another metric
             self._folder.best_file.unlink(missing_ok=True)
         best = set() if at.best_step is None else {checkpoint_name(at.best_step)}
         self._damaged.pop(self._folder.checkpoints / checkpoint_name(at.step), None)  # overwritten

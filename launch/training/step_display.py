@@ -25,7 +25,7 @@ class StepDisplay:
         self._display, self._train, self._clock = display, train, clock
         self._first: tuple[int, float, float] | None = None
         self._events = self._seconds = 0.0
-        self._said_what_to_expect = False
+        self._printed_expectation = False
 
     def step_done(
         self,
@@ -58,9 +58,9 @@ class StepDisplay:
             train_s_per_step=(at.train_seconds - first_train_s) / steps if steps else seconds,
             wall_s_per_step=(now - began) / steps if steps else seconds,
         )
-        expected = None if self._said_what_to_expect else expectation(self._train, at, pace, steps_per_epoch)
+        expected = None if self._printed_expectation else expectation(self._train, at, pace, steps_per_epoch)
         if expected is not None:
-            self._said_what_to_expect = True
+            self._printed_expectation = True
             self._display.print(expected)
         note = f"loss {loss:.4f}  {self._events / self._seconds:,.0f} events/s"
         self._display.update("step", at.step, at.step + left.steps, f"{note}  {left}" if steps else note)

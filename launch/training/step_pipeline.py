@@ -78,7 +78,7 @@ class StepPipeline:
         batches: this rank's batches.
         first_step: number of the first batch's step.
         epoch: the first batch's epoch.
-        heartbeat: called with what the rank is about to do.
+        heartbeat: the watchdog's.
         interrupts: a stop request's; ends the wait for a batch. The rank then plans a void step.
     """
 
@@ -148,11 +148,11 @@ class StepPipeline:
 def plan_step(model: Model, batch: Batch, step: int, *, void: bool = False) -> PlannedStep:
     """Draw a step's negatives and start its exchanges. Collective.
 
-    Args:
-        void: whether this rank is to stop and has no batch; no rank trains a step that is void on one.
-
     Reads neither weights nor gradients, so that on a GPU it runs on the model's side stream while another
     step runs on the main stream. Call `model.side.mark()` first.
+
+    Args:
+        void: whether this rank is to stop and has no batch; no rank trains a step that is void on one.
     """
     with model.side.stream():
         with phase("negatives"):
@@ -231,7 +231,7 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
 
 
 def keys_of_rows(model: Model, batch: Batch, step: int) -> Tensor:
-    """Derive each row's key (B,) int64 from its position in the data, whatever its rank and micro-batch."""
+    """Derive each row's key (B,) int64 from its position in the data, for any rank and micro-batch."""
     # On the CPU, because launching a GPU kernel per operation takes longer for a few numbers.
     keys = row_keys(model.config.seed, step, batch.row_lanes, batch.row_numbers)
     return keys.to(model.world.device, non_blocking=True)

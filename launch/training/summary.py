@@ -42,7 +42,7 @@ def _bounds(train: TrainConfig) -> str:
 
 
 def _inputs_line(model: Model) -> list[str]:
-    """Return one line that names what the encoder sees of an event besides its item, if anything."""
+    """Return one line with the encoder's inputs besides the items; empty without any."""
     if not model.inputs.spec:
         return []
     settings = dataclasses.asdict(model.config.inputs).items()

@@ -39,24 +39,24 @@ class EncoderBlock(nn.Module):
         Returns:
             (B, L, D), or (Q, D) at the slots `at`.
         """
-        raise NotImplementedError  # every encoder block defines its own
+        raise NotImplementedError
 
     def require_deterministic(self) -> None:
         """Check that the gradients repeat bitwise on a GPU, apart from those of the block's mixer.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they may differ between runs.
         """
 
     def require_fixed_shapes(self) -> None:
         """Check that all shapes in `forward` and its backward follow from the shape of x alone.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they may depend on the lengths of the segments.
         """
         raise ValueError(
-            f"engine.cuda_graph: {type(self).__name__} works on shapes that depend on the lengths of the "
-            "segments, or does not say that it does not; use encoder.model mambarec or recmamba, or "
+            f"engine.cuda_graph: shapes in {type(self).__name__} may depend on the lengths of the segments (a "
+            "block of your own can override require_fixed_shapes); use encoder.model mambarec or recmamba, or "
             "engine.cuda_graph false"
         )
 

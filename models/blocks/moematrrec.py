@@ -57,7 +57,7 @@ class MoEMaTrRecBlock(EncoderBlock):
         return self.feed_forward_join(x, self.feed_forward_dropout(self.feed_forward(x), dropout_keys))
 
     def require_deterministic(self) -> None:
-        """Refuse: see the message.
+        """Raise: the gate's cumulative sums have no deterministic algorithm on a GPU.
 
         Raises:
             ValueError: always.

@@ -26,7 +26,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 @settings_class
 class InputConfig:
-    """What the encoder sees of an event in addition to its item and its position.
+    """Inputs of the encoder in addition to the item and the position of an event.
 
     Attributes:
         features: Event features of the dataset to embed, separated by commas.

@@ -42,6 +42,7 @@ class ItemInputs:
         """Return the tensors (...) of an input stage on the CPU.
 
         Args:
+            spec: the layers of the stage.
             item_ids: (...) int64.
             times: (...) int64; not used unless the stage reads times.
             features: name -> (...) int32 codes or float32 values.

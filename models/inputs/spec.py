@@ -1,4 +1,4 @@
-"""Describe the inputs of an encoder besides the items, with the dataset's numbers that set their layers."""
+"""The layers of an encoder's input stage, with the sizes and statistics that they take from the dataset."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ NUM_GAP_BUCKETS = 66
 FOURIER_PERIODS = tuple(2.0**k for k in range(1, 8))
 """Periods of the sines and cosines, in units of log2(1 + gap): 2, 4, ..., 128."""
 NO_TIME = -(2**63)
-"""Stands for an unknown time among int64 times."""
+"""The int64 value of an unknown time."""
 TIMES, VECTORS = "times", "item_vectors"
 
 

@@ -94,10 +94,10 @@ class Mamba2(nn.Module):
         require_conv_package(self.conv1d, self.scan)
 
     def require_fixed_shapes(self) -> None:
-        """Refuse.
+        """Raise: the kernels have not been checked in a CUDA graph.
 
         Raises:
-            ValueError: always; the kernels have not been checked.
+            ValueError: always.
         """
         raise ValueError("engine.cuda_graph: needs encoder.mixer mamba; or set engine.cuda_graph false")
 

@@ -45,9 +45,9 @@ def find_entries(rows: Tensor) -> tuple[Tensor, Tensor, RowEntries]:
 
     Returns:
         (U,) the distinct values except -1, ascending; (n,) int64 each entry's index into them plus one, 0
-        for padding; and the entries. Waits for the device once.
+        for padding; and the entries. Synchronizes with the device once.
     """
-    ascending, order = torch.sort(F.pad(rows, (1, 0), value=-1), stable=True)  # row 0 is always there
+    ascending, order = torch.sort(F.pad(rows, (1, 0), value=-1), stable=True)  # so that row 0 exists
     is_first = torch.ones_like(ascending, dtype=torch.bool)
     torch.ne(ascending[1:], ascending[:-1], out=is_first[1:])
     bounds = is_first.nonzero().squeeze(1)

@@ -88,7 +88,7 @@ def chunk_sums(
     -1 if the chunk has a segment start. Tiles are taken from the last to the first.
     Backward (K = C): SUMS is the gradient of the state before the chunk if the gradient after it is 0. Tiles
     are taken from the first to the last.
-    Both stop at the first segment start that they meet, because no state passes it.
+    Both stop at the first segment start, because no state passes it.
     """
     chunk = tl.program_id(0)
     begin = (chunk % chunks) * tiles * TILE

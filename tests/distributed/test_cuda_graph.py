@@ -97,7 +97,7 @@ def test_other_shapes_run_without_the_graph_and_moved_weights_are_refused() -> N
     [
         ({}, InputSpec(), "cpu", "needs a GPU"),
         ({"model": "sasrec"}, InputSpec(), "cuda", "items only"),
-        ({"model": "gru4rec"}, InputSpec(), "cuda", "GRU4RecBlock works on shapes"),
+        ({"model": "gru4rec"}, InputSpec(), "cuda", "shapes in GRU4RecBlock"),
         ({"mixer": "mamba2", "headdim": 8}, InputSpec(), "cuda", "needs encoder.mixer mamba"),
         ({"scan_backend": "chunk"}, InputSpec(), "cuda", "needs encoder.scan_backend triton, not chunk"),
         ({"positional_embedding": True}, InputSpec(), "cuda", "items only"),
