@@ -55,9 +55,9 @@ class EncoderBlock(nn.Module):
             ValueError: they may depend on the lengths of the segments.
         """
         raise ValueError(
-            f"engine.cuda_graph: shapes in {type(self).__name__} may depend on the lengths of the segments (a "
-            "block of your own can override require_fixed_shapes); use encoder.model mambarec or recmamba, or "
-            "engine.cuda_graph false"
+            f"engine.cuda_graph: shapes in {type(self).__name__} may depend on the lengths of the segments "
+            "(a block of your own can override require_fixed_shapes); use encoder.model mambarec or recmamba "
+            "or engine.cuda_graph false"
         )
 
     @staticmethod
