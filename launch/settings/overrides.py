@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
+from longplay.common.printable import printable
 from longplay.launch.settings.compatibility import current_name
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError, did_you_mean
@@ -79,7 +80,9 @@ def set_value(nested: Nested, name: str, text: str) -> None:
     if not is_setting(name, types):
         near = nearest_setting(name, types, prefix="--")
         parts = [item.name for item in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(item.type)]
-        raise ConfigError(f"--{name}: unknown setting{near or '; the sections are ' + ', '.join(parts)}")
+        raise ConfigError(
+            f"--{printable(name)}: unknown setting{near or '; the sections are ' + ', '.join(parts)}"
+        )
     for section in sections:
         nested = nested.setdefault(section, {})
     value = text if text in get_args(types.get(name)) else read_value(text)  # "none" may be a choice

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from longplay.common.json_files import JsonFileError, read_content
+from longplay.common.printable import printable
 from longplay.launch.settings.compatibility import rename_in_place
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError, one_line
@@ -119,7 +120,8 @@ def read_yaml(file: Path) -> Nested:
     known = settings_of(RunConfig)
     for name in flatten(nested):
         if not is_setting(name, known):
-            raise ConfigError(f"--config {file}: {name}: unknown setting{nearest_setting(name, known)}")
+            near = nearest_setting(name, known)
+            raise ConfigError(f"--config {file}: {printable(name)}: unknown setting{near}")
     return nested
 
 

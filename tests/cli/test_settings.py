@@ -287,6 +287,7 @@ BAD_YAML = {
     "a number as a name": "1: 2",
     "a list as a name": "? [a]\n: 1",
     "a date": "train: {lr: 2026-01-01}",
+    "a line break in a name": 'seed: {"\\n": 1}',
     "a number of many digits": "train: {max_steps: " + "9" * 10_000 + "}",
     "text for a section": "train: fast",
     "a control character": "train: {lr: \x07}",
