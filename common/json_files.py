@@ -1,8 +1,13 @@
-"""Read JSON files that may hold anything: parse them strictly and check their content against a type."""
+"""Read JSON files that may hold anything: parse them strictly and check their content against a type.
+
+Files that Longplay writes for itself are sealed: they hold their own checksum, so that an edit is noticed.
+"""
 
 import functools
+import hashlib
 import json
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +19,7 @@ Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 JsonObject = dict[str, Any]
+_SEAL = "sha256"
 
 
 class JsonFileError(ValueError):
@@ -30,6 +36,7 @@ def read_json(path: Path, shape: type[Shape]) -> Shape:
         path: a regular file in UTF-8.
         shape: what the file must hold: a dataclass, a TypedDict, or another type that Pydantic checks.
             Text is not accepted for a number, nor a number for text. Other fields of an object are ignored.
+            The checksum of a sealed object is checked and left out.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -63,11 +70,14 @@ def parse_json(content: bytes, shape: type[Shape], where: object) -> Shape:
 
     Raises:
         JsonFileError: the text is not JSON, has an object with two equal keys or more than 200 levels of
-            nesting, or does not fit `shape`.
+            nesting, does not fit `shape`, or is a sealed object that was edited.
     """
     try:
-        value = _adapter(shape).validate_json(content, strict=True)
+        plain = _unsealed(content) if _SEAL.encode() in content else content
+        value = _adapter(shape).validate_json(plain, strict=True)
         json.loads(content, object_pairs_hook=_check_keys)
+    except _EditedError:
+        raise JsonFileError(f"{where}: is damaged (its content does not match its {_SEAL})") from None
     except ValidationError as error:
         raise JsonFileError(f"{where}: {_first(error)}") from None
     except ValueError as error:
@@ -82,6 +92,30 @@ def check_json(value: object, shape: type[Shape], where: object) -> Shape:
         JsonFileError: they do not fit `shape`.
     """
     return parse_json(json.dumps(value).encode(), shape, where)
+
+
+class _EditedError(Exception):
+    """The content of a sealed object does not match its checksum."""
+
+
+def sealed(content: Mapping[str, Any]) -> JsonObject:
+    """Return a JSON object with its SHA-256 as the entry "sha256", which `parse_json` checks."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, _SEAL: _checksum(plain)}
+
+
+def _unsealed(content: bytes) -> bytes:
+    """Return the content of a sealed object without its checksum, and any other content as it is."""
+    value = _adapter(object).validate_json(content, strict=True)
+    if not isinstance(value, dict) or _SEAL not in value:
+        return content
+    if value.pop(_SEAL) != _checksum(value):
+        raise _EditedError
+    return json.dumps(value).encode()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from longplay.common.atomic import write_json
-from longplay.common.json_files import JsonFileError, read_json
+from longplay.common.json_files import JsonFileError, read_json, sealed
 from longplay.common.locks import is_locked
 from longplay.launch.console.tables import new_table, print_table
 from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     reason = _why_not_saved(args.run, args.checkpoint, found)
     if reason is None:
         file.parent.mkdir(exist_ok=True)
-        write_json(file, found.report)
+        write_json(file, sealed(found.report))
     if args.json:
         print(json.dumps(found.report))
     else:

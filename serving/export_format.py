@@ -12,6 +12,7 @@ item_inputs.safetensors   item_NAME (num_items + 1,) int32 codes, item_vectors (
 """
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,9 +112,10 @@ def read_export_config(path: Path) -> ExportConfig:
         raise ExportError(
             f"{path}: is not an export, because its format is not {FORMAT!r}; {_GIVE_AN_EXPORT}"
         )
-    if saved.get("format_version") != FORMAT_VERSION:
+    version = saved.get("format_version")
+    if version != FORMAT_VERSION:
         raise ExportError(
-            f"{path}: format version {saved.get('format_version')!r} is not {FORMAT_VERSION}; export the run "
+            f"{path}: format version {reprlib.repr(version)} is not {FORMAT_VERSION}; export the run "
             "again with this version of longplay"
         )
     encoder = _renamed(saved.get("encoder"))

@@ -26,6 +26,7 @@ from longplay.common.json_files import (
     parse_json,
     read_content,
     read_json,
+    sealed,
 )
 from longplay.common.settings import Count
 from longplay.data_shards.errors import DataError
@@ -141,7 +142,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`. Equal manifests give equal bytes."""
-        content = dataclasses.asdict(self)
+        content = sealed(dataclasses.asdict(self))
         (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     @classmethod

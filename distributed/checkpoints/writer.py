@@ -23,13 +23,12 @@ from torch import Tensor
 
 from longplay.common.atomic import replace_folder, write_json
 from longplay.common.checksums import FileInfo
-from longplay.common.json_files import read_json
+from longplay.common.json_files import read_json, sealed
 from longplay.common.tensor_file import write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
     checkpoint_name,
     is_own_checkpoint,
-    state_sha256,
 )
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.collectives import all_reduce_max
@@ -205,7 +204,7 @@ class CheckpointWriter:
         if not self.world.is_rank0:
             return
         state = {**job.state, "files": self._gather(job.partial)}
-        write_json(job.partial / "state.json", {**state, "sha256": state_sha256(state)})
+        write_json(job.partial / "state.json", sealed(state))
         for rank in range(self.world.world_size):
             (job.partial / _REPORT.format(rank)).unlink()
         self._move_away(job.final)

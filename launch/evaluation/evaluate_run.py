@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from longplay.common.atomic import write_json
+from longplay.common.json_files import sealed
 from longplay.data_shards.errors import OnBadShard
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
@@ -93,7 +94,7 @@ def evaluate_run(
             watchdog.heartbeat("writing the metrics")
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                write_json(out, report)
+                write_json(out, sealed(report))
             if checkpoint == "best":
                 write_final_metrics(run, split, loaded.step, result.metrics)
         barrier(world)

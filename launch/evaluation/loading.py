@@ -22,7 +22,7 @@ from longplay.launch.inputs.event_inputs import check_recorded, load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.saved import from_json, read_saved_run
+from longplay.launch.settings.saved import edited_settings, from_json, read_config, read_saved_run
 from longplay.models.encoder import SequenceEncoder, build_encoder
 from longplay.models.encoder_checks import check_packages
 from longplay.models.encoder_size import num_parameters
@@ -63,7 +63,17 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         ConfigError: the run has no such checkpoint.
         CheckpointError: the checkpoint is damaged or another run's; for "last", every checkpoint is.
     """
-    folder = RunFolder(run)
+    checkpoint = _open_checkpoint(RunFolder(run), name)
+    changed = edited_settings(checkpoint.state.get("config", {}), read_config(run))
+    if changed:
+        raise ConfigError(
+            f"{run / 'config.json'}: has other settings than {checkpoint.path.name} was trained with "
+            f"({'; '.join(changed[:3])}); restore the file"
+        )
+    return checkpoint
+
+
+def _open_checkpoint(folder: RunFolder, name: str) -> Checkpoint:
     if name == "best":
         best = folder.read_best()
         name = best.checkpoint if best else "last"
@@ -77,7 +87,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         return open_checkpoint(folder.checkpoints / name, owner=folder.owner())
     checkpoint, _ = latest_checkpoint(folder.checkpoints, owner=folder.owner())
     if checkpoint is None:
-        raise ConfigError(f"{run}: has no checkpoint yet; train first")
+        raise ConfigError(f"{folder.path}: has no checkpoint yet; train first")
     return checkpoint
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
 from longplay.common.checksums import FileInfo, sha256_of
-from longplay.common.json_files import JsonFileError, JsonObject, read_json
+from longplay.common.json_files import JsonFileError, JsonObject, read_json, sealed
 from longplay.common.tensor_file import WrittenFile, read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.features import vocabulary_name
@@ -84,7 +84,7 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
             inputs=inputs.spec,
             time_unit=dataset.manifest.time_unit if inputs.spec else None,
         )
-        write_json(partial / CONFIG_NAME, described.to_json())
+        write_json(partial / CONFIG_NAME, sealed(described.to_json()))
         replace_folder(partial, out)
     except (OSError, pl.exceptions.PolarsError) as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -97,6 +97,19 @@ def changed_on_resume(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str]
         return [], restart
 
 
+def edited_settings(trained: Mapping[str, Any], saved: RunConfig) -> list[str]:
+    """Return what config.json says differently from a checkpoint of the run, as `changed_settings` does.
+
+    Args:
+        trained: the configuration in the checkpoint, as JSON.
+        saved: the configuration in config.json.
+    """
+    try:
+        return changed_settings(from_json(trained), saved)
+    except ConfigError:  # another version wrote it
+        return []
+
+
 def from_json(saved: Mapping[str, Any]) -> RunConfig:
     """Rebuild the configuration of a run folder.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from longplay.common.atomic import write_json
-from longplay.common.json_files import JsonFileError, JsonObject, check_json, read_json
+from longplay.common.json_files import JsonFileError, JsonObject, check_json, read_json, sealed
 from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_holder
 from longplay.launch.run_folders.provenance import git_commit
 from longplay.launch.settings.errors import ConfigError
@@ -123,7 +123,7 @@ class SweepFolder:
             self.submitit.mkdir(parents=True, exist_ok=True)
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             about = {"version": _VERSION, "created": self.created, "updated": now, "git_commit": git_commit()}
-            write_json(self.file, {**about, "imports": imported(), "jobs": entries})
+            write_json(self.file, sealed({**about, "imports": imported(), "jobs": entries}))
         except OSError as error:
             raise ConfigError(f"--out {self.path}: cannot be written ({error.strerror})") from None
 

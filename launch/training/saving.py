@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from longplay.common.atomic import write_json
+from longplay.common.json_files import sealed
 from longplay.distributed.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_name,
@@ -139,4 +140,4 @@ class RunCheckpoints:
     def _write_best(self, at: Progress) -> None:
         if at.best_step is not None:
             best = {"checkpoint": checkpoint_name(at.best_step), "metric": self._config.train.metric}
-            write_json(self._folder.best_file, {**best, "value": at.best_value, "step": at.best_step})
+            write_json(self._folder.best_file, sealed({**best, "value": at.best_value, "step": at.best_step}))

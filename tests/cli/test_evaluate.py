@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import longplay
+from support.json_edits import edit_json
 from support.runs import small_dataset
 
 from longplay.launch.cli import main
@@ -89,8 +90,7 @@ def test_report_calls_a_run_finished_after_a_plain_evaluate(
     assert "1 run: 1 finished" in capsys.readouterr().out
     assert (run / "report" / "report.html").is_file()
 
-    best = json.loads((run / "best.json").read_text())
-    (run / "best.json").write_text(json.dumps(best | {"checkpoint": "step-000009999"}))
+    edit_json(run / "best.json", checkpoint="step-000009999")
     assert main(["report", str(run)]) == 0
     assert "1 run: 1 unfinished" in capsys.readouterr().out
 

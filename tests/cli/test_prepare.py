@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support.datasets import REPOSITORY, real_data
+from support.json_edits import edit_json
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation import pipeline as prepare_module
@@ -55,8 +56,7 @@ def test_a_dataset_of_an_older_format_is_refused_with_the_command_that_makes_it_
     options = ["--dedup", "latest", "--from=-5", "--shards", "1", "--time-scale", "10", "--sep", "tab"]
     assert prepare.main(["csv", path, "--out", str(out), *options]) == 0
     new = Dataset.open(out)
-    old = (out / "manifest.json").read_text().replace('"schema_version": 2', '"schema_version": 1')
-    (out / "manifest.json").write_text(old)
+    edit_json(out / "manifest.json", schema_version=1)
     with pytest.raises(DataError, match=r"schema_version is 1, but .* reads 2; prepare .* `.*`$") as refused:
         Dataset.open(out)
     command = str(refused.value).split("`")[1]

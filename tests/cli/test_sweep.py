@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.commands import Command, longplay
+from support.json_edits import edit_json
 from support.runs import small_dataset, small_settings
 
 from longplay.launch.cli import main
@@ -149,7 +150,8 @@ def test_a_command_in_sweep_json_is_not_run(
     folder.add(grid(data).jobs())
     folder.write()
     text = folder.file.read_text()
-    folder.file.write_text(text.replace(str(data), f"pipe:touch {tmp_path / 'hacked'};"))
+    changed = json.loads(text.replace(str(data), f"pipe:touch {tmp_path / 'hacked'};"))
+    edit_json(folder.file, jobs=changed["jobs"])
     for words in (["--dry-run"], ["--cluster", "debug"]):
         assert main(["sweep", "--out", str(folder.path), *words]) == 2
         assert "sweep.json: its dataset is the command" in capsys.readouterr().err

@@ -16,20 +16,21 @@ from support.made_up_sweeps import MadeUpSweep, made_up_run
 from support.runs import small_config, small_dataset
 from support.wrong_json import NOT_OBJECTS, contents, edits
 
+from longplay.common.json_files import JsonObject, read_json, sealed
 from longplay.common.tensor_file import TensorFile
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import inspect_dataset
-from longplay.distributed.checkpoints.checkpoint import latest_checkpoint, state_sha256
+from longplay.distributed.checkpoints.checkpoint import latest_checkpoint
 from longplay.launch.cli import main
 from longplay.launch.evaluation.loading import find_checkpoint, open_dataset
 from longplay.launch.reports.data import collect
 from longplay.launch.run_folders.metrics_file import METRICS_FILE, drop_scalars_after, read_scalars
 from longplay.launch.run_folders.run_folder import RunFolder
-from longplay.launch.settings.saved import changed_on_resume, read_config
+from longplay.launch.settings.saved import changed_on_resume, changed_settings, read_config
 from longplay.launch.sweeps.folder import open_sweep
 from longplay.launch.sweeps.status import sweep_status
 from longplay.launch.training.progress import RunState, read_progress
-from longplay.serving.export_format import ExportError
+from longplay.serving.export_format import ExportError, read_export_config
 from longplay.serving.exported_model import ExportedModel
 
 EXAMPLES = hypothesis.settings(max_examples=int(os.environ.get("LONGPLAY_EXAMPLES", "100")))
@@ -127,14 +128,14 @@ def test_another_model_in_config_json_is_refused_before_it_is_built(
     (run / "config.json").write_text(json.dumps(saved))
     assert main(["evaluate", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"restore config\.json|more than 2\^63 bytes", line), line
+    assert re.search(r"other settings than step-.*; restore the file|more than 2\^63 bytes", line), line
 
 
 def test_other_weights_in_an_export_are_refused_in_a_short_line(folders: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(folders / "export", tmp_path / "export")
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_json(folder / "config.json", JsonObject)
     saved["encoder"]["num_blocks"] = 100
-    (folder / "config.json").write_text(json.dumps(saved))
+    (folder / "config.json").write_text(json.dumps(sealed(saved)))
     check_refusal(lambda: ExportedModel.load(folder), folder / "encoder.safetensors")
 
 
@@ -143,10 +144,10 @@ def test_another_model_in_an_export_is_refused_before_it_is_built(
     folders: Path, tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(folders / "export", tmp_path / "export")
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_json(folder / "config.json", JsonObject)
     saved["encoder"] |= {"model": "recmamba", "positional_embedding": True}
     saved["encoder"][setting] = 1000 if setting == "num_blocks" else 1_000_000_000
-    (folder / "config.json").write_text(json.dumps(saved))
+    (folder / "config.json").write_text(json.dumps(sealed(saved)))
     monkeypatch.setattr("longplay.serving.export_files.build_encoder", lambda *_, **__: pytest.fail("built"))
     with pytest.raises(ExportError, match=r"does not fit config\.json \(.*; export the run again") as raised:
         ExportedModel.load(folder)
@@ -167,6 +168,7 @@ def test_any_config_json_is_read_or_refused(folders: Path, data: st.DataObject) 
         read_config(run)
         open_dataset(run, None)
         find_checkpoint(run, "best")
+        assert not changed_settings(config, read_config(run))
 
     file = run / "config.json"
     content = data.draw(contents(json.loads(file.read_text())))
@@ -179,7 +181,14 @@ def test_any_config_json_is_read_or_refused(folders: Path, data: st.DataObject) 
 def test_any_manifest_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
     file = folders / "data" / "manifest.json"
     content = data.draw(contents(json.loads(file.read_text())))
-    damaged(file, content, lambda: inspect_dataset(Dataset.open(file.parent)))
+    intact = Dataset.open(file.parent).manifest
+
+    def use() -> None:
+        dataset = Dataset.open(file.parent)
+        assert dataset.manifest == intact
+        inspect_dataset(dataset)
+
+    damaged(file, content, use)
 
 
 @EXAMPLES
@@ -203,11 +212,11 @@ def test_a_wrong_value_is_shown_shortened_and_with_its_file(
     folders: Path, file: str, field: str, value: Any
 ) -> None:
     path = folders / ("data" if file == "manifest.json" else "sweep") / file
-    document = json.loads(path.read_text())
+    document = read_json(path, JsonObject)
     place = document if file == "manifest.json" else next(iter(document["jobs"].values()))
     place[field] = value
     use = Dataset.open if file == "manifest.json" else open_sweep
-    damaged(path, json.dumps(document).encode(), lambda: use(path.parent))
+    damaged(path, json.dumps(sealed(document)).encode(), lambda: use(path.parent))
 
 
 @EXAMPLES
@@ -215,7 +224,12 @@ def test_a_wrong_value_is_shown_shortened_and_with_its_file(
 def test_any_best_json_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
     file = folders / "run" / "best.json"
     content = data.draw(contents(json.loads(file.read_text())))
-    damaged(file, content, lambda: find_checkpoint(file.parent, "best"))
+    best = find_checkpoint(file.parent, "best").path
+
+    def use() -> None:
+        assert find_checkpoint(file.parent, "best").path == best
+
+    damaged(file, content, use)
     damaged(file, content, lambda: collect([file.parent]))
 
 
@@ -250,7 +264,13 @@ def test_any_line_of_metrics_jsonl_is_read_or_skipped(folders: Path, data: st.Da
 def test_any_config_json_of_an_export_is_read_or_refused(folders: Path, data: st.DataObject) -> None:
     file = folders / "export" / "config.json"
     content = data.draw(contents(json.loads(file.read_text())))
-    damaged(file, content, lambda: ExportedModel.load(file.parent))
+    intact = read_export_config(file.parent)
+
+    def use() -> None:
+        ExportedModel.load(file.parent)
+        assert read_export_config(file.parent) == intact
+
+    damaged(file, content, use)
 
 
 @EXAMPLES
@@ -287,7 +307,7 @@ def test_a_damaged_state_json_gives_the_checkpoint_before(
     del state["sha256"]
     edited = data.draw(edits(state))
     if signed and edited != state:
-        file.write_text(json.dumps({**edited, "sha256": state_sha256(edited)}))
+        file.write_text(json.dumps(sealed(edited)))
     else:
         file.write_bytes(data.draw(contents(json.loads(before))))
     try:

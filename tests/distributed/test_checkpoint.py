@@ -10,6 +10,7 @@ from support.ranks import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
+from longplay.common.json_files import sealed
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
     checkpoint_name,
@@ -18,7 +19,6 @@ from longplay.distributed.checkpoints.checkpoint import (
     load_encoder_weights,
     open_checkpoint,
     prune_checkpoints,
-    state_sha256,
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.engine import EncoderEngine, EngineConfig
@@ -144,7 +144,7 @@ def write_checkpoint(path: Path, step: int, **owner: Any) -> Path:
     state = {"schema_version": SCHEMA_VERSION, "step": step, "files": {}, **owner}
     state |= {"num_items": NUM_ITEMS, "width": WIDTH, "table_update": "row_sparse", "table_steps": step}
     path.mkdir(parents=True)
-    (path / "state.json").write_text(json.dumps({**state, "sha256": state_sha256(state)}))
+    (path / "state.json").write_text(json.dumps(sealed(state)))
     return path
 
 

@@ -15,6 +15,7 @@ import torch
 from support.commands import longplay
 from support.datasets import log_normal_lengths
 from support.feature_sets import random_dataset
+from support.json_edits import edit_json
 from support.ranks import run_ranks
 from support.runs import read_metrics, small_config
 
@@ -212,8 +213,7 @@ def test_times_without_a_unit_have_gaps_but_no_time_of_day(
     data: Path, tmp_path: Path, unit: str | None, why: str
 ) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "set"))
-    path = copy / MANIFEST_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), "time_unit": unit}))
+    edit_json(copy / MANIFEST_NAME, time_unit=unit)
     dataset = Dataset.open(copy)
     assert load_inputs(InputConfig(time_gap="fourier"), dataset).columns.times
     with pytest.raises(ConfigError, match=f"inputs.time_of_day=true: .* {why}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from longplay.data_shards.preparation.pipeline import prepare_dataset
 from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.manifest import MANIFEST_NAME, SourceInfo, TimeUnit
+from support.json_edits import edit_json
 
 Sequences = dict[int, list[tuple[int, int]]]
 LENIENT = PrepareOptions(max_bad_fraction=1)
@@ -128,6 +128,5 @@ def prepared(source: Source, out: Path, options: PrepareOptions = LENIENT) -> Da
 
 
 def edit_manifest(folder: Path, **changes: object) -> None:
-    """Set fields of the manifest without a check."""
-    path = folder / MANIFEST_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Set fields of the manifest, and its checksum, without a check."""
+    edit_json(folder / MANIFEST_NAME, **changes)

@@ -1,10 +1,10 @@
 """Invalid input: one line with the place and the remedy, exit code 2, and no changed file."""
 
-import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from support.json_edits import edit_json
 from support.refusals import HEAD, SIZE, Refuse
 
 from longplay.launch.cli import main
@@ -177,9 +177,11 @@ def test_train_refuses_shards_that_do_not_match_the_manifest(
 
 def test_train_refuses_a_damaged_manifest(tmp_path: Path, data: Path, refuse: Refuse) -> None:
     words = ("train", "demo", "--data", data, "--run", tmp_path / "run")
-    manifest = json.loads((data / "manifest.json").read_text())
-    (data / "manifest.json").write_text(json.dumps({**manifest, "num_users": 61}))
+    edit_json(data / "manifest.json", num_users=61)
     refuse(*words, pattern=r"manifest\.json: is damaged \(.*61\); prepare the dataset again")
+    content = (data / "manifest.json").read_text()
+    (data / "manifest.json").write_text(content.replace('"num_users": 61', '"num_users": 60'))
+    refuse(*words, pattern=r"manifest\.json: is damaged \(its content does not match its sha256\)")
     (data / "manifest.json").write_text("{")
     refuse(*words, pattern=r"manifest\.json: cannot be read .*prepare the dataset again")
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from support.commands import Command, longplay
 from support.datasets import REPOSITORY
+from support.json_edits import edit_json
 
 import longplay as package
 from longplay.data_shards.storage.dataset import Dataset
@@ -91,11 +92,6 @@ def test_overwrite_replaces_an_export_and_nothing_else(run: Path, exported: Path
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
 @pytest.mark.parametrize("kib", [1, 8, 16])
 def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(
     run: Path, tmp_path: Path, kib: int, capsys: pytest.CaptureFixture[str]
@@ -121,8 +117,15 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(
         (lambda folder: (folder / "config.json").unlink(), "is not an export"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "is not an export"),
+        (
+            lambda folder: retype(folder, '"num_items": 300', '"num_items": 299'),
+            "does not match",
+        ),
         (lambda folder: edit_config(folder, format_version=2), "format version 2 is not 1"),
-        (lambda folder: edit_config(folder, encoder={"model": "bert4rec"}), "is not registered"),
+        (
+            lambda folder: edit_config(folder, encoder={"model": "bert4rec"}),
+            "is not registered",
+        ),
         (lambda folder: edit_config(folder, files={}), "does not list"),
         (lambda folder: edit_config(folder, num_items=299), "is not an fp32 table of 300 x 16"),
         (lambda folder: (folder / "items.parquet").unlink(), "is missing"),
@@ -147,6 +150,16 @@ def test_verify_finds_a_changed_row(exported: Path, tmp_path: Path) -> None:
     package.load(folder)
     with pytest.raises(ExportError, match="sha256 differs"):
         package.load(folder, verify=True)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    edit_json(folder / "config.json", **changes)
+
+
+def retype(folder: Path, old: str, new: str) -> None:
+    content = (folder / "config.json").read_text()
+    assert old in content
+    (folder / "config.json").write_text(content.replace(old, new))
 
 
 def flip(file: Path, at: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.commands import longplay
 from support.exports import histories, recommended, trained
+from support.json_edits import edit_json
 
 import longplay as package
 from longplay.serving.exported_model import ExportedModel
@@ -225,9 +226,8 @@ def test_an_unusable_device_is_named(
 
 def test_an_encoder_that_is_not_imported_is_named(exported: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(exported, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config["encoder"]["model"] = "my_encoder"
-    (copy / "config.json").write_text(json.dumps(config))
+    encoder = json.loads((copy / "config.json").read_text())["encoder"]
+    edit_json(copy / "config.json", encoder={**encoder, "model": "my_encoder"})
     with pytest.raises(ValueError, match="'my_encoder' is not registered; import the module"):
         package.load(copy)
 

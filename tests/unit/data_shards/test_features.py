@@ -76,10 +76,10 @@ def test_without_features_nothing_in_a_shard_changes(tmp_path: Path) -> None:
     assert write_shard(tmp_path / "a.tar", 0, lengths, events, events, {}) == plain
 
 
-def test_a_manifest_without_features_and_unit_is_read(tmp_path: Path) -> None:
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "set", log_normal_lengths(40))
     content = json.loads((tmp_path / "set" / MANIFEST_NAME).read_text())
-    del content["features"], content["time_unit"]
+    del content["features"], content["time_unit"], content["sha256"]
     (tmp_path / "set" / MANIFEST_NAME).write_text(json.dumps(content))
     manifest = Manifest.read(tmp_path / "set")
     assert manifest == dataset.manifest

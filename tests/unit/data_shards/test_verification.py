@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import pytest
-from support.datasets import log_normal_lengths, make_dataset
+from support.datasets import edit_manifest, log_normal_lengths, make_dataset
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
@@ -285,9 +285,7 @@ def test_wrong_content_with_a_matching_checksum_is_found(folder: Path, fault: Fa
 
 
 def test_rows_that_do_not_add_up_are_found(folder: Path) -> None:
-    content = json.loads((folder / MANIFEST_NAME).read_text())
-    content["rows_in"] += 1
-    (folder / MANIFEST_NAME).write_text(json.dumps(content))
+    edit_manifest(folder, rows_in=Manifest.read(folder).rows_in + 1)
     assert_found(folder, r"manifest.json: is damaged \(rows do not add up: ")
 
 
