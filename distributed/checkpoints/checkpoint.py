@@ -225,9 +225,8 @@ def _read_state(
         for field, value in owner.items():
             found = state.get(field)
             if found != value:
-                raise CheckpointError(
-                    f"{path}: is another run's checkpoint, its {field} is {reprlib.repr(found)}, not {value}"
-                )
+                different = f"its {field} is {reprlib.repr(found)}, not {value!r}"
+                raise CheckpointError(f"{path}: is another run's checkpoint, {different}")
         if shape is not None:
             parse_json(content, shape, file)
     except FileNotFoundError:

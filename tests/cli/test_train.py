@@ -16,6 +16,7 @@ import torch
 from support.commands import Command, longplay
 from support.runs import read_metrics, small_config, small_dataset, steps_logged
 
+from longplay.common.json_files import JsonObject, read_json
 from longplay.common.locks import FolderLock
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.launch.estimates import estimate_run as estimate_module
@@ -230,7 +231,7 @@ def test_a_resumed_run_names_changed_settings_and_restarts_the_best_of_a_changed
     )
     values = read_metrics(tmp_path / "run", f"eval_{metric}")
     best = {"checkpoint": "step-000000012", "metric": metric, "value": values[12], "step": 12}
-    assert json.loads((tmp_path / "run/best.json").read_text()) == best
+    assert read_json(tmp_path / "run/best.json", JsonObject) == best
     # The values of the next metric are all below the best of the last one.
     words += ["--train.metric", "full/ndcg@5", "--train.eval_every_steps", "9"]
     longplay([*words, "--train.max_steps", "16"], tmp_path / "log")

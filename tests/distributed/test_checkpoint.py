@@ -180,7 +180,7 @@ def not_ours(root: Path) -> list[Path]:
 
 def test_only_the_checkpoints_that_the_run_wrote_are_loaded_and_pruned(tmp_path: Path) -> None:
     others, owner = not_ours(tmp_path), {"run_id": "a"}
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* its run_id is b, not a"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* its run_id is 'b', not 'a'"):
         latest_checkpoint(tmp_path, owner=owner)
     for step in (1, 2, 3):
         write_checkpoint(tmp_path / checkpoint_name(step), step, **owner)
