@@ -5,7 +5,7 @@
 
 Each row of the result holds a user, the list of the user's items and the list of their times, sorted by time.
 Spark does not keep the order of its input, so events of equal time are sorted by item, then by the features.
-Rows without a user, an item or a time are dropped and counted. To choose a cluster, its memory and the
+Rows without a valid user, item or time are dropped and counted. To choose a cluster, its memory and the
 packages that read s3a:// or gs://, run this file with `spark-submit`.
 """
 
@@ -19,7 +19,9 @@ from pyspark.sql import functions as F
 
 def read(spark: SparkSession, paths: list[str], kind: str) -> DataFrame:
     """Read events. The columns of CSV are text, so that ids such as `007` stay as they are."""
-    return spark.read.csv(paths, header=True) if kind == "csv" else spark.read.format(kind).load(paths)
+    if kind != "csv":
+        return spark.read.format(kind).load(paths)
+    return spark.read.csv(paths, header=True, escape='"')  # a quote in a quoted field is written twice
 
 
 def column(frame: DataFrame, name: str, cast: str | None) -> Column:
@@ -65,7 +67,7 @@ def main() -> None:
         parser.error(f"column {args.time} holds text; pass --time-type bigint, double or timestamp")
     whole = events.dropna(subset=["user", "item", "time"])
     sequences(whole, features).write.parquet(args.out)
-    print(f"{rows.count() - whole.count()} rows without a user, an item or a time were dropped")
+    print(f"{rows.count() - whole.count()} rows without a valid user, item or time were dropped")
     spark.stop()
 
 
