@@ -23,11 +23,14 @@ fail() {
 (($# > 0)) || fail "pass the arguments of longplay prepare: PARTS=4 $0 FORMAT ... --out DIR"
 [[ $PARTS =~ ^[1-9][0-9]*$ ]] || fail "PARTS is '$PARTS'; set it to a number of parts"
 [[ -x $PYTHON ]] || fail "PYTHON $PYTHON: is not an executable; run make install, or set PYTHON"
+# Slurm fails a job whose output cannot be written, without a message.
+mkdir -p "$LOGS" 2> /dev/null || fail "LOGS $LOGS: cannot be created; set it to a folder that all nodes share"
 
 submit() { # NAME WORDS: submit a job that runs longplay prepare with the arguments and WORDS
   local command=("$PYTHON" -m longplay.launch.prepare "${arguments[@]}")
   sbatch --parsable --requeue --job-name="longplay-$1" --cpus-per-task="$CPUS" --time="$TIME" \
-    "${options[@]}" --wrap="exec ${command[*]@Q} $2"
+    "${options[@]}" --wrap="exec ${command[*]@Q} $2" ||
+    fail "sbatch refuses the jobs of $1; set CPUS ($CPUS), TIME ($TIME) or sbatch's variables, such as SBATCH_PARTITION"
 }
 
 arguments=("$@")

@@ -94,7 +94,7 @@ if ((code == 0)) && [[ ! -e $LONGPLAY_OUTCOME ]]; then
 fi
 if [[ -n $terminated ]]; then
   rm -f "$LONGPLAY_OUTCOME"
-  info "stopped by Slurm; submit again to resume"
+  info "stopped by Slurm; resumes when Slurm requeues it or when it is submitted again"
   exit 143
 fi
 requeue_if_saved

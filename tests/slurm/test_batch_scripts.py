@@ -124,7 +124,7 @@ def test_scancel_ends_a_job_without_a_requeue(workspace: Workspace) -> None:
     workspace.wait_for_ranks(job, 2)
     workspace.cluster.call("scancel", job.number)
     assert job.wait_for_end() == "CANCELLED"
-    assert job.printed().splitlines()[-1] == "longplay: stopped by Slurm; submit again to resume"
+    assert job.printed().splitlines()[-1].startswith("longplay: stopped by Slurm; resumes when")
     assert "requeuing the job" not in job.printed()
 
 

@@ -23,7 +23,7 @@ def write_events(path: Path) -> None:
 
 
 def submit(folder: Path, words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    env = env | {"PYTHON": sys.executable, "LOGS": str(folder), "CPUS": "1", "PARTS": "2"}
+    env = env | {"PYTHON": sys.executable, "LOGS": str(folder / "logs"), "CPUS": "1", "PARTS": "2"}
     return subprocess.run(
         [str(SCRIPT), *words], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
     )
@@ -36,7 +36,7 @@ def jobs(cluster: LocalCluster, folder: Path, printed: str) -> list[Job]:
     outputs = [(f"{name}-{array}_1", f"{name}-merge-{merge}") for name, array, merge in pairs]
     numbers = [(array, merge) for _, array, merge in pairs]
     return [
-        Job(cluster, number, folder / f"prepare-{output}.out")
+        Job(cluster, number, folder / "logs" / f"prepare-{output}.out")
         for pair, names in zip(numbers, outputs, strict=True)
         for number, output in zip(pair, names, strict=True)
     ]
