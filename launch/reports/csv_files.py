@@ -14,7 +14,7 @@ from longplay.launch.reports.tables import REFERENCE, machines, with_multiples
 _NAMES = ("dataset", "context_length", "label")
 _COUNTS = ("runs", "finished")
 _RUN = ("run", "folder", "dataset", "context_length", "model", "recipe", "grid", "variant", "seed", "state")
-_RUN += ("error", "progress", *COSTS, "device", "eval_device", "ranks")
+_RUN += ("error", "progress", *COSTS, "device", "ranks", "eval_device", "eval_ranks")
 _RUN += ("checkpoint", "commit", "host", "torch")
 
 

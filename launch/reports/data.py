@@ -26,7 +26,7 @@ _TEXTS = ("run", "folder", "source", "settings", "dataset", "model", "recipe", "
 _TEXTS += ("state", "error", "progress", "device", "eval_device", "checkpoint", "commit", "host", "torch")
 _SCHEMA: dict[str, Any] = {
     **dict.fromkeys(_TEXTS, pl.String),
-    **dict.fromkeys(("context_length", "seed", "ranks"), pl.Int64),
+    **dict.fromkeys(("context_length", "seed", "ranks", "eval_ranks"), pl.Int64),
     **dict.fromkeys(COSTS, pl.Float64),
     "curve_metric": pl.String,
     "curve_seconds": pl.List(pl.Float64),
@@ -75,6 +75,12 @@ class _Evaluation(TypedDict, total=False):
     seconds: Finite
 
 
+class _State(TypedDict):
+    """What a report needs of a checkpoint's state.json."""
+
+    world_size: Natural
+
+
 class ReportError(ValueError):
     """The given folders hold no runs, or damaged ones; the message names what to give instead."""
 
@@ -89,8 +95,8 @@ def collect(paths: Sequence[Path]) -> pl.DataFrame:
         grid, variant: what the sweep varies ("study": context lengths), and the value of that setting.
         state: finished, running, unfinished, failed or missing.
         error, progress: error line of a failed run; step and epoch of an unfinished one.
-        device: name of the device in training.
-        eval_device, ranks: "cpu" or "cuda", and the number of ranks, in the evaluation.
+        device, ranks: name of the device and number of ranks in training.
+        eval_device, eval_ranks: "cpu" or "cuda", and the number of ranks, in the evaluation.
         curve_metric, curve_seconds, curve_values: the validations, with the training time before each.
         a column per cost, see `COSTS`, and per metric of the test split, such as "full_unseen/hit@10".
 
@@ -210,7 +216,8 @@ def _outcome(path: Path, run: _Run | None, logs: Sequence[Path]) -> Row:
         **{name: run and getattr(run, name) for name in ("host", "device")},
         **{"commit": run and run.git_commit, "torch": run and run.packages.get("torch")},
         "checkpoint": report.get("checkpoint"),
-        **{"ranks": report.get("ranks"), "eval_device": report.get("device")},
+        **{"ranks": _training_ranks(path), "eval_ranks": report.get("ranks")},
+        "eval_device": report.get("device"),
         **series.costs(evaluation=report),
         **series.curve(train.get("metric", "full_unseen/ndcg@10")),
         **_metrics(report),
@@ -224,6 +231,15 @@ def _read_run(path: Path) -> _Run:
         raise ReportError(f"{path}: has no config.json; leave the folder out") from None
     except JsonFileError as error:
         raise ReportError(f"{error}; restore the file, or leave the run out") from None
+
+
+def _training_ranks(path: Path) -> int | None:
+    """Return the number of ranks that saved the newest checkpoint of a run, None if unknown."""
+    states = sorted((path / "checkpoints").glob(f"step-{'[0-9]' * 9}/state.json"))
+    try:
+        return read_json(states[-1], _State)["world_size"] if states else None
+    except (FileNotFoundError, JsonFileError):
+        return None
 
 
 def _train_settings(run: _Run | None) -> _Train:

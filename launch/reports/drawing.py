@@ -153,6 +153,15 @@ def plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def label_short_axis(axis: Axis) -> None:
+    """Choose ticks that have labels for a logarithmic axis of fewer than two powers of ten."""
+    low, high = axis.get_view_interval()
+    if high < 8 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    elif high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
 def tidy(axes: Axes) -> None:
     """Draw a light grid, drop the frame's right and top, and choose round ticks."""
     axes.grid(color="0.9", linewidth=0.8)

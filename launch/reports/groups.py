@@ -22,7 +22,7 @@ def group_frame(runs: pl.DataFrame) -> pl.DataFrame:
     """
     metrics = [name for name in runs.columns if "/" in name]
     values = [*COSTS, *metrics]
-    lists = ("device", "eval_device", "ranks")
+    lists = ("device", "ranks", "eval_device", "eval_ranks")
     groups = (
         runs.with_row_index("member")
         .with_columns(

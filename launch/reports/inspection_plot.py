@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator
 from longplay.common.atomic import named_errors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.inspection import Inspection, num_top
-from longplay.launch.reports.drawing import plain_numbers
+from longplay.launch.reports.drawing import label_short_axis, plain_numbers
 
 _BLUE, _ORANGE, _GREEN = "#4477aa", "#cc6633", "#228833"
 _NUM_BINS = 40
@@ -27,6 +27,8 @@ def draw(dataset: Dataset, found: Inspection, path: Path) -> None:
     lengths, popularity = figure.subplots(1, 2)
     _draw_lengths(lengths, dataset.lengths, found)
     _draw_popularity(popularity, dataset.item_counts, found)
+    for axis in (lengths.xaxis, popularity.xaxis, popularity.yaxis):
+        label_short_axis(axis)
     for axes in (lengths, popularity):
         axes.grid(color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)

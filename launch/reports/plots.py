@@ -130,18 +130,20 @@ def _curves(dataset: str, groups: pl.DataFrame, curves: Sequence[tuple[str, Row]
     return Plot(
         name=f"time-{dataset}",
         title=f"{dataset}: accuracy against training time",
-        caption="One curve per run; a circle marks the best validation, dashes a run that is not finished. "
+        caption="One curve per run; a circle marks the best validation. Unfinished runs are faint. "
         "The time is that of training steps only, without validation and saving.",
         figure=figure,
     )
 
 
 def _curve(axes: Axes, run: Row, style: Style, unit: float) -> None:
-    line = "-" if run["state"] == "finished" else "--"
+    strength = 0.9 if run["state"] == "finished" else 0.4
     times, values = [seconds / unit for seconds in run["curve_seconds"]], run["curve_values"]
-    axes.plot(times, values, color=style.color, linestyle=line, linewidth=1.3, alpha=0.85)
+    axes.plot(times, values, color=style.color, linestyle=style.line, linewidth=1.3, alpha=strength)
     top = max(range(len(times)), key=values.__getitem__)
-    axes.plot(times[top], values[top], "o", color=style.color, markersize=6, markerfacecolor="white")
+    axes.plot(
+        times[top], values[top], "o", color=style.color, markersize=6, markerfacecolor="white", alpha=strength
+    )
 
 
 def _ablation(grid: str, groups: pl.DataFrame) -> Plot:

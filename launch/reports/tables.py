@@ -114,7 +114,7 @@ def with_multiples(groups: pl.DataFrame) -> Iterator[tuple[Row, dict[str, float 
     """Yield each group with its costs as multiples of the reference model's, None if not comparable.
 
     Groups are comparable if they have the same dataset, context length and grid, and if nothing known about
-    their devices and ranks differs. The number of ranks is known once a run is evaluated.
+    their devices and ranks differs.
     """
     references: dict[tuple[object, ...], Row] = {}
     for row in _rows(groups):
@@ -124,7 +124,7 @@ def with_multiples(groups: pl.DataFrame) -> Iterator[tuple[Row, dict[str, float 
         other = references.get((row["dataset"], row["context_length"], row["grid"]))
         if other and any(
             row[name] and other[name] and row[name] != other[name]
-            for name in ("device", "eval_device", "ranks")
+            for name in ("device", "ranks", "eval_device", "eval_ranks")
         ):
             other = None
         yield (
@@ -137,8 +137,10 @@ def with_multiples(groups: pl.DataFrame) -> Iterator[tuple[Row, dict[str, float 
 
 
 def machines(row: Row) -> str:
-    """Return the number of ranks and the devices of a group's runs: 2 × NVIDIA H100."""
-    return " × ".join(", ".join(map(str, row[name])) for name in ("ranks", "device") if row[name]) or "–"
+    """Return the number of ranks and the devices of a group's runs: 2 × NVIDIA H100 (evaluation: 1)."""
+    text = " × ".join(", ".join(map(str, row[name])) for name in ("ranks", "device") if row[name]) or "–"
+    others = row["eval_ranks"] if row["ranks"] != row["eval_ranks"] else []
+    return f"{text} (evaluation: {', '.join(map(str, others))})" if others else text
 
 
 def _rows(frame: pl.DataFrame) -> Iterator[Row]:

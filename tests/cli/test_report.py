@@ -13,6 +13,7 @@ from support.made_up_sweeps import MadeUpSweep, made_up_run, write_evaluation
 from longplay.launch.cli import main
 from longplay.launch.reports.data import collect
 from longplay.launch.reports.groups import group_frame
+from longplay.launch.reports.plots import plots
 from longplay.launch.reports.tables import accuracy_tables
 
 HITS = {  # (model, context length) -> hit@10 of each seed
@@ -131,7 +132,37 @@ def test_a_run_in_training_is_compared_with_sasrec(tmp_path: Path) -> None:
     made_up_run(tmp_path / "runs" / "b", model="mambarec", events_per_s=3000, hit10=None)
     out = report(tmp_path / "runs", out=tmp_path / "out")
     row = the_row(out / "efficiency.csv", model="MambaRec")
-    assert (row["events_per_s_of_sasrec"], row["eval_s"], row["ranks"]) == ("3.0", "", "cpu")
+    assert (row["events_per_s_of_sasrec"], row["eval_s"], row["ranks"]) == ("3.0", "", "1 × cpu")
+
+
+def test_the_ranks_of_training_and_evaluation_are_both_shown(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "runs" / "a", model="sasrec", ranks=4)
+    made_up_run(tmp_path / "runs" / "b", model="mambarec", ranks=2, hit10=None)
+    made_up_run(tmp_path / "runs" / "c", model="gru4rec", ranks=None)
+    out = report(tmp_path / "runs", out=tmp_path / "out")
+    ranks = {row["model"]: row["ranks"] for row in rows_of(out / "efficiency.csv")}
+    assert ranks == {
+        "SASRec": "4 × cpu (evaluation: 1)",
+        "MambaRec": "2 × cpu",
+        "GRU4Rec": "cpu (evaluation: 1)",
+    }
+    assert the_row(out / "efficiency.csv", model="MambaRec")["events_per_s_of_sasrec"] == ""
+    assert [row["ranks"] for row in rows_of(out / "runs.csv")] == ["4", "2", ""]
+
+
+def test_a_curve_has_the_line_of_its_label_in_the_legend(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "runs" / "a", lr=0.01, hit10=None)
+    made_up_run(tmp_path / "runs" / "b", lr=0.02, validations=(0.2, 0.3))
+    runs = collect([tmp_path / "runs"])
+    (curves,) = (plot for plot in plots(group_frame(runs), runs) if plot.name.startswith("time-"))
+    lines = {line.get_linestyle(): list(line.get_ydata()) for line in curves.figure.axes[0].lines}
+    handles = {
+        text.get_text(): handle.get_linestyle()
+        for legend in curves.figure.legends
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    assert lines[handles["SASRec (a)"]] == [0.01, 0.03, 0.02]
+    assert lines[handles["SASRec (b)"]] == [0.2, 0.3]
 
 
 def test_the_time_of_a_validation_is_the_sum_of_the_steps_before_it(tmp_path: Path) -> None:

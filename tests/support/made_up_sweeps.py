@@ -22,9 +22,16 @@ def made_up_run(
     steps_per_epoch: int = 10,
     data: str = "/data/m",
     lr: float = 0.01,
+    ranks: int | None = 1,
 ) -> None:
-    """Write a run with a validation per epoch, evaluated with ndcg@10 = hit10 / 2 if `hit10` is given."""
+    """Write a run with a validation per epoch, evaluated with ndcg@10 = hit10 / 2 if `hit10` is given.
+
+    Its checkpoint was saved by that number of `ranks`; None writes no checkpoint.
+    """
     path.mkdir(parents=True)
+    if ranks is not None:
+        (path / "checkpoints" / "step-000000020").mkdir(parents=True)
+        (path / "checkpoints" / "step-000000020" / "state.json").write_text(json.dumps({"world_size": ranks}))
     config = {
         "recipe": model,
         "seed": seed,
