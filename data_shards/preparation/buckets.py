@@ -1,8 +1,7 @@
 """The second pass of `prepare`: sort the events of each bucket into sequences.
 
 A user is in one bucket only, so work on single users is done here, in memory: order by time, remove repeats,
-limit the length. Items become codes: their distance from the smallest id if ids are dense, their rank if they
-are strings, otherwise their index among the distinct ids.
+limit the length.
 """
 
 from __future__ import annotations
@@ -14,40 +13,16 @@ import numpy as np
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.array_file import ArrayFile
-from longplay.data_shards.preparation.names import Names
+from longplay.data_shards.preparation.item_codes import ItemCodes, ids_are_dense
+from longplay.data_shards.preparation.job import Job
+from longplay.data_shards.preparation.options import SORT_BYTES_PER_EVENT, PrepareOptions
 from longplay.data_shards.preparation.partition import RunTotals, bucket_parts, open_runs
 from longplay.data_shards.preparation.shares import WHOLE, Share
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
-from longplay.data_shards.progress import Progress, no_progress
 
 REPEATED_ITEM = "repeated_item"
 OVER_MAX_USER_EVENTS = "over_max_user_events"
-SORT_BYTES_PER_EVENT = 72
-"""Peak memory of sorting, measured with `benchmarks/prepare.py`."""
-_ALWAYS_DENSE = 1 << 20
-_MOST_SPARSE = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketOptions:
-    """How a user's events become a sequence.
-
-    Attributes:
-        num_buckets: number of buckets.
-        num_workers: number of threads.
-        dedup_latest: keep only a user's latest event with each item.
-        max_user_events: maximum number of latest events kept of each user; None: all.
-        memory_bytes: memory limit of one thread.
-        features: names of the event features.
-    """
-
-    num_buckets: int
-    num_workers: int
-    dedup_latest: bool
-    max_user_events: int | None
-    memory_bytes: int
-    features: tuple[str, ...] = ()
 
 
 class Buckets:
@@ -77,7 +52,7 @@ class Buckets:
         return len(self._files)
 
     def users(self, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (users,) int64 original ids in ascending order, and numbers of events."""
+        """Return (users,) int64 ids, or hashes of strings, ascending, and numbers of events."""
         return self._files[bucket].read("user"), self._files[bucket].read("length")
 
     def item_codes(
@@ -117,70 +92,23 @@ class Buckets:
         return file.read_ranges(name, begins, lengths)
 
 
-@dataclass(frozen=True)
-class ItemCodes:
-    """The mapping from original ids to codes.
-
-    Attributes:
-        least: smallest original id, with code 0, if the ids are dense.
-        num_codes: codes are 0..num_codes - 1.
-        distinct: (items,) int64 ascending original ids, indexed by code; None if they are dense or strings.
-        names: the strings, whose ranks are the codes; None if the ids are integers.
-    """
-
-    least: int
-    num_codes: int
-    distinct: np.ndarray | None = None
-    names: Names | None = None
-
-    @property
-    def dense(self) -> bool:
-        return self.distinct is None and self.names is None
-
-    def find(self, items: np.ndarray) -> np.ndarray:
-        """Return the (N,) codes of (N,) ascending items, if they are not dense."""
-        if self.names is not None:
-            return self.names.ranks(items)
-        assert self.distinct is not None
-        return np.searchsorted(self.distinct, items)
-
-    def originals(self, codes: np.ndarray) -> np.ndarray:
-        """Return the (N,) int64 original ids of (N,) codes, or the ranks of strings."""
-        return codes.astype(np.int64) + self.least if self.distinct is None else self.distinct[codes]
-
-
-def ids_are_dense(totals: RunTotals) -> bool:
-    """Return whether a table over the whole range of item ids is small compared with the events."""
-    low, high = totals.item_range
-    return "item" not in totals.named and high - low < max(
-        _ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31)
-    )
-
-
-def sort_buckets(
-    runs_folder: Path,
-    folder: Path,
-    totals: RunTotals,
-    options: BucketOptions,
-    progress: Progress = no_progress,
-    share: Share = WHOLE,
-) -> None:
-    """Write the buckets of a share, `bucket-00000`..., into `folder`, except those that exist.
+def sort_buckets(job: Job, totals: RunTotals, share: Share = WHOLE) -> None:
+    """Write the buckets of a share, `bucket-00000`..., except those that exist.
 
     Raises:
         DataError: the events of a bucket do not fit into memory.
     """
-    runs, done = open_runs(runs_folder, totals.num_runs), 0
+    runs, folder, done = open_runs(job.runs, totals.num_runs), job.buckets, 0
 
     def work(bucket: int) -> int:
         path = folder / f"bucket-{bucket:05d}"
         if not path.exists():
-            _sort_bucket(path, _load(runs, totals, bucket, options), totals, options)
+            _sort_bucket(path, _load(runs, totals, bucket, job), totals, job.options)
         return ArrayFile(path).meta["num_read"]
 
-    for num_read in in_order(work, share.of(options.num_buckets), options.num_workers):
+    for num_read in in_order(work, share.of(job.plan.num_buckets), job.plan.num_workers):
         done += num_read
-        progress("sorting", done, max(done, totals.num_events // share.num_parts))
+        job.progress("sorting", done, max(done, totals.num_events // share.num_parts))
 
 
 @dataclass(frozen=True)
@@ -201,7 +129,7 @@ class _Events:
     features: dict[str, np.ndarray]
 
 
-def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, options: BucketOptions) -> _Events:
+def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, job: Job) -> _Events:
     """Read a bucket from all runs.
 
     Raises:
@@ -209,28 +137,29 @@ def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, options: Bucket
     """
     sizes = [run.meta["event_ptr"][bucket + 1] - run.meta["event_ptr"][bucket] for run in runs]
     num_events = sum(sizes)
-    event_bytes = SORT_BYTES_PER_EVENT + 16 * len(options.features)
-    if num_events * event_bytes > max(options.memory_bytes, 1 << 20):
-        needed = -(-num_events * event_bytes * options.num_workers * 2 >> 30)
+    features, num_workers = job.features, job.plan.num_workers
+    event_bytes = SORT_BYTES_PER_EVENT + 16 * len(features)
+    if num_events * event_bytes > max(job.options.memory_bytes // num_workers, 1 << 20):
+        needed = -(-num_events * event_bytes * num_workers * 2 >> 30)
         raise DataError(
             f"{num_events} events of users that must be sorted together do not fit into --memory; pass "
             f"--memory {needed}GiB, or check that --user is the column of the user"
         )
-    parts = list(bucket_parts(runs, totals, bucket, options.features))
+    parts = list(bucket_parts(runs, totals, bucket, features))
     if not parts:
         nothing = np.empty(0, np.int64)
-        return _Events(nothing, nothing, nothing, nothing, dict.fromkeys(options.features, nothing))
+        return _Events(nothing, nothing, nothing, nothing, dict.fromkeys(features, nothing))
     distinct, place = np.unique(np.concatenate([part.users for part in parts]), return_inverse=True)
     return _Events(
         distinct,
         np.repeat(place, np.concatenate([part.counts for part in parts])),
         np.concatenate([part.item for part in parts]),
         np.concatenate([part.time for part in parts]),
-        {name: np.concatenate([part.features[name] for part in parts]) for name in options.features},
+        {name: np.concatenate([part.features[name] for part in parts]) for name in features},
     )
 
 
-def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: BucketOptions) -> None:
+def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: PrepareOptions) -> None:
     """Sort the events of a bucket, apply the options and write the sequences."""
     num_read, dropped = len(events.user), {}
     order = stable_order(events.user, events.time)
@@ -239,11 +168,8 @@ def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: Bucket
         if len(latest) < len(order):
             dropped[REPEATED_ITEM] = len(order) - len(latest)
         order = order[latest]
-    length = (
-        np.bincount(events.user, minlength=len(events.users))
-        if not options.dedup_latest
-        else (np.bincount(events.user[order], minlength=len(events.users)))
-    )
+    user = events.user[order] if options.dedup_latest else events.user  # otherwise, `order` has all events
+    length = np.bincount(user, minlength=len(events.users))
     if options.max_user_events is not None and len(length) and length.max() > options.max_user_events:
         kept = np.minimum(length, options.max_user_events)
         dropped[OVER_MAX_USER_EVENTS] = int((length - kept).sum())
@@ -267,53 +193,3 @@ def latest_of_each_item(user: np.ndarray, item: np.ndarray) -> np.ndarray:
     last = np.ones(len(order), bool)
     last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
     return np.sort(order[last])
-
-
-def number_items(
-    folder: Path,
-    totals: RunTotals,
-    options: BucketOptions,
-    names: Names | None,
-    progress: Progress = no_progress,
-) -> ItemCodes:
-    """Choose the items' codes. If ids are sparse or strings, write `codes-00000`... into `folder`."""
-    low, high = totals.item_range
-    if ids_are_dense(totals):
-        return ItemCodes(low, high - low + 1)
-    if names is not None:
-        codes = ItemCodes(0, len(names), names=names)
-    else:
-        path = folder / "distinct-items"
-        if not path.exists():
-            ArrayFile.write(path, {"item": _distinct_items(folder, options)})
-        distinct = ArrayFile(path).read("item")
-        codes = ItemCodes(0, len(distinct), distinct)
-
-    def work(bucket: int) -> int:
-        coded = folder / f"codes-{bucket:05d}"
-        items = ArrayFile(folder / f"bucket-{bucket:05d}")
-        if not coded.exists():
-            found, place = np.unique(items.read("item"), return_inverse=True)
-            ArrayFile.write(coded, {"item": codes.find(found)[place].astype(np.uint32)})
-        return items.length("item")
-
-    done = 0
-    for num_read in in_order(work, range(options.num_buckets), options.num_workers):
-        done += num_read
-        progress("numbering items", done, totals.num_events)
-    return codes
-
-
-def _distinct_items(folder: Path, options: BucketOptions) -> np.ndarray:
-    """Return the distinct items in ascending order, merging whenever the buffer is as long as the result."""
-    known, waiting, num_waiting = np.empty(0, np.int64), [], 0
-
-    def work(bucket: int) -> np.ndarray:
-        return np.unique(ArrayFile(folder / f"bucket-{bucket:05d}").read("item"))
-
-    for found in in_order(work, range(options.num_buckets), options.num_workers):
-        waiting.append(found)
-        num_waiting += len(found)
-        if num_waiting >= len(known):
-            known, waiting, num_waiting = np.unique(np.concatenate([known, *waiting])), [], 0
-    return np.unique(np.concatenate([known, *waiting]))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longplay.data_shards.errors import DataError
-from longplay.data_shards.preparation.buckets import SORT_BYTES_PER_EVENT
 
 DEFAULT_MEMORY_BYTES = 4 << 30
 MIN_MEMORY_BYTES = 256 << 20
+SORT_BYTES_PER_EVENT = 72
+"""Peak memory of sorting a bucket, measured with `benchmarks/prepare.py`."""
 _MOST_BLOCK_BYTES = 64 << 20
 _LEAST_BLOCK_BYTES = 1 << 20
 _MEMORY_PER_BLOCK_BYTE = 12  # per byte of a block of text that is parsed and partitioned

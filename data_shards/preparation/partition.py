@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from longplay.data_shards.preparation.array_file import ArrayFile
+from longplay.data_shards.preparation.job import Job
 from longplay.data_shards.preparation.names import integers_of, write_names
-from longplay.data_shards.preparation.shares import Share
+from longplay.data_shards.preparation.shares import WHOLE, Share
 from longplay.data_shards.preparation.sorting import concatenated_ranges, narrowest, stable_order
 from longplay.data_shards.preparation.workers import in_order
-from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.readers.bad_rows import BadRows
-from longplay.data_shards.readers.sources import Block, ParsedBlock, Source
+from longplay.data_shards.readers.sources import Block, ParsedBlock
 
 BEFORE_FROM = "before_from"
 AFTER_UNTIL = "after_until"
@@ -69,85 +69,57 @@ class RunTotals:
         return cls(**{**content, **ranges, "bad_rows": BadRows.from_json(content["bad_rows"])})
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How blocks become runs.
+def write_runs(job: Job) -> RunTotals:
+    """Write the runs of all blocks, except those that exist, and return their totals.
 
-    Attributes:
-        block_bytes: approximate size of a block of text.
-        num_buckets: number of buckets.
-        num_workers: number of threads.
-        from_time, until_time: keep only events at or after `from_time` and before `until_time`, in
-            the unit of the stored times.
-        max_bad_fraction: reading stops early if the unusable rows so far are more than twice this share
-            of the expected number of rows.
-        by_row: times are numbers of rows in the block, which become numbers of rows in the source.
-        seed: seed of the hash of strings.
-    """
-
-    block_bytes: int
-    num_buckets: int
-    num_workers: int
-    from_time: int | None
-    until_time: int | None
-    max_bad_fraction: float
-    by_row: bool = False
-    seed: int = 0
-
-
-def write_runs(
-    source: Source, folder: Path, options: RunOptions, progress: Progress = no_progress
-) -> RunTotals:
-    """Write `run-0000000`, ... into `folder`, except those that exist, and return their totals.
+    Reading stops early if the unusable rows so far are more than twice the allowed share of the expected
+    number of rows.
 
     Raises:
         DataError: the source cannot be read, or too many of its rows are unusable.
     """
-    totals, weight, total_weight = RunTotals(), 0, max(1, source.total_weight())
-    part, rows_before = None, 0
-    for block, meta in _runs(source, folder, options, Share()):
+    totals, weight, total_weight = RunTotals(), 0, max(1, job.source.total_weight())
+    part, rows_before, by_row = None, 0, job.source.time_unit() == "index"
+    for block, meta in _runs(job, WHOLE):
         if block.part != part:
             part, rows_before = block.part, 0
         totals.bad_rows.add(BadRows.from_json(meta["bad_rows"]), rows_before)
         rows_before += meta["rows_in"]
-        _add(totals, meta, totals.rows_in if options.by_row else 0)
+        _add(totals, meta, totals.rows_in if by_row else 0)
         weight += block.weight
         expected = max(totals.rows_in, totals.rows_in * total_weight // max(1, weight))
         if weight < total_weight:
-            totals.bad_rows.check(2 * expected, options.max_bad_fraction, estimated=True)
-        progress("reading", totals.rows_in, expected)
+            totals.bad_rows.check(2 * expected, job.options.max_bad_fraction, estimated=True)
+        job.progress("reading", totals.rows_in, expected)
     return totals
 
 
-def write_share_of_runs(
-    source: Source, folder: Path, options: RunOptions, share: Share, progress: Progress = no_progress
-) -> None:
+def write_share_of_runs(job: Job, share: Share) -> None:
     """Write the runs of a share, except those that exist. The number of unusable rows is not checked.
 
     Raises:
         DataError: the source cannot be read.
     """
-    weight, num_rows, total_weight = 0, 0, max(1, source.total_weight() // share.num_parts)
-    for block, meta in _runs(source, folder, options, share):
+    weight, num_rows, total_weight = 0, 0, max(1, job.source.total_weight() // share.num_parts)
+    for block, meta in _runs(job, share):
         weight += block.weight
         num_rows += meta["rows_in"]
-        progress("reading", num_rows, max(num_rows, num_rows * total_weight // max(1, weight)))
+        job.progress("reading", num_rows, max(num_rows, num_rows * total_weight // max(1, weight)))
 
 
-def _runs(
-    source: Source, folder: Path, options: RunOptions, share: Share
-) -> Iterator[tuple[Block, dict[str, Any]]]:
+def _runs(job: Job, share: Share) -> Iterator[tuple[Block, dict[str, Any]]]:
     """Write the runs of a share, except those that exist; yield each block and the data of its run."""
+    folder, seed = job.runs, job.hash_seed
 
     def work(numbered: tuple[int, Block]) -> tuple[Block, dict[str, Any]]:
         number, block = numbered
         path = _run_path(folder, number)
         if not path.exists():
-            _write_run(path, block.parse(), options)
+            _write_run(path, block.parse(), job, seed)
         return block, ArrayFile(path).meta
 
-    blocks = enumerate(source.blocks(options.block_bytes))
-    return in_order(work, (pair for pair in blocks if share.has(pair[0])), options.num_workers)
+    blocks = enumerate(job.source.blocks(job.plan.block_bytes))
+    return in_order(work, (pair for pair in blocks if share.has(pair[0])), job.plan.num_workers)
 
 
 def _run_path(folder: Path, number: int) -> Path:
@@ -159,14 +131,18 @@ def open_runs(folder: Path, num_runs: int) -> list[ArrayFile]:
     return [ArrayFile(_run_path(folder, number)) for number in range(num_runs)]
 
 
-def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
-    """Write the events of a block, grouped by bucket and user, and the distinct strings of its columns."""
+def _write_run(path: Path, block: ParsedBlock, job: Job, seed: int) -> None:
+    """Write the events of a block, grouped by bucket and user, and the distinct strings of its columns.
+
+    `seed` is that of the hash of strings.
+    """
+    options, num_buckets = job.options, job.plan.num_buckets
     dropped, columns, named = dict(block.dropped), {"time": block.time}, []
     for role, values in {"user": block.user, "item": block.item, **block.features}.items():
         if isinstance(values, np.ndarray) and values.dtype.kind == "f":
             columns[role] = values
             continue
-        columns[role], names = integers_of(values, options.seed)
+        columns[role], names = integers_of(values, seed)
         if names is not None:
             named.append(role)
             write_names(path.with_name(f"names-{role}-{path.name}.parquet"), names)
@@ -182,10 +158,10 @@ def _write_run(path: Path, block: ParsedBlock, options: RunOptions) -> None:
     user = user[by_user]
     first = np.flatnonzero(np.diff(user, prepend=user[:1] - 1)) if len(user) else np.empty(0, np.int64)
     users, counts = user[first], np.diff(first, append=len(user))
-    bucket = bucket_of(users, options.num_buckets)
+    bucket = bucket_of(users, num_buckets)
     order = np.argsort(bucket, kind="stable")
     events = by_user[concatenated_ranges(first[order], counts[order])]
-    user_ptr = np.searchsorted(bucket[order], np.arange(options.num_buckets + 1))
+    user_ptr = np.searchsorted(bucket[order], np.arange(num_buckets + 1))
     event_ptr = np.concatenate([[0], np.cumsum(counts[order])])[user_ptr]
     item_range, time_range = _range(item), _range(time)
     meta = {

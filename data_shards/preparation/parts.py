@@ -18,10 +18,11 @@ import polars as pl
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.buckets import sort_buckets
+from longplay.data_shards.preparation.job import Job
 from longplay.data_shards.preparation.names import hashes
 from longplay.data_shards.preparation.options import PrepareOptions, WorkPlan
 from longplay.data_shards.preparation.partition import write_share_of_runs
-from longplay.data_shards.preparation.passes import Job, read_events, select_events, sort_events, unchanged
+from longplay.data_shards.preparation.passes import read_events, select_events, sort_events, unchanged
 from longplay.data_shards.preparation.pipeline import (
     Prepared,
     check_output,
@@ -158,15 +159,13 @@ def _missing(work: WorkFolder, name: str, num_parts: int) -> list[int]:
 
 
 def _read(job: Job, share: Share) -> None:
-    runs, options = job.work.folder("runs"), job.run_options()
     with unchanged(job.source):
-        write_share_of_runs(job.source, runs, options, share, job.progress)
+        write_share_of_runs(job, share)
 
 
 def _sort(job: Job, share: Share) -> None:
     totals, _ = read_events(job)
-    runs, buckets = job.work.folder("runs"), job.work.folder("buckets")
-    sort_buckets(runs, buckets, totals, job.bucket_options(), job.progress, share)
+    sort_buckets(job, totals, share)
 
 
 def _write(job: Job, share: Share) -> None:

@@ -23,10 +23,11 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.preparation.buckets import Buckets
 from longplay.data_shards.preparation.features import Vocabulary, count_values, float_info
 from longplay.data_shards.preparation.item_columns import join_item_columns
+from longplay.data_shards.preparation.job import Job
 from longplay.data_shards.preparation.names import Names, originals
 from longplay.data_shards.preparation.options import PrepareOptions, WorkPlan
 from longplay.data_shards.preparation.partition import RunTotals
-from longplay.data_shards.preparation.passes import Job, read_events, select_events, sort_events
+from longplay.data_shards.preparation.passes import read_events, select_events, sort_events
 from longplay.data_shards.preparation.selection import Selection
 from longplay.data_shards.preparation.shares import WHOLE, Share
 from longplay.data_shards.preparation.tables import write_items, write_users, write_vocabulary
