@@ -21,7 +21,7 @@ MAX_USERS, MAX_EVENTS = 100_000, 4_000_000
 """Users and events that the baselines are fitted to and tested on, at most."""
 NUM_TIE_ORDERS = 10
 NUM_SHUFFLES = 5
-LEAST_ID_DENSITY = 0.1
+MIN_ID_DENSITY = 0.1
 """Ids that occupy a smaller share of their range do not number anything."""
 
 
@@ -85,7 +85,7 @@ class Audit:
         immediate_repeats: share of the events with the item of the user's previous event.
         cold_targets: share of the test targets without a training event of any user.
         item_ids_present, user_ids_present: share of the integers from the lowest to the highest original id
-            that occur; None if it is below `LEAST_ID_DENSITY` or the ids are not integers.
+            that occur; None if it is below `MIN_ID_DENSITY` or the ids are not integers.
         single_item_users: share of the users whose events are all of one item.
         future_leak: share of the test targets earlier than the median training event.
         baselines: None if no user of the sample is tested.
@@ -195,4 +195,4 @@ def _share_present(original_ids: IdColumn) -> float | None:
         return None
     numbers = original_ids.values.to_numpy()
     share = len(numbers) / (int(numbers.max()) - int(numbers.min()) + 1)
-    return share if share >= LEAST_ID_DENSITY else None
+    return share if share >= MIN_ID_DENSITY else None

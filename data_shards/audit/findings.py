@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from longplay.data_shards.audit.audit import NUM_SHUFFLES, NUM_TIE_ORDERS, Audit, BaselineAudit, Spread
 
 UNKNOWN = "unknown"
-MOST_NUMBERED = 0.5
-MOST_TIED_TARGETS = MOST_COLD_TARGETS = MOST_SINGLE_ITEM_USERS = 0.01
-MOST_SPREAD = 0.02
-LEAST_ORDER_LOSS = 0.1
-LEAST_STANDARD_ERRORS = 3
-MOST_STANDARD_DEVIATIONS = 4
-MOST_DUPLICATES = 0.001
-MOST_REPEATS = MOST_FUTURE_LEAK = 0.05
-LEAST_IDS_PRESENT = 0.99
+MAX_NUMBERED = 0.5
+MAX_TIED_TARGETS = MAX_COLD_TARGETS = MAX_SINGLE_ITEM_USERS = 0.01
+MAX_SPREAD = 0.02
+MIN_ORDER_LOSS = 0.1
+MIN_STANDARD_ERRORS = 3
+MAX_STANDARD_DEVIATIONS = 4
+MAX_DUPLICATES = 0.001
+MAX_REPEATS = MAX_FUTURE_LEAK = 0.05
+MIN_IDS_PRESENT = 0.99
 _NO_TARGETS = "No user has 3 events."
 
 
@@ -38,19 +38,19 @@ class Finding:
 
 def findings(audit: Audit) -> list[Finding]:
     """Return the lines of an audit, always the same ones in the same order."""
-    numbered = (audit.numbered_users or 0) > MOST_NUMBERED
+    numbered = (audit.numbered_users or 0) > MAX_NUMBERED
     return [
         _share(
             "numbered events",
             audit.numbered_users,
-            MOST_NUMBERED,
+            MAX_NUMBERED,
             "of the tested users have consecutive integers as times.",
             "They number the events and are no dates, so ties and leaks of the original data cannot be seen.",
         ),
         _share(
             "tied test targets",
             None if numbered else audit.tied_targets,
-            MOST_TIED_TARGETS,
+            MAX_TIED_TARGETS,
             "of the tested users have several items at the time of their last event.",
             "The order of rows in the source decides which of them is the test target.",
             unknown="The times number the events, so ties are lost." if numbered else _NO_TARGETS,
@@ -59,21 +59,21 @@ def findings(audit: Audit) -> list[Finding]:
         _share(
             "duplicates",
             audit.duplicates,
-            MOST_DUPLICATES,
+            MAX_DUPLICATES,
             "of the events have the same user, item and time as an earlier one.",
             "If a test target has a copy, the history already holds it.",
         ),
         _share(
             "immediate repeats",
             audit.immediate_repeats,
-            MOST_REPEATS,
+            MAX_REPEATS,
             "of the events are of the same item as the user's previous event.",
             "A model that repeats the last item scores high, unless seen items are excluded.",
         ),
         _share(
             "cold test targets",
             audit.cold_targets,
-            MOST_COLD_TARGETS,
+            MAX_COLD_TARGETS,
             "of the test targets are items without a training event.",
             "A model that learns items by id cannot find them.",
         ),
@@ -82,14 +82,14 @@ def findings(audit: Audit) -> list[Finding]:
         _share(
             "single-item users",
             audit.single_item_users,
-            MOST_SINGLE_ITEM_USERS,
+            MAX_SINGLE_ITEM_USERS,
             "of the users have events of one item only.",
             "Their test target is always the item that they had before.",
         ),
         _share(
             "leak of the future",
             None if numbered else audit.future_leak,
-            MOST_FUTURE_LEAK,
+            MAX_FUTURE_LEAK,
             "of the test targets are earlier than the median training event.",
             "With the split leave_one_out, models train on events from after these targets.",
             unknown="The times number the events and cannot be compared between users."
@@ -123,7 +123,7 @@ def _ids(kind: str, share: float | None) -> Finding:
     return _finding(
         name,
         share,
-        share < LEAST_IDS_PRESENT,
+        share < MIN_IDS_PRESENT,
         f"of the integers from the lowest to the highest {kind} id occur.",
         f"A study that takes the highest id as the number of {kind}s counts {kind}s without events.",
     )
@@ -145,11 +145,11 @@ def _spread(name: str, spread: Spread, numbered: bool) -> Finding:
     if numbered:
         text = f"NDCG@10 is {spread.as_stored:.4f}. The times number the events, so ties are lost."
         return Finding(name=name, value=UNKNOWN, problem=False, text=text)
-    unusual = abs(spread.as_stored - spread.mean) > MOST_STANDARD_DEVIATIONS * spread.std
+    unusual = abs(spread.as_stored - spread.mean) > MAX_STANDARD_DEVIATIONS * spread.std
     return _finding(
         name,
         spread.relative,
-        spread.relative > MOST_SPREAD,
+        spread.relative > MAX_SPREAD,
         f"is the spread of NDCG@10: {spread.as_stored:.4f} in the source's order of tied events, "
         f"{spread.lowest:.4f} to {spread.highest:.4f} over {NUM_TIE_ORDERS} random orders.",
         "No random order gives the source's value: the order of rows holds information."
@@ -162,14 +162,14 @@ def _order_loss(name: str, found: BaselineAudit) -> Finding:
     before, after = found.markov.as_stored, found.markov_shuffled
     gain = before - after
     share = gain / before if before else 0.0
-    certain = gain >= LEAST_STANDARD_ERRORS * found.order_gain_se
+    certain = gain >= MIN_STANDARD_ERRORS * found.order_gain_se
     return _finding(
         name,
         share,
-        share < LEAST_ORDER_LOSS or not certain,
+        share < MIN_ORDER_LOSS or not certain,
         f"of NDCG@10 is lost: {before:.4f} becomes {after:.4f} (mean of {NUM_SHUFFLES} shuffles of the "
         f"events before each target), a loss of {gain:.4f} ± {found.order_gain_se:.4f}.",
         "The order of events predicts little."
-        if share < LEAST_ORDER_LOSS
-        else f"The loss is below {LEAST_STANDARD_ERRORS} standard errors: too few users to tell.",
+        if share < MIN_ORDER_LOSS
+        else f"The loss is below {MIN_STANDARD_ERRORS} standard errors: too few users to tell.",
     )

@@ -35,8 +35,8 @@ class SyntheticEvents:
     Attributes:
         users, items: size of the user base and of the catalog.
         events: exact number of events. Every user has at least 5.
-        zipf: exponent of the popularity law; 0 makes all items equally popular.
-        length_sigma: spread of the log-normal history lengths; 0 makes all lengths equal.
+        zipf: exponent of the popularity law, at most 10; 0 makes all items equally popular.
+        length_sigma: spread of the log-normal history lengths, at most 10; 0 makes all lengths equal.
         follow_probability: share of events that follow the ring.
         seed: seed of the generator.
     """
@@ -57,15 +57,12 @@ class SyntheticEvents:
         ):
             if getattr(self, name) < minimum:
                 raise DataError(f"--{name} is {getattr(self, name)}, but must be at least {minimum}")
-        for name in ("zipf", "length_sigma", "seed"):
-            if getattr(self, name) < 0:
-                raise DataError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative"
-                )
-        if not 0 <= self.follow_probability <= 1:
-            raise DataError(
-                f"--follow-probability is {self.follow_probability}, but must lie between 0 and 1"
-            )
+        if self.seed < 0:
+            raise DataError(f"--seed is {self.seed}, but must not be negative")
+        for name, most in (("zipf", 10), ("length_sigma", 10), ("follow_probability", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:  # NaN is refused too
+                raise DataError(f"--{name.replace('_', '-')} is {value}, but must lie between 0 and {most}")
 
     def generate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return user, item and time of the events, (events,) int64 each, grouped by user."""

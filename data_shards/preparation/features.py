@@ -16,7 +16,7 @@ from longplay.data_shards.preparation.workers import in_order
 from longplay.data_shards.readers.sources import MISSING
 from longplay.data_shards.storage.features import FeatureInfo
 
-_MOST_VALUES = np.iinfo(np.int32).max
+_MAX_VALUES = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def count_values(
         merged, place = np.unique(np.concatenate([known, found]), return_inverse=True)
         counts = np.bincount(place, np.concatenate([counts, times]), len(merged)).astype(np.int64)
         known = merged
-    if len(known) > _MOST_VALUES:
-        raise DataError(f"feature {name!r} has {len(known)} values, more than {_MOST_VALUES}; leave it out")
+    if len(known) > _MAX_VALUES:
+        raise DataError(f"feature {name!r} has {len(known)} values, more than {_MAX_VALUES}; leave it out")
     ranks = known if names is None else names.ranks(known)
     order = np.lexsort((ranks, -counts))
     codes = np.empty(len(known), np.int32)

@@ -18,7 +18,7 @@ from longplay.data_shards.preparation.partition import RunTotals
 from longplay.data_shards.preparation.workers import in_order
 
 _ALWAYS_DENSE = 1 << 20
-_MOST_SPARSE = 4
+_MAX_SPARSITY = 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def ids_are_dense(totals: RunTotals) -> bool:
     """Return whether a table over the whole range of item ids is small compared with the events."""
     low, high = totals.item_range
     return "item" not in totals.named and high - low < max(
-        _ALWAYS_DENSE, min(_MOST_SPARSE * totals.num_events, 1 << 31)
+        _ALWAYS_DENSE, min(_MAX_SPARSITY * totals.num_events, 1 << 31)
     )
 
 

@@ -11,11 +11,11 @@ DEFAULT_MEMORY_BYTES = 4 << 30
 MIN_MEMORY_BYTES = 256 << 20
 SORT_BYTES_PER_EVENT = 72
 """Peak memory of sorting a bucket, measured with `benchmarks/prepare.py`."""
-_MOST_BLOCK_BYTES = 64 << 20
-_LEAST_BLOCK_BYTES = 1 << 20
+_MAX_BLOCK_BYTES = 64 << 20
+_MIN_BLOCK_BYTES = 1 << 20
 _MEMORY_PER_BLOCK_BYTE = 12  # per byte of a block of text that is parsed and partitioned
 _SHARE_FOR_SORTING = 0.5
-_MOST_BUCKETS = 4096
+_MAX_BUCKETS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,7 @@ class WorkPlan:
     def make(cls, max_events: int, memory_bytes: int, num_workers: int) -> WorkPlan:
         """Return the plan for at most `max_events` events. A bucket takes about half of a thread's memory."""
         per_thread = memory_bytes // num_workers
-        block_bytes = min(
-            max(per_thread // 2 // _MEMORY_PER_BLOCK_BYTE, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES
-        )
+        block_bytes = min(max(per_thread // 2 // _MEMORY_PER_BLOCK_BYTE, _MIN_BLOCK_BYTES), _MAX_BLOCK_BYTES)
         bucket_events = _SHARE_FOR_SORTING * per_thread / SORT_BYTES_PER_EVENT
-        num_buckets = min(max(2 * num_workers, int(max_events / bucket_events) + 1), _MOST_BUCKETS)
+        num_buckets = min(max(2 * num_workers, int(max_events / bucket_events) + 1), _MAX_BUCKETS)
         return cls(num_workers, block_bytes, num_buckets)

@@ -25,7 +25,7 @@ from longplay.data_shards.readers.sources import Block, ParsedBlock
 BEFORE_FROM = "before_from"
 AFTER_UNTIL = "after_until"
 _HASH = np.uint64(0x9E3779B97F4A7C15)
-_LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
+_MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
 
 
 @dataclass
@@ -245,7 +245,7 @@ def _add(totals: RunTotals, meta: dict, first_row: int) -> None:
         totals.dropped[reason] = totals.dropped.get(reason, 0) + count
     if meta["num_events"]:
         for name in ("item_range", "time_range"):
-            low, high = getattr(totals, name) if totals.num_events else (_MOST_INT64, _LEAST_INT64)
+            low, high = getattr(totals, name) if totals.num_events else (_MAX_INT64, _MIN_INT64)
             added = first_row if name == "time_range" else 0
             setattr(totals, name, (min(low, meta[name][0] + added), max(high, meta[name][1] + added)))
     totals.num_events += meta["num_events"]

@@ -34,7 +34,7 @@ from longplay.data_shards.preparation.pipeline import (
 )
 from longplay.data_shards.preparation.shares import Share
 from longplay.data_shards.preparation.work_folder import WorkFolder, parts_folder, remove
-from longplay.data_shards.preparation.workers import MOST_WORKERS, default_num_workers
+from longplay.data_shards.preparation.workers import MAX_WORKERS, default_num_workers
 from longplay.data_shards.progress import Progress, no_progress
 from longplay.data_shards.readers.sources import Source
 
@@ -132,7 +132,7 @@ def list_parts(parts: list[int], num_parts: int) -> str:
 
 def _common_plan(source: Source, options: PrepareOptions, num_parts: int) -> tuple[WorkPlan, list[Any]]:
     """Return the plan of this machine, whose pieces are those of all machines, and the key of the job."""
-    plan = WorkPlan.make(source.max_events(), options.memory_bytes, MOST_WORKERS)
+    plan = WorkPlan.make(source.max_events(), options.memory_bytes, MAX_WORKERS)
     probe = int(hashes(pl.Series(["longplay"]), 0)[0])  # strings must have one hash on all machines
     key = [num_parts, probe, *job_key(source, options, plan)]
     return dataclasses.replace(plan, num_workers=default_num_workers()), key

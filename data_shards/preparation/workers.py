@@ -10,13 +10,13 @@ from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """The largest number of threads."""
 
 
 def default_num_workers() -> int:
     """Return the number of cores that this process may use, at most 8."""
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def in_order(function: Callable[[A], B], arguments: Iterable[A], num_workers: int) -> Iterator[B]:

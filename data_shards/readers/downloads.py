@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 from longplay.common.locks import FolderLock, FolderLockedError, lock_file
 from longplay.data_shards.errors import DataError, PermanentError
-from longplay.data_shards.storage.locations import LEAST_BYTES, RETRY_PAUSES_S
+from longplay.data_shards.storage.locations import MIN_PROGRESS_BYTES, RETRY_PAUSES_S
 from longplay.data_shards.storage.manifest import fingerprint
 
 
@@ -100,7 +100,7 @@ def _download(url: str, folder: Path) -> Path:
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError):  # the file has changed, or the copy is too long
                 part = None if part is None else part.unlink()
-            failures += received - begin < LEAST_BYTES
+            failures += received - begin < MIN_PROGRESS_BYTES
             if failures > len(RETRY_PAUSES_S):
                 raise DataError(
                     f"{url}: cannot be read ({error}; tried {failures} times); repeat the command, which "

@@ -48,26 +48,6 @@ def _file_in(path: Path, name: str) -> Path:
     return found[0]
 
 
-def _ml1m(args: Namespace) -> FileSource:
-    columns = Columns(user="UserID", item="MovieID", time="Timestamp", time_unit="s", **_INTEGERS)
-    header = ("UserID", "MovieID", "Rating", "Timestamp")
-    given: dict[str, Any] = {"header": header, "sep": "::", **preset_options(args, columns)}
-    return DownloadedText(format="ml1m", member="ratings.dat", quotes=False, **given)
-
-
-def _movielens(args: Namespace) -> FileSource:
-    columns = Columns(user="userId", item="movieId", time="timestamp", time_unit="s")
-    given = preset_options(args, columns)
-    return DownloadedText(format="movielens", member="ratings.csv", sep=",", **given)
-
-
-def _lfm1b(args: Namespace) -> FileSource:
-    columns = Columns(item="track_id", time_unit="s", least=_LEAST, **_INTEGERS)
-    header = ("user_id", "artist_id", "album_id", "track_id", "timestamp")
-    given: dict[str, Any] = {"header": header, "sep": "\t", **preset_options(args, columns)}
-    return DownloadedText(format="lfm1b", member="LFM-1b_LEs.txt", quotes=False, **given)
-
-
 @dataclass(frozen=True, kw_only=True)
 class KuaiRandSource(TextSource):
     """All parts of KuaiRand's standard log and, on request, the log of random exposure.
@@ -184,52 +164,73 @@ class DownloadedParquet(ParquetSource):
         return tuple(files)
 
 
-def _yambda(args: Namespace) -> FileSource:
-    given = preset_options(args, Columns(user="uid"))
-    return DownloadedParquet(format="yambda", name="listens.parquet", **given)
+def _register(name: str, open: Callable[[Namespace], FileSource], *, help: str, path: str) -> None:
+    """Register a preset. `path` is the help of its only positional argument."""
+    add = functools.partial(add_preset_arguments, help=path)
+    READERS.register(name, Reader(help=help, add_arguments=add, open=open))
 
 
-def _vklsvd(args: Namespace) -> FileSource:
-    given = preset_options(args, Columns(time=NO_TIME))
-    return DownloadedParquet(format="vklsvd", name="week_*.parquet", **given)
-
-
-_PRESETS: dict[str, tuple[Callable[[Namespace], FileSource], str, str]] = {
-    "ml1m": (
-        _ml1m,
-        "the original MovieLens 1M ratings.dat",
-        "ratings.dat, the folder that contains it, or ml-1m.zip",
+_register(
+    "ml1m",
+    lambda args: DownloadedText(
+        format="ml1m",
+        member="ratings.dat",
+        sep="::",
+        header=("UserID", "MovieID", "Rating", "Timestamp"),
+        quotes=False,
+        **preset_options(
+            args, Columns(user="UserID", item="MovieID", time="Timestamp", time_unit="s", **_INTEGERS)
+        ),
     ),
-    "movielens": (
-        _movielens,
-        "ratings.csv of MovieLens 20M, 25M and 32M",
-        "ratings.csv, the folder that contains it, or ml-25m.zip",
+    help="the original MovieLens 1M ratings.dat",
+    path="ratings.dat, the folder that contains it, or ml-1m.zip",
+)
+_register(
+    "movielens",
+    lambda args: DownloadedText(
+        format="movielens",
+        member="ratings.csv",
+        sep=",",
+        **preset_options(args, Columns(user="userId", item="movieId", time="timestamp", time_unit="s")),
     ),
-    "lfm1b": (
-        _lfm1b,
-        "the original listening events of LFM-1b",
-        "LFM-1b_LEs.txt, also compressed, the folder that contains it, or LFM-1b.zip",
+    help="ratings.csv of MovieLens 20M, 25M and 32M",
+    path="ratings.csv, the folder that contains it, or ml-25m.zip",
+)
+_register(
+    "lfm1b",
+    lambda args: DownloadedText(
+        format="lfm1b",
+        member="LFM-1b_LEs.txt",
+        sep="\t",
+        header=("user_id", "artist_id", "album_id", "track_id", "timestamp"),
+        quotes=False,
+        **preset_options(args, Columns(item="track_id", time_unit="s", least=_LEAST, **_INTEGERS)),
     ),
-    "amazon": (
-        _amazon,
-        "Amazon reviews: JSON lines of 2014, 2018 and 2023, and CSV of 2023",
-        "the file of a category, such as Books_5.json.gz or Books.csv.gz",
+    help="the original listening events of LFM-1b",
+    path="LFM-1b_LEs.txt, also compressed, the folder that contains it, or LFM-1b.zip",
+)
+_register(
+    "amazon",
+    _amazon,
+    help="Amazon reviews: JSON lines of 2014, 2018 and 2023, and CSV of 2023",
+    path="the file of a category, such as Books_5.json.gz or Books.csv.gz",
+)
+_register(
+    "yambda",
+    lambda args: DownloadedParquet(
+        format="yambda", name="listens.parquet", **preset_options(args, Columns(user="uid"))
     ),
-    "yambda": (
-        _yambda,
-        "Yambda's flat Parquet files",
-        "a file, or the folder that contains listens.parquet",
+    help="Yambda's flat Parquet files",
+    path="a file, or the folder that contains listens.parquet",
+)
+_register(
+    "vklsvd",
+    lambda args: DownloadedParquet(
+        format="vklsvd", name="week_*.parquet", **preset_options(args, Columns(time=NO_TIME))
     ),
-    "vklsvd": (
-        _vklsvd,
-        "VK-LSVD's weekly Parquet files; the order of the rows is the time",
-        "the folder that contains the weeks, at any depth, or one file",
-    ),
-}
-"""Name -> how it is opened, what it is, and its path."""
-for _name, (_open, _help, _path) in _PRESETS.items():
-    _add = functools.partial(add_preset_arguments, help=_path)
-    READERS.register(_name, Reader(help=_help, add_arguments=_add, open=_open))
+    help="VK-LSVD's weekly Parquet files; the order of the rows is the time",
+    path="the folder that contains the weeks, at any depth, or one file",
+)
 READERS.register(
     "kuairand",
     Reader(

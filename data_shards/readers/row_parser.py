@@ -39,8 +39,8 @@ from longplay.data_shards.readers.values import (
 from longplay.data_shards.storage.manifest import PER_SECOND
 
 NOT_SELECTED = "not_selected"
-_MOST_INT64 = np.iinfo(np.int64).max
-_LEAST_SECOND, _MOST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
+_MAX_INT64 = np.iinfo(np.int64).max
+_MIN_SECOND, _MAX_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 to 9999
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class RowParser:
 
         The condition is evaluated in a query of its own, where only the columns of the file have names.
         """
-        condition = f"coalesce(({self._columns.where})::BOOLEAN, false)"
+        condition = f"coalesce(({self._columns.where}\n)::BOOLEAN, false)"  # it may end in a comment
         sql = f"SELECT {condition} AS selected FROM (SELECT {self._seen} FROM block)"
         try:
             found = query(sql, block=table)
@@ -212,7 +212,7 @@ class RowParser:
             values = _plain_strings(text) if kind == "string" else _plain_integers(text)
             if values is None:
                 return None
-            least, most = self._limits.get(role, (0, _MOST_INT64))
+            least, most = self._limits.get(role, (0, _MAX_INT64))
             if isinstance(values, np.ndarray) and (values.min() < max(least, 0) or values.max() > most):
                 return None
             found[role] = values
@@ -292,9 +292,9 @@ def _array(column: pa.ChunkedArray) -> Ids:
 
 def _limits(columns: Columns, kinds: ColumnKinds) -> dict[str, tuple[int, int]]:
     """Return role -> smallest and largest usable number. A time of known unit lies in the years 1 to 9999."""
-    limits = {role: (least, _MOST_INT64) for role, least in columns.least.items()}
+    limits = {role: (least, _MAX_INT64) for role, least in columns.least.items()}
     if kinds.time_unit in ("s", "ms", "us"):  # nanoseconds of 64 bits end in the year 2262
         per_second = PER_SECOND[kinds.time_unit]
-        least = columns.least.get("time", _LEAST_SECOND * per_second)
-        limits["time"] = (least, (_MOST_SECOND + 1) * per_second - 1)
+        least = columns.least.get("time", _MIN_SECOND * per_second)
+        limits["time"] = (least, (_MAX_SECOND + 1) * per_second - 1)
     return limits

@@ -24,7 +24,7 @@ from longplay.data_shards.readers.text_files import TextFile
 from longplay.data_shards.readers.text_lines import LineFormat
 
 _LINES = LineFormat("\x1f", 1, quotes=False)
-_LEAST_EVENT_BYTES = 2
+_MIN_EVENT_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class _LineFile:
 
     def __init__(self, file: TextFile) -> None:
         self.path, self.weight, self._file = file.path, file.num_bytes, file
-        self.max_rows = file.max_text_bytes // _LEAST_EVENT_BYTES + 1
+        self.max_rows = file.max_text_bytes // _MIN_EVENT_BYTES + 1
 
     def head(self) -> pa.Table:
         table = _events(self._file.first_lines(skip_header=False), "").table

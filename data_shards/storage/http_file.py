@@ -12,7 +12,7 @@ from longplay.data_shards.errors import PermanentError
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
-_LEAST_BYTES = 64 << 10  # a transfer that brings fewer in READ_TIMEOUT_S has stalled
+_MIN_PROGRESS_BYTES = 64 << 10  # a transfer that brings fewer in READ_TIMEOUT_S has stalled
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 
@@ -73,7 +73,7 @@ def _content(response: requests.Response) -> Iterator[bytes]:
         yield block
         received += len(block)
         if time.monotonic() - since > READ_TIMEOUT_S:
-            if received < _LEAST_BYTES:
+            if received < _MIN_PROGRESS_BYTES:
                 raise OSError(f"the server sent only {received} bytes in {READ_TIMEOUT_S:g} s")
             since, received = time.monotonic(), 0
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Location = Path | str
 """A local folder or file is a Path; the location of anything else is a URL."""
 
-LEAST_BYTES = 64 << 10
+MIN_PROGRESS_BYTES = 64 << 10
 RETRY_PAUSES_S = (0.2, 1.0, 5.0)  # after the first, the second and the third failure
 _CURL = ("curl", "--fail", "--silent", "--location", "{url}")
 _COMMANDS = {
@@ -91,7 +91,7 @@ def read_whole(
     """Read a whole file as (num_bytes,) uint8. Try a URL up to four times.
 
     A transfer over HTTP that is broken off continues where it stopped, and does not count as a failure if it
-    brought LEAST_BYTES. Content that fails a check is read again from the beginning.
+    brought MIN_PROGRESS_BYTES. Content that fails a check is read again from the beginning.
 
     Args:
         location: the file.
@@ -121,7 +121,7 @@ def read_whole(
             raise
         except (OSError, ValueError) as error:
             broken_off = isinstance(error, OSError) and source.resumable
-            failures += not (broken_off and len(received) - before >= LEAST_BYTES)
+            failures += not (broken_off and len(received) - before >= MIN_PROGRESS_BYTES)
             if failures > len(RETRY_PAUSES_S):
                 raise type(error)(f"{error}; tried {failures} times") from error
             if not broken_off:

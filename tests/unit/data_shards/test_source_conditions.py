@@ -19,6 +19,7 @@ from support.sources import HEADER, STRICT, found, open_source, parquet, refusal
         ("rating >= 4.5 OR title LIKE 'b%'", [1, 2]),
         ('"user_id" = 1 AND watched', [1, 2]),
         ("day < '2020-01-03'", [1, 2]),
+        ("rating >= 4 -- good ones", [1, 3]),
     ],
 )
 @pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
