@@ -1,4 +1,4 @@
-"""Tell Longplay's folders apart, so that an error can say what a given path is and which command reads it."""
+"""Detect what a path holds, for error messages that name the command which reads it."""
 
 from pathlib import Path
 

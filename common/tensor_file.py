@@ -275,7 +275,7 @@ def _header(tensors: Mapping[str, Tensor | TensorBlocks]) -> bytes:
 def _blocks(tensors: Mapping[str, Tensor | TensorBlocks], block_bytes: int) -> Iterator[memoryview]:
     """Yield the content of a file in order, in blocks of at most `block_bytes` after the header.
 
-    A block of a GPU's tensor is copied to the host when it is its turn.
+    A tensor on a GPU is copied to the host block by block.
     """
     yield memoryview(_header(tensors))
     for tensor in tensors.values():

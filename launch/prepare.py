@@ -83,7 +83,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     meaning = "drop users with fewer events (default: %(default)s)"
     add("--min-user-events", type=int, default=default.min_user_events, metavar="N", help=meaning)
     meaning = (
-        "drop items with fewer events; items and users are dropped in turn until both limits hold "
+        "drop items with fewer events; items and users are dropped alternately until both limits hold "
         "(default: %(default)s)"
     )
     add("--min-item-events", type=int, default=default.min_item_events, metavar="N", help=meaning)

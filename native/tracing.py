@@ -1,4 +1,4 @@
-"""Keep torch.compile out of functions that call C++, launch kernels or bring their own backward."""
+"""Keep torch.compile out of functions that call C++, launch kernels or define their own backward."""
 
 import functools
 from collections.abc import Callable

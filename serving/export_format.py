@@ -5,7 +5,7 @@ encoder.safetensors       the encoder's fp32 weights, by parameter name
 item_table.safetensors    "weight" (num_items + 1, D) fp32: row i is item i, row 0 (padding) is zeros
 items.parquet             item_id, original_id, count, ordered by item_id from 1
 
-A model with inputs besides the items has more files:
+A model with other inputs than the items has more files:
 
 feature-NAME.parquet      the values of a categorical feature, in the order of their codes from 1
 item_inputs.safetensors   item_NAME (num_items + 1,) int32 codes, item_vectors (num_items + 1, V) fp32
@@ -54,8 +54,8 @@ class ExportConfig:
         checkpoint: the checkpoint's "name", "step" and "metrics" (validation metrics at that step).
         longplay_version: the version that wrote it.
         files: name -> {"bytes", "sha256"} of every other file.
-        inputs: what the encoder sees of an event besides its item.
-        time_unit: unit of the dataset's times; None if it is unknown, or if the encoder sees items only.
+        inputs: the times, features and item columns that the encoder reads.
+        time_unit: unit of the dataset's times; None if it is unknown, or if the encoder reads items only.
     """
 
     encoder: EncoderConfig

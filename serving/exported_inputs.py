@@ -1,4 +1,4 @@
-"""What an exported encoder sees of events besides their items, from what callers give."""
+"""Turn the times and features that callers give into the inputs of an exported encoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ExportedInputs:
 
     Attributes:
         spec: the layers of its input stage.
-        items: the item columns that it sees.
+        items: the item columns that it reads.
         values: categorical feature -> its values; entry i has code i + 1.
         time_unit: unit of the times; None if it is unknown.
     """

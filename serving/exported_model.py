@@ -85,7 +85,7 @@ class ExportedModel:
         encoder: in eval mode, on `device`.
         rows: the item table.
         items: the items' original ids and counts.
-        inputs: what the encoder sees of events besides their items.
+        inputs: the times, features and item columns that the encoder reads.
         device: device of the encoder and of scoring.
     """
 

@@ -35,7 +35,7 @@ class Events:
 
     Attributes:
         items: (n,) int64 item ids.
-        inputs: tensors (n,) of the input stage on the CPU; None if the encoder sees items only.
+        inputs: tensors (n,) of the input stage on the CPU; None if the encoder reads items only.
     """
 
     items: np.ndarray

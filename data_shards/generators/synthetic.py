@@ -62,7 +62,7 @@ class SyntheticEvents:
         for name, most in (("zipf", 10), ("length_sigma", 10), ("follow_probability", 1)):
             value = getattr(self, name)
             if not 0 <= value <= most:  # NaN is refused too
-                raise DataError(f"--{name.replace('_', '-')} is {value}, but must lie between 0 and {most}")
+                raise DataError(f"--{name.replace('_', '-')} is {value}, but must be between 0 and {most}")
 
     def generate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return user, item and time of the events, (events,) int64 each, grouped by user."""

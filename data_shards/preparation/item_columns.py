@@ -70,7 +70,7 @@ def join_item_columns(
         path: delimited text with a header, JSON lines or Parquet, by its extension; a further `.gz` or `.zst`
             means that text is compressed.
         item: name of the column that holds the original ids.
-        memory_bytes: limit of DuckDB's memory. What does not fit goes to `scratch`.
+        memory_bytes: limit of DuckDB's memory; it spills to `scratch`.
         scratch: folder for temporary files, which are deleted at the end.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a `prepare` command does: its source, its options, its temporary folders and its plan."""
+"""A `prepare` command: its source, its options, its temporary folders and its plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOTALS, SELECTION = "totals.json", "selection"
 
 @dataclass(frozen=True)
 class Job:
-    """What is prepared, and where.
+    """The arguments that all passes share.
 
     Attributes:
         source: the events.

@@ -68,7 +68,7 @@ class PrepareOptions:
                 f"{self.min_user_events}"
             )
         if not 0 <= self.max_bad_fraction <= 1:
-            raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}, but must lie between 0 and 1")
+            raise DataError(f"--max-bad-fraction is {self.max_bad_fraction}, but must be between 0 and 1")
         for name, least in (("min_item_events", 1), ("num_shards", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -186,7 +186,7 @@ def _write_run(path: Path, block: ParsedBlock, job: Job, seed: int) -> None:
 
 
 def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Return the (N,) int64 bucket of each user. Users are spread evenly, whatever their ids."""
+    """Return the (N,) int64 bucket of each user. A hash of the id spreads users evenly."""
     mixed = users.astype(np.uint64) * _HASH
     return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
 

@@ -1,10 +1,10 @@
 """Prepare one dataset by several processes, on machines that share a file system.
 
-Three passes consist of independent pieces: a run for each block of the source, a bucket for some of the
-users, and a shard. Of each pass, part K of N makes every N-th piece (`prepare_part`). What needs all pieces
-of a pass is done by one process when all parts are done (`merge_parts`): after the runs it adds up the totals
+Three passes consist of independent pieces: the runs, one for each block of the source; the buckets of users;
+and the shards. Part K of N makes every N-th piece of a pass (`prepare_part`) and skips pieces that exist.
+When all parts are done, one process merges the pass (`merge_parts`): after the runs it adds up the totals
 and collects the strings, after the buckets it selects users and items, after the shards it writes the tables
-and the manifest. A part never makes a piece that exists. The result has the bytes that one process writes.
+and the manifest. The dataset is bitwise the one that a single process writes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def merge_parts(
     num_parts: int,
     progress: Progress = no_progress,
 ) -> Prepared | None:
-    """Complete a pass of which all parts have done their shares. After the last pass, `out` is the dataset.
+    """Complete a pass after all parts have done their shares. After the last pass, `out` is the dataset.
 
     After an interruption, the same call resumes; if the pass is complete, it returns.
 
@@ -131,7 +131,7 @@ def list_parts(parts: list[int], num_parts: int) -> str:
 
 
 def _common_plan(source: Source, options: PrepareOptions, num_parts: int) -> tuple[WorkPlan, list[Any]]:
-    """Return the plan of this machine, whose pieces are those of all machines, and the key of the job."""
+    """Return the plan of this machine, with the same pieces on every machine, and the key of the job."""
     plan = WorkPlan.make(source.max_events(), options.memory_bytes, MAX_WORKERS)
     probe = int(hashes(pl.Series(["longplay"]), 0)[0])  # strings must have one hash on all machines
     key = [num_parts, probe, *job_key(source, options, plan)]

@@ -23,7 +23,7 @@ _HINTS = {
     TOO_MANY_COLUMNS: _QUOTED,
     "not_a_date": "dates are ISO 8601, such as 2020-01-31 or 2020-01-31T10:00:00Z",
 }
-"""What may be wrong if rows are dropped for a reason; for wrong numbers of columns, if they hold quotes."""
+"""Reason -> hint for the message. Those about the number of columns need a row with a quote."""
 NUM_EXAMPLES = 5
 _MAX_TEXT = 60
 
@@ -88,7 +88,7 @@ class BadRows:
         Args:
             rows_in: number of rows, without the header.
             max_bad_fraction: maximum share of unusable rows.
-            estimated: `rows_in` is an upper estimate, and the message says so.
+            estimated: `rows_in` is an upper estimate; the message has "at most".
 
         Raises:
             DataError: more are unusable; the message names the first one by file, line and column.

@@ -95,7 +95,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         if not 1 <= self.time_scale <= 10**9:
-            raise DataError(f"--time-scale is {self.time_scale}, but must lie between 1 and 1e9")
+            raise DataError(f"--time-scale is {self.time_scale}, but must be between 1 and 1e9")
         if self.time_scale > 1 and self.time_type in ("decimal", "date"):
             raise DataError(
                 f"--time-scale {self.time_scale} excludes --time-type {self.time_type}, whose times are "
@@ -130,7 +130,7 @@ def find_column(name: str, present: Sequence[str], option: str | None, path: obj
     bases = [column.partition(":")[0] for column in present]
     for candidates in (list(present), bases):
         if candidates.count(name) > 1:
-            raise DataError(f"{path}: column {name!r} is there {candidates.count(name)} times; rename one")
+            raise DataError(f"{path}: column {name!r} occurs {candidates.count(name)} times; rename one")
         if name in candidates:
             return candidates.index(name)
     nearest = difflib.get_close_matches(name, bases, n=1, cutoff=0.4)

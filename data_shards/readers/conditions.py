@@ -73,7 +73,7 @@ def _columns(tree: Any) -> set[str]:
 
 
 def _unfit(tree: Any, functions: set[str]) -> str | None:
-    """Return the first part of a condition that does not depend on one row alone; None if there is none."""
+    """Return the first part of a condition that depends on more than one row's values, or None."""
     if isinstance(tree, list):
         return next((found for one in tree if (found := _unfit(one, functions))), None)
     if not isinstance(tree, dict):

@@ -29,7 +29,7 @@ from longplay.data_shards.readers.values import literal, trimmed
 SUFFIXES = (".jsonl", ".json", ".ndjson")
 _LINES = LineFormat("\x1f", 1, quotes=False)
 _ROUNDED = r"^(-?[0-9]+([.][0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)|-?(NaN|nan|Infinity|inf))$"
-"""What DuckDB makes of a number that is not an integer. A string may look the same."""
+"""How DuckDB prints a number that is not an integer. A string may look the same."""
 _OTHER_JSON = {
     "[": "a JSON array; write each of its objects on one line, for example with `jq -c '.[]'`",
     "{'": "Python literals; write them as JSON, for example with `json.dumps(ast.literal_eval(line))`",
@@ -58,7 +58,7 @@ class _JsonFile:
 
     Args:
         file: the file.
-        exact: keys whose numbers are read as they are written.
+        exact: keys whose numbers keep the text of the file.
     """
 
     is_text = True
@@ -118,9 +118,9 @@ class _JsonFile:
 
 
 def _as_written(texts: pa.ChunkedArray, lines: pa.ChunkedArray, key: str) -> pa.ChunkedArray | pa.Array:
-    """Return the values of a key with numbers as they are written: DuckDB makes `1000.0` of `1e3`.
+    """Return the values of a key with numbers as the file has them: DuckDB turns `1e3` into `1000.0`.
 
-    What JSON has no number for, such as an unquoted NaN, becomes null.
+    Unquoted NaN and infinities, which are not JSON, become null.
     """
     rounded = pc.fill_null(pc.match_substring_regex(texts, _ROUNDED), False)
     if not (found := lines.filter(rounded).to_pylist()):

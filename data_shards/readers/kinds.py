@@ -107,9 +107,9 @@ class ColumnKinds:
         for role, kind in self.of.items():
             if kind != other.of[role]:
                 name = role.replace(":", " ")
-                return f"the {name} is {kind} in the one and {other.of[role]} in the other"
+                return f"the {name} is {kind} in the first and {other.of[role]} in the second"
         units = [kinds.time_unit or "an unknown unit" for kinds in (self, other)]
-        return f"times are in {units[0]} in the one and in {units[1]} in the other"
+        return f"times are in {units[0]} in the first and in {units[1]} in the second"
 
 
 def find_columns(columns: Columns, header: Sequence[str], path: object) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Read public datasets as they are downloaded. Each preset is a choice of files, columns and types."""
+"""Read public datasets as they are distributed. A preset chooses the files, the columns and their types."""
 
 from __future__ import annotations
 

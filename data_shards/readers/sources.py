@@ -75,7 +75,7 @@ class Block(Protocol):
 
 
 class Source(Protocol):
-    """What `prepare_dataset` reads: raw files of one format, or generated events."""
+    """The input of `prepare_dataset`: raw files of one format, or generated events."""
 
     def describe(self) -> SourceInfo:
         """Return `{"format", "paths", "options"}` for the manifest."""

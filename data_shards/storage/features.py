@@ -1,6 +1,6 @@
 """Event features: columns of a dataset's events besides user, item and time.
 
-A categorical feature is a column of codes: 1..num_values by falling number of events, 0 = missing. Its
+A categorical feature is a column of codes: 1..num_values in descending order of events, 0 = missing. Its
 values are the rows of `feature-NAME.parquet` (`value`: string or int64, `count`: int64), in the order of the
 codes. A float feature is a column of float32 values, NaN = missing.
 """

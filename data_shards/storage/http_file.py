@@ -28,7 +28,7 @@ class HttpFile:
 
     @property
     def version(self) -> tuple[str | None, ...] | None:
-        """What the server said of the file's version; None before the first answer, or if it said nothing."""
+        """ETag, Last-Modified and size; None before the first answer, or without the first two."""
         return self._version if self._version and any(self._version[:2]) else None
 
     def blocks(self, start: int) -> Iterator[bytes]:

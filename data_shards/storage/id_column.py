@@ -64,7 +64,7 @@ class IdColumn:
 
     @property
     def padding(self) -> Any:
-        """What stands for "no id" in arrays of ids: -1, or None among strings."""
+        """The value that marks "no id" in arrays of ids: -1, or None among strings."""
         return None if self.is_text else -1
 
     def take(self, positions: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ class IdColumn:
         """Return values of a file or a command line as ids of the column's type, null where that fails.
 
         An integer id may be text, with whitespace around it or a fraction of zeros: 10.0 is 10. A string id
-        is text and taken as it is.
+        is text and is not changed.
         """
         if self.is_text:
             return pl.Series([value if _is_unicode(value) else None for value in values], dtype=pl.String)
@@ -167,7 +167,7 @@ def as_int64(values: Any) -> np.ndarray | None:
 def parse_integers(texts: pl.Series) -> pl.Series:
     """Return texts as Int64, null where a text is not a 64-bit integer or a float without a fraction.
 
-    Text with leading zeros is no integer, because it would not be given back as it was.
+    Text with leading zeros is not an integer, because printing the integer would not restore the text.
     """
     text = pl.col("text").str.strip_chars()
     number = text.cast(pl.Float64, strict=False)

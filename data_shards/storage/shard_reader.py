@@ -199,7 +199,7 @@ class ShardCache:
     def get(self, shard: int, *, with_times: bool, features: frozenset[str] = frozenset()) -> DecodedShard:
         """Return the shard. Load it if it is not cached with the times and features that are needed.
 
-        A shard is loaded with what it was cached with too, so that readers with different needs share it.
+        A cached shard that lacks some of them is loaded again with these and those that it has.
         """
         with self._lock:
             cached = self._shards.get(shard)

@@ -19,7 +19,7 @@ class ItemVocabulary:
     Attributes:
         original_ids: (items,) integers or strings; entry i belongs to item id i + 1.
         counts: (items,) int64 number of events of each item in the whole dataset, in descending order.
-        columns: what else is known of the items, such as titles.
+        columns: the other columns of the items, such as titles.
     """
 
     original_ids: IdColumn

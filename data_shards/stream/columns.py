@@ -1,4 +1,4 @@
-"""The columns of events that a stream delivers on request, besides their items."""
+"""Times and features of events, which a stream delivers with the items on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longplay.data_shards.stream.packing import PackedRows
 
 @dataclass(frozen=True, kw_only=True)
 class EventColumns:
-    """What a stream delivers of each event besides its item.
+    """The times and features of events that a stream delivers.
 
     Attributes:
         features: event features of the dataset.

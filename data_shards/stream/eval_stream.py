@@ -101,7 +101,7 @@ class EvalStream:
         part: the part of the split whose events are predicted.
         rank: rank of this process.
         world_size: number of ranks.
-        columns: what to deliver of each event besides its item.
+        columns: the times and features to deliver.
 
     Attributes:
         num_users: evaluated users of all ranks. Includes users whose shard is skipped later; they have no

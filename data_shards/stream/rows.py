@@ -82,7 +82,7 @@ class RowBuilder:
         num_train: (users,) int64 number of events of each user to train on.
         num_lanes: lanes of the whole stream.
         lanes: the lanes to fill.
-        columns: what to deliver of each event besides its item.
+        columns: the times and features to deliver.
     """
 
     def __init__(

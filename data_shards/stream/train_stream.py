@@ -44,7 +44,7 @@ class TrainStream:
         config: how rows are cut, packed, ordered and read.
         rank: rank of this process. Each rank owns a block of consecutive lanes.
         world_size: number of ranks.
-        columns: what to deliver of each event besides its item.
+        columns: the times and features to deliver.
         pin_memory: allocate batches in page-locked memory, for a GPU.
 
     Raises:

@@ -205,10 +205,10 @@ def test_a_scale_of_times_that_have_a_unit_is_refused(
     ("option", "message"),
     [
         ("--min-user-events=1", "--min-user-events is 1, but must be at least 2"),
-        ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, but must lie between 0 and 1"),
+        ("--max-bad-fraction=2", "--max-bad-fraction is 2.0, but must be between 0 and 1"),
         ("--shards=0", "--shards is 0, but must be at least 1"),
         ("--shards=9", "--shards is 9, more than the 2 users; pass at most 2"),
-        ("--time-scale=0", "--time-scale is 0, but must lie between 1 and 1e9"),
+        ("--time-scale=0", "--time-scale is 0, but must be between 1 and 1e9"),
     ],
 )
 def test_bad_options_are_refused(

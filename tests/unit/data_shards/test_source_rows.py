@@ -26,7 +26,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, format: str) ->
         columns = [pa.array(values) for values in ([1, 1], [10, 11], [1, 2], [2, 1])]
         table = pa.Table.from_arrays(columns, names=["user_id", "item_id", "timestamp", "timestamp"])
         pq.write_table(table, path := tmp_path / "a.parquet")
-    assert "column 'timestamp' is there 2 times" in refusal(tmp_path, format, path)
+    assert "column 'timestamp' occurs 2 times" in refusal(tmp_path, format, path)
 
 
 def test_columns_that_are_not_read_may_have_any_name_and_type(tmp_path: Path) -> None:

@@ -74,14 +74,16 @@ def test_files_of_different_units_are_refused_by_name(tmp_path: Path) -> None:
         )
         for unit in ("ns", "us")
     )
-    assert "times are in ns in the one and in us in the other" in refusal(tmp_path, "parquet", old, new)
+    assert "times are in ns in the first and in us in the second" in refusal(tmp_path, "parquet", old, new)
     numbers = parquet(tmp_path / "n.parquet", user_id=[1, 1], item_id=[1, 2], timestamp=[1, 2])
-    assert f"{new} and {numbers}: the time is date in the one and integer" in refusal(
+    assert f"{new} and {numbers}: the time is date in the first and integer" in refusal(
         tmp_path, "parquet", new, numbers
     )
     dates = text(tmp_path / "d.csv", HEADER + "1,2,2020-01-01\n1,3,2020-01-02\n")
     seconds = text(tmp_path / "s.csv", HEADER + "1,2,1577836800\n1,3,1577836801\n")
-    assert "the time is date in the one and integer in the other" in refusal(tmp_path, "csv", dates, seconds)
+    assert "the time is date in the first and integer in the second" in refusal(
+        tmp_path, "csv", dates, seconds
+    )
 
 
 def test_timestamps_of_several_resolutions_get_one_unit(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_order_predicts_far_better_than_popularity() -> None:
         ({"items": 3}, "--items is 3, but must be at least 50"),
         ({"users": 10, "events": 40}, "--events is 40, but must be at least 50"),
         ({"seed": -1}, "--seed is -1, but must not be negative"),
-        ({"zipf": -1.0}, "--zipf is -1.0, but must lie between 0 and 10"),
-        ({"zipf": float("nan")}, "--zipf is nan, but must lie between 0 and 10"),
-        ({"length_sigma": float("inf")}, "--length-sigma is inf, but must lie between 0 and 10"),
+        ({"zipf": -1.0}, "--zipf is -1.0, but must be between 0 and 10"),
+        ({"zipf": float("nan")}, "--zipf is nan, but must be between 0 and 10"),
+        ({"length_sigma": float("inf")}, "--length-sigma is inf, but must be between 0 and 10"),
         ({"follow_probability": 1.5}, "--follow-probability is 1.5"),
     ],
 )
