@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,12 @@ def named_errors(path: Path, *, instead_of: Path | None = None) -> Iterator[None
         if error.filename is None or str(error.filename) == str(instead_of):
             error.filename = str(path)
         raise
+
+
+def can_create(path: Path) -> bool:
+    """Return whether the file `path` may be written once its missing parents exist. Creates nothing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not path.is_dir()
 
 
 def temporary_name(path: Path) -> Path:
@@ -53,7 +59,8 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
                     os.fsync(file.fileno())
             partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from rich.table import Table
 
-from longplay.common.atomic import write_json
-from longplay.common.json_files import JsonFileError, read_json, sealed
+from longplay.common.atomic import can_create
+from longplay.common.json_files import JsonFileError, read_json
 from longplay.common.locks import is_locked
 from longplay.launch.console.tables import new_table, print_table
-from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run
+from longplay.launch.evaluation.evaluate_run import RunEvaluation, evaluate_run, write_evaluation
 from longplay.launch.evaluation.few_unseen import few_unseen_warning
 from longplay.launch.evaluation.saved_evaluation import evaluation_file
+from longplay.launch.run_folders.tensorboard_log import write_final_metrics
 from longplay.launch.settings.common_arguments import add_device_argument, add_run_arguments
 from longplay.launch.settings.config import TrainConfig
+from longplay.launch.settings.errors import ConfigError
 from longplay.launch.training.progress import Progress, RunState
 
 
@@ -45,6 +47,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    if args.out is not None and not can_create(args.out):
+        raise ConfigError(f"--out {args.out}: cannot be written; give another file")
     found = evaluate_run(
         args.run,
         split=args.split,
@@ -53,18 +57,12 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         device=args.device,
         baseline=args.baseline,
-        out=args.out,
     )
     if found is None:
         return 0
     warning = few_unseen_warning(found.result, found.config.evaluation)
     if warning is not None:
         print(f"longplay: {warning}", file=sys.stderr)
-    file = evaluation_file(args.run, args.split)
-    reason = _why_not_saved(args.run, args.checkpoint, found)
-    if reason is None:
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, sealed(found.report))
     if args.json:
         print(json.dumps(found.report))
     else:
@@ -76,8 +74,24 @@ def run(args: argparse.Namespace) -> int:
         print_table(metrics_table(found))
         if dataset.skipped_summary() is not None:
             print(f"skipped  {dataset.skipped_summary()}")
-        print(f"saved    {file}" if reason is None else f"{file} is not written: {reason}")
+    status = _save(found, args)  # after printing: the disk may be full
+    if not args.json:
+        print(status)
     return 0
+
+
+def _save(found: RunEvaluation, args: argparse.Namespace) -> str:
+    """Write the evaluation to `--out` and, if it is the run's result, to the run folder; return a line."""
+    if args.out is not None:
+        write_evaluation(found, args.out)
+    if args.checkpoint == "best":
+        write_final_metrics(args.run, args.split, found.checkpoint.step, found.result.metrics)
+    file = evaluation_file(args.run, args.split)
+    reason = _why_not_saved(args.run, args.checkpoint, found)
+    if reason is not None:
+        return f"{file} is not written: {reason}"
+    write_evaluation(found, file)
+    return f"saved    {file}"
 
 
 def _why_not_saved(run: Path, checkpoint: str, found: RunEvaluation) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longplay.common.atomic import named_errors
 from longplay.data_shards.storage.locations import trusted_location
 from longplay.launch.settings.errors import ConfigError
 from longplay.launch.sweeps.arguments import (
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.dry_run:
         return dry_run(folder, folder.add(specs), resources)
     cluster = choose_cluster(args.cluster)
-    with folder.locked():
+    with folder.locked(), named_errors(folder.path):
         folder = SweepFolder(out)  # read again under the lock
         specs = folder.add(specs)
         due = _due(folder, specs)

@@ -23,7 +23,6 @@ from longplay.launch.console.progress import StageProgress
 from longplay.launch.evaluation.evaluation import Evaluation, evaluate
 from longplay.launch.evaluation.loading import find_checkpoint, load_model, open_dataset
 from longplay.launch.evaluation.popularity import evaluate_popularity
-from longplay.launch.run_folders.tensorboard_log import write_final_metrics
 from longplay.launch.settings.bad_shards import agree_on_bad_shards
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.saved import read_config
@@ -55,7 +54,6 @@ def evaluate_run(
     checkpoint: str = "best",
     device: str = "auto",
     baseline: bool = False,
-    out: Path | None = None,
 ) -> RunEvaluation | None:
     """Evaluate a checkpoint of the run folder `run`; return None on ranks other than 0. Collective.
 
@@ -65,7 +63,6 @@ def evaluate_run(
         on_bad_shard: None uses the run's own setting.
         checkpoint: "best", "last" or a name such as "step-000000120".
         baseline: whether to evaluate the popularity baseline too.
-        out: file that receives the report as JSON.
 
     Raises:
         ValueError: the run, its dataset or the checkpoint cannot be used.
@@ -90,13 +87,7 @@ def evaluate_run(
         if dataset.store.on_bad_shard == "skip":
             report["skipped_shards"] = len(dataset.store.skipped)
             report["skipped_events"] = dataset.store.num_skipped_events
-        if world.is_rank0:
-            watchdog.heartbeat("writing the metrics")
-            if out is not None:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                write_json(out, sealed(report))
-            if checkpoint == "best":
-                write_final_metrics(run, split, loaded.step, result.metrics)
+        watchdog.heartbeat("ending the evaluation")
         barrier(world)
     close_world(world)
     if not world.is_rank0:
@@ -104,6 +95,16 @@ def evaluate_run(
     return RunEvaluation(
         config=config, dataset=dataset, checkpoint=loaded, result=result, baseline=popularity, report=report
     )
+
+
+def write_evaluation(found: RunEvaluation, file: Path) -> None:
+    """Write the report of an evaluation as JSON; create the folder of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, sealed(found.report))
 
 
 def _as_json(

@@ -3,6 +3,7 @@
 Everything goes into the run's own tensorboard/ folder, so that a run is one entry on every page.
 """
 
+import functools
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from longplay.common.atomic import named_errors
 from longplay.launch.settings.overrides import flatten
 from longplay.launch.settings.resolving import to_json
 from longplay.launch.settings.saved import read_config, read_saved_run
@@ -53,6 +55,7 @@ def final_tag(split: str, kind: str, name: str) -> str:
     return f"{split}_{kind}/{name}"
 
 
+@functools.cache
 def report_write_errors_once() -> None:
     """Keep TensorBoard's thread from printing a traceback: its writer raises the same error to the caller."""
     before = threading.excepthook
@@ -74,6 +77,9 @@ def write_final_metrics(run: Path, split: str, step: int, metrics: Mapping[str, 
 
     Do nothing if the folder is not writable.
 
+    Raises:
+        OSError: the disk is full.
+
     Args:
         step: the step of the evaluated checkpoint.
         metrics: by candidates and name, as in `Evaluation.metrics`.
@@ -81,7 +87,8 @@ def write_final_metrics(run: Path, split: str, step: int, metrics: Mapping[str, 
     folder = run / "tensorboard"
     if not os.access(folder if folder.exists() else run, os.W_OK):
         return
-    with SummaryWriter(str(folder), filename_suffix=f".{split}") as writer:
+    report_write_errors_once()
+    with named_errors(folder), SummaryWriter(str(folder), filename_suffix=f".{split}") as writer:
         _write_session(writer, run, ended=True)
         for kind, values in metrics.items():
             for name, value in values.items():

@@ -15,8 +15,9 @@ from longplay.data_shards.stream.splits import Part
 from longplay.distributed.runtime.memory import reset_peak_memory
 from longplay.distributed.runtime.world import LOCAL_JOB
 from longplay.launch.console.exit_codes import EXIT_REQUEUE, exit_code_of
-from longplay.launch.evaluation.evaluate_run import evaluate_run
+from longplay.launch.evaluation.evaluate_run import evaluate_run, write_evaluation
 from longplay.launch.evaluation.saved_evaluation import evaluation_file, is_evaluated
+from longplay.launch.run_folders.tensorboard_log import write_final_metrics
 from longplay.launch.settings.imports import import_module
 from longplay.launch.sweeps.grid import SweepJobSpec
 from longplay.launch.sweeps.job_log import STARTS, STOPPED
@@ -79,7 +80,10 @@ class SweepJob:
     def _evaluate(self, split: Part, file: Path) -> int:
         device = self.spec.config.train.device
         data = parse_location(self.spec.data)
-        if evaluate_run(self.run, split=split, data=data, device=device, out=file) is not None:
+        found = evaluate_run(self.run, split=split, data=data, device=device)
+        if found is not None:
+            write_evaluation(found, file)
+            write_final_metrics(self.run, split, found.checkpoint.step, found.result.metrics)
             print(f"evaluated the {split} split: {file}", flush=True)
         return 0
 

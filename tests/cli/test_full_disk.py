@@ -76,3 +76,20 @@ def test_train_names_the_run_and_resumes_exactly(
     longplay([*words, str(tmp_path / "calm")], tmp_path / "log")
     for tag in ("train/loss", "eval_full_unseen/ndcg@10"):
         assert read_metrics(folder / "run", tag) == read_metrics(tmp_path / "calm", tag)
+
+
+def test_evaluate_prints_the_metrics_that_it_cannot_write(
+    tmp_path: Path, disk: tuple[Path, Resize], data: Path
+) -> None:
+    folder, resize = disk
+    run = folder / "run"
+    longplay(
+        ["train", "small", "--data", str(data), "--train.max_steps", "2", "--run", str(run)], tmp_path / "log"
+    )
+    used = sum(file.stat().st_blocks // 2 for file in folder.rglob("*"))
+    resize(f"{used}k")
+    assert Command(["evaluate", str(run)], tmp_path / "log").wait() == 2
+    printed = (tmp_path / "log").read_text()
+    assert "full_unseen ndcg@10" in printed
+    assert printed.splitlines()[-1].startswith(f"longplay: error: {run}")
+    assert "Traceback" not in printed

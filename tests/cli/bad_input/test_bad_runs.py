@@ -141,3 +141,12 @@ def test_other_names_of_the_output_are_answered_with_ours(kinds: Path, refuse: R
     refuse("export", kinds / "run", option, new, pattern=f"{unknown} --out")
     refuse("evaluate", kinds / "run", option, new, pattern=f"{unknown} --out")
     refuse("train", "mambarec", "--data", kinds / "set", option, new, pattern=f"{unknown} --run")
+
+
+@pytest.mark.parametrize("out", ["run", "run/config.json/file"])
+def test_evaluate_refuses_a_file_that_cannot_be_written_before_it_evaluates(
+    tmp_path: Path, run: Path, refuse: Refuse, out: str
+) -> None:
+    refuse(
+        "evaluate", run, "--out", tmp_path / out, pattern=f"--out .*{out}: cannot be written; give another"
+    )
