@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -88,6 +89,8 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._waits_for_others = False
+        # A network file system may show the new folder to other ranks later.
+        self._folder = os.stat(root) if world.is_rank0 else None
         nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
         if world.world_size > 1:
             comm.broadcast(nonce, 0)
@@ -207,6 +210,7 @@ class CheckpointWriter:
         write_json(job.partial / "state.json", sealed(state))
         for rank in range(self.world.world_size):
             (job.partial / _REPORT.format(rank)).unlink()
+        self._check_root()
         self._move_away(job.final)
         replace_folder(job.partial, job.final)
         job.on_commit()
@@ -224,10 +228,15 @@ class CheckpointWriter:
             path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))
 
     def _check_root(self) -> None:
-        if not self.root.is_dir():
-            raise CheckpointError(
-                f"{self.root}: the folder was removed during the run; no checkpoint can be saved"
-            )
+        with suppress(OSError):
+            found = os.stat(self.root)
+            if stat.S_ISDIR(found.st_mode) and (
+                self._folder is None or os.path.samestat(found, self._folder)
+            ):
+                return
+        raise CheckpointError(
+            f"{self.root}: the folder was removed or replaced during the run; no checkpoint can be saved"
+        )
 
     def _gather(self, folder: Path) -> dict[str, Any]:
         """Wait for all ranks; return every file's size and checksum."""

@@ -8,6 +8,7 @@ checkpoints/       see longplay.distributed.checkpoints.checkpoint
 logs/              output of the jobs of a batch script, which creates it before the run begins
 """
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,7 @@ class RunFolder:
             if self.path.is_dir() and not all(map(_is_left_over, self.path.iterdir())):
                 raise ConfigError(f"--run {self.path}: is neither empty nor a run folder; give another one")
             return False
+        self._check_kinds()
         original = read_config(self.path)
         saved = read_saved_run(self.path)
         if saved.dataset_id != dataset.dataset_id:
@@ -84,6 +86,18 @@ class RunFolder:
         if saved.inputs is not None:
             check_recorded(saved.inputs, load_inputs(config.inputs, dataset), dataset)
         return True
+
+    def _check_kinds(self) -> None:
+        """Check that nothing in the folder stands where training would later write a file or a folder.
+
+        Raises:
+            ConfigError: something does.
+        """
+        for path in (self.checkpoints, self.path / "tensorboard"):
+            if os.path.lexists(path) and not path.is_dir():
+                raise ConfigError(f"{path}: is not a folder, or links to none; move it away")
+        if os.path.lexists(self.best_file) and not self.best_file.is_file():
+            raise ConfigError(f"{self.best_file}: is not a file; move it away")
 
     @contextmanager
     def claimed(self, config: RunConfig, dataset: Dataset, world: World) -> Iterator[None]:

@@ -139,7 +139,7 @@ def test_a_removed_checkpoint_folder_is_named(tmp_path: Path, data: Path) -> Non
     last = (tmp_path / "log").read_text().splitlines()[-1]
     # A save in flight at that moment misses its own file.
     assert re.search(
-        r"checkpoints(: the folder was removed|/\.writing-\S+: (was removed|No such file))", last
+        r"checkpoints(: the folder was removed or replaced|/\.writing-\S+: (was removed|No such file))", last
     ), last
 
 

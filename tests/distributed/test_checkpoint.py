@@ -242,13 +242,15 @@ def test_a_background_save_writes_the_state_at_its_start(tmp_path: Path) -> None
     assert contents[0] == contents[1]
 
 
-def fail_in_background(world: World, root: Path) -> str:
+def fail_in_background(world: World, root: Path, replaced: bool) -> str:
     _, table, engine = build(world, "row_sparse", 1)
     writer = CheckpointWriter(root, world, background="always")
     writer.save(engine, table, step=1, extra={})
     writer.wait()
     (root / "step-000000001").rename(root.parent / "step-000000001")
     root.rmdir()
+    if replaced:
+        root.mkdir()
     writer.save(engine, table, step=2, extra={})
     with pytest.raises(CheckpointError) as caught:
         writer.wait()
@@ -256,10 +258,11 @@ def fail_in_background(world: World, root: Path) -> str:
     return str(caught.value)
 
 
-def test_a_failed_background_save_raises_in_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_failed_background_save_raises_in_wait(tmp_path: Path, replaced: bool) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (message,) = run_ranks(fail_in_background, 1, tmp_path / "checkpoints")
-    assert "checkpoints: the folder was removed during the run" in message
+    (message,) = run_ranks(fail_in_background, 1, tmp_path / "checkpoints", replaced)
+    assert "checkpoints: the folder was removed or replaced during the run" in message
 
 
 def test_a_changed_state_json_is_detected(tmp_path: Path) -> None:

@@ -71,3 +71,26 @@ def test_what_a_killed_start_leaves_is_a_new_folder(tmp_path: Path, dataset: Dat
     (tmp_path / "checkpoints" / "mine").touch()
     with pytest.raises(ConfigError, match="neither empty nor a run folder"):
         RunFolder(tmp_path).check(small_config(), dataset)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "best.json"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])
+def test_a_run_is_not_resumed_where_it_could_not_be_saved(
+    tmp_path: Path, dataset: Dataset, name: str, kind: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.claimed(small_config(), dataset, World()):
+        folder.write_config(small_config(), dataset, dataset.path, torch.device("cpu"))
+    folder.release()
+    folder.checkpoints.rmdir()
+    path = tmp_path / name
+    {
+        "file": path.touch,
+        "folder": path.mkdir,
+        "link to nothing": lambda: path.symlink_to(tmp_path / "gone"),
+    }[kind]()
+    if kind == ("file" if name == "best.json" else "folder"):
+        assert RunFolder(tmp_path).check(small_config(), dataset)
+    else:
+        with pytest.raises(ConfigError, match=f"{name}: is not a f.*; move it away"):
+            RunFolder(tmp_path).check(small_config(), dataset)
