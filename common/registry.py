@@ -63,10 +63,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def _loaded(self) -> dict[str, Entry]:
         """Return the entries, after importing the built-in ones."""
-        package, self._package = (
-            self._package,
-            None,
-        )  # cleared first, because the imported modules may look up names
+        package = self._package
+        self._package = None  # cleared first, because the imported modules may look up names
         if package is not None:
             import_submodules(importlib.import_module(package))
         return self._entries

@@ -77,11 +77,9 @@ class Buckets:
     def time_offsets(self, bucket: int) -> np.ndarray:
         """Return (events,) uint64 distances of the times from the smallest time."""
         times = self._files[bucket].read("time")
-        return (
-            times.astype(np.uint64)
-            if times.dtype == np.uint32
-            else (times.astype(np.uint64) - np.uint64(self.time_least % (1 << 64)))
-        )
+        if times.dtype == np.uint32:
+            return times.astype(np.uint64)
+        return times.astype(np.uint64) - np.uint64(self.time_least % (1 << 64))
 
     @staticmethod
     def _part(

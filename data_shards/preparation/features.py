@@ -53,7 +53,7 @@ def count_values(
     """
 
     def count(bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        values = buckets.feature(name, bucket)[selection.stays(buckets, bucket)]
+        values = buckets.feature(name, bucket)[selection.is_kept(buckets, bucket)]
         return np.unique(values[values != MISSING], return_counts=True)
 
     known, counts = np.empty(0, np.int64), np.empty(0, np.int64)

@@ -55,7 +55,7 @@ class Selection:
     def num_events(self) -> int:
         return int(self.lengths.sum())
 
-    def stays(self, buckets: Buckets, bucket: int) -> np.ndarray:
+    def is_kept(self, buckets: Buckets, bucket: int) -> np.ndarray:
         """Return (events,) bool: which of a bucket's events are kept."""
         _, stored = buckets.users(bucket)
         of_users = np.zeros(int(stored.sum()) + 1, np.int64)
@@ -83,7 +83,7 @@ class _Counter:
     Attributes:
         users, stored, lengths: (users,) int64 original ids, events on disk, and kept events.
         user_ptr: (buckets + 1,) int64 first user of each bucket.
-        item_stays, item_counts: (codes,) bool flag of each item, and int64 number of its kept events.
+        item_is_kept, item_counts: (codes,) bool flag of each item, and int64 number of its kept events.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class _Counter:
         self.stored = np.concatenate([lengths for _, lengths in tables])
         self.lengths = self.stored.copy()
         self.user_ptr = np.cumsum([0, *(len(users) for users, _ in tables)])
-        self.item_stays = np.ones(buckets.codes.num_codes, bool)
+        self.item_is_kept = np.ones(buckets.codes.num_codes, bool)
         self.item_counts = np.zeros(buckets.codes.num_codes, np.int64)
 
     def drop_short(self, min_user_events: int) -> int:
@@ -110,7 +110,7 @@ class _Counter:
         """Drop items with too few events; return the number of dropped events."""
         rare = (self.item_counts > 0) & (self.item_counts < min_item_events)
         num_dropped = int(self.item_counts[rare].sum())
-        self.item_stays[rare] = False
+        self.item_is_kept[rare] = False
         self.item_counts[rare] = 0
         if num_dropped:
             self._count_users()
@@ -119,34 +119,34 @@ class _Counter:
     def count_items(self) -> None:
         """Count the kept events of every item."""
         self.item_counts[:] = 0
-        for _, codes, stays in self._staying("counting items"):
-            np.add.at(self.item_counts, codes if stays.all() else codes[stays], 1)
+        for _, codes, is_kept in self._kept_events("counting items"):
+            np.add.at(self.item_counts, codes if is_kept.all() else codes[is_kept], 1)
 
     def _count_users(self) -> None:
-        for bucket, _, stays in self._staying("counting events"):
+        for bucket, _, is_kept in self._kept_events("counting events"):
             first, end = self.user_ptr[bucket : bucket + 2]
-            before = np.concatenate([[0], np.cumsum(stays)])
+            before = np.concatenate([[0], np.cumsum(is_kept)])
             ptr = np.concatenate([[0], np.cumsum(self.stored[first:end])])
             self.lengths[first:end] = before[ptr[1:]] - before[ptr[:-1]]
 
-    def _staying(self, stage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _kept_events(self, stage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield the number of each bucket, its codes, and which of its events are kept."""
 
         def read(bucket: int) -> tuple[int, np.ndarray, np.ndarray]:
             codes = self._buckets.item_codes(bucket)
-            return bucket, codes, self.stays(bucket, codes)
+            return bucket, codes, self.is_kept(bucket, codes)
 
         done = 0
-        for bucket, codes, stays in in_order(read, range(len(self._buckets)), self._num_workers):
-            yield bucket, codes, stays
+        for bucket, codes, is_kept in in_order(read, range(len(self._buckets)), self._num_workers):
+            yield bucket, codes, is_kept
             done += len(codes)
             self._progress(stage, done, int(self.stored.sum()))
 
-    def stays(self, bucket: int, codes: np.ndarray) -> np.ndarray:
+    def is_kept(self, bucket: int, codes: np.ndarray) -> np.ndarray:
         """Return (events,) bool: which events of a bucket are kept."""
         first, end = self.user_ptr[bucket : bucket + 2]
-        stays = np.repeat(self.lengths[first:end] > 0, self.stored[first:end])
-        return stays if self.item_stays.all() else stays & self.item_stays[codes]
+        is_kept = np.repeat(self.lengths[first:end] > 0, self.stored[first:end])
+        return is_kept if self.item_is_kept.all() else is_kept & self.item_is_kept[codes]
 
 
 def select(
@@ -199,8 +199,8 @@ def _nothing_left(counter: _Counter, min_user_events: int, min_item_events: int)
 
 def _selected(buckets: Buckets, counter: _Counter, dropped: dict[str, int]) -> Selection:
     """Number the items, and order the users by id."""
-    stays = np.flatnonzero(counter.lengths > 0)
-    users = stays[np.argsort(counter.users[stays], kind="stable")]
+    kept = np.flatnonzero(counter.lengths > 0)
+    users = kept[np.argsort(counter.users[kept], kind="stable")]
     bucket = np.repeat(np.arange(len(buckets)), np.diff(counter.user_ptr))
     ends = np.cumsum(counter.stored)
     starts = np.concatenate([[0], ends])[counter.user_ptr[:-1]]  # events stored before each bucket
@@ -238,7 +238,7 @@ def _time_quantiles(buckets: Buckets, counter: _Counter, num_workers: int, progr
         ) -> tuple[int, np.ndarray]:
             times = buckets.time_offsets(bucket)
             num_read = len(times)
-            times = times[counter.stays(bucket, buckets.item_codes(bucket))] >> np.uint64(shift)
+            times = times[counter.is_kept(bucket, buckets.item_codes(bucket))] >> np.uint64(shift)
             digit = (times & np.uint64((1 << width) - 1)).astype(np.int64)
             if len(known) > 1 or shift + width < buckets.time_bits:
                 head = times >> np.uint64(width)

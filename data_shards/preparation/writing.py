@@ -48,9 +48,9 @@ def assign_users(lengths: np.ndarray, num_shards: int, seed: int) -> list[np.nda
     place = np.empty_like(shuffled)
     place[shuffled] = np.arange(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-    turn, seat = np.divmod(np.arange(len(lengths)), num_shards)
+    row, column = np.divmod(np.arange(len(lengths)), num_shards)
     shard = np.empty(len(lengths), np.int64)
-    shard[longest_first] = np.where(turn % 2 == 0, seat, num_shards - 1 - seat)
+    shard[longest_first] = np.where(row % 2 == 0, column, num_shards - 1 - column)
     in_order = np.lexsort((place, shard))
     return np.split(in_order, np.cumsum(np.bincount(shard, minlength=num_shards))[:-1])
 
@@ -127,19 +127,16 @@ def _shard_columns(
     in_bucket = selection.bucket[users[places]]
     for part in np.split(places, np.flatnonzero(np.diff(in_bucket)) + 1):
         of_part = users[part]
-        bucket, begins, stored = (
-            int(selection.bucket[of_part[0]]),
-            selection.begin[of_part],
-            selection.stored[of_part],
-        )
+        bucket = int(selection.bucket[of_part[0]])
+        begins, stored = selection.begin[of_part], selection.stored[of_part]
         found = {
             "item": selection.item_ids[buckets.item_codes(bucket, begins, stored)],
             "time": buckets.times(bucket, begins, stored),
             **{name: buckets.feature(name, bucket, begins, stored) for name in features},
         }
         if lengths[part].sum() != len(found["item"]):
-            stays = found["item"] > 0
-            found = {name: values[stays] for name, values in found.items()}
+            is_kept = found["item"] > 0
+            found = {name: values[is_kept] for name, values in found.items()}
         at = concatenated_ranges(first_events[part], lengths[part])
         for name, values in found.items():
             columns.setdefault(name, np.empty(lengths.sum(), values.dtype))[at] = values

@@ -18,9 +18,7 @@ from longplay.data_shards.readers.columns import (
 )
 from longplay.data_shards.readers.downloads import input_path
 
-_COLUMN_OPTIONS = (
-    *("user", "item", "time", "user_type", "item_type", "time_type", "time_unit", "time_scale"),
-)
+_COLUMN_OPTIONS = ("user", "item", "time", "user_type", "item_type", "time_type", "time_unit", "time_scale")
 
 
 def add_paths_argument(parser: ArgumentParser) -> None:

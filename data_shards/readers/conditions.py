@@ -39,10 +39,8 @@ def check_condition(condition: str) -> set[str]:
     Raises:
         DataError: it is not one SQL expression, or uses other rows, a query, the clock or random numbers.
     """
-    (row,) = query(
-        f"SELECT json_serialize_sql({literal(f'SELECT {condition}')})::VARCHAR AS tree"
-    ).to_pylist()
-    tree = json.loads(row["tree"])
+    serialized = query(f"SELECT json_serialize_sql({literal(f'SELECT {condition}')})::VARCHAR AS tree")
+    tree = json.loads(serialized["tree"][0].as_py())
     if tree["error"] or len(tree["statements"]) != 1:
         cause = tree.get("error_message", "several statements")
         raise DataError(

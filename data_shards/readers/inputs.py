@@ -43,13 +43,12 @@ def find_files(paths: Iterable[Path], suffixes: Sequence[str]) -> tuple[Path, ..
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
+            files_below = (file for file in sorted(path.rglob("*")) if file.is_file())
             found = [
                 file
-                for file in sorted(path.rglob("*"))
-                if _is_data(file.relative_to(path)) and file.is_file()
-            ]
-            found = [
-                file for file in found if without_compression(file.name).lower().endswith(tuple(suffixes))
+                for file in files_below
+                if _is_data(file.relative_to(path))
+                and without_compression(file.name).lower().endswith(tuple(suffixes))
             ]
             found = [file for file in found if file.stat().st_size] or found  # Spark writes empty parts
             if not found:
@@ -81,9 +80,7 @@ def check_copies(files: Iterable[Path]) -> None:
     for file in files:
         origin = _without_marks(_real(file))
         unnumbered = origin.with_name(_NUMBERED.sub("", origin.name) or origin.name)
-        if (
-            unnumbered in plain
-        ):  # events.csv.1 is a copy of events.csv; without it, events.csv.1 and .2 are parts
+        if unnumbered in plain:  # events.csv.1 is then a copy; without events.csv, .1 and .2 are parts
             origin = unnumbered
         if origin in seen:
             raise DataError(

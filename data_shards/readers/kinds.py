@@ -174,10 +174,8 @@ def time_kind(head: pa.Table, raw: str, dtype: str, scale: int) -> str:
         kinds += ["decimal", "date"] if dtype == "VARCHAR" else ["decimal"]
     found = _counts(head, raw, **{kind: f"count({time_sql(raw, dtype, kind, 1)})" for kind in kinds})
     if not any(found.values()):
-        present = _counts(head, raw, present=f"count_if({present_sql(raw, dtype, is_number=True)})")[
-            "present"
-        ]
-        return kinds[-1] if present else ""
+        counts = _counts(head, raw, present=f"count_if({present_sql(raw, dtype, is_number=True)})")
+        return kinds[-1] if counts["present"] else ""
     return max(kinds, key=lambda kind: found[kind])
 
 

@@ -155,10 +155,8 @@ def _unnest(table: pa.Table, item: str) -> tuple[pa.Table, np.ndarray]:
     for name in lists:
         same &= pc.equal(pc.fill_null(pc.list_value_length(table[name]), 0), lengths).to_numpy()
     rows, counts = np.arange(table.num_rows), lengths.to_numpy()
-    of_good, of_bad = (
-        np.repeat(rows[same], counts[same]),
-        np.repeat(rows[~same], np.maximum(counts[~same], 1)),
-    )
+    of_good = np.repeat(rows[same], counts[same])
+    of_bad = np.repeat(rows[~same], np.maximum(counts[~same], 1))
     good = table.filter(same)
     events = {
         name: pc.list_flatten(good[name]) if name in lists else table[name].take(of_good)
