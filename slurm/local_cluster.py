@@ -26,6 +26,7 @@ _PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm",
 _ACCOUNTING_PROGRAMS = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 _NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 _SOCKET_PATH_LIMIT = 107  # bytes in the path of a Unix socket
+_START_S, _GRACE_S = 60.0, 12.0  # for a daemon to start, and for jobs and daemons to end
 
 
 def missing_requirement(*, accounting: bool = True) -> str | None:
@@ -178,14 +179,14 @@ class LocalCluster:
         done = subprocess.run(words, env=self.env, capture_output=True, text=True)
         return done.stdout.split() == ["idle"] * self.config.nodes
 
-    def _wait_until(self, reached: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _wait_until(self, reached: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _START_S
         while not reached():
             ended = [name for name, alive in self.running().items() if not alive]
             if ended:
                 raise ClusterError(f"{ended[0]} exited during startup; see {self.root}/log")
             if time.monotonic() > deadline:
-                raise ClusterError(f"no {what} after {timeout_s:.0f} s; see {self.root}/log")
+                raise ClusterError(f"no {what} after {_START_S:.0f} s; see {self.root}/log")
             time.sleep(0.05)
 
     # ------------------------------------------------------------------ status and down
@@ -194,14 +195,14 @@ class LocalCluster:
         """Return whether each daemon runs, in the order of their start; empty if none was started."""
         return self.daemons.running()
 
-    def down(self, *, grace_s: float = 12.0) -> None:
+    def down(self) -> None:
         """Cancel the jobs and stop the daemons; a node ends with all processes on it."""
         if self.running().get("slurmctld"):
-            self._cancel_jobs(grace_s)
-        self.daemons.stop(grace_s=grace_s)
+            self._cancel_jobs()
+        self.daemons.stop(grace_s=_GRACE_S)
 
-    def _cancel_jobs(self, grace_s: float) -> None:
-        deadline = time.monotonic() + grace_s
+    def _cancel_jobs(self) -> None:
+        deadline = time.monotonic() + _GRACE_S
         try:
             jobs = self.call("squeue", "--noheader", "--format=%A").split()
             if jobs:

@@ -208,7 +208,8 @@ class Watchdog:
         """
         ranks = range(self.world.world_size) if self.world.is_rank0 else self._pids
         now = self._clock.now()
-        texts = {rank: self._store.get(self._key(rank)).decode() for rank in ranks if self._has_started(rank)}
+        started = {rank: self._key(rank) for rank in ranks if self._store.check([self._key(rank)])}
+        texts = {rank: self._store.get(key).decode() for rank, key in started.items()}
         for rank, text in texts.items():
             if rank not in self._seen or self._seen[rank].text != text:
                 self._seen[rank] = _Seen(text, now)
@@ -294,9 +295,6 @@ class Watchdog:
             timeout=timedelta(seconds=max(10.0, self._silence_s)),
         )
         return torch.distributed.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]  # as above
-
-    def _has_started(self, rank: int) -> bool:
-        return self._store.check([self._key(rank)])
 
     @staticmethod
     def _key(rank: int) -> str:

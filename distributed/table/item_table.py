@@ -9,20 +9,18 @@ DeepSpeed owns the parameter and its partitioning in both update modes. They dif
 """
 
 import math
-from dataclasses import field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from longplay.common.settings import NonNegativeInt, PositiveFloat, settings_class
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.runtime.world import World
+from longplay.distributed.table.config import ItemTableConfig
 from longplay.distributed.table.host_memory import page_lock
 from longplay.distributed.table.initial_rows import fill_initial_rows
 from longplay.distributed.table.row_cache import RowCache, most_frequent_rows
 from longplay.distributed.table.row_exchange import PendingRowExchange, RowExchange
-from longplay.distributed.table.row_optimizers import RowOptimizerConfig, build_row_optimizer
+from longplay.distributed.table.row_optimizers import build_row_optimizer
 from longplay.distributed.table.row_order import RowOrder
 from longplay.distributed.zero.parameter import (
     forbid_gather,
@@ -33,46 +31,6 @@ from longplay.distributed.zero.parameter import (
 )
 from longplay.models.rows.gather import RowEntries, find_entries
 from longplay.native.triton_runtime import can_run_triton
-
-
-@settings_class
-class ItemTableConfig:
-    """Initialization, placement and update of the item table.
-
-    Attributes:
-        update: row_sparse = the owner of a touched row updates it with the row optimizer; zero_dense =
-            DeepSpeed's Adam updates every row at each step.
-        placement: Memory of rows and optimizer state. device = the encoder's device; host = page-locked host
-            memory, for tables larger than the GPU. Both are the same on a CPU.
-        cached_rows: With placement host, rows of the most frequent items that each rank keeps on its GPU,
-            with their optimizer state. 0 = none.
-        lr_scale: Factor on `train.lr` for the item table.
-        init_std: Standard deviation of the initial rows.
-    """
-
-    update: Literal["row_sparse", "zero_dense"] = "row_sparse"
-    placement: Literal["device", "host"] = "device"
-    cached_rows: NonNegativeInt = 0
-    optimizer: RowOptimizerConfig = field(default_factory=RowOptimizerConfig)
-    lr_scale: PositiveFloat = 1.0
-    init_std: PositiveFloat = 0.02
-
-    def __post_init__(self) -> None:
-        if self.update == "zero_dense" and self.optimizer.name != "adam":
-            raise ValueError(
-                f"optimizer.name={self.optimizer.name!r}: needs table.update row_sparse, because "
-                "DeepSpeed's Adam updates the table with zero_dense"
-            )
-        if self.placement == "host" and self.update == "zero_dense":
-            raise ValueError(
-                "placement='host': needs table.update row_sparse, because zero_dense updates every row at "
-                "each step"
-            )
-        if self.cached_rows and self.placement != "host":
-            raise ValueError(
-                f"cached_rows={self.cached_rows}: needs table.placement host; with "
-                f"{self.placement} all rows are on the device"
-            )
 
 
 class _Holder(nn.Module):
@@ -211,8 +169,8 @@ class ItemTable:
         self.bytes_sent += exchange.bytes_sent(self.width * self._local_shard.element_size())
 
     def add_shard_gradient(self, grads: Tensor) -> None:
-        """Add a gradient (num_rows, D) of every row of this rank, as full cross-entropy produces."""
-        self._dense = grads.clone() if self._dense is None else self._dense.add_(grads)
+        """Add a gradient (num_rows, D) of every row of this rank, which the table may overwrite."""
+        self._dense = grads if self._dense is None else self._dense.add_(grads)
 
     def finish_gradients(self) -> Tensor:
         """Sum the micro-batches' gradients; return this rank's squared gradient norm, an fp32 scalar.

@@ -42,6 +42,7 @@ def lazy_adam(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Update rows of `weight` and their moments; see `triton_kernels.lazy_adam`. rate = 1 - beta."""
     _, _, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
     first = tl.load(exp_avg + offset, mask=mask, other=0.0)
@@ -67,6 +68,7 @@ def row_adagrad(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Update rows of `weight` and their sums of squares; see `triton_kernels.row_adagrad`."""
     is_row, row, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     grad = tl.load(grads + in_order, mask=mask, other=0.0)
     total = tl.load(sum_sq + row, mask=is_row, other=0.0)
@@ -86,6 +88,7 @@ def take_rows(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Copy rows of `table` to `out`; see `triton_kernels.take_rows`."""
     _, _, offset, in_order, mask = _offsets(rows, num_rows, WIDTH, PADDED, ROWS)
     tl.store(out + in_order, tl.load(table + offset, mask=mask), mask=mask)
 
@@ -137,6 +140,10 @@ def count_above(
     ROWS_PER_PROGRAM: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
+    """Count the scores of QUERIES queries with ROWS_PER_PROGRAM rows; see `score_kernel.count_above`.
+
+    The bound of a pair's undecided scores is margins[query] + slack[query] * norms[tile of the row].
+    """
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     column = tl.arange(0, PADDED)
     tile_row = tl.arange(0, ROWS)

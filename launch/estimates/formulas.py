@@ -54,8 +54,6 @@ def estimate_memory(
         transient=transient,
         host=host,
         wire=_wire_bytes(sizes),
-        limit_bytes=None,
-        limit_source="",
         steps_per_epoch=workload.steps_per_epoch,
         targets_per_epoch=workload.targets_per_epoch,
         slots=sizes.slots,

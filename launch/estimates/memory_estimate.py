@@ -30,11 +30,11 @@ class MemoryEstimate:
     transient: dict[str, int]
     host: dict[str, int]
     wire: dict[str, int]
-    limit_bytes: int | None
-    limit_source: str
     steps_per_epoch: int
     targets_per_epoch: int
     slots: int
+    limit_bytes: int | None = None
+    limit_source: str = ""
 
     @property
     def step_bytes(self) -> int:

@@ -16,7 +16,7 @@ from longplay.common.settings import (
 from longplay.data_shards.stream.config import StreamConfig
 from longplay.distributed.checkpoints.writer import Background
 from longplay.distributed.engine import EngineConfig
-from longplay.distributed.table.item_table import ItemTableConfig
+from longplay.distributed.table.config import ItemTableConfig
 from longplay.launch.settings.errors import did_you_mean
 from longplay.models.base.config import EncoderConfig
 from longplay.models.inputs.config import InputConfig

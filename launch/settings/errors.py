@@ -49,9 +49,7 @@ def one_line(error: ValidationError) -> str:
         return f"{'.'.join(place)}: has no value"
     reason = first["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return _cut(
-            ".".join([*place, reason]), 300, 300
-        )  # from a __post_init__: begins with the setting's name
+        return _cut(".".join([*place, reason]), 300, 300)  # __post_init__ begins it with the setting's name
     if place[-1].isdigit():  # the entry of a tuple
         place.pop()
     value = first["input"]

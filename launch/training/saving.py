@@ -112,7 +112,7 @@ class RunCheckpoints:
         self._writer.wait()
 
     def _find_newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
-        """Return the newest intact checkpoint, and the problem of each newer one that cannot be loaded."""
+        """Return the newest intact checkpoint, and why each newer one cannot be loaded. Collective."""
         root = self._folder.checkpoints
         try:
             newest, damaged = latest_checkpoint(

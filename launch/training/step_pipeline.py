@@ -219,9 +219,8 @@ def draw_shared_negatives(model: Model, batch: Batch, step: int) -> Tensor | Non
     if model.loss.shared is None:
         return None
     zero = torch.zeros(1, dtype=torch.int64)
-    key = row_keys(model.config.seed, step, zero - 1, zero).to(
-        device, non_blocking=True
-    )  # lane -1 has no rows
+    key = row_keys(model.config.seed, step, zero - 1, zero)  # lane -1 has no rows
+    key = key.to(device, non_blocking=True)
     if loss.negatives != "in_batch":
         return model.loss.shared.draw(key, loss.num_negatives)
     targets, _ = all_gather_rows(batch.targets[batch.targets > 0].to(device), model.world)

@@ -102,9 +102,8 @@ class SharedNegatives:
         if self._cumulative is None:
             return keyed_integers(key, _SHARED_STREAM, num_negatives, self.num_items).squeeze(0) + 1
         points = keyed_uniform(key, _SHARED_STREAM, num_negatives).squeeze(0) * self._cumulative[-1]
-        last = torch.searchsorted(
-            self._cumulative, self._cumulative[-1:]
-        )  # the last item with positive weight
+        # A point may be rounded up to the total; then take the last item with a positive weight.
+        last = torch.searchsorted(self._cumulative, self._cumulative[-1:])
         return torch.searchsorted(self._cumulative, points, right=True).clamp_(max=last) + 1
 
     def log_q(self, item_ids: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from longplay.distributed.checkpoints.writer import CheckpointWriter
 from longplay.distributed.engine import EncoderEngine, EngineConfig
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.runtime.world import World
-from longplay.distributed.table.item_table import ItemTable, ItemTableConfig
+from longplay.distributed.table.config import ItemTableConfig
+from longplay.distributed.table.item_table import ItemTable
 
 NUM_ITEMS, WIDTH = 101, 6
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from longplay.distributed.engine import EncoderEngine, EngineConfig
 from longplay.distributed.runtime.world import World
+from longplay.distributed.table.config import ItemTableConfig
 from longplay.distributed.table.initial_rows import fill_initial_rows
-from longplay.distributed.table.item_table import ItemTable, ItemTableConfig
+from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
 from longplay.distributed.table.row_order import RowOrder
 

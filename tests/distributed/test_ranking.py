@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from longplay.distributed.runtime.world import World
 from longplay.distributed.table import score_counts
+from longplay.distributed.table.config import ItemTableConfig
 from longplay.distributed.table.full_softmax import full_softmax_loss
-from longplay.distributed.table.item_table import ItemTable, ItemTableConfig
+from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.ranking import Queries, target_positions, top_items
 
 NUM_ITEMS, WIDTH, NUM_QUERIES = 1003, 16, 40
