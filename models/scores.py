@@ -5,6 +5,7 @@ recommendations compare exact scores. Float32 scores only select the pairs whose
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,15 @@ def exact_scores(queries: Tensor, query: Tensor, rows_at: Callable[[Tensor], Ten
         chunk = slice(at, at + step)
         scores[chunk] = exact_dot(queries[query[chunk]], rows_at(row[chunk]))
     return scores
+
+
+def float32_scores(queries: Tensor, rows: Tensor) -> Tensor:
+    """Return the float32 scores (Q, R) of queries (Q, D) and rows (R, D) float32, within `float32_error`."""
+    backend: Any = torch.backends.cuda if queries.is_cuda else torch.backends.mkldnn
+    if backend.matmul.fp32_precision in ("none", "ieee"):
+        return queries @ rows.T
+    # This process allows TF32 or bfloat16 in float32 products, whose errors are larger.
+    return (queries.double() @ rows.double().T).float()
 
 
 def float32_error(width: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from longplay.models.scores import exact_scores, float32_error, score_slack
+from longplay.models.scores import exact_scores, float32_error, float32_scores, score_slack
 
 _BLOCK_ROWS = 1 << 18
 _BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time: 32 MiB in float32
@@ -47,7 +47,7 @@ def top_k(
     step = block_rows or min(_BLOCK_ROWS, max(1, _BLOCK_ELEMENTS // max(1, queries.shape[0])))
     for first in range(0, rows.shape[0], step):
         block = rows[first : first + step].to(queries.device, non_blocking=True)
-        approximate = queries @ block.T
+        approximate = float32_scores(queries, block)
         inside = ((excluded[:, 1] >= first) & (excluded[:, 1] < first + block.shape[0])).nonzero()[:, 0]
         approximate[excluded[inside, 0], excluded[inside, 1] - first] = -torch.inf
         tolerance = slack * block.norm(dim=1).max().double() + _TINY

@@ -17,7 +17,7 @@ from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.table import score_kernel
 from longplay.distributed.table.host_memory import take_rows
 from longplay.distributed.table.triton_kernels import works
-from longplay.models.scores import exact_dot, exact_scores, float32_error, score_slack
+from longplay.models.scores import exact_dot, exact_scores, float32_error, float32_scores, score_slack
 from longplay.native.loading import call_native, load_native
 
 BLOCK_ELEMENTS = 1 << 23  # scores in memory at a time (32 MiB in fp32), without the kernel
@@ -133,7 +133,7 @@ def _count(
     hidden: Tensor, rows: Tensor, begin: int, end: int, above: Tensor, below: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Count scores of rows[begin:end], without the targets' own rows."""
-    scores = hidden @ rows[begin:end].T
+    scores = float32_scores(hidden, rows[begin:end])
     inside = _where((own >= begin) & (own < begin + scores.shape[1]))
     scores[inside, own[inside] - begin] = -torch.inf
     surely, perhaps = _count_scores(scores, above, below)
