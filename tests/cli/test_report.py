@@ -7,7 +7,9 @@ import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 from support.made_up_sweeps import MadeUpSweep, made_up_run, write_evaluation
 
 from longplay.launch.cli import main
@@ -155,14 +157,14 @@ def test_a_curve_has_the_line_of_its_label_in_the_legend(tmp_path: Path) -> None
     made_up_run(tmp_path / "runs" / "b", lr=0.02, validations=(0.2, 0.3))
     runs = collect([tmp_path / "runs"])
     (curves,) = (plot for plot in plots(group_frame(runs), runs) if plot.name.startswith("time-"))
-    lines = {line.get_linestyle(): list(line.get_ydata()) for line in curves.figure.axes[0].lines}
-    handles = {
-        text.get_text(): handle.get_linestyle()
-        for legend in curves.figure.legends
-        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    values = {line.get_linestyle(): np.asarray(line.get_ydata()) for line in curves.figure.axes[0].lines}
+    (legend,) = curves.figure.legends
+    handles = [handle for handle in legend.legend_handles if isinstance(handle, Line2D)]
+    names = [text.get_text() for text in legend.get_texts()]
+    found = {
+        name: values[handle.get_linestyle()].tolist() for name, handle in zip(names, handles, strict=True)
     }
-    assert lines[handles["SASRec (a)"]] == [0.01, 0.03, 0.02]
-    assert lines[handles["SASRec (b)"]] == [0.2, 0.3]
+    assert found == {"SASRec (a)": [0.01, 0.03, 0.02], "SASRec (b)": [0.2, 0.3]}
 
 
 def test_the_time_of_a_validation_is_the_sum_of_the_steps_before_it(tmp_path: Path) -> None:
