@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         DataError: the folder is not a dataset, or the dataset is damaged.
         OSError: the file of `--png` cannot be written.
     """
+    if ":/" in str(args.data) and not args.data.exists():
+        raise DataError(f"{args.data}: inspect reads folders, not URLs; run it where the dataset's files are")
     other = not_a("dataset", args.data)
     if other is not None:
         raise DataError(f"{other}; give the folder that `longplay prepare` wrote")

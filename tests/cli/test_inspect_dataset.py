@@ -162,6 +162,11 @@ def test_the_json_contains_the_audit(folder: Path, capsys: pytest.CaptureFixture
     assert content == dataclasses.asdict(audit)
 
 
+def test_a_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "https://host/data"]) == 2
+    assert "inspect reads folders, not URLs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [[], ["--verify"]])
 def test_a_folder_without_a_dataset_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
