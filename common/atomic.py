@@ -70,14 +70,14 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
         file.write(content)
 
 
-def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+def write_text(path: Path, text: str) -> None:
     """Atomically replace the content of `path` with UTF-8 text; see `atomic_file`."""
-    write_bytes(path, text.encode(), sync=sync)
+    write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Atomically replace the content of `path` with indented JSON; see `atomic_file`."""
-    write_text(path, json.dumps(value, indent=2) + "\n", sync=sync)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def replace_folder(folder: Path, final: Path) -> None:

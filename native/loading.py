@@ -84,7 +84,14 @@ def _build(source: Path, library: Path, compiler: str) -> None:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return the folder of built libraries.
+
+    Raises:
+        OSError: the user has no home folder, as in some containers, and XDG_CACHE_HOME is not set.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise OSError("no home folder for the cache; set XDG_CACHE_HOME")
     return Path(base) / "longplay"
 
 

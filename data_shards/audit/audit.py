@@ -108,7 +108,6 @@ def audit_dataset(
     dataset: Dataset,
     track: Track = untracked,
     *,
-    seed: int = 0,
     max_users: int = MAX_USERS,
     max_events: int = MAX_EVENTS,
 ) -> Audit:
@@ -117,13 +116,12 @@ def audit_dataset(
     Args:
         dataset: the dataset.
         track: reports progress.
-        seed: of the sample of users, the orders of ties and the shuffles.
         max_users, max_events: limits of the sample that the baselines use. Everything else uses all events.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # the sample of users, the orders of ties and the shuffles
     scan = Scan(dataset, _sample(dataset.lengths, rng, max_users, max_events), track)
     tested = len(scan.test_items)
 

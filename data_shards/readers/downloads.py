@@ -98,8 +98,11 @@ def _download(url: str, folder: Path) -> Path:
         except DataError:
             raise
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError):  # the file has changed, or the copy is too long
-                part = None if part is None else part.unlink()
+            if (
+                isinstance(error, ValueError) and part is not None
+            ):  # the file has changed, or part is too long
+                part.unlink()
+                part = None
             failures += received - begin < MIN_PROGRESS_BYTES
             if failures > len(RETRY_PAUSES_S):
                 raise DataError(

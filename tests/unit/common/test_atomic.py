@@ -31,7 +31,7 @@ def test_unserializable_value_keeps_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_exception_while_writing_keeps_the_old_file(tmp_path: Path, sync: bool) -> None:
-    write_text(tmp_path / "x", "old", sync=sync)
+    write_text(tmp_path / "x", "old")
 
     def interrupted() -> None:
         with atomic_file(tmp_path / "x", sync=sync) as file:

@@ -137,6 +137,20 @@ def test_failed_build_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
         load_native.cache_clear()
 
 
+def test_without_a_home_folder_torch_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as in a container with any user id
+    load_native.cache_clear()
+    try:
+        assert not scan_cpp.is_available(16)
+        assert "set XDG_CACHE_HOME" in caplog.text or "no C++ compiler" in caplog.text
+    finally:
+        load_native.cache_clear()
+
+
 def test_environment_variable_selects_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, seq_idx = scan_inputs((1, 5, 2, 4), 0)
     starts = SegmentLayout(seq_idx).starts
