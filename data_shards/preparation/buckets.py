@@ -116,15 +116,12 @@ class _Events:
     Attributes:
         users: (users,) int64 ascending original ids.
         user: (events,) index of each event's user in `users`.
-        item, time: (events,) int64.
-        features: name -> (events,) int64 or float32.
+        columns: `item`, `time` and `feature-NAME` -> (events,) values, as in `bucket_parts`.
     """
 
     users: np.ndarray
     user: np.ndarray
-    item: np.ndarray
-    time: np.ndarray
-    features: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]
 
 
 def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, job: Job) -> _Events:
@@ -143,26 +140,20 @@ def _load(runs: list[ArrayFile], totals: RunTotals, bucket: int, job: Job) -> _E
             f"{num_events} events of users that must be sorted together do not fit into --memory; pass "
             f"--memory {needed}GiB, or check that --user is the column of the user"
         )
+    names = ("user", "count", "item", "time", *(f"feature-{name}" for name in features))
     parts = list(bucket_parts(runs, totals, bucket, features))
-    if not parts:
-        nothing = np.empty(0, np.int64)
-        return _Events(nothing, nothing, nothing, nothing, dict.fromkeys(features, nothing))
-    distinct, place = np.unique(np.concatenate([part.users for part in parts]), return_inverse=True)
-    return _Events(
-        distinct,
-        np.repeat(place, np.concatenate([part.counts for part in parts])),
-        np.concatenate([part.item for part in parts]),
-        np.concatenate([part.time for part in parts]),
-        {name: np.concatenate([part.features[name] for part in parts]) for name in features},
-    )
+    parts = parts or [dict.fromkeys(names, np.empty(0, np.int64))]
+    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in names}
+    users, place = np.unique(columns.pop("user"), return_inverse=True)
+    return _Events(users, np.repeat(place, columns.pop("count")), columns)
 
 
 def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: PrepareOptions) -> None:
     """Sort the events of a bucket, apply the options and write the sequences."""
     num_read, dropped = len(events.user), {}
-    order = stable_order(events.user, events.time)
+    order = stable_order(events.user, events.columns["time"])
     if options.dedup_latest:
-        latest = latest_of_each_item(events.user[order], events.item[order])
+        latest = latest_of_each_item(events.user[order], events.columns["item"][order])
         if len(latest) < len(order):
             dropped[REPEATED_ITEM] = len(order) - len(latest)
         order = order[latest]
@@ -173,14 +164,11 @@ def _sort_bucket(path: Path, events: _Events, totals: RunTotals, options: Prepar
         dropped[OVER_MAX_USER_EVENTS] = int((length - kept).sum())
         order = order[concatenated_ranges(np.cumsum(length) - kept, kept)]
         length = kept
-    item, time = events.item[order], events.time[order]
-    arrays = {
-        "user": events.users,
-        "length": length,
-        "item": narrowest(item, *totals.item_range) if ids_are_dense(totals) else item,
-        "time": narrowest(time, *totals.time_range),
-        **{f"feature-{name}": values[order] for name, values in events.features.items()},
-    }
+    arrays = {"user": events.users, "length": length}
+    arrays |= {name: values[order] for name, values in events.columns.items()}
+    arrays["time"] = narrowest(arrays["time"], *totals.time_range)
+    if ids_are_dense(totals):
+        arrays["item"] = narrowest(arrays["item"], *totals.item_range)
     ArrayFile.write(path, arrays, {"num_read": num_read, "dropped": dropped})
 
 

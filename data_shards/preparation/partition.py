@@ -191,39 +191,27 @@ def bucket_of(users: np.ndarray, num_buckets: int) -> np.ndarray:
     return ((mixed >> np.uint64(32)) % np.uint64(num_buckets)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class BucketPart:
-    """The events of one bucket in one run, in the order of the source.
-
-    Attributes:
-        users, counts: (users,) int64 users, and their numbers of events.
-        item, time: (events,) int64.
-        features: name -> (events,) int64 or float32.
-    """
-
-    users: np.ndarray
-    counts: np.ndarray
-    item: np.ndarray
-    time: np.ndarray
-    features: dict[str, np.ndarray]
-
-
 def bucket_parts(
     runs: list[ArrayFile], totals: RunTotals, bucket: int, features: Sequence[str]
-) -> Iterator[BucketPart]:
-    """Yield the events of a bucket from every run that has some."""
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the events of a bucket from every run that has some, in the order of the source.
+
+    Yields:
+        `user`, `count`: (users,) int64 users and their numbers of events; `item`, `time`: (events,) int64;
+        and `feature-NAME`: (events,) int64 or float32 values of each feature.
+    """
     for run, first_row in zip(runs, totals.first_rows, strict=True):
         (first, end), (begin, stop) = (
             run.meta[name][bucket : bucket + 2] for name in ("user_ptr", "event_ptr")
         )
         if first < end:
-            yield BucketPart(
-                run.read("user", first, end),
-                run.read("count", first, end),
-                _widened(run.read("item", begin, stop), run.meta["item_range"][0]),
-                _widened(run.read("time", begin, stop), run.meta["time_range"][0]) + first_row,
-                {name: run.read(f"feature-{name}", begin, stop) for name in features},
-            )
+            yield {
+                "user": run.read("user", first, end),
+                "count": run.read("count", first, end),
+                "item": _widened(run.read("item", begin, stop), run.meta["item_range"][0]),
+                "time": _widened(run.read("time", begin, stop), run.meta["time_range"][0]) + first_row,
+                **{f"feature-{name}": run.read(f"feature-{name}", begin, stop) for name in features},
+            }
 
 
 def _widened(values: np.ndarray, least: int) -> np.ndarray:
