@@ -30,6 +30,7 @@ from longplay.data_shards.readers.tables import FileSource
 from longplay.data_shards.storage.manifest import PER_SECOND
 from longplay.launch.console.progress import StageProgress
 from longplay.launch.console.signals import terminable
+from longplay.launch.settings.common_arguments import at_least
 from longplay.launch.settings.imports import ImportAction
 
 
@@ -109,7 +110,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     meaning = "do part K of the N parts of a pass; the parts can run on several machines"
     add_part("--part", type=_parse_share, metavar="K/N", help=meaning)
     meaning = "complete a pass after its N parts; after the last pass, the dataset is complete"
-    add_part("--merge", type=_parse_num_parts, metavar="N", help=meaning)
+    add_part("--merge", type=at_least(1), metavar="N", help=meaning)
     meaning = "the pass that --part or --merge does: first read, then sort, then write"
     add("--pass", dest="pass_name", choices=PASSES, help=meaning)
 
@@ -207,17 +208,6 @@ def _parse_share(text: str) -> Share:
     if not (part.isdecimal() and num_parts.isdecimal() and 1 <= int(part) <= int(num_parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, such as 2/8")
     return Share(int(part), int(num_parts))
-
-
-def _parse_num_parts(text: str) -> int:
-    """Parse a number of parts.
-
-    Raises:
-        ArgumentTypeError: it is not a positive integer.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of parts, such as 8")
-    return int(text)
 
 
 def _item_table(args: argparse.Namespace, source: Source) -> dict[str, Any]:
