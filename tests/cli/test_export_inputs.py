@@ -70,18 +70,18 @@ def user_events(data: Path, user: int) -> tuple[list[int], list[int], dict[str, 
     dataset = Dataset.open(data)
     items, times = dataset.sequence(user)
     features = dataset.features_of(user, ["genre", "hour", "price"])
-    told: dict[str, list[Any]] = {"price": features["price"].tolist()}
+    given: dict[str, list[Any]] = {"price": features["price"].tolist()}
     for name in ("genre", "hour"):
         values = [None, *dataset.feature_values(name)["value"].to_list()]
-        told[name] = [values[code] for code in features[name]]
-    return dataset.items.originals(items).tolist(), times.tolist(), told
+        given[name] = [values[code] for code in features[name]]
+    return dataset.items.originals(items).tolist(), times.tolist(), given
 
 
-def first_events(told: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
-    return {name: values[:count] for name, values in told.items()}
+def first_events(given: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
+    return {name: values[:count] for name, values in given.items()}
 
 
-def test_the_answers_are_those_of_the_command(
+def test_recommendations_with_inputs_equal_those_of_the_command(
     run: Path, data: Path, model: ExportedModel, tmp_path: Path
 ) -> None:
     user = int(np.argmax(Dataset.open(data).lengths))
@@ -135,8 +135,8 @@ def test_every_input_counts_and_the_type_of_times_does_not(data: Path, model: Ex
         {"times": [times[0], *(time + 90_000 for time in times[1:])], "features": features},
         *({"times": times, "features": {**features, name: [None] * len(history)}} for name in features),
     ]
-    for told in changed:
-        assert model.recommend(history, **told)[1].tolist() != expected.tolist()
+    for given in changed:
+        assert model.recommend(history, **given)[1].tolist() != expected.tolist()
     absent = model.recommend(history, times=times)[1]
     missing = {name: [None] * len(history) for name in features}
     assert model.recommend(history, times=times, features=missing)[1].tolist() == absent.tolist()
@@ -164,7 +164,7 @@ def test_times_that_are_not_given_are_missing_with_a_warning(data: Path, model: 
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("given", "message"),
     [
         ({"times": [1, 2]}, "times of history: has 2 values for 3 events"),
         ({"times": [3, 2, 1]}, "times of history: decrease; give events oldest first"),
@@ -178,11 +178,11 @@ def test_times_that_are_not_given_are_missing_with_a_warning(data: Path, model: 
     ],
 )
 def test_what_does_not_fit_is_refused(
-    data: Path, model: ExportedModel, told: dict[str, Any], message: str
+    data: Path, model: ExportedModel, given: dict[str, Any], message: str
 ) -> None:
     history = user_events(data, 2)[0][:3]
     with pytest.raises(ValueError, match=message):
-        model.recommend(history, **told)
+        model.recommend(history, **given)
 
 
 def test_several_histories_need_several_times(data: Path, model: ExportedModel) -> None:

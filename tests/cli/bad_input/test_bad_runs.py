@@ -132,7 +132,7 @@ def test_prepare_names_the_format_of_the_other_reader(kinds: Path, refuse: Refus
 
 
 @pytest.mark.parametrize("option", ["--output", "--output-dir", "--save_dir"])
-def test_other_names_of_the_output_are_answered_with_ours(kinds: Path, refuse: Refuse, option: str) -> None:
+def test_other_names_of_out_get_a_hint(kinds: Path, refuse: Refuse, option: str) -> None:
     new, unknown = (
         kinds / "new",
         f"{option.replace('-', '_').replace('__', '--')}: unknown option; did you mean",

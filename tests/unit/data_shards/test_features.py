@@ -1,4 +1,4 @@
-"""Event features are stored exactly, decoded only when they are asked for, and verified."""
+"""Event features are stored exactly, decoded only on request, and verified."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_features_survive_writing_and_reading(intact: Dataset) -> None:
     assert values[1] == "rock"
 
 
-def test_only_the_features_that_are_asked_for_are_decoded(intact: Dataset) -> None:
+def test_only_requested_features_are_decoded(intact: Dataset) -> None:
     dataset = Dataset.open(intact.path)
     plain = dataset.shard(0, with_times=False)
     assert (plain.features, plain.times) == ({}, None)

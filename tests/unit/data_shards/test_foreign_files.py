@@ -190,7 +190,7 @@ def test_times_with_leading_zeros_are_integers(tmp_path: Path) -> None:
         (b"user_id,item_id,timestamp\n1,2,31.1.2020\n1,3,31.2.2020\n", "dates are ISO 8601"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_the_fault_of_a_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert expected in refusal(tmp_path, "csv", path)
@@ -212,7 +212,7 @@ def test_a_list_without_items_whose_times_are_not_empty_is_counted(tmp_path: Pat
 
 
 @pytest.mark.parametrize("where", ["true", None])
-def test_columns_of_types_that_are_not_read_do_no_harm(tmp_path: Path, where: str | None) -> None:
+def test_columns_of_other_types_are_ignored(tmp_path: Path, where: str | None) -> None:
     others = {"half": pa.array([1, 2], pa.float16()), "wide": pa.nulls(2, pa.decimal256(50, 1))}
     table = pa.table({"user_id": ["u"] * 2, "item_id": ["x", "y"], "timestamp": [1, 2], **others})
     pq.write_table(table, tmp_path / "a.parquet")

@@ -46,7 +46,7 @@ def test_every_id_is_found_at_its_position_and_no_other_is(ids: list[Any], data:
     assert column.take(np.arange(len(ids))).tolist() == column.tolist() == ids
 
 
-def test_strings_with_equal_hashes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strings_with_equal_hashes_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     true_hash = pl.Series.hash
     monkeypatch.setattr(pl.Series, "hash", lambda self: true_hash(self) % 3)
     ids = [f"id {number}" for number in range(50)]
@@ -155,7 +155,7 @@ def test_a_fingerprint_depends_on_no_chunk_size() -> None:
     assert len({dataset_fingerprint(column, ids, ()) for column in (ids, parts, other)}) == 1
 
 
-def test_a_dataset_of_string_ids_gives_them_back_exactly(folder: Path) -> None:
+def test_string_ids_of_a_dataset_are_exact(folder: Path) -> None:
     dataset = Dataset.open(folder)
     assert find_problems(folder) == []
     assert dataset.items.originals(np.arange(1, len(STRANGE) + 1)).tolist() == STRANGE

@@ -1,4 +1,4 @@
-"""The columns of a table reach the items they belong to, exactly, in the order of the items."""
+"""The columns of a table are joined to their items exactly, in the order of the items."""
 
 import gzip
 import json

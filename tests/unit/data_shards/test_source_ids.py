@@ -1,4 +1,4 @@
-"""Ids of any type: what is given back, what becomes text, what is refused."""
+"""Ids of any type: which stay integers, which become text, and which are refused."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_string_ids_are_kept_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["0012", "1_2", "1.2e1", "0xC", "12.5", "1２", "9" * 20, "-", "1e1"])
-def test_ids_that_would_not_be_given_back_are_strings(tmp_path: Path, other: str) -> None:
+def test_ids_that_are_not_printed_as_they_are_written_are_strings(tmp_path: Path, other: str) -> None:
     path = text(tmp_path / "a.csv", HEADER + f"1,{other},1\n1,12,2\n")
     assert found(tmp_path, "csv", path) == {1: [(other, 1), ("12", 2)]}
 
 
-def test_an_integer_column_refuses_what_it_cannot_give_back(tmp_path: Path) -> None:
+def test_an_integer_column_refuses_other_text(tmp_path: Path) -> None:
     path = text(tmp_path / "a.csv", HEADER + "1,7,1\n1,007,2\n")
     message = refusal(tmp_path, "csv", path, "--item-type=integer")
     assert "line 3: item_id is not an integer ('007')" in message
@@ -61,7 +61,7 @@ def test_ids_of_parquet_keep_the_type_of_their_column(
     assert found(tmp_path, "parquet", path) == {4: [(expected[0], 1), (expected[1], 2)]}
 
 
-def test_uuids_are_given_back_as_text(tmp_path: Path) -> None:
+def test_uuids_become_text(tmp_path: Path) -> None:
     users = [uuid.UUID(int=number) for number in (5, 5, 2**127, 2**127)]
     column = pa.ExtensionArray.from_storage(
         pa.uuid(), pa.array([user.bytes for user in users], pa.binary(16))

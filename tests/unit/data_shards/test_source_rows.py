@@ -20,7 +20,7 @@ from longplay.data_shards.readers import synthetic
 
 
 @pytest.mark.parametrize("format", ["csv", "parquet"])
-def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, format: str) -> None:
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path, format: str) -> None:
     path = text(tmp_path / "a.csv", "user_id,item_id,timestamp,timestamp\n1,10,5,100\n1,11,4,101\n")
     if format == "parquet":
         columns = [pa.array(values) for values in ([1, 1], [10, 11], [1, 2], [2, 1])]
@@ -137,9 +137,7 @@ def test_other_columns_need_not_be_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["", "1\t9\n"])
-def test_a_line_of_separators_has_missing_fields_whatever_other_lines_hold(
-    tmp_path: Path, other: str
-) -> None:
+def test_a_line_of_separators_has_missing_fields(tmp_path: Path, other: str) -> None:
     path = text(tmp_path / "a.tsv", "user_id\titem_id\ttimestamp\n1\t2\t3\n\t\t\n1\t3\t4\n" + other)
     dataset = prepared(open_source("csv", path), tmp_path / "set", PrepareOptions(max_bad_fraction=1))
     assert dataset.manifest.rows_dropped["missing:user_id"] == 1

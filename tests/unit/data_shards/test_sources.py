@@ -59,7 +59,7 @@ def tarred(name: str, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("pack", ["xz", "gz of two members", "zip", "tar.gz"])
-def test_text_is_read_however_it_is_packed(tmp_path: Path, pack: str) -> None:
+def test_text_is_read_from_any_compression_or_archive(tmp_path: Path, pack: str) -> None:
     content = (HEADER + "1,2,3\n1,3,4\n").encode()
     made = {"zip": zipped, "tar.gz": tarred}
     packed = ARCHIVES[pack](content) if pack in ARCHIVES else made[pack]("ml-1m/ratings.csv", content)
