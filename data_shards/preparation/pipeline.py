@@ -261,8 +261,12 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Check that a dataset may be written to `out`.
 
     Raises:
-        DataError: `out` exists and is not a dataset, or `overwrite` is off.
+        DataError: `out` exists and is not a dataset, or `overwrite` is off; or it has no name, such as `.`.
     """
+    if out.name in ("", ".."):  # the dataset is renamed to it, which a folder in use does not allow
+        raise DataError(
+            f"--out {out}: is not the name of a new folder; choose one, such as {out / 'dataset'}"
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_dataset(out):

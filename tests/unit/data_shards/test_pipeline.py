@@ -144,6 +144,16 @@ def test_an_existing_dataset_is_replaced_only_with_overwrite(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+@pytest.mark.parametrize("out", [".", "..", "new/..", "/"])
+def test_an_output_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"is not the name of a new folder; choose one, such as .*dataset"):
+        prepare_dataset(FrameSource(random_events(np.full(30, 5))), Path(out), PrepareOptions())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_dataset_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     source = FrameSource(random_events(np.full(30, 5)))
