@@ -35,9 +35,11 @@ def check_output(out: Path, overwrite: bool) -> None:
     """Check that an export may be written to `out`.
 
     Raises:
-        ConfigError: `out` holds anything other than an export, or holds an export and `overwrite` is
-            false.
+        ConfigError: `out` holds anything other than an export, holds an export and `overwrite` is false, or
+            has no name, such as `.`.
     """
+    if out.name in ("", ".."):  # the export is renamed to it, which a folder in use does not allow
+        raise ConfigError(f"--out {out}: is not the name of a new folder; give one, such as {out / 'model'}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

@@ -25,6 +25,8 @@ from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
 from longplay.launch.cli import main
 from longplay.launch.exports.item_table import write_table
+from longplay.launch.exports.model_folder import check_output
+from longplay.launch.settings.errors import ConfigError
 from longplay.serving.export_format import ExportError
 
 
@@ -90,6 +92,15 @@ def test_overwrite_replaces_an_export_and_nothing_else(run: Path, exported: Path
     assert command.wait() == 2
     assert "exists and is not an export; give another folder" in command.output.read_text()
     assert (tmp_path / "other" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_an_output_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is not the name of a new folder; give one, such as .*model"):
+        check_output(Path(out), overwrite=True)
 
 
 @pytest.mark.parametrize("kib", [1, 8, 16])
