@@ -1,8 +1,8 @@
 """A cache on the device of the most frequent rows of a shard in host memory, with their optimizer state.
 
 Few items have most of the events, so most of the rows that a step reads and updates do not cross the bus.
-The cache changes where a row is, not what is computed with it. The shard in host memory keeps a place for
-every row; those of the cached rows are out of date until `write_back`.
+Results do not depend on the cache. The shard in host memory holds every row; the cached ones are out of date
+there until `write_back`.
 """
 
 import torch

@@ -26,8 +26,8 @@ class StopRequest:
     """Turn the first SIGTERM, SIGUSR1 or SIGINT into a request to save and stop; a second one kills.
 
     A context manager. Python runs a handler between two bytecodes of the main thread, so not during a long
-    native call. A thread that reads Python's wakeup file therefore answers the first signal at once, and
-    restores the default action of later ones, which needs no Python.
+    native call. A thread that reads Python's wakeup file therefore handles the first signal, and
+    restores the default action of later ones, which needs no Python code.
 
     At the end of a job step Slurm sends SIGTERM twice, through slurmd and through srun, and SIGKILL after a
     grace period. Inside a job step a second SIGTERM or SIGUSR1 is therefore ignored.
@@ -62,7 +62,7 @@ class StopRequest:
             return self  # only the main thread may have handlers
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._thread = threading.Thread(target=self._answer, name="longplay-signals", daemon=True)
+        self._thread = threading.Thread(target=self._handle_signals, name="longplay-signals", daemon=True)
         self._thread.start()
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
@@ -87,8 +87,8 @@ class StopRequest:
             self._interrupts = False
             raise StopRequested
 
-    def _answer(self) -> None:
-        """Read the numbers of the signals that arrive, in a thread."""
+    def _handle_signals(self) -> None:
+        """Handle the signals that arrive, in a thread, until the pipe is closed."""
         received = 0
         while numbers := os.read(self._read, 1):
             if (number := numbers[0]) not in _SIGNALS:
@@ -96,7 +96,7 @@ class StopRequest:
             received += 1
             if received == 1:
                 _set_later_actions()
-                _print_answer(signal.Signals(number))
+                _print_notice(signal.Signals(number))
             elif number not in _ignored_later():
                 os.kill(os.getpid(), number)
 
@@ -113,8 +113,8 @@ def _set_later_actions() -> None:
         libc.signal(number, _IGNORE if number in _ignored_later() else _DEFAULT)
 
 
-def _print_answer(number: signal.Signals) -> None:
-    """Print on rank 0 what happens now. Do not wait for a terminal or a pipe that takes no output."""
+def _print_notice(number: signal.Signals) -> None:
+    """Print on rank 0 that the run will stop. Do not wait for a terminal or a pipe that takes no output."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return
     what = "Ctrl-C" if number == signal.SIGINT else number.name

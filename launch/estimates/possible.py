@@ -20,7 +20,7 @@ from longplay.models.inputs.spec import InputSpec
 # Below these, `check_fits` is quick enough to name settings with which the run fits.
 _FAR_BEYOND, _MANY_BYTES = 8.0, 256 << 30
 _LARGEST_GPU_BYTES = 1 << 40
-# Settings with which the memory of a step grows, and usual values of them.
+# Settings that increase the memory of a step, with usual values.
 _USUAL = {
     **{"context_length": 200, "encoder.num_blocks": 2, "encoder.d_model": 64, "encoder.d_state": 32},
     **{"encoder.d_conv": 4, "encoder.expand": 2, "encoder.headdim": 32, "encoder.d_ff": None},

@@ -209,7 +209,7 @@ def _make_folder(path: Path, created: list[Path]) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Return whether an item of a folder without config.json may be what a killed start or a job leaves."""
+    """Return whether a path in a folder without config.json may be left by a killed start or by a job."""
     if path.name == "checkpoints":
         return path.is_dir() and not any(path.iterdir())
     return path.name == "logs" or is_lock_file(path)

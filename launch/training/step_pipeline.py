@@ -21,6 +21,9 @@ from longplay.models.base.keyed_random import keyed_integers, row_keys
 from longplay.models.losses.negatives import uniform_negatives
 from longplay.models.rows.gather import RowEntries
 
+VOID = 1 << 40
+"""The number of targets that a rank without a batch reports, more than any step has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedMicroBatch:
@@ -66,9 +69,6 @@ class PlannedStep:
     num_targets: PendingCollective
     shared: Tensor | None
     micro_batches: list[PlannedMicroBatch]
-
-
-VOID = 1 << 40
 
 
 class StepPipeline:
