@@ -23,7 +23,12 @@ def kind_of(path: Path) -> str | None:
 
 
 def not_a(wanted: str, path: Path) -> str | None:
-    """Return "PATH: is an export, which ..." if `path` is of another known kind than `wanted`; else None."""
+    """Return why `path` is not of the wanted kind: "PATH: does not exist", or "PATH: is an export, ...".
+
+    Return None if it is of the kind `wanted`, or of none.
+    """
+    if not path.exists():
+        return f"{path}: does not exist"
     kind = kind_of(path)
     if kind is None or kind == wanted:
         return None

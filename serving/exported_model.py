@@ -275,8 +275,9 @@ class ExportedModel:
             warn_caller(f"item {original[0]!r} is not an item of this model; it is ignored")
             return session
         times = None if time is None else np.array([time])
-        of_event = {name: [value] for name, value in (features or {}).items()}
-        event = self._reader.events(original, times, of_event, "the event")
+        if isinstance(features, Mapping):
+            features = {name: [value] for name, value in features.items()}
+        event = self._reader.events(original, times, features, "the event")
         latest = session.state.time
         if latest is not None and event.inputs is not None:
             when = int(event.inputs[TIMES])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,9 @@ class HistoryReader:
             return [self.events(self.typed(history, "history"), times, features, "history")], True
         nothing = [None] * len(history)
         for name, given in (("times", times), ("features", features)):
-            if given is not None and (isinstance(given, Mapping) or len(given) != len(history)):
+            if given is None:
+                continue
+            if isinstance(given, Mapping) or not isinstance(given, Sized) or len(given) != len(history):
                 raise ValueError(
                     f"{name}: give a list with an entry for each of the {len(history)} histories"
                 )

@@ -119,7 +119,7 @@ def _shown(value: Any) -> Any:
 def _runs_of(path: Path) -> Iterator[Row]:
     if (path / "sweep.json").is_file():
         yield from _sweep_runs(path)
-    elif kind_of(path) in ("dataset", "export", "file"):
+    elif not path.exists() or kind_of(path) in ("dataset", "export", "file"):
         raise ReportError(f"{not_a('run', path)}; give sweeps or run folders")
     elif (path / "config.json").is_file():
         yield _plain_run(path, path.parent)

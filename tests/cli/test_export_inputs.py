@@ -190,6 +190,8 @@ def test_several_histories_need_several_times(data: Path, model: ExportedModel) 
     message = "give a list with an entry for each of the 2 histories"
     with pytest.raises(ValueError, match=f"times: {message}"):
         model.recommend([history, history], times=[times])
+    with pytest.raises(ValueError, match=f"times: {message}"):
+        model.recommend([history, history], times=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"features: {message}"):
         model.recommend([history, history], times=[times, times], features=features)
 

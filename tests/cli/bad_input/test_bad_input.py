@@ -155,7 +155,9 @@ def test_train_refuses_an_unknown_recipe(tmp_path: Path, data: Path, refuse: Ref
 def test_train_refuses_a_folder_without_a_dataset(tmp_path: Path, refuse: Refuse) -> None:
     run = ("--run", tmp_path / "run")
     gone = tmp_path / "gone"
-    refuse("train", "demo", "--data", gone, *run, pattern="gone: does not exist; check the path, .*prepare")
+    refuse(
+        "train", "demo", "--data", gone, *run, pattern="gone: does not exist; give the folder that .*prepare"
+    )
 
 
 def test_train_refuses_shards_that_do_not_match_the_manifest(

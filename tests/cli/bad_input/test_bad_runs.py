@@ -12,8 +12,17 @@ from longplay.serving.export_format import ExportError, read_export_config
 
 
 def test_evaluate_refuses_a_folder_without_a_run(tmp_path: Path, data: Path, refuse: Refuse) -> None:
-    for folder, what in ((tmp_path / "gone", "is not a run folder"), (data, "is a prepared dataset")):
-        refuse("evaluate", folder, pattern=f"{what}.*; give the folder of `longplay train --run`")
+    (tmp_path / "empty").mkdir()
+    for folder, what in (
+        ("gone", "does not exist"),
+        ("empty", "is not a run folder"),
+        (data, "is a prepared"),
+    ):
+        pattern = f"{what}.*; give the folder of `longplay train --run`"
+        refuse("evaluate", tmp_path / folder, pattern=pattern)
+    refuse("report", tmp_path / "gone", pattern="gone: does not exist; give sweeps or run folders")
+    with pytest.raises(ExportError, match="gone: does not exist; give the folder that `longplay export"):
+        read_export_config(tmp_path / "gone")
 
 
 def test_evaluate_refuses_a_run_without_the_checkpoint(run: Path, refuse: Refuse) -> None:
