@@ -42,6 +42,7 @@ def write_shop(folder: Path) -> None:
         "price": [None if price < 5 else price for price in rng.normal(10, 3, events)],
     }
     pl.DataFrame(shop).write_csv(folder / "shop.csv")
+    pl.DataFrame(shop).drop("user").tail(5).write_csv(folder / "events.csv")
     products = {
         "item": [f"B{number:03d}" for number in range(50)],
         "category": [None if number % 9 == 2 else f"category {number % 5}" for number in range(50)],
@@ -53,7 +54,7 @@ def write_shop(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
     write_shop(tmp_path)
-    here = ("data/", "runs/", "shop.csv", "products.parquet")
+    here = ("data/", "runs/", "shop.csv", "events.csv", "products.parquet")
     ran = commands()
     assert {words[0] for words in ran} == {"prepare", "inspect", "train", "plan", "evaluate", "recommend"}
     for words in ran:
