@@ -75,10 +75,10 @@ class ExportedInputs:
                 raise ExportError(f"{file}: does not fit config.json; export the run again")
         return cls(spec, items, values, time_unit)
 
-    def known(
+    def parse(
         self, num_events: int, times: Any, features: Mapping[str, Any] | None, name: str
     ) -> dict[str, np.ndarray]:
-        """Check the times and features of events, and return them as arrays (n,); the key of the times is "".
+        """Return the times and features of events as arrays (n,), under the key "" and the features' names.
 
         Args:
             num_events: number of events n.
@@ -102,17 +102,17 @@ class ExportedInputs:
                 raise ValueError(f"{what} of {name}: has {len(values)} values for {num_events} events")
         return found
 
-    def tensors(self, item_ids: np.ndarray, known: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
-        """Return the tensors (n,) of the input stage; None if the encoder sees items only.
+    def tensors(self, item_ids: np.ndarray, parsed: Mapping[str, np.ndarray]) -> dict[str, Tensor] | None:
+        """Return the tensors (n,) of the input stage; None if the encoder reads items only.
 
         Args:
             item_ids: (n,) int64.
-            known: the result of `known` for these events; what is absent counts as missing.
+            parsed: the result of `parse` for these events; times and features that are absent are missing.
         """
         if not self.spec:
             return None
-        features = {name: torch.from_numpy(values) for name, values in known.items() if name}
-        times = torch.from_numpy(known[""]) if "" in known else None
+        features = {name: torch.from_numpy(values) for name, values in parsed.items() if name}
+        times = torch.from_numpy(parsed[""]) if "" in parsed else None
         given = self.items.of_events(self.spec, torch.from_numpy(item_ids), times, features)
         return missing_inputs(self.spec, item_ids.shape, _CPU) | given
 

@@ -114,7 +114,7 @@ class HistoryReader:
         unknown = originals.filter(ids == 0)
         if len(unknown) == len(originals):
             raise ValueError(f"{name}: has no item of this model; {GIVE_A_HISTORY}")
-        known = self.inputs.known(len(ids), times, features, name)
+        parsed = self.inputs.parse(len(ids), times, features, name)
         if len(unknown):
             shown = ", ".join(map(repr, unknown[:5]))
             warn_caller(
@@ -123,5 +123,5 @@ class HistoryReader:
         if times is None and self.inputs.spec.uses_times:
             warn_caller(f"{name}: has no times, which this model reads; they count as missing")
         kept = ids > 0
-        of_kept = {key: values[kept] for key, values in known.items()}
+        of_kept = {key: values[kept] for key, values in parsed.items()}
         return Events(ids[kept], self.inputs.tensors(ids[kept], of_kept))

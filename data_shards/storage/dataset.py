@@ -189,7 +189,7 @@ class Dataset:
         return shard.items[events], shard.times[events]
 
     def features_of(self, user: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return the values (events,) of features of one user's events."""
+        """Return the int32 codes or float32 values (events,) of features of one user's events."""
         names = tuple(names)
         shard, events = self._events_of(user, names)
         return {name: shard.features[name][events] for name in names}

@@ -16,7 +16,7 @@ INPUTS = ExportedInputs(SPEC, ItemInputs(), {"genre": IdColumn(pl.Series(["a", "
 
 
 def test_missing_and_unknown_values_are_distinguished_by_type_only() -> None:
-    found = INPUTS.known(3, [5, 5, 6], {"genre": ["c", None, "new"], "price": [1, None, 2.5]}, "history")
+    found = INPUTS.parse(3, [5, 5, 6], {"genre": ["c", None, "new"], "price": [1, None, 2.5]}, "history")
     assert found[""].tolist() == [5, 5, 6]
     assert found["genre"].tolist() == [3, 0, 0]
     assert np.array_equal(found["price"], np.array([1, np.nan, 2.5], np.float32), equal_nan=True)
@@ -24,7 +24,7 @@ def test_missing_and_unknown_values_are_distinguished_by_type_only() -> None:
 
 def test_times_of_the_whole_range_are_compared_without_overflow() -> None:
     times = [-(2**63) + 1, 2**63 - 1]
-    assert INPUTS.known(2, times, None, "history")[""].tolist() == times
+    assert INPUTS.parse(2, times, None, "history")[""].tolist() == times
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_times_of_the_whole_range_are_compared_without_overflow() -> None:
 )
 def test_other_types_and_values_that_do_not_fit_are_refused(times: Any, features: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        INPUTS.known(2, times, features, "history")
+        INPUTS.parse(2, times, features, "history")
