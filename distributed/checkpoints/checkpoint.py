@@ -26,7 +26,8 @@ from typing_extensions import TypedDict
 
 from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, Natural, parse_json, read_content
-from longplay.common.tensor_file import TensorFile, read_tensors
+from longplay.common.tensor_file import TensorFile
+from longplay.distributed.checkpoints.encoder_file import STATE, WEIGHTS, read_encoder
 from longplay.distributed.engine import EncoderEngine
 from longplay.distributed.runtime.collectives import all_gather_object, broadcast_object
 from longplay.distributed.runtime.errors import CheckpointError
@@ -90,7 +91,7 @@ def load_checkpoint(
                 f"{checkpoint.path}: was trained with table.update {state['table_update']}, "
                 f"not {table.config.update}; use the same update, or another --run folder"
             )
-        engine.load_state(read_tensors(checkpoint.path / "encoder.safetensors"), steps=checkpoint.step)
+        engine.load_state(read_encoder(checkpoint.path, engine.parameters, STATE), steps=checkpoint.step)
     _read_rows(checkpoint, table, weights_only=engine is None, progress=progress)
     table.finish_loading(int(state["table_steps"]))
 
@@ -99,18 +100,11 @@ def load_encoder_weights(checkpoint: Checkpoint, encoder: torch.nn.Module) -> No
     """Load the weights of an encoder that has no engine, for evaluation and inference.
 
     Raises:
-        CheckpointError: the names or shapes of the weights differ from the encoder's.
+        CheckpointError: the names, shapes or dtypes of the weights differ from the encoder's.
     """
-    saved = read_tensors(checkpoint.path / "encoder.safetensors")
-    weights = {k.removeprefix("weight/"): v for k, v in saved.items() if k.startswith("weight/")}
-    try:
-        missing = encoder.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: does not fit this encoder: {error}") from None
-    parameters = {name for name, _ in encoder.named_parameters()}
-    lacking = sorted(parameters.intersection(missing))
-    if lacking:
-        raise CheckpointError(f"{checkpoint.path}: has no weights for {', '.join(lacking[:3])}")
+    saved = read_encoder(checkpoint.path, dict(encoder.named_parameters()), WEIGHTS)
+    weights = {name.removeprefix("weight/"): value for name, value in saved.items()}
+    encoder.load_state_dict(weights, strict=False)  # buffers are not saved
 
 
 def table_files(checkpoint: Checkpoint) -> Iterator[tuple[Path, int, int]]:

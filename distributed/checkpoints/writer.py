@@ -9,9 +9,9 @@ import itertools
 import os
 import re
 import shutil
-import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -89,8 +89,10 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._waits_for_others = False
-        # A network file system may show the new folder to other ranks later.
-        self._folder = os.stat(root) if world.is_rank0 else None
+        # Only on rank 0: a network file system may show the new folder to other ranks later.
+        self._folder = os.open(root, os.O_RDONLY) if world.is_rank0 else None  # open, to keep its inode
+        if self._folder is not None:
+            weakref.finalize(self, os.close, self._folder)
         nonce = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.int64).to(world.device)
         if world.world_size > 1:
             comm.broadcast(nonce, 0)
@@ -230,9 +232,7 @@ class CheckpointWriter:
     def _check_root(self) -> None:
         with suppress(OSError):
             found = os.stat(self.root)
-            if stat.S_ISDIR(found.st_mode) and (
-                self._folder is None or os.path.samestat(found, self._folder)
-            ):
+            if self._folder is None or os.path.samestat(found, os.fstat(self._folder)):
                 return
         raise CheckpointError(
             f"{self.root}: the folder was removed or replaced during the run; no checkpoint can be saved"

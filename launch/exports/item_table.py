@@ -26,7 +26,7 @@ def write_table(file: Path, checkpoint: Checkpoint, block_bytes: int = _BLOCK_BY
         block_bytes: size of a block, which is held in memory.
 
     Raises:
-        CheckpointError: the checkpoint lacks rows.
+        CheckpointError: the checkpoint lacks rows, or rows are not finite.
     """
     num_items, width = int(checkpoint.state["num_items"]), int(checkpoint.state["width"])
     rows_per_block = max(1, block_bytes // (4 * width))
@@ -34,10 +34,22 @@ def write_table(file: Path, checkpoint: Checkpoint, block_bytes: int = _BLOCK_BY
     def blocks() -> Iterator[Tensor]:
         yield torch.zeros(1, width)
         for first in range(1, num_items + 1, rows_per_block):
-            yield collect_items(checkpoint, first, min(first + rows_per_block, num_items + 1))
+            block = collect_items(checkpoint, first, min(first + rows_per_block, num_items + 1))
+            check_finite(block, checkpoint, "the item table")
+            yield block
 
     table = TensorBlocks((num_items + 1, width), torch.float32, blocks())
     return write_tensors(file, {TABLE_TENSOR: table})
+
+
+def check_finite(weights: Tensor, checkpoint: Checkpoint, name: str) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    if not weights.isfinite().all():
+        raise CheckpointError(f"{checkpoint.path}: {name} is not finite; give another checkpoint")
 
 
 def collect_items(checkpoint: Checkpoint, first: int, last: int) -> Tensor:

@@ -5,20 +5,23 @@ from importlib import metadata
 from pathlib import Path
 
 import polars as pl
+import torch
 
 from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
 from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, read_json, sealed
-from longplay.common.tensor_file import WrittenFile, read_tensors, write_tensors
+from longplay.common.tensor_file import WrittenFile, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.features import vocabulary_name
 from longplay.distributed.checkpoints.checkpoint import Checkpoint
+from longplay.distributed.checkpoints.encoder_file import WEIGHTS, read_encoder
 from longplay.distributed.runtime.errors import CheckpointError
-from longplay.launch.exports.item_table import write_table
+from longplay.launch.exports.item_table import check_finite, write_table
 from longplay.launch.inputs.event_inputs import EventInputs, load_inputs
 from longplay.launch.run_folders.metrics_file import read_scalars
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
+from longplay.models.encoder import build_encoder
 from longplay.models.inputs.spec import VECTORS, category_key
 from longplay.serving.export_format import (
     CONFIG_NAME,
@@ -70,7 +73,7 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
     try:
         partial.mkdir(parents=True)
         inputs = load_inputs(config.inputs, dataset)
-        files = write_files(partial, checkpoint, dataset, inputs)
+        files = write_files(partial, config, checkpoint, dataset, inputs)
         described = ExportConfig(
             encoder=config.encoder,
             num_items=dataset.num_items,
@@ -101,19 +104,21 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
 
 
 def write_files(
-    folder: Path, checkpoint: Checkpoint, dataset: Dataset, inputs: EventInputs
+    folder: Path, config: RunConfig, checkpoint: Checkpoint, dataset: Dataset, inputs: EventInputs
 ) -> dict[str, FileInfo]:
     """Write the encoder, the item table, the items and the inputs.
 
     Returns:
         The size and checksum of each file.
+
+    Raises:
+        CheckpointError: the checkpoint is of another encoder, lacks rows, or has weights that are not finite.
     """
-    saved = read_tensors(checkpoint.path / "encoder.safetensors")
-    weights = {
-        name.removeprefix("weight/"): value.float()
-        for name, value in saved.items()
-        if name.startswith("weight/")
-    }
+    encoder = build_encoder(config.encoder, torch.Generator(), inputs=inputs.spec)
+    saved = read_encoder(checkpoint.path, dict(encoder.named_parameters()), WEIGHTS)
+    weights = {name.removeprefix("weight/"): value for name, value in saved.items()}
+    for name, value in weights.items():
+        check_finite(value, checkpoint, name)
     columns = dataset.items.columns
     items = pl.DataFrame(
         {

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from longplay.common.json_files import sealed
+from longplay.common.tensor_file import read_tensors, write_tensors
 from longplay.distributed.checkpoints.checkpoint import (
     SCHEMA_VERSION,
     checkpoint_name,
@@ -130,8 +131,52 @@ def test_a_checkpoint_of_another_table_or_encoder_is_rejected(tmp_path: Path) ->
     assert "num_items is 101, but 102 in this run" in run_ranks(load_into_another_table, 1, tmp_path)[0]
     checkpoint, _ = latest_checkpoint(tmp_path)
     assert checkpoint is not None
-    with pytest.raises(CheckpointError, match="does not fit this encoder"):
+    with pytest.raises(CheckpointError, match=r"weight/0\.\w+ is .* \(7.*expected .* \(8"):
         load_encoder_weights(checkpoint, nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)))
+
+
+ENCODER_EDITS = {
+    "moment missing": (lambda found: found.pop("exp_avg/0.bias"), "has no tensor exp_avg/0.bias"),
+    "weight missing": (lambda found: found.pop("weight/0.bias"), "has no tensor weight/0.bias"),
+    "one more": (
+        lambda found: found.update({"weight/2.bias": torch.ones(1)}),
+        "unknown tensor weight/2.bias",
+    ),
+    "transposed": (
+        lambda found: found.update({"weight/0.weight": found["weight/0.weight"].T.contiguous()}),
+        r"weight/0.weight is torch.float32 \(6, 7\), expected torch.float32 \(7, 6\)",
+    ),
+    "half": (
+        lambda found: found.update({"weight/0.bias": found["weight/0.bias"].half()}),
+        "is torch.float16",
+    ),
+    "moment of one": (
+        lambda found: found.update({"exp_avg_sq/0.bias": torch.ones(1)}),
+        r"float32 \(1,\), exp",
+    ),
+}
+"""What is done to the tensors of encoder.safetensors, and the problem that loading names."""
+
+
+def load_each_edited(world: World, root: Path, stage: int) -> None:
+    _, table, engine = build(world, "row_sparse", stage)
+    checkpoint, _ = latest_checkpoint(root)
+    assert checkpoint is not None
+    file = checkpoint.path / "encoder.safetensors"
+    whole = read_tensors(file)
+    for edit, problem in ENCODER_EDITS.values():
+        edit(edited := dict(whole))
+        write_tensors(file, edited)
+        with pytest.raises(CheckpointError, match=rf"encoder\.safetensors: .*{problem}"):
+            load_checkpoint(checkpoint, engine, table)
+    write_tensors(file, whole)
+    load_checkpoint(checkpoint, engine, table)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_encoder_with_other_tensors_is_rejected(tmp_path: Path, stage: int) -> None:
+    run_ranks(save, 1, tmp_path, "row_sparse", 1)
+    run_ranks(load_each_edited, 1, tmp_path, stage)
 
 
 def test_a_checkpoint_contains_no_pickle(tmp_path: Path) -> None:

@@ -19,14 +19,17 @@ from support.datasets import REPOSITORY
 from support.json_edits import edit_json
 
 import longplay as package
+from longplay.common.tensor_file import read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
 from longplay.launch.cli import main
+from longplay.launch.evaluation.loading import open_dataset
 from longplay.launch.exports.item_table import write_table
-from longplay.launch.exports.model_folder import check_output
+from longplay.launch.exports.model_folder import check_output, write_export
 from longplay.launch.settings.errors import ConfigError
+from longplay.launch.settings.saved import read_config
 from longplay.serving.export_format import ExportError
 
 
@@ -101,6 +104,21 @@ def test_an_output_without_a_name_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"is not the name of a new folder; give one, such as .*model"):
         check_output(Path(out), overwrite=True)
+
+
+@pytest.mark.parametrize("file", ["encoder", "table-*"])
+def test_weights_that_are_not_finite_are_not_exported(run: Path, tmp_path: Path, file: str) -> None:
+    checkpoint = open_checkpoint(max((run / "checkpoints").glob("step-*")))
+    shutil.copytree(checkpoint.path, tmp_path / "copy")
+    (path, *_) = (tmp_path / "copy").glob(f"{file}.safetensors")
+    tensors = read_tensors(path)
+    next(value for name, value in tensors.items() if name.startswith("weight")).view(-1)[3] = float("nan")
+    write_tensors(path, tensors)
+    copy = Checkpoint(path=tmp_path / "copy", state=checkpoint.state)
+    config, out = read_config(run), tmp_path / "model"
+    with pytest.raises(CheckpointError, match=r"copy: .* is not finite; give another checkpoint"):
+        write_export(out, run, config, open_dataset(run, None), copy)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("kib", [1, 8, 16])
