@@ -23,6 +23,8 @@ from longplay.data_shards.preparation.workers import in_order
 
 REPEATED_ITEM = "repeated_item"
 OVER_MAX_USER_EVENTS = "over_max_user_events"
+Ranges = tuple[np.ndarray, np.ndarray]
+"""(N,) first events and (N,) numbers of events of N ranges in a bucket."""
 
 
 class Buckets:
@@ -55,24 +57,18 @@ class Buckets:
         """Return (users,) int64 ids, or hashes of strings, ascending, and numbers of events."""
         return self._files[bucket].read("user"), self._files[bucket].read("length")
 
-    def item_codes(
-        self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
+    def item_codes(self, bucket: int, ranges: Ranges | None = None) -> np.ndarray:
         """Return the codes of all events, or of those in some ranges."""
-        return self._part(self._codes_in[bucket], "item", begins, lengths)
+        return _part(self._codes_in[bucket], "item", ranges)
 
-    def times(
-        self, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
+    def times(self, bucket: int, ranges: Ranges | None = None) -> np.ndarray:
         """Return the int64 times of all events, or of those in some ranges."""
-        times = self._part(self._files[bucket], "time", begins, lengths)
+        times = _part(self._files[bucket], "time", ranges)
         return times.astype(np.int64) + self.time_least if times.dtype == np.uint32 else times
 
-    def feature(
-        self, name: str, bucket: int, begins: np.ndarray | None = None, lengths: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return the values of a feature of all events, or of those in some ranges."""
-        return self._part(self._files[bucket], f"feature-{name}", begins, lengths)
+    def feature(self, name: str, bucket: int, ranges: Ranges | None = None) -> np.ndarray:
+        """Return the int64 or float32 values of a feature of all events, or of those in some ranges."""
+        return _part(self._files[bucket], f"feature-{name}", ranges)
 
     def time_offsets(self, bucket: int) -> np.ndarray:
         """Return (events,) uint64 distances of the times from the smallest time."""
@@ -81,13 +77,9 @@ class Buckets:
             return times.astype(np.uint64)
         return times.astype(np.uint64) - np.uint64(self.time_least % (1 << 64))
 
-    @staticmethod
-    def _part(
-        file: ArrayFile, name: str, begins: np.ndarray | None, lengths: np.ndarray | None
-    ) -> np.ndarray:
-        if begins is None or lengths is None:
-            return file.read(name)
-        return file.read_ranges(name, begins, lengths)
+
+def _part(file: ArrayFile, name: str, ranges: Ranges | None) -> np.ndarray:
+    return file.read(name) if ranges is None else file.read_ranges(name, *ranges)
 
 
 def sort_buckets(job: Job, totals: RunTotals, share: Share = WHOLE) -> None:

@@ -128,11 +128,11 @@ def _shard_columns(
     for part in np.split(places, np.flatnonzero(np.diff(in_bucket)) + 1):
         of_part = users[part]
         bucket = int(selection.bucket[of_part[0]])
-        begins, stored = selection.begin[of_part], selection.stored[of_part]
+        ranges = selection.begin[of_part], selection.stored[of_part]
         found = {
-            "item": selection.item_ids[buckets.item_codes(bucket, begins, stored)],
-            "time": buckets.times(bucket, begins, stored),
-            **{name: buckets.feature(name, bucket, begins, stored) for name in features},
+            "item": selection.item_ids[buckets.item_codes(bucket, ranges)],
+            "time": buckets.times(bucket, ranges),
+            **{name: buckets.feature(name, bucket, ranges) for name in features},
         }
         if lengths[part].sum() != len(found["item"]):
             is_kept = found["item"] > 0
