@@ -242,7 +242,7 @@ def _check_events(
         totals: totals over the usable shards; updated.
     """
     ends = np.cumsum(lengths)
-    decreases = np.diff(times) < 0
+    decreases = times[1:] < times[:-1]  # a difference could overflow
     inner = ends[(ends > 0) & (ends < len(times))]
     decreases[inner - 1] = False
     if decreases.any():

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 from support.datasets import edit_manifest, log_normal_lengths, make_dataset
+from support.feature_sets import write_dataset
 
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
@@ -56,6 +57,12 @@ def assert_found(folder: Path, *patterns: str) -> None:
 
 def test_an_intact_dataset_has_no_problems(intact: Path) -> None:
     assert find_problems(intact) == []
+
+
+def test_times_of_the_whole_range_of_64_bits_have_no_problem(tmp_path: Path) -> None:
+    times = np.array([-(2**63), 2**63 - 1, 0, 1])
+    write_dataset(tmp_path / "set", np.array([2, 2]), np.array([1, 2, 1, 2]), times, num_shards=1)
+    assert find_problems(tmp_path / "set") == []
 
 
 def test_other_files_in_the_folder_are_ignored(folder: Path) -> None:
