@@ -1,6 +1,6 @@
 """Read JSON files that may hold anything: parse them strictly and check their content against a type.
 
-Files that Longplay writes for itself are sealed: they hold their own checksum, so that an edit is noticed.
+Files that Longplay writes for itself are sealed: they hold their own checksum, so that an edit is detected.
 """
 
 import functools
@@ -105,7 +105,7 @@ def sealed(content: Mapping[str, Any]) -> JsonObject:
 
 
 def _unsealed(content: bytes) -> bytes:
-    """Return the content of a sealed object without its checksum, and any other content as it is."""
+    """Return the content of a sealed object without its checksum, and any other content unchanged."""
     value = _adapter(object).validate_json(content, strict=True)
     if not isinstance(value, dict) or _SEAL not in value:
         return content
