@@ -138,10 +138,9 @@ class PackedRows:
         """Return the source and destination of each filled slot.
 
         Returns:
-            sources: (filled,) int64 indices into the concatenated events.
-            destinations: (filled,) int64 indices into the flattened (rows, L) arrays.
-            seq_idx: (rows, L) int32 number of each slot's segment within its row; trailing padding counts as
-                one more segment.
+            The sources, (filled,) int64 indices into the concatenated events; the destinations, (filled,)
+            int64 indices into the flattened (rows, L) arrays; and `seq_idx`, (rows, L) int32, the number of
+            each slot's segment within its row, where trailing padding counts as one more segment.
         """
         per_row = np.diff(self.row_ptr)
         row = np.repeat(np.arange(self.num_rows), per_row)
