@@ -17,7 +17,8 @@ def data_location(text: str) -> Location:
         location = parse_location(text)
     except DataError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    other = not_a("dataset", location) if isinstance(location, Path) else None
+    # A folder that does not exist is refused when it is opened.
+    other = not_a("dataset", location) if isinstance(location, Path) and location.exists() else None
     if other is not None:
         raise argparse.ArgumentTypeError(f"{other}; give the folder that `longplay prepare` wrote")
     return location

@@ -156,7 +156,12 @@ def test_train_refuses_a_folder_without_a_dataset(tmp_path: Path, refuse: Refuse
     run = ("--run", tmp_path / "run")
     gone = tmp_path / "gone"
     refuse(
-        "train", "demo", "--data", gone, *run, pattern="gone: does not exist; give the folder that .*prepare"
+        "train",
+        "demo",
+        "--data",
+        gone,
+        *run,
+        pattern="gone: does not exist; check the path, or make .*prepare",
     )
 
 
