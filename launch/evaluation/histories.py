@@ -66,7 +66,8 @@ def read_history(
     ids = dataset.items.original_ids
     one_per_line = ids.is_text and bool(ids.values.str.contains(_SEPARATORS).any())
     names = column_names(dataset)
-    more = [each for several in names.values() for each in several]
+    requested = [*columns.names, *(["time"] if columns.times else [])]
+    more = [name for role in requested for name in names[role]]
     rows = read_rows(path, names["item"], one_per_line=one_per_line, more=more)
     originals = ids.read([row.item for row in rows])
     if originals.null_count():
