@@ -63,8 +63,8 @@ class EncoderState:
 class SequenceEncoder(nn.Module):
     """Encode the item embeddings of packed rows.
 
-    The encoder is causal and keeps segments separate: an output is bitwise independent of later slots and of
-    other segments.
+    The encoder is causal and keeps segments separate: an output is bitwise independent of the contents of
+    later slots and of other segments. With gru4rec, their lengths may change its rounding.
 
     Args:
         config: configuration of the encoder.
