@@ -140,6 +140,8 @@ def _transient_bytes(sizes: _Sizes) -> dict[str, int]:
         "rows looked up, and gradients": row_copies * rows + int(8 * 8 * sizes.distinct_items),
         "encoder gradients": 4 * sizes.weights,
     }
+    if sizes.loss.dense_gradient and config.engine.gradient_accumulation_steps > 1:
+        transient["table gradient of earlier micro-batches"] = sizes.table_shard_bytes
     if config.engine.cuda_graph:
         # Copies of the embeddings and of the output's gradient, and memory that the loss cannot reuse.
         copies = 2 * 4 * sizes.slots * config.encoder.d_model

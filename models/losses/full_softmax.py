@@ -24,7 +24,7 @@ class FullSoftmax(Loss):
         remote_share = (world_size - 1) / world_size
         return LossCost(
             saved_bytes=int(4 * (hidden + gathered) + table_shard_bytes),
-            working_bytes=int(max(4 * logits, 2 * table_shard_bytes)),
+            working_bytes=int(max(4 * logits, table_shard_bytes)),
             sent_bytes=4 * (load.num_targets * world_size) * (3 * load.width + 6) * remote_share,
         )
 
