@@ -13,6 +13,7 @@ from longplay.common.tensor_file import TensorFile, TensorFileError, read_tensor
 from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ItemColumns
+from longplay.data_shards.storage.parquet_tables import read_table
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
 from longplay.models.encoder import SequenceEncoder, build_encoder
 from longplay.models.encoder_size import EncoderTooLargeError, is_small, num_parameters
@@ -62,7 +63,7 @@ def read_items(file: Path, num_items: int) -> ItemVocabulary:
         ExportError: the file is damaged, or has another number of items.
     """
     try:
-        table = pl.read_parquet(file, columns=["original_id", "count"], glob=False)
+        table = read_table(file, ["original_id", "count"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ExportError(
             f"{file}: cannot be read ({str(error).splitlines()[0]}); export the run again"

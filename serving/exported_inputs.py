@@ -17,6 +17,7 @@ from longplay.data_shards.errors import DataError
 from longplay.data_shards.storage.features import vocabulary_name
 from longplay.data_shards.storage.id_column import IdColumn, as_int64
 from longplay.data_shards.storage.manifest import PER_SECOND
+from longplay.data_shards.storage.parquet_tables import read_table
 from longplay.models.inputs.items import ItemInputs
 from longplay.models.inputs.spec import VECTORS, InputSpec, category_key
 from longplay.models.inputs.stage import missing_inputs
@@ -52,7 +53,7 @@ class ExportedInputs:
         for name, count in spec.categorical:
             file = folder / vocabulary_name(name)
             try:
-                values[name] = IdColumn(pl.read_parquet(file, columns=["value"], glob=False)["value"])
+                values[name] = IdColumn(read_table(file, ["value"])["value"])
             except (OSError, pl.exceptions.PolarsError, DataError) as error:
                 cause = str(error).splitlines()[0]
                 raise ExportError(f"{file}: cannot be read ({cause}); export the run again") from None

@@ -116,7 +116,7 @@ class _Join:
 
     def _source(self) -> tuple[str, dict[str, str]]:
         """Return a table function that reads the table, and the type of each column."""
-        file = literal(re.sub(r"([*?\[])", r"[\1]", str(self._path)))
+        file = literal(re.sub(r"([*?\[])", r"[\1]", str(self._path.absolute())))
         if self._kind in _PARQUET:
             source = f"read_parquet({file})"
             return source, self._types(source)

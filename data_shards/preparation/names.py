@@ -16,6 +16,7 @@ import polars as pl
 
 from longplay.common.atomic import atomic_file, temporary_name
 from longplay.data_shards.readers.sources import MISSING, Ids
+from longplay.data_shards.storage.parquet_tables import read_table
 
 
 class CollisionError(Exception):
@@ -64,12 +65,13 @@ def merge_names(blocks: Path, folder: Path, role: str, memory_bytes: int) -> Non
         return
     with duckdb.connect() as database:
         database.execute(f"SET memory_limit='{memory_bytes >> 20}MiB'")
-        database.execute("SET temp_directory=?", [str(folder / "spilled")])
+        database.execute("SET temp_directory=?", [str((folder / "spilled").absolute())])
         database.execute("SET preserve_insertion_order=false")
         database.execute(
             "CREATE TABLE names AS SELECT id, min(name) AS name, max(name) AS other "
             "FROM read_parquet(?) GROUP BY id",
-            [glob.escape(str(blocks)) + f"/names-{role}-*.parquet"],
+            # Each file is named, because in a pattern a backslash has a meaning too.
+            [[glob.escape(str(path.absolute())) for path in blocks.glob(f"names-{role}-*.parquet")]],
         )
         if database.sql("SELECT count(*) FROM names WHERE name <> other").fetchall()[0][0]:
             raise CollisionError(role)
@@ -81,7 +83,7 @@ def merge_names(blocks: Path, folder: Path, role: str, memory_bytes: int) -> Non
 
 
 def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
+    return str(path.absolute()).replace("'", "''")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Names:
     @classmethod
     def read(cls, path: Path) -> Names:
         """Read the result of `merge_names`. Takes 12 bytes per name."""
-        hashes = pl.read_parquet(path, columns=["id"], glob=False)["id"].to_numpy()
+        hashes = read_table(path, ["id"])["id"].to_numpy()
         order = np.argsort(hashes)
         return cls(path, hashes[order], order.astype(np.int32))
 
@@ -114,7 +116,7 @@ class Names:
 
     def take(self, ranks: np.ndarray) -> pl.Series:
         """Return the (N,) names of these ranks."""
-        names = pl.read_parquet(self.path, columns=["name"], glob=False)["name"]
+        names = read_table(self.path, ["name"])["name"]
         return names.gather(pl.Series(ranks))
 
 

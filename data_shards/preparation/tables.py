@@ -35,7 +35,7 @@ def write_items(
         _write_table(folder / ITEMS_NAME, columns)
         return
     schema, at = pa.schema([*_schema(columns), *joined.schema]), 0
-    with pq.ParquetWriter(folder / ITEMS_NAME, schema, compression="zstd") as writer:
+    with pq.ParquetWriter((folder / ITEMS_NAME).absolute(), schema, compression="zstd") as writer:
         for batch in joined.batches(_JOINED_ROWS):
             own = _arrays(columns, at, at + batch.num_rows)
             at += batch.num_rows
@@ -66,7 +66,7 @@ def write_vocabulary(folder: Path, name: str, values: np.ndarray | pl.Series, co
 def _write_table(path: Path, columns: Mapping[str, np.ndarray | pl.Series]) -> None:
     """Write columns of int64 or strings, a million rows at a time."""
     schema = _schema(columns)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path.absolute(), schema, compression="zstd") as writer:
         for begin in range(0, len(next(iter(columns.values()))), _ROW_GROUP):
             writer.write_table(pa.table(_arrays(columns, begin, begin + _ROW_GROUP), schema=schema))
 

@@ -196,7 +196,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         DataError: the file cannot be read.
     """
     remedy = "check that the file is complete, or read text with `longplay prepare csv`"
-    with reading(path, "Parquet", remedy), pq.ParquetFile(path, pre_buffer=False) as file:
+    with reading(path, "Parquet", remedy), pq.ParquetFile(path.absolute(), pre_buffer=False) as file:
         yield file
 
 

@@ -228,7 +228,7 @@ class TextFile:
                 with stream:
                     yield stream
         else:
-            with pa.input_stream(str(self.path), compression=self.packing) as stream:
+            with pa.input_stream(str(self.path.absolute()), compression=self.packing) as stream:
                 yield stream
 
     def _chosen(self, names: list[str]) -> str:

@@ -19,6 +19,7 @@ from longplay.data_shards.storage.id_column import IdColumn
 from longplay.data_shards.storage.item_columns import ItemColumns
 from longplay.data_shards.storage.locations import Location, in_folder, parse_location, read_whole
 from longplay.data_shards.storage.manifest import ITEMS_NAME, MANIFEST_NAME, USERS_NAME, Manifest
+from longplay.data_shards.storage.parquet_tables import read_table
 from longplay.data_shards.storage.shard_reader import SHARD_REMEDY, DecodedShard
 from longplay.data_shards.storage.shard_store import DEFAULT_CACHE_BYTES, ShardStore
 from longplay.data_shards.storage.vocabulary import ItemVocabulary
@@ -240,7 +241,7 @@ def _check_items(path: Path, manifest: Manifest) -> None:
     """
     num_items = num_events = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:
             for batch in file.iter_batches(1 << 20, columns=["count"]):
                 num_items += batch.num_rows
                 num_events += int(batch["count"].to_numpy().sum())
@@ -288,7 +289,7 @@ def _read_table(location: Location, columns: tuple[str, ...], num_rows: int | No
         DataError: the file is missing or damaged, or does not have `num_rows` rows.
     """
     try:
-        table = pl.read_parquet(_open_table(location), columns=list(columns), glob=False)
+        table = read_table(_open_table(location), columns)
     except FileNotFoundError:
         raise DataError(f"{location}: is missing; {_TABLE_REMEDY}") from None
     except DataError:

@@ -11,6 +11,7 @@ import polars as pl
 
 from longplay.data_shards.storage.features import FeatureInfo, vocabulary_name
 from longplay.data_shards.storage.manifest import MANIFEST_NAME
+from longplay.data_shards.storage.parquet_tables import read_table
 
 _TOLERANCE = 1e-6
 """Of the mean and the standard deviation, relative to the largest absolute value."""
@@ -67,7 +68,7 @@ class FeatureCheck:
     def _vocabulary_problems(self, folder: Path) -> Iterator[str]:
         name = vocabulary_name(self.info.name)
         try:
-            table = pl.read_parquet(folder / name, columns=["value", "count"], glob=False)
+            table = read_table(folder / name, ["value", "count"])
         except FileNotFoundError:
             yield f"{name}: is missing"
             return
@@ -96,7 +97,7 @@ def read_vocabularies(folder: Path, features: Iterable[FeatureInfo]) -> dict[str
     for feature in features:
         if feature.kind == "categorical":
             try:
-                table = pl.read_parquet(folder / vocabulary_name(feature.name), columns=["value"], glob=False)
+                table = read_table(folder / vocabulary_name(feature.name), ["value"])
             except (OSError, pl.exceptions.PolarsError):
                 return None
             found[feature.name] = table["value"].to_list()

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from longplay.data_shards.errors import DataError
+from longplay.data_shards.storage.parquet_tables import read_table, table_types
 
 ITEM_COLUMNS = ("item_id", "original_id", "count")
 """The columns that every `items.parquet` has."""
@@ -37,7 +38,7 @@ class ItemColumns:
             DataError: the table cannot be read.
         """
         with self._reading():
-            types = pl.read_parquet_schema(self._open())
+            types = table_types(self._open())
         return {name: dtype for name, dtype in types.items() if name not in ITEM_COLUMNS}
 
     def column(self, name: str) -> pl.Series:
@@ -47,7 +48,7 @@ class ItemColumns:
             DataError: the table cannot be read.
         """
         with self._reading():
-            return pl.read_parquet(self._open(), columns=[name], glob=False)[name]
+            return read_table(self._open(), [name])[name]
 
     @functools.cached_property
     def _titles(self) -> pl.Series:

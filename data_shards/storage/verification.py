@@ -28,6 +28,7 @@ from longplay.data_shards.storage.manifest import (
     ShardInfo,
     dataset_fingerprint,
 )
+from longplay.data_shards.storage.parquet_tables import read_table
 from longplay.data_shards.storage.plain_reader import read_arrays
 
 _USERS_COLUMNS = ("user_index", "original_id", "num_events", "shard", "position")
@@ -66,7 +67,7 @@ def find_problems(folder: Path | str, track: Track = untracked) -> list[str]:
 def _table(path: Path, columns: tuple[str, ...], height: int, problems: list[str]) -> pl.DataFrame | None:
     """Read a table. If it cannot be checked, append to `problems` and return None."""
     try:
-        table = pl.read_parquet(path, columns=list(columns), glob=False)
+        table = read_table(path, columns)
     except FileNotFoundError:
         problems.append(f"{path.name}: is missing")
         return None
@@ -110,7 +111,7 @@ def _check_items(items: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
 def _check_item_columns(path: Path) -> Iterator[str]:
     """Read the additional columns, a part at a time."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:
             names = [name for name in file.schema_arrow.names if name not in ITEM_COLUMNS]
             for batch in file.iter_batches(1 << 16, columns=names) if names else ():
                 batch.validate(full=True)

@@ -16,6 +16,7 @@ import re
 import reprlib
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,6 +114,22 @@ def table_files(checkpoint: Checkpoint) -> Iterator[tuple[Path, int, int]]:
         match = _TABLE_FILE.fullmatch(name)
         if match:
             yield checkpoint.path / name, int(match[1]), int(match[2])
+
+
+@contextmanager
+def open_table_file(file: Path, num_rows: int) -> Iterator[TensorFile]:
+    """Open a file of the item table, whose tensors have `num_rows` rows.
+
+    Raises:
+        CheckpointError: one has another number of rows.
+    """
+    with TensorFile(file) as tensors:
+        for name in tensors.names():
+            if tensors.shape(name)[:1] != (num_rows,):
+                raise CheckpointError(
+                    f"{file}: {name} has the shape {tensors.shape(name)}, not {num_rows} rows"
+                )
+        yield tensors
 
 
 def checkpoint_name(step: int) -> str:
@@ -281,7 +298,7 @@ def _read_rows(checkpoint: Checkpoint, table: ItemTable, *, weights_only: bool, 
         low, high = max(first, start), min(last, stop)
         if low >= high:
             continue
-        with TensorFile(file) as tensors:
+        with open_table_file(file, stop - start) as tensors:
             absent = sorted(set(targets) - set(tensors.names()))
             if absent:
                 raise CheckpointError(

@@ -32,6 +32,10 @@ def exit_code_of(command: Callable[[], int]) -> int:
             return command()
         finally:
             sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        return report(
+            f"{error.object!r}: is not valid {error.encoding}; rename the file or folder", EXIT_USAGE
+        )
     except ValueError as error:
         return report(str(error), EXIT_USAGE)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from longplay.data_shards.storage.parquet_tables import read_table, table_types
 from longplay.launch.settings.errors import ConfigError
 
 _GIVE_TEXT = "give a text file of original item ids"
@@ -101,10 +102,10 @@ def _row(place: str, value: Any, columns: Sequence[str], name: str) -> Row:
 
 
 def _parquet(path: Path, columns: Sequence[str], more: Collection[str], name: str) -> Iterator[Row]:
-    present = list(pl.read_parquet_schema(path))
+    present = list(table_types(path))
     column = present[0] if len(present) == 1 else _choose(columns, present, name)
     names = [one for one in present if one == column or one in more]
-    rows = pl.read_parquet(path, columns=names, glob=False).iter_rows(named=True)
+    rows = read_table(path, names).iter_rows(named=True)
     return (Row(f"row {number}", row[column], row) for number, row in enumerate(rows, 1))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longplay.common.tensor_file import TensorBlocks, TensorFile, WrittenFile, write_tensors
-from longplay.distributed.checkpoints.checkpoint import Checkpoint, table_files
+from longplay.common.tensor_file import TensorBlocks, WrittenFile, write_tensors
+from longplay.distributed.checkpoints.checkpoint import Checkpoint, open_table_file, table_files
 from longplay.distributed.runtime.errors import CheckpointError
 from longplay.distributed.table.row_order import RowOrder
 from longplay.serving.export_format import TABLE_TENSOR
@@ -75,7 +75,7 @@ def rows_by_position(checkpoint: Checkpoint) -> Iterator[tuple[int, Tensor]]:
     """Yield the table's weights in order, as (first row position, rows (n, D) fp32) with n bounded."""
     width = int(checkpoint.state["width"])
     for file, start, stop in table_files(checkpoint):
-        with TensorFile(file) as tensors:
+        with open_table_file(file, stop - start) as tensors:
             for at in range(start, stop, _READ_ROWS):
                 rows = torch.empty(min(_READ_ROWS, stop - at), width)
                 tensors.read_rows("weight", at - start, rows)

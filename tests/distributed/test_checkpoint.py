@@ -19,6 +19,7 @@ from longplay.distributed.checkpoints.checkpoint import (
     load_checkpoint,
     load_encoder_weights,
     open_checkpoint,
+    open_table_file,
     prune_checkpoints,
 )
 from longplay.distributed.checkpoints.writer import CheckpointWriter
@@ -183,6 +184,13 @@ def test_a_checkpoint_contains_no_pickle(tmp_path: Path) -> None:
     run_ranks(save, 2, tmp_path, "row_sparse", 1)
     names = sorted(path.suffix for path in (tmp_path / "step-000000002").iterdir())
     assert names == [".json", ".safetensors", ".safetensors", ".safetensors"]
+
+
+@pytest.mark.parametrize("shape", [(101, 6), (103, 6), (612,), ()])
+def test_a_table_file_with_other_rows_is_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_tensors(tmp_path / "table", {"weight": torch.zeros(shape)})
+    with pytest.raises(CheckpointError, match=r"table: weight has the shape .*, not 102 rows"):
+        open_table_file(tmp_path / "table", 102).__enter__()
 
 
 def write_checkpoint(path: Path, step: int, **owner: Any) -> Path:
