@@ -13,6 +13,8 @@ import pytest
 import torch
 from local_cluster import ClusterConfig, LocalCluster, missing_requirement
 
+from longplay.native.triton_runtime import can_run_triton
+
 torch.set_num_threads(1)
 
 # Tests that run in one worker, because they share a cluster or fixtures that take seconds.
@@ -61,6 +63,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests on the Slurm cluster first, which mostly wait, then the slow tests."""
     items.sort(key=lambda item: (item.path.parent.name != "slurm", item.get_closest_marker("slow") is None))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test of Triton kernels where they cannot run; test_interpreter.py runs it in another process."""
+    mark = item.get_closest_marker("kernels")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if mark is not None and not can_run_triton(mark.args[0] if mark.args else device):
+        pytest.skip("needs Triton on a GPU or in its interpreter, where test_interpreter.py runs it")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

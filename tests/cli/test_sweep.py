@@ -261,20 +261,37 @@ def test_the_debug_cluster_runs_each_job_once_in_one_process(small: None, data: 
     assert "2/2" not in again
 
 
-def test_local_jobs_save_when_the_command_is_stopped_and_resume_when_it_is_repeated(
-    data: Path, tmp_path: Path
+def test_a_sweep_is_stopped_and_resumed_and_a_run_that_fails_does_not_keep_others_from_finishing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
-    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "sasrec"]
+    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "--seeds", "0", "1"]
     words += ["--context-lengths", "40", "--cluster", "local", "--train.max_steps", "100", *SMALL]
-    metrics = out / "runs" / "data-gru4rec-L40-s0" / "metrics.jsonl"
+    finishing, failing = (out / "runs" / f"data-gru4rec-L40-s{seed}" for seed in (0, 1))
+    failing.parent.mkdir(parents=True)
+    failing.write_text("a file")
+    sweep = {"version": 1, "created": "", "updated": "", "git_commit": None, "jobs": {}}
+    (out / "sweep.json").write_text(json.dumps(sweep))
+    metrics = finishing / "metrics.jsonl"
+
     first = Command(words, log)
     first.signal_when(signal.SIGTERM, lambda: metrics.exists() and metrics.stat().st_size > 2000)
     assert first.wait() != 0
+    assert [status.state for status in sweep_status(SweepFolder(out))] == ["stopped", "new"]
+
+    assert Command([*words, "--max-parallel", "2"], log).wait() == 1
+    assert "resuming from" in SweepFolder(out).logs(finishing.name)[0].read_text()
     statuses = sweep_status(SweepFolder(out))
-    assert [status.state for status in statuses] == ["stopped", "new"]
-    assert "finished all 2 runs" in longplay(words, log)
-    assert "resuming from" in SweepFolder(out).logs("data-gru4rec-L40-s0")[0].read_text()
+    assert [status.state for status in statuses] == ["finished", "failed"]
+    assert statuses[1].error is not None
+    assert statuses[1].error.endswith("is a file; give a folder")
+    assert main(["sweep", "--out", str(out), "--status"]) == 0
+    header, _, finished, failed, error, counts = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "state", "step", "metric", "node", "left"]
+    assert failed.split()[:3] == [failing.name, "failed", "-"]
+    assert finished.split()[:3] == [finishing.name, "finished", "100/100"]
+    assert error == f"{failing.name}: {statuses[1].error}"
+    assert counts == "2 runs: 1 finished, 1 failed"
 
 
 def test_local_runs_of_several_ranks_at_once_meet_at_their_own_ports(data: Path, tmp_path: Path) -> None:
@@ -283,30 +300,3 @@ def test_local_runs_of_several_ranks_at_once_meet_at_their_own_ports(data: Path,
     words += ["--context-lengths", "40", "--cluster", "local", "--max-parallel", "2"]
     words += ["--ranks-per-node", "2", "--train.max_steps", "3", *SMALL]
     assert "finished all 2 runs" in longplay(words, log)
-
-
-def test_a_failed_run_shows_its_error_and_the_others_finish(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, log = tmp_path / "sweep", tmp_path / "log"
-    words = ["sweep", "--data", str(data), "--out", str(out), "--models", "gru4rec", "--seeds", "0", "1"]
-    words += ["--context-lengths", "40", "--cluster", "local", "--max-parallel", "2"]
-    words += ["--train.max_steps", "3", *SMALL]
-    obstacle = out / "runs" / "data-gru4rec-L40-s0"
-    obstacle.parent.mkdir(parents=True)
-    obstacle.write_text("a file")
-    (out / "sweep.json").write_text(
-        json.dumps({"version": 1, "created": "", "updated": "", "git_commit": None, "jobs": {}})
-    )
-    assert Command(words, log).wait() == 1
-    statuses = sweep_status(SweepFolder(out))
-    assert [status.state for status in statuses] == ["failed", "finished"]
-    assert statuses[0].error is not None
-    assert statuses[0].error.endswith("is a file; give a folder")
-    assert main(["sweep", "--out", str(out), "--status"]) == 0
-    header, _, failed, finished, error, counts = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "state", "step", "metric", "node", "left"]
-    assert failed.split()[:3] == ["data-gru4rec-L40-s0", "failed", "-"]
-    assert finished.split()[:3] == ["data-gru4rec-L40-s1", "finished", "3/3"]
-    assert error == f"data-gru4rec-L40-s0: {statuses[0].error}"
-    assert counts == "2 runs: 1 failed, 1 finished"

@@ -49,11 +49,14 @@ def arrays(slurm: FakeSlurm) -> list[str]:
 # ---------------------------------------------------------------------- submission
 
 
-@pytest.mark.parametrize(("words", "array"), [((), "0-299%300"), (("--max-parallel", 7), "0-299%7")])
+@pytest.mark.parametrize(
+    ("jobs", "words", "array"),
+    [(300, (), "0-299%300"), (9, ("--max-parallel", 7), "0-8%7")],  # submitit's own limit is 256
+)
 def test_all_jobs_may_run_at_once_unless_max_parallel_is_given(
-    slurm: FakeSlurm, sweep: Sweep, words: tuple[object, ...], array: str
+    slurm: FakeSlurm, sweep: Sweep, jobs: int, words: tuple[object, ...], array: str
 ) -> None:
-    assert sweep(300, "--cluster", "slurm", *words)[0] == 0
+    assert sweep(jobs, "--cluster", "slurm", *words)[0] == 0
     assert arrays(slurm) == [array]
 
 
@@ -88,23 +91,23 @@ def test_given_options_reach_sbatch_and_hide_its_variables(
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("config", "jobs", "expected"),
     [
-        ("", ["0-1000%1001", "0-98%99"]),
-        ("ClusterName = c\nMaxArraySize            = 600\n", ["0-599%600", "0-499%500"]),
-        ("MaxArraySize = 9999\nSchedulerParameters = a=3,max_array_tasks=1000\n", ["0-999%1000", "0-99%100"]),
-        ("MaxArraySize            = 5000\n", ["0-1099%1100"]),
+        ("", 1010, ["0-1000%1001", "0-8%9"]),
+        ("ClusterName = c\nMaxArraySize            = 6\n", 11, ["0-5%6", "0-4%5"]),
+        ("MaxArraySize = 9999\nSchedulerParameters = a=3,max_array_tasks=10\n", 12, ["0-9%10", "0-1%2"]),
+        ("MaxArraySize            = 50\n", 11, ["0-10%11"]),
     ],
 )
 def test_more_jobs_than_an_array_may_have_are_several_arrays(
-    slurm: FakeSlurm, sweep: Sweep, tmp_path: Path, config: str, expected: list[str]
+    slurm: FakeSlurm, sweep: Sweep, tmp_path: Path, config: str, jobs: int, expected: list[str]
 ) -> None:
     slurm.write("config", config)
-    code, printed = sweep(1100)
+    code, printed = sweep(jobs)
     assert code == 0
     assert arrays(slurm) == expected
     submissions = SweepFolder(tmp_path / "s").submissions
-    assert len({each.job_id for each in submissions.values()}) == 1100
+    assert len({each.job_id for each in submissions.values()}) == jobs
     assert f"scancel {' '.join(str(1 + number) for number in range(len(arrays(slurm))))}\n" in printed
 
 

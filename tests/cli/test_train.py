@@ -368,21 +368,20 @@ def test_recommend_reads_ids_as_prepare_does(
 
 
 def test_torchrun_matches_a_plain_command(data: Path, tmp_path: Path) -> None:
-    plain = [sys.executable, "-m", "longplay.launch.train"]
-    torchrun = [*plain[:2], "torch.distributed.run", "--nproc-per-node", "2", *plain[1:]]
     words = ["mambarec", "--data", str(data), "--context_length", "40", "--encoder.d_model", "16"]
     words += ["--train.max_steps", "3", "--train.log_every_steps", "1"]
-    for name, start in (("plain", plain), ("torchrun", torchrun)):
-        done = subprocess.run(
-            [*start, *words, "--run-dir", str(tmp_path / name)],
-            env=dict(os.environ, OMP_NUM_THREADS="1"),
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "finished at step 3" in done.stdout
+    longplay(["train", *words, "--run-dir", str(tmp_path / "plain")], tmp_path / "log")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "longplay.launch.train", *words, "--run-dir", str(tmp_path / "torchrun")],
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 3" in done.stdout
     plain_losses, torchrun_losses = (
         read_metrics(tmp_path / name, "train/loss") for name in ("plain", "torchrun")
     )

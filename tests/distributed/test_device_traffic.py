@@ -1,6 +1,5 @@
 """A training step on another device: no operation mixes devices, and the host waits only where it must."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import torch
 from support.op_tape import TapeRecorder
 from support.other_device import DEVICE, OtherDevice
 from support.runs import small_config, small_dataset
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter, combine_slices
 from torch import Tensor, nn
 
 from longplay.data_shards.storage.dataset import Dataset
@@ -24,12 +22,8 @@ from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
 from longplay.models.losses.chunks import CHUNK_ELEMENTS
-from longplay.native.triton_runtime import can_run_triton
 
-IN_INTERPRETER = can_run_triton("cpu")
-in_interpreter = pytest.mark.skipif(
-    not IN_INTERPRETER, reason="needs TRITON_INTERPRET=1: run in a process of its own"
-)
+pytestmark = pytest.mark.kernels("cpu")
 SIZES = [
     *("--context_length", "12", "--data.rows_per_step", "3", "--data.num_lanes", "3"),
     *("--encoder.d_model", "8", "--encoder.d_state", "4"),
@@ -97,7 +91,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_dataset(tmp_path_factory.mktemp("device_traffic"))
 
 
-@in_interpreter
 @pytest.mark.parametrize(
     ("overrides", "more_waits"),
     [
@@ -123,7 +116,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_step_waits_for_the_device_only_at_these_places(
     data: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], more_waits: dict[str, int]
 ) -> None:
-    combine_slices()
     with OtherDevice() as other:
         found = losses(data, DEVICE, [*overrides, "--encoder.scan_backend", "triton"], other.waits)
     # The number of rows of the step planned ahead, and loss, norms and flag of this step.
@@ -134,10 +126,8 @@ def test_a_step_waits_for_the_device_only_at_these_places(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-@in_interpreter
 def test_graphs_of_the_encoder_give_the_losses_of_plain_steps(data: Path) -> None:
     """The graphs are simulated: the same operations and kernels are repeated on the same memory."""
-    combine_slices()
     words = ["--loss.name", "bce", "--encoder.model", "recmamba", "--encoder.scan_backend", "triton"]
     words += ["--engine.precision", "bf16", "--context_length", "16"]  # rows of several segments
     with OtherDevice() as other:
@@ -161,23 +151,13 @@ def metrics(data: Path, device: torch.device, *overrides: str) -> dict[str, floa
         return evaluate(model.engine, model.table, dataset, config, "test", max_users=20).flat()
 
 
-@in_interpreter
 def test_an_evaluation_does_not_mix_devices(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    combine_slices()
     with OtherDevice():
         found = metrics(data, DEVICE, "--encoder.scan_backend", "triton")
     monkeypatch.setenv("LONGPLAY_TRITON", "0")
     assert found == pytest.approx(metrics(data, torch.device("cpu"), "--encoder.scan_backend", "chunk"))
 
 
-@in_interpreter
 def test_an_operation_that_mixes_devices_is_refused() -> None:
     with OtherDevice(), pytest.raises(AssertionError, match=r"aten\.add\.Tensor mixes devices"):
         torch.zeros(3, device=DEVICE).add(torch.zeros(3))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_in_the_interpreter() -> None:
-    """Run the tests above in a process with TRITON_INTERPRET=1."""
-    if not IN_INTERPRETER:
-        assert_tests_pass_in_the_interpreter(__file__, "-k", "step or refused or mix or graphs")

@@ -19,7 +19,7 @@ from longplay.distributed.table.item_table import ItemTable
 from longplay.distributed.table.row_optimizers import LazyAdam, RowAdagrad, RowOptimizerConfig
 from longplay.distributed.table.row_order import RowOrder
 
-NUM_ITEMS, WIDTH, STEPS, CLIP, LR = 1001, 16, 20, 0.02, 0.01
+NUM_ITEMS, WIDTH, STEPS, CLIP, LR = 1001, 16, 12, 0.02, 0.01
 EPS = 1e-8
 
 
@@ -124,22 +124,22 @@ def train_reference(update: str, optimizer: str, accumulation: int) -> list[tupl
 
 
 @pytest.mark.parametrize(
-    ("update", "optimizer", "stage", "accumulation"),
+    ("update", "optimizer", "stage", "accumulation", "world_sizes"),
     [
-        ("row_sparse", "adam", 1, 1),
-        ("row_sparse", "adam", 2, 2),
-        ("row_sparse", "adam", 3, 2),
-        ("row_sparse", "adagrad", 1, 2),
-        ("zero_dense", "adam", 3, 1),
-        ("zero_dense", "adam", 3, 2),
+        ("row_sparse", "adam", 1, 1, (1, 4)),
+        ("row_sparse", "adam", 2, 2, (3,)),
+        ("row_sparse", "adam", 3, 2, (2,)),
+        ("row_sparse", "adagrad", 1, 2, (3,)),
+        ("zero_dense", "adam", 3, 1, (1, 3)),
+        ("zero_dense", "adam", 3, 2, (2,)),
     ],
 )
 def test_ranks_match_a_single_process_reference_with_clipping(
-    update: str, optimizer: str, stage: int, accumulation: int
+    update: str, optimizer: str, stage: int, accumulation: int, world_sizes: tuple[int, ...]
 ) -> None:
     expected = train_reference(update, optimizer, accumulation)
     assert sum(norm > CLIP for _, norm in expected) > STEPS // 2, "clipping must be active"
-    for world_size in (1, 2, 4):
+    for world_size in world_sizes:
         for history in run_ranks(train_sharded, world_size, update, optimizer, stage, accumulation):
             torch.testing.assert_close(torch.tensor(history), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 

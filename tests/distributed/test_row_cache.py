@@ -1,6 +1,5 @@
 """The cache of frequent rows: the same table, bit for bit, as without it."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +9,6 @@ import torch
 from support.other_device import DEVICE, OtherDevice
 from support.ranks import run_ranks
 from support.runs import small_config, small_dataset
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
 from longplay.data_shards.storage.dataset import Dataset
@@ -26,9 +24,7 @@ from longplay.launch.evaluation.evaluation import evaluate
 from longplay.launch.training.model import Model, build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
-from longplay.native.triton_runtime import can_run_triton
 
-IN_INTERPRETER = can_run_triton("cpu")
 ROWS, WIDTH = 200, 24
 
 
@@ -68,7 +64,7 @@ def train_and_save(world: World, data: Path, cached_rows: int, optimizer: str, r
     return found
 
 
-@pytest.mark.parametrize(("world_size", "optimizer"), [(1, "adagrad"), (3, "adam")])
+@pytest.mark.parametrize(("world_size", "optimizer"), [(1, "adagrad"), (2, "adam")])
 def test_training_and_ranking_are_bitwise_as_without_a_cache(
     data: Path, world_size: int, optimizer: str
 ) -> None:
@@ -95,7 +91,7 @@ def test_a_checkpoint_resumes_on_other_ranks_with_another_cache(data: Path, tmp_
         files.append({path.name: path.read_bytes() for path in root.glob("*/table-*")})
     assert len(files[0]) == 2
     assert files[0] == files[1]
-    assert run_ranks(resume, 3, data, 0, tmp_path / "40") == run_ranks(resume, 3, data, 25, tmp_path / "40")
+    assert run_ranks(resume, 1, data, 0, tmp_path / "40") == run_ranks(resume, 1, data, 25, tmp_path / "40")
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (2, 3)])
@@ -135,7 +131,7 @@ def test_a_cache_reads_and_updates_the_rows_of_the_shard(optimizer: str) -> None
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.skipif(not IN_INTERPRETER, reason="needs TRITON_INTERPRET=1: run in a process of its own")
+@pytest.mark.kernels("cpu")
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
 def test_kernels_use_rows_of_both_devices_without_a_wait(optimizer: str) -> None:
     reads_host_rows = mock.patch(
@@ -153,17 +149,10 @@ def test_kernels_use_rows_of_both_devices_without_a_wait(optimizer: str) -> None
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.skipif(not IN_INTERPRETER, reason="needs TRITON_INTERPRET=1: run in a process of its own")
+@pytest.mark.kernels("cpu")
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
 def test_without_kernels_on_host_memory_each_device_updates_its_rows(optimizer: str) -> None:
     with OtherDevice():
         ours = updated(optimizer, True, DEVICE)
     for mine, theirs in zip(ours, updated(optimizer, False, torch.device("cpu")), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_in_the_interpreter() -> None:
-    """Run the tests of kernels in a process with TRITON_INTERPRET=1."""
-    if not IN_INTERPRETER:
-        assert_tests_pass_in_the_interpreter(__file__, "-k", "kernels or reads")

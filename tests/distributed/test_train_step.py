@@ -16,7 +16,7 @@ from longplay.launch.training.model import build_model
 from longplay.launch.training.step_pipeline import StepPipeline
 from longplay.launch.training.train_step import train_step
 
-STEPS = 20
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -61,55 +61,37 @@ def assert_same(history: list[tuple[float, float]], expected: list[tuple[float, 
     [
         ["--loss.name", "full_softmax"],
         [
-            "--loss.name",
-            "full_softmax",
-            "--engine.gradient_accumulation_steps",
-            "2",
-            "--engine.zero_stage",
-            "2",
+            *("--loss.name", "full_softmax"),
+            *("--engine.gradient_accumulation_steps", "2", "--engine.zero_stage", "2"),
         ],
         ["--loss.name", "full_softmax", "--table.update", "zero_dense", "--engine.zero_stage", "3"],
         ["--loss.name", "bce", "--loss.num_negatives", "3", "--table.optimizer.name", "adagrad"],
         [
-            *(
-                "--loss.name",
-                "sampled_softmax",
-                "--loss.num_negatives",
-                "64",
-                "--engine.gradient_accumulation_steps",
-                "2",
-            ),
+            *("--loss.name", "sampled_softmax", "--loss.num_negatives", "64"),
+            *("--engine.gradient_accumulation_steps", "2"),
             *("--table.update", "zero_dense", "--engine.zero_stage", "3"),
         ],
         ["--loss.name", "sampled_softmax", "--loss.num_negatives", "64", "--loss.negatives", "in_batch"],
     ],
     ids=lambda overrides: "-".join(overrides[1::2]),
 )
-def test_one_two_and_four_ranks_give_the_same_losses_with_dropout_and_clipping(
+def test_one_and_more_ranks_give_the_same_losses_with_dropout_and_clipping(
     data: Path, overrides: list[str]
 ) -> None:
     expected = run_ranks(train, 1, data, overrides, "mambarec")[0]
     assert sum(norm > 0.2 for _, norm in expected[:STEPS]) > STEPS // 2, "clipping must be active"
     assert expected[STEPS - 1][0] < expected[0][0]
-    for world_size in (2, 4):
-        for history in run_ranks(train, world_size, data, overrides, "mambarec"):
-            assert_same(history, expected)
+    world_size = 4 if "bce" in overrides else 3
+    for history in run_ranks(train, world_size, data, overrides, "mambarec"):
+        assert_same(history, expected)
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "sasrec", "recmamba", "mambarec", "moematrrec"])
-def test_every_model_has_the_same_losses_at_each_zero_stage_and_number_of_micro_batches(
-    data: Path, model: str
-) -> None:
+def test_every_model_has_the_same_losses_at_zero_stage_3_with_micro_batches(data: Path, model: str) -> None:
     expected = run_ranks(train, 1, data, [], model, 6)[0]
-    for stage, accumulation in ((2, 3), (3, 2)):
-        overrides = [
-            "--engine.zero_stage",
-            str(stage),
-            "--engine.gradient_accumulation_steps",
-            str(accumulation),
-        ]
-        for history in run_ranks(train, 2, data, overrides, model, 6):
-            assert_same(history, expected)
+    overrides = ["--engine.zero_stage", "3", "--engine.gradient_accumulation_steps", "2"]
+    for history in run_ranks(train, 2, data, overrides, model, 6):
+        assert_same(history, expected)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +119,7 @@ def metrics_by_pass(world: World, data: Path) -> list[dict[str, float]]:
         config = small_config("--evaluation.queries_per_pass", str(queries))
         model = build_model(config, dataset, world)
         model.engine.train(False)
-        found.append(evaluate(model.engine, model.table, dataset, config, "test").flat())
+        found.append(evaluate(model.engine, model.table, dataset, config, "test", max_users=90).flat())
         model.engine.close()
     return found
 

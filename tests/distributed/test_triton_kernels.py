@@ -1,7 +1,6 @@
 """The Triton kernels against PyTorch, on a GPU if there is one, else in Triton's interpreter on the CPU."""
 
 import importlib.util
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from support.triton_compile import SHARED_BYTES, compile_for_h100
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
 from longplay.distributed.table import score_counts, score_kernel, triton_kernels
@@ -34,21 +32,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture
-def interpreted() -> None:
-    """Skip unless Triton can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not can_run_triton(device().type):
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
-
-
-@needs_triton
-def test_the_kernels_agree_with_pytorch_in_the_interpreter() -> None:
-    """Run the tests below in a process with TRITON_INTERPRET=1."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this is that process")
-    assert_tests_pass_in_the_interpreter(__file__, "-k", "not interpreter")
-
-
 _F, _H, _I, _N = "*fp32", "*fp16", "*i64", "i32"
 SIGNATURES = {
     "lazy_adam": [_F, _F, _F, _I, _F, _N, *5 * ["fp32"]],
@@ -65,8 +48,6 @@ WIDTHS = [1, 24, 64, 128, 256]
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_kernels_fit_a_hopper_gpu_outside_the_interpreter(name: str, width: int) -> None:
     """The interpreter accepts Python that the compiler rejects; compiling needs no GPU."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("the kernels are interpreted here")
     kernel = getattr(triton_kernels.kernels(), name)
     sizes, options = kernel_sizes(name, width)
     types = dict(zip(kernel.arg_names, SIGNATURES[name], strict=False))
@@ -93,7 +74,7 @@ def kernel_sizes(name: str, width: int) -> tuple[dict[str, int], dict[str, Any]]
     return {"WIDTH": width, "PADDED": padded, "ROWS": triton_kernels.rows_at_once(padded)}, {}
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 @pytest.mark.parametrize("width", [1, 24, 64, 256])
 @pytest.mark.parametrize(("kind", "kernel"), [(LazyAdam, lazy_adam_kernel), (RowAdagrad, row_adagrad_kernel)])
 def test_the_fused_update_equals_the_row_optimizer(
@@ -119,7 +100,7 @@ def test_the_fused_update_equals_the_row_optimizer(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 @pytest.mark.parametrize("width", [1, 24, 64])
 def test_take_rows_equals_index_select(width: int) -> None:
     table, rows = torch.randn(300, width), torch.tensor([299, 0, 5, 5, *range(100, 200)])
@@ -130,7 +111,7 @@ def test_take_rows_equals_index_select(width: int) -> None:
     del owner
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 def test_rows_beyond_two_to_the_31_elements_are_read_and_updated(tmp_path: Path) -> None:
     width, last = 64, (1 << 25) + 8
     rows = torch.tensor([last, 3, 1 << 25, 0], device=device())
@@ -182,7 +163,7 @@ def make_ties_and_near_ties(rows: Tensor) -> None:
     rows[5::5, 0] = torch.nextafter(rows[5::5, 0], torch.tensor(9.0))
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 @pytest.mark.parametrize("capacity", [1 << 16, 3])
 @pytest.mark.parametrize("width", [1, 24, 64, 256])
 def test_the_fused_counts_are_exact(width: int, capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +179,7 @@ def test_the_fused_counts_are_exact(width: int, capacity: int, monkeypatch: pyte
     assert torch.equal(count_rows("1", width, monkeypatch), plain)
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_undecided_pairs_are_few_and_include_every_pair_within_the_error(scale: float) -> None:
     generator = torch.Generator().manual_seed(4)
@@ -214,7 +195,7 @@ def test_undecided_pairs_are_few_and_include_every_pair_within_the_error(scale: 
     assert query.shape[0] < 250  # 130 are the targets
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 def test_a_collapsed_model_lists_no_pair_beyond_the_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
     """All pairs are undecided."""
     monkeypatch.setattr(score_kernel, "NEAR_CAPACITY", 50)
@@ -248,7 +229,7 @@ def test_a_kernel_that_fails_or_differs_is_not_used(
     ]
 
 
-@pytest.mark.usefixtures("interpreted")
+@pytest.mark.kernels
 def test_rows_too_wide_for_a_tile_are_counted_by_pytorch(caplog: pytest.LogCaptureFixture) -> None:
     triton_kernels.works.cache_clear()
     for _ in range(2):

@@ -7,12 +7,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from support.triton_compile import compile_for_h100
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
 from longplay.models.base.segments import SegmentLayout
 from longplay.models.mixers.causal_conv import causal_conv_silu
-from longplay.native.triton_runtime import can_run_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -22,21 +20,6 @@ F32, BF16 = torch.float32, torch.bfloat16
 TOLERANCES = {F32: 1e-5, BF16: 2.0**-6}
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
-
-@pytest.fixture
-def runs() -> None:
-    """Skip unless the kernels can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not can_run_triton(DEVICE.type):
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
-
-
-@needs_triton
-def test_the_convolution_is_correct_in_the_interpreter() -> None:
-    """Run the tests below in a process with TRITON_INTERPRET=1."""
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    assert_tests_pass_in_the_interpreter(__file__, "-k", "not interpreter and not compiled")
 
 
 class Case(NamedTuple):
@@ -107,7 +90,7 @@ def run(leaves: list[Tensor], layout: SegmentLayout, grad: Tensor) -> list[Tenso
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_values_and_gradients_match_float64(case: Case) -> None:
     leaves, layout, grad = make(case, DEVICE)
@@ -120,7 +103,7 @@ def test_values_and_gradients_match_float64(case: Case) -> None:
         assert error <= TOLERANCES[dtype] * (theirs.abs().max() + 1)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 @pytest.mark.parametrize("spaced", [False, True])
 def test_rows_that_are_not_evenly_spaced_are_copied(spaced: bool) -> None:
     leaves, layout, grad = make(Case(3, 40, 8, 4, (9,)), DEVICE)
@@ -131,7 +114,7 @@ def test_rows_that_are_not_evenly_spaced_are_copied(spaced: bool) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 def test_a_repetition_is_bitwise_equal() -> None:
     rows, slots = (64, 5000) if DEVICE.type == "cuda" else (1, 20)
     inputs = make(Case(rows, slots, 128, 4, (7, 8), BF16), DEVICE)
@@ -142,7 +125,6 @@ def test_a_repetition_is_bitwise_equal() -> None:
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="the kernels are interpreted here")
 @pytest.mark.parametrize("name", ["conv_forward", "conv_backward_pre", "conv_backward_x"])
 @pytest.mark.parametrize(("dtype", "channels", "taps"), [("bf16", 128, 4), ("fp32", 128, 4), ("fp32", 24, 4)])
 def test_a_compiled_kernel_spills_no_registers(name: str, dtype: str, channels: int, taps: int) -> None:

@@ -1,6 +1,5 @@
 """Calls into mamba-ssm and causal-conv1d: arguments, layouts and results, without a GPU."""
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from support.cuda_packages import SIGNATURES, STAND_INS, installed_signature
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter
 from torch import Tensor
 
 from longplay.models.base.segments import SegmentLayout
@@ -22,11 +20,9 @@ from longplay.models.scans import ssd as ssd_module
 from longplay.models.scans.kernel import selective_scan_kernel
 from longplay.models.scans.packages import PackageFunction
 from longplay.models.scans.ssd import ssd_kernel, ssd_ref
-from longplay.native.triton_runtime import can_run_triton
 
 B, L, D = 3, 21, 16
 SEQ_IDX = torch.tensor([[0] * 21, [0] * 7 + [1] + [2] * 13, [4] * 16 + [5] * 5], dtype=torch.int32)
-IN_INTERPRETER = can_run_triton("cpu")
 FUNCTIONS = pytest.mark.parametrize("function", list(SIGNATURES), ids=lambda function: function.name)
 
 
@@ -125,11 +121,13 @@ def test_the_scan_passes_contiguous_slots(calls: list[PackageFunction]) -> None:
     assert out.shape == u.shape
 
 
-@pytest.mark.skipif(not IN_INTERPRETER, reason="needs TRITON_INTERPRET=1: run in a process of its own")
+@pytest.mark.kernels("cpu")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("headdim", [8, 16])
 def test_mamba_ssm_in_the_interpreter_matches_float64(monkeypatch: pytest.MonkeyPatch, headdim: int) -> None:
     """The kernels of mamba-ssm, over segment borders, in values and all gradients."""
+    if ssd_module.KERNEL.find() is None:
+        pytest.skip("needs mamba-ssm")
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     properties = SimpleNamespace(multi_processor_count=2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -149,13 +147,3 @@ def test_mamba_ssm_in_the_interpreter_matches_float64(monkeypatch: pytest.Monkey
         results.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-6 * float(expected.abs().max()))
-
-
-def test_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the test above in a process with TRITON_INTERPRET=1."""
-    if importlib.util.find_spec("triton") is None or importlib.util.find_spec("mamba_ssm") is None:
-        pytest.skip("needs triton and mamba-ssm")
-    if ssd_module.KERNEL.find() is None:
-        pytest.skip("mamba-ssm is installed but cannot be imported")
-    monkeypatch.setenv("MAMBA_DETERMINISTIC", "1")  # autotuning needs a GPU
-    assert_tests_pass_in_the_interpreter(__file__, "-k", "matches_float64")

@@ -1,12 +1,9 @@
 """The activation memory formulas match the tensors saved by autograd."""
 
-import importlib.util
-import os
 from typing import Any
 
 import pytest
 import torch
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter, combine_slices
 
 from longplay.models.base.activations import Execution
 from longplay.models.base.config import EncoderConfig
@@ -44,10 +41,6 @@ def saved_by_autograd(config: EncoderConfig) -> tuple[float, float]:
     return sum(size for size, _ in held.values()) / slots, rectangles / slots
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-needs_interpreter = pytest.mark.skipif(
-    not INTERPRETED, reason="needs TRITON_INTERPRET=1: runs in a process of its own"
-)
 MODELS = ("gru4rec", "sasrec", "mambarec", "recmamba", "moematrrec")
 SHAPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -61,7 +54,9 @@ MIXERS: dict[str, dict[str, Any]] = {
     "triton": {"scan_backend": "triton", "d_model": 8, "d_state": 4, "context_length": 40},
 }
 CASES = [
-    pytest.param(model, settings, id=f"{model}-{name}", marks=[needs_interpreter] if name == "triton" else [])
+    pytest.param(
+        model, settings, id=f"{model}-{name}", marks=[pytest.mark.kernels("cpu")] if name == "triton" else []
+    )
     for model in MODELS
     for name, settings in (SHAPES | (MIXERS if ENCODERS[model].uses_state_space else {})).items()
 ]
@@ -69,16 +64,9 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "settings"), CASES)
 def test_formula_matches_the_memory_saved_by_autograd(model: str, settings: dict[str, Any]) -> None:
-    if INTERPRETED:
-        combine_slices()
     config = EncoderConfig(**{"model": model, "context_length": 200, "num_blocks": 1, **settings})
     held, padding = saved_by_autograd(config)
     assert activation_bytes(config, Execution(padding=padding)).saved == pytest.approx(held, rel=0.1)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_formula_of_the_triton_scan_matches_in_the_interpreter() -> None:
-    assert_tests_pass_in_the_interpreter(__file__, "-k", "triton and not interpreter")
 
 
 def test_bf16_needs_less_memory_and_the_chunked_scan_on_cuda_more() -> None:

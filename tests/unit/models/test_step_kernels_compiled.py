@@ -1,17 +1,13 @@
 """Compile the kernels of a training step for an H100: they spill no registers and use 16-byte loads."""
 
 import importlib.util
-import os
 import re
 from typing import Any
 
 import pytest
 from support.triton_compile import SHARED_BYTES, compile_for_h100
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the kernels are interpreted here"),
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 INDEX_POINTERS = {"positives", "negatives", "order", "bounds", "keys", "row_keys", "slots"}
 NUMBERS = {"V", "num_entries", "first", "num_rows", "tiles", "num_words", "row_words", "num_drawn", "length"}

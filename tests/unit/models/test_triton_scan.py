@@ -1,13 +1,11 @@
 """The Triton scan against a float64 reference, on a GPU if there is one, else in Triton's interpreter."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
 import torch
-from support.triton_interpreter import assert_tests_pass_in_the_interpreter, combine_slices
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +13,6 @@ from longplay.models.base.segments import SegmentLayout, select_slots
 from longplay.models.mixers.mamba import Mamba
 from longplay.models.scans.selective_scan import selective_scan_ref
 from longplay.models.scans.triton_scan import Tiling, selective_scan_triton
-from longplay.native.triton_runtime import can_run_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -24,25 +21,6 @@ F32, BF16 = torch.float32, torch.bfloat16
 # Of the largest value of a tensor. A bfloat16 value may in addition be off by one unit in its last place: the
 # interpreter truncates.
 TOLERANCE, BF16_UNIT = 2e-5, 2.0**-7
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
-
-@pytest.fixture
-def runs() -> None:
-    """Skip unless the kernels can run here. TRITON_INTERPRET must be set before Triton is imported."""
-    if not can_run_triton(DEVICE.type):
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
-    if INTERPRETED:
-        combine_slices()
-
-
-@needs_triton
-def test_the_scan_is_correct_in_the_interpreter() -> None:
-    """Run the tests below in a process with TRITON_INTERPRET=1."""
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    assert_tests_pass_in_the_interpreter(__file__, "-m", "not gpu", "-k", "not interpreter")
 
 
 class Case(NamedTuple):
@@ -174,20 +152,20 @@ def assert_matches_the_reference(case: Case) -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True)), "not repeatable"
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_match_the_float64_reference(name: str) -> None:
     assert_matches_the_reference(CASES[name])
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", LARGE_CASES)
 def test_large_shapes_match_the_float64_reference(name: str) -> None:
     assert_matches_the_reference(LARGE_CASES[name])
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 def test_a_segment_does_not_change_another() -> None:
     case = Case(1, 25, 8, 2, "one")
     inputs, starts = make_inputs(case), make_starts(case)
@@ -207,7 +185,7 @@ def test_a_segment_does_not_change_another() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 def test_inputs_of_any_layout_give_the_same_values() -> None:
     case = Case(2, 9, 8, 3, "random")
     inputs, starts = make_inputs(case), make_starts(case)
@@ -235,7 +213,7 @@ def make_mixers() -> tuple[Mamba, Mamba, Tensor, SegmentLayout]:
     return ours, ref, x, SegmentLayout((torch.rand(2, 21, generator=g) < 0.15).cumsum(1).int().to(DEVICE))
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 @pytest.mark.parametrize(("bf16", "tol"), [(False, 2e-5), (True, 3e-2)])
 def test_the_mixer_equals_the_mixer_with_the_reference(bf16: bool, tol: float) -> None:
     ours, ref, x, layout = make_mixers()
@@ -252,7 +230,7 @@ def test_the_mixer_equals_the_mixer_with_the_reference(bf16: bool, tol: float) -
         assert float((a - b).abs().max()) <= tol * float(b.abs().max())
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 def test_the_mixer_at_chosen_slots_equals_the_mixer_at_all_slots() -> None:
     ours, ref, x, layout = make_mixers()
     at = torch.tensor([0, 20, 21, 30], device=DEVICE)
@@ -262,7 +240,7 @@ def test_the_mixer_at_chosen_slots_equals_the_mixer_at_all_slots() -> None:
         assert torch.allclose(chosen, ref(x, layout, at), atol=1e-5)
 
 
-@pytest.mark.usefixtures("runs")
+@pytest.mark.kernels
 def test_other_dtypes_are_rejected() -> None:
     case = Case(1, 5, 4, 2, "one")
     u, *rest = make_inputs(case)
