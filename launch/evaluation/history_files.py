@@ -43,7 +43,7 @@ def read_rows(
             may be an object with one of `columns`. `.parquet` has one of `columns`, or a single column.
         columns: names of the item column, the preferred first.
         one_per_line: take each line of text as one value; otherwise split it at whitespace and commas.
-        more: other columns of `.parquet` to read if they are present. Other tables are read in full.
+        more: other columns that are used if they are present. Of `.parquet`, no further ones are read.
 
     Raises:
         ConfigError: the file cannot be read in the format that its name gives.
@@ -53,7 +53,8 @@ def read_rows(
         if path.suffix.lower() == ".parquet":
             return list(_parquet(path, columns, more, name))
         text = sys.stdin.read() if str(path) == "-" else path.read_bytes().decode()
-        return list(_parse(text.removeprefix("\ufeff"), path.suffix.lower(), columns, name, one_per_line))
+        kind = path.suffix.lower()
+        return list(_parse(text.removeprefix("\ufeff"), kind, columns, more, name, one_per_line))
     except ConfigError:
         raise
     except (OSError, ValueError, RecursionError, csv.Error, pl.exceptions.PolarsError) as error:
@@ -62,7 +63,9 @@ def read_rows(
         raise ConfigError(f"--history {name}: cannot be read ({cause}); {_GIVE_TEXT}") from None
 
 
-def _parse(text: str, kind: str, columns: Sequence[str], name: str, one_per_line: bool) -> Iterable[Row]:
+def _parse(
+    text: str, kind: str, columns: Sequence[str], more: Collection[str], name: str, one_per_line: bool
+) -> Iterable[Row]:
     """Parse a file that is not Parquet; `kind` is its suffix."""
     if kind == ".json":
         return _json_list(text, columns, name)
@@ -70,8 +73,12 @@ def _parse(text: str, kind: str, columns: Sequence[str], name: str, one_per_line
         return _json_lines(text, columns, name)
     if kind in _DELIMITERS:
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_DELIMITERS[kind])
+        header = list(rows.fieldnames or ())
+        for column in (*columns, *more):
+            if header.count(column) > 1:
+                raise ConfigError(f"--history {name}: column {column!r} occurs twice; rename one")
         for column in columns:
-            if column in (rows.fieldnames or ()):
+            if column in header:
                 return (Row(f"line {rows.line_num}", row[column], row) for row in rows)
     if one_per_line:
         lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)

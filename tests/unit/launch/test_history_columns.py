@@ -121,6 +121,8 @@ def test_other_names_absent_columns_and_unseen_values(tmp_path: Path) -> None:
         ("date", "item,when\na,1577836800000000\n", r"when is '1577836800000000', not a time"),
         ("integer", "item,size\na,7.5\n", r"a\.csv, line 2: size is '7\.5', not an integer"),
         ("integer", "item,price\na,cheap\n", r"a\.csv, line 2: price is 'cheap', not a finite number"),
+        ("integer", "item,item\na,b\n", r"a\.csv: column 'item' occurs twice; rename one"),
+        ("integer", "item,when,when\na,1,2\n", r"a\.csv: column 'when' occurs twice; rename one"),
     ],
 )
 def test_an_unusable_value_is_refused_with_its_place(
