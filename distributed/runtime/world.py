@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 
 from longplay.distributed.runtime.allocator import keep_freed_memory
+from longplay.distributed.runtime.launchers import read_environment
 from longplay.distributed.runtime.rendezvous import agree_on_port, read_port, slurm_rendezvous
 from longplay.distributed.runtime.waiting import waiting
 from longplay.distributed.zero.deepspeed_env import comm, load_deepspeed, use_default_group
@@ -41,29 +42,6 @@ class World:
     def is_rank0(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
-
-
-def read_environment(env: Mapping[str, str]) -> tuple[int, int, int, str]:
-    """Read (rank, local_rank, world_size, launcher) from torchrun's or srun's variables.
-
-    A process of a Slurm batch script that `srun` did not start is a single process, for any SLURM_NTASKS.
-
-    Raises:
-        ValueError: only some of torchrun's variables are set.
-    """
-    torchrun = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in env]
-    if len(torchrun) == 3:
-        return int(env["RANK"]), int(env["LOCAL_RANK"]), int(env["WORLD_SIZE"]), "torchrun"
-    if torchrun:
-        missing = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} - set(torchrun)
-        raise ValueError(
-            f"{', '.join(torchrun)} is set but {', '.join(sorted(missing))} is not: "
-            "start with torchrun or srun, or unset it"
-        )
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
-        return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), size, "srun"
-    return 0, 0, 1, "single process"
 
 
 def local_world_size(world_size: int) -> int:

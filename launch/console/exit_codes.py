@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from longplay.common.printable import printable
+from longplay.distributed.runtime.launchers import is_other_rank, read_environment
 from longplay.launch.console.standard_streams import open_closed_streams, reader_has_ended, write_or_drop
 
 EXIT_FAILED = 1
@@ -66,14 +67,13 @@ def report(message: str, code: int) -> int:
 
     Only rank 0 prints until the process group exists; after that every rank prints its own error.
     """
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     torch = sys.modules.get("torch")
     connected = (
         torch is not None and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     )
-    if rank == "0" or connected:
+    if connected or not is_other_rank(os.environ):
         write_or_drop(sys.stdout)
-        where = f" on rank {rank}" if connected else ""
+        where = f" on rank {read_environment(os.environ)[0]}" if connected else ""
         line = printable(" ".join(message.splitlines()), sys.stderr.encoding)
         write_or_drop(sys.stderr, f"longplay: error{where}: {line}\n")
     return code

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from longplay.distributed.runtime.launchers import is_other_rank
+
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _DEFAULT, _IGNORE = 0, 1  # SIG_DFL and SIG_IGN of signal.h
 
@@ -115,7 +117,7 @@ def _set_later_actions() -> None:
 
 def _print_notice(number: signal.Signals) -> None:
     """Print on rank 0 that the run will stop. Do not wait for a terminal or a pipe that takes no output."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if is_other_rank(os.environ):
         return
     what = "Ctrl-C" if number == signal.SIGINT else number.name
     again = "" if _ignored_later() else f"; a second {what} ends it now, without saving"

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from longplay.distributed.runtime.launchers import is_other_rank
+
 RENAMED = {
     "encoder.scan": "encoder.scan_backend",
     "data.workers": "data.reader_threads",
@@ -32,5 +34,5 @@ def rename_in_place(nested: dict[str, Any]) -> None:
 
 @functools.cache  # once per process
 def _report(name: str) -> None:
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if not is_other_rank(os.environ):
         print(f"longplay: --{name} is now called --{RENAMED[name]}", file=sys.stderr)

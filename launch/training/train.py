@@ -7,13 +7,13 @@ from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.locations import Location
 from longplay.data_shards.stream.train_stream import TrainStream, check_stream
 from longplay.distributed.runtime.determinism import use_deterministic_algorithms
+from longplay.distributed.runtime.launchers import read_environment
 from longplay.distributed.runtime.watchdog import Watchdog
 from longplay.distributed.runtime.world import (
     World,
     barrier,
     close_world,
     init_world,
-    read_environment,
     select_device,
 )
 from longplay.launch.console.exit_codes import EXIT_REQUEUE

@@ -193,9 +193,18 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_rank_0_prints_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     assert report("wrong", 2) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_rank_left_over_in_the_shell_does_not_silence_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["config", "unknown"]) == 2
+    assert "unknown" in capsys.readouterr().err
 
 
 def test_prepare_does_not_import_deepspeed() -> None:

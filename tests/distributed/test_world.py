@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from longplay.distributed.runtime.launchers import is_other_rank, read_environment
 from longplay.distributed.runtime.rendezvous import first_host, slurm_rendezvous
 from longplay.distributed.runtime.world import (
     close_world,
     init_world,
     local_world_size,
-    read_environment,
     select_device,
 )
 from longplay.distributed.zero.deepspeed_env import load_deepspeed
@@ -34,6 +34,24 @@ def test_torchrun_variables_take_precedence_over_srun() -> None:
 def test_an_incomplete_set_of_torchrun_variables_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"RANK is set but LOCAL_RANK, WORLD_SIZE is not"):
         read_environment({"RANK": "0"})
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "problem"),
+    [
+        ("abc", "2", "RANK=abc: is not a number"),
+        ("-1", "2", "RANK=-1: is not a number"),
+        ("0", "", "WORLD_SIZE=: is not a number"),
+        ("2", "2", "RANK=2: is not below WORLD_SIZE=2"),
+    ],
+)
+def test_numbers_that_are_not_those_of_a_rank_are_refused_aloud(rank: str, size: str, problem: str) -> None:
+    env = {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": size}
+    with pytest.raises(ValueError, match=f"{problem}.*; start with torchrun or srun, or unset it"):
+        read_environment(env)
+    assert not is_other_rank(env)
+    assert not is_other_rank({"RANK": "1"})  # left over in a shell
+    assert is_other_rank({"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_srun_variables_of_the_step_are_read() -> None:
