@@ -53,14 +53,16 @@ class _FullSoftmax(torch.autograd.Function):
                 every_hidden[chunk], owned[chunk], mine[chunk], table, hidden_grad[chunk], shard_grad
             )
         all_reduce_sum(hidden_grad, world)
-        ctx.table = table
-        ctx.save_for_backward(hidden_grad[start:stop], shard_grad)
+        ctx.table, ctx.shard_grad = table, shard_grad
+        ctx.save_for_backward(hidden_grad[start:stop])
         return losses[start:stop].sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        hidden_grad, shard_grad = ctx.saved_tensors
-        ctx.table.add_shard_gradient(shard_grad * upstream[0])
+        (hidden_grad,) = ctx.saved_tensors
+        # In place, because the shard may be large; a second backward fails.
+        shard_grad, ctx.shard_grad = ctx.shard_grad, None
+        ctx.table.add_shard_gradient(shard_grad.mul_(upstream[0]))
         return hidden_grad * upstream[0], None, None, None
 
 
