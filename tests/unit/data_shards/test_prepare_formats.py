@@ -63,7 +63,7 @@ PLAN = st.builds(
     num_buckets=st.integers(1, 4),
 )
 RELAXED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -61,7 +61,7 @@ def naive_row(line: str, columns: tuple[str, ...]) -> list[int] | str:
     return numbers
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=40), crlf=st.booleans(), newline_at_end=st.booleans())
 def test_malformed_csv_matches_plain_python(
     tmp_path: Path, lines: list[str], crlf: bool, newline_at_end: bool
