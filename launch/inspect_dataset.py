@@ -36,12 +36,6 @@ def register(subparsers: Any) -> None:
         "inspect",
         description="Describe a prepared dataset as text, JSON and a figure.",
     )
-    add_arguments(parser)
-    parser.set_defaults(func=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `longplay inspect`."""
     parser.add_argument("data", type=Path, metavar="DIR", help="dataset folder written by `longplay prepare`")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
@@ -55,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audit", action="store_true", help="also measure what makes results on this dataset untrustworthy"
     )
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

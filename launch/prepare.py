@@ -41,12 +41,6 @@ def register(subparsers: Any) -> None:
         description="Turn raw events into the dataset folder that the other commands read. "
         "`longplay prepare FORMAT --help` lists the options of a format.",
     )
-    add_arguments(parser)
-    parser.set_defaults(func=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--import` and one subcommand per reader."""
     parser.add_argument(
         "--import",
         dest="imports",
@@ -56,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="import a module that registers your own readers; must precede FORMAT; may be repeated",
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
-    parser.set_defaults(formats=formats)
+    parser.set_defaults(func=run, formats=formats)
     _add_readers(formats)
 
 

@@ -30,12 +30,6 @@ def register(subparsers: Any) -> None:
         description="Generate raw files of any size in the layout of LFM-1b, KuaiRand-27K or MovieLens-1M. "
         "`longplay synth FORMAT --help` lists the options of a format.",
     )
-    add_arguments(parser)
-    parser.set_defaults(func=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one subcommand per dataset."""
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, original in RAW_FORMATS.items():
         command = formats.add_parser(name, help=_HELP[name])
@@ -60,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--seed", default="0", metavar="N", help="seed of the generator (default: %(default)s)"
         )
         command.add_argument("--overwrite", action="store_true", help="replace the files at --out")
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

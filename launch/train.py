@@ -20,12 +20,6 @@ def register(subparsers: Any) -> None:
         "example --train.lr 0.001 --encoder.num_blocks 2 --context_length 500 --seed 1. "
         "`longplay train RECIPE --help` lists every setting with its default in that recipe.",
     )
-    add_arguments(parser)
-    parser.set_defaults(func=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command. Every other option is a setting."""
     add_recipe_arguments(parser)
     add_data_argument(parser)
     # torchrun under Python 3.11 reads a script's --run as its own --run-path.
@@ -46,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"profile this number of steps (default {_PROFILED_STEPS}) after a warm-up: print the time of "
         "each part of a step, and write RUN/profile/rank-R.json.gz for Chrome's trace viewer",
     )
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
