@@ -4,6 +4,7 @@ The exact score is the float64 dot product of the float32 query and the float32 
 recommendations compare exact scores. Float32 scores only select the pairs whose exact scores are computed.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,9 @@ def exact_scores(queries: Tensor, query: Tensor, rows_at: Callable[[Tensor], Ten
 def float32_scores(queries: Tensor, rows: Tensor) -> Tensor:
     """Return the float32 scores (Q, R) of queries (Q, D) and rows (R, D) float32, within `float32_error`."""
     backend: Any = torch.backends.cuda if queries.is_cuda else torch.backends.mkldnn
-    if backend.matmul.fp32_precision in ("none", "ieee"):
+    # PyTorch's setting does not show this variable, which NVIDIA's libraries read themselves.
+    by_library = queries.is_cuda and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1"
+    if backend.matmul.fp32_precision in ("none", "ieee") and not by_library:
         return queries @ rows.T
     # This process allows TF32 or bfloat16 in float32 products, whose errors are larger.
     return (queries.double() @ rows.double().T).float()

@@ -1,4 +1,4 @@
-"""Rankings are exact in a process that allows TF32 or bfloat16 in products, as NVIDIA's images do."""
+"""Rankings are exact in a process that allows TF32 or bfloat16 in products."""
 
 from collections.abc import Iterator
 from typing import Any
