@@ -142,7 +142,7 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "is not an export"),
+        (lambda folder: shutil.rmtree(folder), "does not exist"),
         (lambda folder: (folder / "config.json").unlink(), "is not an export"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "is not an export"),
