@@ -147,7 +147,9 @@ def test_a_history_has_the_features_that_its_file_has(
     assert len(of_user) == len(typed) > 0
     assert "the history has no times, genre, hour, price; the model treats" in capsys.readouterr().err
     assert of_user != typed
-    table = {"item_id": items, "timestamp": dataset.sequence(3)[1]} | dataset.features_of(3, ["price"])
+    table: dict[str, Any] = {"item_id": items, "timestamp": dataset.sequence(3)[1]} | dataset.features_of(
+        3, ["price"]
+    )
     for name in ("genre", "hour"):
         values = [None, *dataset.feature_values(name)["value"]]
         table[name] = [values[code] for code in dataset.features_of(3, [name])[name]]
