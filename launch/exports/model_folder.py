@@ -1,6 +1,8 @@
 """Write the folder of an exported model; its format is in `longplay.serving.export_format`."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from longplay.common.atomic import atomic_file, replace_folder, temporary_name, write_json
 from longplay.common.checksums import FileInfo, sha256_of
 from longplay.common.json_files import JsonFileError, JsonObject, read_json, sealed
+from longplay.common.locks import FolderLock, FolderLockedError, is_lock_file, lock_file
 from longplay.common.tensor_file import WrittenFile, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.data_shards.storage.features import vocabulary_name
@@ -63,44 +66,63 @@ def write_export(out: Path, run: Path, config: RunConfig, dataset: Dataset, chec
 
     Raises:
         CheckpointError: the checkpoint does not fit the run's configuration, or lacks rows.
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or another process is writing it.
     """
     for field, value in (("num_items", dataset.num_items), ("width", config.encoder.d_model)):
         if checkpoint.state[field] != value:
             raise CheckpointError(f"{checkpoint.path}: its {field} is {checkpoint.state[field]}, not {value}")
-    partial = temporary_name(out)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        inputs = load_inputs(config.inputs, dataset)
-        files = write_files(partial, config, checkpoint, dataset, inputs)
-        described = ExportConfig(
-            encoder=config.encoder,
-            num_items=dataset.num_items,
-            dataset_id=dataset.dataset_id,
-            recipe=config.recipe,
-            checkpoint={
-                "name": checkpoint.path.name,
-                "step": checkpoint.step,
-                "metrics": validation_metrics(run, checkpoint.step),
-            },
-            longplay_version=metadata.version("longplay"),
-            files=files,
-            inputs=inputs.spec,
-            time_unit=dataset.manifest.time_unit if inputs.spec else None,
-        )
-        write_json(partial / CONFIG_NAME, sealed(described.to_json()))
-        replace_folder(partial, out)
+        with _whole_folder(out) as partial:
+            inputs = load_inputs(config.inputs, dataset)
+            files = write_files(partial, config, checkpoint, dataset, inputs)
+            described = ExportConfig(
+                encoder=config.encoder,
+                num_items=dataset.num_items,
+                dataset_id=dataset.dataset_id,
+                recipe=config.recipe,
+                checkpoint={
+                    "name": checkpoint.path.name,
+                    "step": checkpoint.step,
+                    "metrics": validation_metrics(run, checkpoint.step),
+                },
+                longplay_version=metadata.version("longplay"),
+                files=files,
+                inputs=inputs.spec,
+                time_unit=dataset.manifest.time_unit if inputs.spec else None,
+            )
+            write_json(partial / CONFIG_NAME, sealed(described.to_json()))
     except (OSError, pl.exceptions.PolarsError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError(
             f"--out {out}: cannot be written ({cause}); free disk space, or give another folder"
         ) from error
+    return sum(file["bytes"] for file in files.values())
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes `out` when the context ends; an exception deletes it.
+
+    Raises:
+        ConfigError: another process is writing it.
+    """
+    partial = temporary_name(out)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(partial):
+            for path in partial.iterdir():  # left by a process that was killed
+                if not is_lock_file(path):
+                    path.unlink()
+            yield partial
+            replace_folder(partial, out)
+            lock_file(out).unlink()
+    except FolderLockedError:
+        raise ConfigError(
+            f"--out {out}: another process is exporting to it; wait for it, or give another folder"
+        ) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return sum(file["bytes"] for file in files.values())
 
 
 def write_files(

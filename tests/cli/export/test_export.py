@@ -19,6 +19,7 @@ from support.datasets import REPOSITORY
 from support.json_edits import edit_json
 
 import longplay as package
+from longplay.common.locks import FolderLock
 from longplay.common.tensor_file import read_tensors, write_tensors
 from longplay.data_shards.storage.dataset import Dataset
 from longplay.distributed.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -104,6 +105,23 @@ def test_an_output_without_a_name_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"is not the name of a new folder; give one, such as .*model"):
         check_output(Path(out), overwrite=True)
+
+
+def test_a_second_export_to_a_folder_is_refused_while_the_first_writes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(run), "--out", str(tmp_path / "model")]
+    unfinished = tmp_path / ".model.writing"
+    unfinished.mkdir()
+    (unfinished / "encoder.safetensors").write_text("unfinished")
+    with FolderLock(unfinished):
+        assert main(words) == 2
+        assert "another process is exporting to it; wait for it" in capsys.readouterr().err
+        assert (unfinished / "encoder.safetensors").read_text() == "unfinished"
+    assert main(words) == 0  # as after a kill
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model" / ".lock").exists()
+    package.load(tmp_path / "model", verify=True)
 
 
 @pytest.mark.parametrize("file", ["encoder", "table-*"])
