@@ -80,7 +80,8 @@ def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
 
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-STEP = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "4242", "SLURM_STEP_ID": "3"}
+JOB = os.getpid()  # other workers run tests of this file at the same time
+STEP = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(JOB), "SLURM_STEP_ID": "3"}
 
 
 def meet(
@@ -127,8 +128,7 @@ def test_ranks_of_a_step_agree_on_a_free_port() -> None:
 
 
 def test_ranks_pass_over_ports_that_other_programs_use() -> None:
-    first = 20000 + (4242 * 7 + 3) % 12000
-    others = [listening(first), listening(first + 701)]
+    others = [listening(20000 + (JOB * 7 + 3 + more) % 12000) for more in (0, 701)]
     answers = others[0]
 
     def answer() -> None:
@@ -150,7 +150,7 @@ def test_ranks_pass_over_ports_that_other_programs_use() -> None:
 
 
 def test_steps_with_the_same_ports_do_not_mix() -> None:
-    other = {**STEP, "SLURM_JOB_ID": str(4242 + 12000)}
+    other = {**STEP, "SLURM_JOB_ID": str(JOB + 12000)}
     both: dict[int, list[Any]] = {}
     envs = {0: STEP, 1: other}
     threads = [
