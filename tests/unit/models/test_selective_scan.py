@@ -1,6 +1,7 @@
 """Backends of Mamba-1's scan against a float64 reference, and the choice of the backend."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -112,43 +113,42 @@ def test_cpp_scan_is_bitwise_equal_for_any_thread_count(shape: tuple[int, int, i
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.fixture
+def loading_anew() -> Iterator[None]:
+    """Forget which native libraries are loaded, before and after a test."""
+    load_native.cache_clear()
+    yield
+    load_native.cache_clear()
+
+
+@pytest.mark.usefixtures("loading_anew")
 def test_scan_without_a_compiler_falls_back_to_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     (u, dt, A, B, C), seq_idx = scan_inputs((1, 5, 2, 4), 0)
     u, dt, A, B, C = u.float(), dt.float(), A.float(), B.float(), C.float()
     starts = SegmentLayout(seq_idx).starts
     monkeypatch.setenv("CXX", "no-such-compiler")
-    load_native.cache_clear()
-    try:
-        chunk = selective_scan_chunk(u, dt, A, B, C, starts)
-        assert torch.equal(selective_scan(u, dt, A, B, C, starts), chunk)
-        with pytest.raises(ValueError, match="scan_backend=cpp"):
-            selective_scan(u, dt, A, B, C, starts, "cpp")
-    finally:
-        load_native.cache_clear()
+    chunk = selective_scan_chunk(u, dt, A, B, C, starts)
+    assert torch.equal(selective_scan(u, dt, A, B, C, starts), chunk)
+    with pytest.raises(ValueError, match="scan_backend=cpp"):
+        selective_scan(u, dt, A, B, C, starts, "cpp")
 
 
+@pytest.mark.usefixtures("loading_anew")
 def test_failed_build_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    load_native.cache_clear()
-    try:
-        assert not scan_cpp.is_available(16)
-        assert "build failed" in caplog.text or "no C++ compiler" in caplog.text
-    finally:
-        load_native.cache_clear()
+    assert not scan_cpp.is_available(16)
+    assert "build failed" in caplog.text or "no C++ compiler" in caplog.text
 
 
+@pytest.mark.usefixtures("loading_anew")
 def test_without_a_home_folder_torch_is_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as in a container with any user id
-    load_native.cache_clear()
-    try:
-        assert not scan_cpp.is_available(16)
-        assert "set XDG_CACHE_HOME" in caplog.text or "no C++ compiler" in caplog.text
-    finally:
-        load_native.cache_clear()
+    assert not scan_cpp.is_available(16)
+    assert "set XDG_CACHE_HOME" in caplog.text or "no C++ compiler" in caplog.text
 
 
 def test_environment_variable_selects_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
