@@ -1,5 +1,6 @@
 """The interface of the blocks that encoders are stacked from."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from longplay.models.base.config import EncoderConfig
 from longplay.models.base.segments import SegmentLayout
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(nn.Module, ABC):
     """Base class of all blocks: (B, L, D) -> (B, L, D).
 
     Blocks are causal and keep segments separate: no output may depend on a later slot of its segment or on
@@ -25,6 +26,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: EncoderConfig, block_index: int) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(
         self, x: Tensor, layout: SegmentLayout, dropout_keys: Tensor | None, at: Tensor | None = None
     ) -> Tensor:
@@ -39,7 +41,6 @@ class EncoderBlock(nn.Module):
         Returns:
             (B, L, D), or (Q, D) at the slots `at`.
         """
-        raise NotImplementedError
 
     def require_deterministic(self) -> None:
         """Check that the gradients repeat bitwise on a GPU, apart from those of the block's mixer.
