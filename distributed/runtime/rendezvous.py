@@ -124,9 +124,7 @@ def _serve_port(candidates: Sequence[int], greeting: str, world_size: int, deadl
                 connection.settimeout(_REPLY_S)
                 rank = int(_read_line(connection).removeprefix(greeting))  # ValueError: of another program
                 connection.sendall(f"{greeting}{port}\n".encode())
-                if (
-                    _read_line(connection) == _RECEIVED
-                ):  # otherwise the rank timed out, and will connect again
+                if _read_line(connection) == _RECEIVED:  # otherwise it timed out, and will connect again
                     missing.discard(rank)
     return port
 

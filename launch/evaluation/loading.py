@@ -22,7 +22,7 @@ from longplay.launch.inputs.event_inputs import check_recorded, load_inputs
 from longplay.launch.run_folders.run_folder import RunFolder
 from longplay.launch.settings.config import RunConfig
 from longplay.launch.settings.errors import ConfigError
-from longplay.launch.settings.saved import edited_settings, from_json, read_config, read_saved_run
+from longplay.launch.settings.saved import changed_since, from_json, read_config, read_saved_run
 from longplay.models.encoder import SequenceEncoder, build_encoder
 from longplay.models.encoder_checks import check_packages
 from longplay.models.encoder_size import num_parameters
@@ -64,7 +64,7 @@ def find_checkpoint(run: Path, name: str) -> Checkpoint:
         CheckpointError: the checkpoint is damaged or another run's; for "last", every checkpoint is.
     """
     checkpoint = _open_checkpoint(RunFolder(run), name)
-    changed = edited_settings(checkpoint.state.get("config", {}), read_config(run))
+    changed = changed_since(checkpoint.state.get("config", {}), read_config(run))
     if changed:
         raise ConfigError(
             f"{run / 'config.json'}: has other settings than {checkpoint.path.name} was trained with "

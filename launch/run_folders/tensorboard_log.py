@@ -77,12 +77,12 @@ def write_final_metrics(run: Path, split: str, step: int, metrics: Mapping[str, 
 
     Do nothing if the folder is not writable.
 
-    Raises:
-        OSError: the disk is full.
-
     Args:
         step: the step of the evaluated checkpoint.
         metrics: by candidates and name, as in `Evaluation.metrics`.
+
+    Raises:
+        OSError: the disk is full.
     """
     folder = run / "tensorboard"
     if not os.access(folder if folder.exists() else run, os.W_OK):

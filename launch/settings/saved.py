@@ -90,23 +90,19 @@ def changed_on_resume(old: Mapping[str, Any], new: RunConfig) -> tuple[list[str]
     """
     before, after = flatten(old), flatten(to_json(new))
     restart = any(before.get(name) != after.get(name) for name in _BEST_DEPENDS_ON)
-    may_change = SAME_RESULT | _BOUNDS | _SAME_UP_TO_ROUNDING
-    try:
-        return changed_settings(from_json(old), new, may_change=may_change), restart
-    except ConfigError:  # another version wrote it
-        return [], restart
+    return changed_since(old, new, may_change=SAME_RESULT | _BOUNDS | _SAME_UP_TO_ROUNDING), restart
 
 
-def edited_settings(trained: Mapping[str, Any], saved: RunConfig) -> list[str]:
-    """Return what config.json says differently from a checkpoint of the run, as `changed_settings` does.
+def changed_since(
+    old: Mapping[str, Any], new: RunConfig, *, may_change: Collection[str] = MAY_CHANGE
+) -> list[str]:
+    """Return what `changed_settings` returns, for the configuration in a checkpoint, as JSON.
 
-    Args:
-        trained: the configuration in the checkpoint, as JSON.
-        saved: the configuration in config.json.
+    A configuration that another version wrote and this one cannot read counts as unchanged.
     """
     try:
-        return changed_settings(from_json(trained), saved)
-    except ConfigError:  # another version wrote it
+        return changed_settings(from_json(old), new, may_change=may_change)
+    except ConfigError:
         return []
 
 
