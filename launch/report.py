@@ -9,7 +9,7 @@ import polars as pl
 
 from longplay.common.printable import printable
 from longplay.launch.reports.data import ReportError, collect
-from longplay.launch.reports.writing import count_states, write_report
+from longplay.launch.reports.writing import count_runs, write_report
 from longplay.launch.settings.imports import add_import_argument
 
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         write_report(runs, out)
     except OSError as error:
         raise ReportError(f"--out {out}: cannot be written ({error.strerror})") from None
-    print(f"report   {len(runs)} run{'s' if len(runs) > 1 else ''}: {count_states(runs)}")
+    print(f"report   {count_runs(runs)}")
     for name, error in runs.filter(pl.col("state") == "failed").select("run", "error").rows():
         print(printable(f"         {name}: {error}"))
     print(f"page     {out / 'report.html'} (also report.md, the CSV files, and plots/)")

@@ -63,7 +63,7 @@ def write_report(runs: pl.DataFrame, out: Path) -> None:
     ]
     page = {
         "title": f"Report of {', '.join(unique(runs, 'source'))}",
-        "text": f"{len(runs)} runs: {count_states(runs)}.",
+        "text": f"{count_runs(runs)}.",
         "sections": [section for section in sections if section.tables],
     }
     contents = {
@@ -78,9 +78,10 @@ def write_report(runs: pl.DataFrame, out: Path) -> None:
         write_text(out / name, content)
 
 
-def count_states(runs: pl.DataFrame) -> str:
-    """Return the number of runs in each state: "3 finished, 1 failed"."""
-    return ", ".join(f"{number} {state}" for state, number in Counter(runs["state"]).items())
+def count_runs(runs: pl.DataFrame) -> str:
+    """Return the number of runs, in total and in each state: "4 runs: 3 finished, 1 failed"."""
+    states = ", ".join(f"{number} {state}" for state, number in Counter(runs["state"]).items())
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {states}"
 
 
 def _draw(groups: pl.DataFrame, runs: pl.DataFrame, folder: Path) -> dict[str, Picture]:
