@@ -98,9 +98,8 @@ def _download(url: str, folder: Path) -> Path:
         except DataError:
             raise
         except (OSError, ValueError) as error:
-            if (
-                isinstance(error, ValueError) and part is not None
-            ):  # the file has changed, or part is too long
+            # The file has changed, or the part is too long.
+            if isinstance(error, ValueError) and part is not None:
                 part.unlink()
                 part = None
             failures += received - begin < MIN_PROGRESS_BYTES
