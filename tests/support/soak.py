@@ -84,7 +84,9 @@ class Soak:
             fault = AtStep(step, self.draws.randrange(world_size), FAULTS[kind])
             self._check_failure(kind, self._begin(self.run, world_size, fault).wait(LIMIT_S))
             return
-        running = self._begin(self.run, world_size)
+        # Repeated requests of several shards take longer than a hang of the other faults.
+        timeout_s = LIMIT_S if kind == "server fails" else WATCHDOG_TIMEOUT_S
+        running = self._begin(self.run, world_size, timeout_s=timeout_s)
 
         def reached() -> bool:  # a start first drops the scalars that were logged after its checkpoint
             return "watch it with" in self._log(self.run) and last_logged(self.run) >= step
@@ -96,9 +98,7 @@ class Soak:
             self.server = DataServer(self.data, self.server.port)
             return
         if kind in COMMANDS:
-            running.signal_when(
-                signal.SIGSTOP, lambda: True
-            )  # or it may end before the second command starts
+            running.signal_when(signal.SIGSTOP, lambda: True)  # or it may end before the second starts
             self._run_second(kind)
             running.signal_when(signal.SIGCONT, lambda: True)
         elif kind == "server silent":
@@ -143,12 +143,20 @@ class Soak:
         last = self._log(self.run).splitlines()[-1]
         assert "error" in last.lower(), f"{kind}: {last}"
 
-    def _begin(self, run: Path, world_size: int, fault: AtStep | None = None) -> Command:
+    def _begin(
+        self,
+        run: Path,
+        world_size: int,
+        fault: AtStep | None = None,
+        *,
+        timeout_s: float = WATCHDOG_TIMEOUT_S,
+    ) -> Command:
         faults = Together((forget_shards,) if fault is None else (forget_shards, fault))
-        return Command(self._words(run), run.with_suffix(".log"), world_size=world_size, fault=faults)
+        words = self._words(run, timeout_s)
+        return Command(words, run.with_suffix(".log"), world_size=world_size, fault=faults)
 
-    def _words(self, run: Path) -> list[str]:
-        timeout = ["--train.timeout_s", str(WATCHDOG_TIMEOUT_S)]
+    def _words(self, run: Path, timeout_s: float = WATCHDOG_TIMEOUT_S) -> list[str]:
+        timeout = ["--train.timeout_s", str(timeout_s)]
         return [*self.words, "--data", self.server.url, "--run", str(run), *timeout]
 
     def _log(self, run: Path) -> str:
